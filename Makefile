@@ -1,0 +1,35 @@
+# Each target makes .venv when it is missing. torch goes first and alone: whatever resolves it by itself may bring gigabytes of CUDA.
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+.PHONY: demo test test-fast check bench install clean
+
+install: .venv/.ready
+
+.venv/.ready: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing torch, then Tunesmith and its tools into .venv (a few minutes, once)"
+	@$(BIN)/python -m pip install --quiet torch==2.13.0
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: install
+	@$(BIN)/tunesmith demo $(ARGS)
+
+test: install
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-fast: install
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+check: install
+	@$(BIN)/ruff check src tests benchmarks
+	@$(BIN)/ruff format --check src tests benchmarks
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: install
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+clean:
+	rm -rf .venv .peers

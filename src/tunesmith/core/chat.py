@@ -1,0 +1,226 @@
+"""The one renderer: messages → token ids and loss mask, by the model's own chat template. Training, evaluation and serving all call it,
+so they cannot differ. Knows nothing about weights; needs no torch.
+
+The mask covers what the assistant says and the end-of-turn token that closes it, and nothing else: everything that the model must
+produce by itself at inference, and only that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from tunesmith.core.errors import DataError, NotFound
+from tunesmith.core.load import need
+from tunesmith.core.template import FALLBACK, ChatTemplate
+from tunesmith.core.types import Example, Function, Message, Preference, Prompt, ToolCall
+
+_TOOL_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """One row as a model sees it: `ids` int32 [n], `mask` uint8 [n] (1 = this token is trained), `cut` tokens lost to `max_length`."""
+
+    example_id: str
+    ids: npt.NDArray[np.int32]
+    mask: npt.NDArray[np.uint8]
+    cut: int = 0
+
+    @property
+    def trained(self) -> int:
+        """How many tokens carry loss."""
+        return int(self.mask.sum())
+
+    def limited(self, max_length: int) -> Rendered:
+        """The row cut on the right to `max_length` tokens; `cut` says how many were lost. The caller writes that to the ledger."""
+        lost = len(self.ids) - max_length
+        return self if lost <= 0 else replace(self, ids=self.ids[:max_length], mask=self.mask[:max_length], cut=lost)
+
+
+class Renderer:
+    """A tokenizer and a chat template that belong together. Make one with `Renderer.load(folder)`."""
+
+    def __init__(self, tokenizer_json: dict[str, Any], template: str, tokens: dict[str, str]) -> None:
+        tokenizers = need("tokenizers", extra="local")
+        self.template = ChatTemplate(template, tokens)
+        self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(_exact_offsets(tokenizer_json)))
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._special = [token["content"] for token in tokenizer_json.get("added_tokens", ()) if token.get("special")]
+        identity = json.dumps([tokenizer_json, template, tokens], sort_keys=True, ensure_ascii=False)
+        self.digest = hashlib.blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+        self.end_of_turn = self._find_end_of_turn(tokens)
+        self.stop_ids = frozenset(self._ids_of(self.end_of_turn, tokens.get("eos_token", "")))
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Renderer:
+        """The renderer of a model folder (`tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja` where there is one).
+
+        A folder without a template gets `template.FALLBACK`. Raises NotFound when there is no fast tokenizer.
+        """
+        folder = Path(folder)
+        if not (folder / "tokenizer.json").is_file():
+            raise NotFound(
+                "no tokenizer.json", where=str(folder), allowed="a folder that a fast tokenizer was saved to", remedy="tunesmith models"
+            )
+        config_file = folder / "tokenizer_config.json"
+        config = json.loads(config_file.read_text("utf-8")) if config_file.is_file() else {}
+        template_file = folder / "chat_template.jinja"
+        template: str | None = template_file.read_text("utf-8") if template_file.is_file() else _configured_template(config)
+        tokens = {name: _token_text(config[name]) for name in ("bos_token", "eos_token", "pad_token", "unk_token") if config.get(name)}
+        tokens = {"bos_token": "", "eos_token": "", **tokens}
+        return cls(json.loads((folder / "tokenizer.json").read_text("utf-8")), template or FALLBACK, tokens)
+
+    def _ids_of(self, *tokens: str) -> Iterable[int]:
+        return (number for number in (self._tokenizer.token_to_id(token) for token in tokens if token) if number is not None)
+
+    def _find_end_of_turn(self, tokens: dict[str, str]) -> str:
+        """The special token that the template puts after an assistant's words: asked of the template itself."""
+        said = self.template.render([Message(role="user", content="⟨u⟩"), Message(role="assistant", content="⟨a⟩")])
+        tail = said.rpartition("⟨a⟩")[2]
+        found = [(tail.find(token), token) for token in {*self._special, tokens["eos_token"]} if token and token in tail]
+        if not found:
+            raise DataError(
+                "the chat template closes the assistant's turn with no special token, so a model trained on it would never stop",
+                where="chat template",
+                allowed="a template that ends each assistant turn with a special token or the tokenizer's eos_token",
+                remedy="add the end-of-turn token to the template",
+            )
+        return str(min(found)[1])
+
+    @property
+    def vocabulary(self) -> int:
+        """How many ids there are."""
+        return int(self._tokenizer.get_vocab_size())
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text; special tokens are recognised, none is added."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The words of the ids, without special tokens."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Each id as the text it stands for, special tokens included: for showing a row."""
+        return [str(self._tokenizer.decode([number], skip_special_tokens=False)) for number in ids]
+
+    def prompt(self, prompt: Prompt) -> list[int]:
+        """The ids that a model is given before it answers: the conversation and the header of its next turn."""
+        return self.encode(self.template.render(prompt.messages, prompt.tools, generation=True))
+
+    def example(self, example: Example) -> Rendered:
+        """One row as ids and mask. Raises DataError when the template refuses the conversation."""
+        return self.examples([example])[0]
+
+    def examples(self, examples: Sequence[Example]) -> list[Rendered]:
+        """Many rows, tokenized in one parallel call."""
+        texts, spans = [], []
+        for example in examples:
+            text, trained = self._spans(example)
+            texts.append(text)
+            spans.append(trained)
+        encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        return [_masked(example.id, encoding, trained) for example, encoding, trained in zip(examples, encodings, spans, strict=True)]
+
+    def pair(self, preference: Preference) -> tuple[Rendered, Rendered]:
+        """A preference row as (preferred, non-preferred); only the answer carries loss."""
+        prompt = tuple(replace_weight(message, 0) for message in preference.messages)
+        rows = [
+            Example(id=preference.id, messages=(*prompt, answer), tools=preference.tools)
+            for answer in (preference.preferred, preference.non_preferred)
+        ]
+        preferred, other = self.examples(rows)
+        return preferred, other
+
+    def _spans(self, example: Example) -> tuple[str, list[tuple[int, int]]]:
+        """The whole conversation as text and the character spans that are trained."""
+        messages, tools = example.messages, example.tools
+        full = self.template.render(messages, tools)
+        spans: list[tuple[int, int]] = []
+        for i, message in enumerate(messages):
+            if message.role != "assistant" or message.weight == 0:
+                continue
+            start = self._start(full, example, i)
+            if start is None:
+                raise DataError(
+                    f"the chat template rewrites earlier turns, so turn {i + 1} cannot be told from its context",
+                    where=f"row {example.id}",
+                    remedy=f"give turn {i + 1} weight 0, or split the row so that each trained turn is the last one",
+                )
+            until = self.template.render(messages[: i + 1], tools)
+            whole = full.startswith(until)
+            closing = full.rfind(self.end_of_turn, start, len(until)) if whole else full.find(self.end_of_turn, start)
+            end = closing + len(self.end_of_turn) if closing >= 0 else len(until)
+            spans.append((start, end))
+        return full, spans
+
+    def _start(self, full: str, example: Example, i: int) -> int | None:
+        """Where the words of turn `i` begin: at the end of the prompt that inference would send, and where the template writes earlier
+        turns differently (or the assistant speaks first), where a mark put in place of the words would stand."""
+        before, mark = example.messages[:i], "⟨assistant’s words⟩"
+        prompt = self.template.render(before, example.tools, generation=True) if before else None
+        if prompt is not None and full.startswith(prompt):
+            return len(prompt)
+        marked = msgspec.structs.replace(example.messages[i], content=mark)
+        head, found, _ = self.template.render((*before, marked, *example.messages[i + 1 :]), example.tools).partition(mark)
+        return len(head) if found and full.startswith(head) else None
+
+    def parse(self, text: str) -> Message:
+        """What a model said, as an assistant message: tool calls in `<tool_call>{…}</tool_call>` are taken out of the words."""
+        calls = []
+        for number, found in enumerate(_TOOL_CALL.findall(text)):
+            try:
+                said = json.loads(found)
+                arguments = said.get("arguments", said.get("parameters", {}))
+                words = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+                calls.append(ToolCall(id=f"call_{number}", function=Function(name=str(said["name"]), arguments=words)))
+            except (json.JSONDecodeError, KeyError, AttributeError):
+                return Message(role="assistant", content=text)
+        if not calls:
+            return Message(role="assistant", content=text)
+        return Message(role="assistant", content=_TOOL_CALL.sub("", text).strip() or None, tool_calls=tuple(calls))
+
+
+def replace_weight(message: Message, weight: int) -> Message:
+    """The message with that loss weight if it is the assistant's, else unchanged."""
+    return msgspec.structs.replace(message, weight=weight) if message.role == "assistant" else message
+
+
+def _masked(example_id: str, encoding: Any, spans: list[tuple[int, int]]) -> Rendered:
+    ids = np.asarray(encoding.ids, dtype=np.int32)
+    mask = np.zeros(len(ids), dtype=np.uint8)
+    if spans and len(ids):
+        offsets = np.asarray(encoding.offsets, dtype=np.int64)
+        for start, end in spans:
+            mask[(offsets[:, 0] >= start) & (offsets[:, 1] <= end) & (offsets[:, 0] < end)] = 1
+    return Rendered(example_id, ids, mask)
+
+
+def _exact_offsets(node: Any) -> Any:
+    """A tokenizer whose offsets keep white space: byte-level tokenizers trim it from offsets, never from ids."""
+    if isinstance(node, dict):
+        return {key: False if key == "trim_offsets" else _exact_offsets(value) for key, value in node.items()}
+    return [_exact_offsets(value) for value in node] if isinstance(node, list) else node
+
+
+def _configured_template(config: dict[str, Any]) -> str | None:
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several named ones: the default is the one to chat with
+        named = {entry["name"]: entry["template"] for entry in template}
+        return named.get("default")
+    return template
+
+
+def _token_text(token: Any) -> str:
+    return str(token["content"] if isinstance(token, dict) else token)

@@ -1,0 +1,67 @@
+"""How long work tells a person where it is; knows nothing about the work. On a terminal there are bars, in a pipe plain lines."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, Protocol
+
+
+class Progress(Protocol):
+    """What the flows tell: a sentence that stays, or how far something is (`total` 0: unknown)."""
+
+    def say(self, text: str) -> None: ...
+
+    def bar(self, label: str, done: float, total: float) -> None: ...
+
+
+class Silent:
+    """Tells nothing: for `--json` and for tests."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def bar(self, label: str, done: float, total: float) -> None:
+        """Nothing."""
+
+
+class Terminal:
+    """Bars and sentences on standard error, so that standard output stays clean; bars only where it is a terminal."""
+
+    def __init__(self) -> None:
+        self._live: Any = None
+        self._tasks: dict[str, Any] = {}
+        self._started = time.monotonic()
+
+    def __enter__(self) -> Terminal:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+            columns = (TextColumn("  {task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+            self._live = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        """One line that stays; finished bars go."""
+        for task in self._tasks.values():
+            self._live.remove_task(task)
+        self._tasks.clear()
+        if self._live is not None:
+            self._live.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def bar(self, label: str, done: float, total: float) -> None:
+        """Move (or start) the bar with that label."""
+        if self._live is None:
+            return
+        if label not in self._tasks:
+            self._tasks[label] = self._live.add_task(label, total=total or None)
+        self._live.update(self._tasks[label], completed=done, total=total or None)

@@ -1,0 +1,178 @@
+"""The store: one folder (or one PostgreSQL database and one bucket) that survives kill -9 at any moment; knows nothing about models.
+
+Metadata through SQLAlchemy Core (SQLite in WAL mode, or PostgreSQL), blobs through fsspec. Files and folders become visible complete or
+not at all: written under a temporary name, fsynced, renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from tunesmith.core import tables
+from tunesmith.core.errors import StoreError
+
+
+def user_folder() -> Path:
+    """Where downloads are kept between projects: the platform's data folder of the user."""
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("tunesmith", appauthor=False))
+
+
+class Store:
+    """An opened store. `folder` holds local files, `engine` the tables, `blobs` an fsspec file system for uploads and artifacts."""
+
+    def __init__(self, folder: Path, engine: sa.Engine, blobs: Any) -> None:
+        self.folder, self.engine, self.blobs = folder, engine, blobs
+
+    @classmethod
+    def open(cls, folder: Path | str, *, url: str | None = None, blobs: str | None = None) -> Store:
+        """Open (and create or migrate) a store.
+
+        `url` is a SQLAlchemy URL (default: SQLite in `folder`), `blobs` an fsspec URL (default: `folder/blobs`).
+        Raises StoreError when it cannot be opened, or was written by a newer Tunesmith.
+        """
+        import fsspec
+
+        folder = Path(folder).expanduser().resolve()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            engine = _engine(url or f"sqlite:///{folder / 'tunesmith.db'}")
+            _migrate(engine)
+        except (OSError, sa.exc.SQLAlchemyError) as error:
+            raise StoreError(
+                f"the store cannot be opened: {error}", where=str(url or folder), remedy="check the path, its rights and the disk"
+            ) from error
+        place = blobs or str(folder / "blobs")
+        if "://" not in place:
+            Path(place).mkdir(parents=True, exist_ok=True)
+        return cls(folder, engine, fsspec.filesystem("dir", path=place, fs=fsspec.core.url_to_fs(place)[0]))
+
+    def close(self) -> None:
+        """Close the database connections."""
+        self.engine.dispose()
+
+    def finished(self, digest: str) -> dict[str, Any] | None:
+        """What the stage with that digest returned (with `seconds` and `created`), or None when it never finished."""
+        with self.engine.connect() as connection:
+            row = connection.execute(sa.select(tables.stages).where(tables.stages.c.digest == digest)).mappings().first()
+        return None if row is None else {**row, "output": json.loads(row["output"])}
+
+    def finish(self, digest: str, *, project: str, name: str, seconds: float, output: dict[str, Any]) -> None:
+        """Record a finished stage; a repeated record of the same digest is replaced."""
+        row = {"digest": digest, "project": project, "name": name, "seconds": seconds, "created": time.time(), "output": json.dumps(output)}
+        with self.engine.begin() as connection:
+            connection.execute(sa.delete(tables.stages).where(tables.stages.c.digest == digest))
+            connection.execute(sa.insert(tables.stages), [row])
+
+    def put_blob(self, name: str, data: bytes) -> None:
+        """Write one blob whole: temporary name, fsync where the file system can, rename."""
+        temporary = f"{name}.part"
+        self.blobs.makedirs(os.path.dirname(name) or "/", exist_ok=True)
+        with self.blobs.open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            if hasattr(file, "fileno"):
+                os.fsync(file.fileno())
+        self.blobs.mv(temporary, name)
+
+    def deploy(self, alias: str, record: dict[str, Any], *, reason: str) -> int:
+        """Put a new record in force for `alias`; returns its version. Nothing is overwritten: history stays."""
+        row = {"alias": alias, "created": time.time(), "reason": reason, "record": json.dumps(record)}
+        with self.engine.begin() as connection:
+            result = connection.execute(sa.insert(tables.deployments).values(**row))
+            return int(result.inserted_primary_key[0]) if result.inserted_primary_key else 0
+
+    def deployed(self) -> dict[str, dict[str, Any]]:
+        """The record in force for each alias."""
+        query = sa.select(tables.deployments).order_by(tables.deployments.c.version)
+        with self.engine.connect() as connection:
+            rows = connection.execute(query).mappings().all()
+        return {row["alias"]: {**json.loads(row["record"]), "version": row["version"], "created": row["created"]} for row in rows}
+
+
+def _engine(url: str) -> sa.Engine:
+    engine = sa.create_engine(url)
+    if engine.dialect.name == "sqlite":
+
+        @sa.event.listens_for(engine, "connect")
+        def _pragmas(connection: Any, _record: Any) -> None:
+            cursor = connection.cursor()
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000", "foreign_keys=ON"):
+                cursor.execute(f"PRAGMA {pragma}")
+            cursor.close()
+
+    return engine
+
+
+def _migrate(engine: sa.Engine) -> None:
+    """Bring the tables to this version, one transaction a step, so that a kill between two leaves a whole store."""
+    while True:
+        with engine.begin() as connection:
+            if engine.dialect.name == "sqlite":
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            known = sa.inspect(connection).has_table("meta")
+            row = connection.execute(sa.select(tables.meta.c.value).where(tables.meta.c.key == "version")).first() if known else None
+            version = int(row[0]) if row else 0
+            if version == len(tables.MIGRATIONS):
+                return
+            if version > len(tables.MIGRATIONS):
+                raise StoreError(
+                    f"the store has version {version}, this Tunesmith knows {len(tables.MIGRATIONS)}",
+                    where=str(engine.url),
+                    remedy="pip install --upgrade tunesmith",
+                )
+            tables.MIGRATIONS[version](connection)
+            connection.execute(sa.delete(tables.meta).where(tables.meta.c.key == "version"))
+            connection.execute(sa.insert(tables.meta).values(key="version", value=str(version + 1)))
+
+
+def sync(path: Path) -> None:
+    """fsync one file or folder entry."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(path: Path, data: bytes | str) -> None:
+    """Write a file so that it is seen complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StoreError(
+            f"cannot write: {error.strerror}", where=str(path), remedy="free space on the disk, or choose another store"
+        ) from error
+    sync(path.parent)
+
+
+@contextmanager
+def whole_folder(final: Path) -> Iterator[Path]:
+    """A folder to fill that appears as `final` only when the block ends without an error; a leftover of a killed process is removed."""
+    work = final.with_name(f".{final.name}.part")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    yield work
+    for path in work.rglob("*"):
+        if path.is_file():
+            sync(path)
+    shutil.rmtree(final, ignore_errors=True)
+    work.replace(final)
+    sync(final.parent)

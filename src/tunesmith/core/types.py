@@ -1,0 +1,202 @@
+"""The records that cross rooms; knows nothing about files, models or stores.
+
+All are frozen msgspec structs: they decode typed from JSON and YAML, refuse unknown keys and encode canonically, so a digest of one
+is a digest of its meaning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Literal
+
+import msgspec
+
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Base of every record: immutable, named fields only, unknown keys refused, defaults left out on disk."""
+
+
+class Function(Record, frozen=True):
+    """A called function: its name and its arguments as JSON text, as the OpenAI API has them."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(Record, frozen=True):
+    """One tool call of an assistant message."""
+
+    id: str
+    function: Function
+    type: Literal["function"] = "function"
+
+
+class TextPart(Record, frozen=True):
+    """A text part of a message whose content is a list."""
+
+    text: str
+    type: Literal["text"] = "text"
+
+
+class Message(Record, frozen=True):
+    """One turn. `weight` 0 takes an assistant message out of the loss; None means 1.
+
+    `content` may be None only beside `tool_calls` or a `refusal`.
+    """
+
+    role: Role
+    content: str | tuple[TextPart, ...] | None = None
+    name: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    refusal: str | None = None
+    weight: Literal[0, 1] | None = None
+
+    @property
+    def text(self) -> str:
+        """The content as one string (parts joined; None and a refusal read as their words)."""
+        if isinstance(self.content, tuple):
+            return "".join(part.text for part in self.content)
+        return self.content or self.refusal or ""
+
+
+class Example(Record, frozen=True):
+    """One row: a conversation, and what is known of it. `id` is the hash of its content (`example_id`)."""
+
+    id: str
+    messages: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    parallel_tool_calls: bool | None = None
+    reference: str | None = None
+    group: str | None = None
+    label: str | None = None
+    meta: dict[str, Any] = {}
+    origin: str = ""
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """The messages before the final assistant turn: what a model is asked at evaluation."""
+        return self.messages[:-1] if self.messages and self.messages[-1].role == "assistant" else self.messages
+
+    @property
+    def answer(self) -> str:
+        """The reference answer: `reference`, else the words of the final assistant turn, else empty."""
+        if self.reference is not None:
+            return self.reference
+        last = self.messages[-1] if self.messages else None
+        return last.text if last is not None and last.role == "assistant" else ""
+
+
+class Preference(Record, frozen=True):
+    """A pair for preference training: the prompt's messages, the answer that is preferred, the one that is not."""
+
+    id: str
+    messages: tuple[Message, ...]
+    preferred: Message
+    non_preferred: Message
+    tools: tuple[dict[str, Any], ...] = ()
+    group: str | None = None
+    meta: dict[str, Any] = {}
+    origin: str = ""
+
+
+class Prompt(Record, frozen=True):
+    """What a model is asked: messages, the tools it may call, and a JSON Schema that its answer must satisfy (None: free text)."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    response_schema: dict[str, Any] | None = None
+
+
+class Sampling(Record, frozen=True):
+    """How an answer is drawn. `temperature` 0 is greedy; `max_tokens` counts new tokens; `top_logprobs` None: no log-probabilities."""
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    top_logprobs: int | None = None
+
+
+class Answer(Record, frozen=True):
+    """What a model said. Times in seconds: until the first token and until the last; `logprobs` in nats, one a token."""
+
+    text: str
+    finish_reason: Literal["stop", "length", "tool_calls", "content_filter", "error"] = "stop"
+    tool_calls: tuple[ToolCall, ...] = ()
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    first_token_s: float | None = None
+    total_s: float | None = None
+    logprobs: tuple[dict[str, Any], ...] = ()
+
+
+class Score(Record, frozen=True):
+    """One example under one metric. `counts` are the sufficient statistics of a pooled metric (true positives, false positives,
+    false negatives); `value` None means that the metric could not be computed (a judge that failed to parse): missing, never 0."""
+
+    example_id: str
+    metric: str
+    value: float | None
+    counts: tuple[float, ...] | None = None
+    detail: str = ""
+
+
+class Interaction(Record, frozen=True):
+    """One answered request, as monitoring sees it: what was asked and answered, by which variant, how long, how many tokens."""
+
+    id: str
+    created: float
+    alias: str
+    variant: str
+    messages: tuple[Message, ...]
+    answer: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    first_token_s: float
+    total_s: float
+    status: int = 200
+    error: str = ""
+    conversation: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+
+
+Fate = Literal["kept", "mended", "dropped", "truncated", "duplicate_of"]
+
+
+class LedgerLine(Record, frozen=True):
+    """What happened to one input row, by which rule and why. `other` is the row that a duplicate repeats."""
+
+    row: str
+    origin: str
+    fate: Fate
+    rule: str = ""
+    reason: str = ""
+    other: str | None = None
+
+
+_canonical = msgspec.json.Encoder(order="deterministic")
+
+
+def canonical(value: object) -> bytes:
+    """Canonical JSON bytes of a record: sorted keys, defaults left out, no white space."""
+    return _canonical.encode(value)
+
+
+def digest(*values: object, size: int = 16) -> str:
+    """Hex digest (BLAKE2b, `size` bytes) of the canonical JSON of the values, in order."""
+    h = hashlib.blake2b(digest_size=size)
+    for value in values:
+        data = canonical(value)
+        h.update(len(data).to_bytes(8, "little"))
+        h.update(data)
+    return h.hexdigest()
+
+
+def example_id(messages: tuple[Message, ...], tools: tuple[dict[str, Any], ...] = (), reference: str | None = None) -> str:
+    """The content hash that identifies a row: 24 hex characters over messages, tools and reference."""
+    return digest(messages, tools, reference, size=12)

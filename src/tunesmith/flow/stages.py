@@ -1,0 +1,130 @@
+"""Stages that are done once: each is named by the hash of all its inputs, and its folder appears whole or not at all. Knows nothing
+about what a stage does.
+
+A stage that was killed finds its unfinished folder again and may continue in it; a finished one is never run twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tunesmith.core.errors import StoreError
+from tunesmith.core.progress import Progress
+from tunesmith.core.store import Store, sync
+from tunesmith.core.types import digest
+
+Output = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step. `inputs` is everything besides earlier stages that its result depends on; `run(work)` fills the folder and returns a
+    small JSON-able summary. Raise `version` when the code changes what comes out."""
+
+    name: str
+    run: Callable[[Path], Output]
+    inputs: Any = None
+    needs: tuple[str, ...] = ()
+    version: int = 1
+    about: str = ""
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished stage: its digest, folder, summary, seconds, and whether it was already there."""
+
+    name: str
+    digest: str
+    folder: Path
+    output: Output
+    seconds: float
+    cached: bool
+
+
+@dataclass
+class Runner:
+    """Runs stages in the order that they are asked for, inside one store and project."""
+
+    store: Store
+    project: str
+    progress: Progress
+    done: dict[str, Done] = field(default_factory=dict)
+
+    def name_of(self, stage: Stage) -> str:
+        """The digest that names the stage's result. Every need must have been run."""
+        return digest(stage.name, stage.version, stage.inputs, [self.done[name].digest for name in stage.needs])
+
+    def folder_of(self, key: str) -> Path:
+        """Where the result of that digest lies."""
+        return self.store.folder / "stages" / key
+
+    def peek(self, stage: Stage) -> Done | None:
+        """The stage's result if it is finished and its folder is still there."""
+        key = self.name_of(stage)
+        kept, folder = self.store.finished(key), self.folder_of(key)
+        if kept is None or not folder.is_dir():
+            return None
+        return Done(stage.name, key, folder, kept["output"], kept["seconds"], cached=True)
+
+    def run(self, stage: Stage) -> Done:
+        """The stage's result, computed now or found."""
+        found = self.peek(stage)
+        if found is None:
+            found = self._compute(stage)
+        self.done[stage.name] = found
+        return found
+
+    def _compute(self, stage: Stage) -> Done:
+        key = self.name_of(stage)
+        folder = self.folder_of(key)
+        work = folder.with_name(f".{key}.part")
+        work.mkdir(parents=True, exist_ok=True)
+        self.progress.say(f"{stage.name}: {stage.about}" if stage.about else stage.name)
+        started = time.monotonic()
+        try:
+            output = stage.run(work)
+            for path in work.rglob("*"):
+                if path.is_file():
+                    sync(path)
+            shutil.rmtree(folder, ignore_errors=True)
+            work.replace(folder)
+            sync(folder.parent)
+            seconds = time.monotonic() - started
+            self.store.finish(key, project=self.project, name=stage.name, seconds=seconds, output=output)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+                raise
+            raise StoreError(
+                f"stage '{stage.name}' cannot write: {error.strerror or error}",
+                where=str(work),
+                remedy="free space on the disk; what is finished is kept, run again to continue",
+            ) from error
+        return Done(stage.name, key, folder, output, seconds, cached=False)
+
+
+@contextlib.contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold the project's lock; raises StoreError when another process works on it. The kernel frees it when the holder dies."""
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise StoreError(
+                f"another run works here (process {file.read().strip() or 'unknown'})", where=str(folder), remedy="wait for it, or stop it"
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

