@@ -89,16 +89,16 @@ def intervals(title: str, rows: Sequence[tuple[str, float, float, float]], x_lab
     """Estimates with their intervals, one row each: (label, estimate, low, high). A line marks zero where it is in the picture."""
     low, high = span or (min((row[2] for row in rows), default=0.0), max((row[3] for row in rows), default=1.0))
     margin = 0.0 if span else 0.08 * (high - low or 1.0)
-    frame = _Frame((640, 62 + 34 * len(rows)), 170, (low - margin, high + margin), (0.0, float(len(rows))))
+    frame = _Frame((640, 62 + 34 * len(rows)), 200, (low - margin, high + margin), (0.0, float(len(rows))))
     for tick in _ticks(frame.x0, frame.x1):
         frame.line(frame.at(tick, 0), frame.at(tick, len(rows)), 'class="zero"' if abs(tick) < 1e-12 else GRID)
         frame.text(frame.at(tick, 0)[0], frame.height - 18, _label(tick))
-    frame.text((frame.width + 170) / 2, frame.height - 3, x_label)
+    frame.text((frame.width + 200) / 2, frame.height - 3, x_label)
     for i, (label, estimate, left, right) in enumerate(rows):
         y, colour = len(rows) - i - 0.5, COLOURS[i % len(COLOURS)]
         frame.line(frame.at(left, y), frame.at(right, y), f'stroke="{colour}" stroke-width="3"')
         frame.dot(estimate, y, 6, colour)
-        frame.text(162, frame.at(0, y)[1] + 4, label, "end", 13)
+        frame.text(192, frame.at(0, y)[1] + 4, label, "end", 13)
     return frame.svg(title)
 
 

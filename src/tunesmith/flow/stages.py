@@ -11,7 +11,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,40 +51,44 @@ class Done:
 
 @dataclass
 class Runner:
-    """Runs stages in the order that they are asked for, inside one store and project."""
+    """The stages of one project in their order, over one store. A stage's digest follows from its inputs and the digests of what it
+    needs, never from results, so all of them are known before anything runs."""
 
     store: Store
     project: str
     progress: Progress
-    done: dict[str, Done] = field(default_factory=dict)
+    stages: Sequence[Stage]
+    digests: dict[str, str] = field(init=False, default_factory=dict)
 
-    def name_of(self, stage: Stage) -> str:
-        """The digest that names the stage's result. Every need must have been run."""
-        return digest(stage.name, stage.version, stage.inputs, [self.done[name].digest for name in stage.needs])
+    def __post_init__(self) -> None:
+        for stage in self.stages:
+            needed = [self.digests[name] for name in stage.needs]
+            self.digests[stage.name] = digest(stage.name, stage.version, stage.inputs, needed)
 
-    def folder_of(self, key: str) -> Path:
-        """Where the result of that digest lies."""
-        return self.store.folder / "stages" / key
+    def folder(self, name: str) -> Path:
+        """Where the result of that stage lies (or will lie)."""
+        return self.store.folder / "stages" / self.digests[name]
 
-    def peek(self, stage: Stage) -> Done | None:
+    def peek(self, name: str) -> Done | None:
         """The stage's result if it is finished and its folder is still there."""
-        key = self.name_of(stage)
-        kept, folder = self.store.finished(key), self.folder_of(key)
+        key = self.digests[name]
+        kept, folder = self.store.finished(key), self.folder(name)
         if kept is None or not folder.is_dir():
             return None
-        return Done(stage.name, key, folder, kept["output"], kept["seconds"], cached=True)
+        return Done(name, key, folder, kept["output"], kept["seconds"], cached=True)
 
-    def run(self, stage: Stage) -> Done:
-        """The stage's result, computed now or found."""
-        found = self.peek(stage)
-        if found is None:
-            found = self._compute(stage)
-        self.done[stage.name] = found
-        return found
+    def run(self, name: str) -> Done:
+        """The stage's result, computed now or found; whatever it needs comes first."""
+        found = self.peek(name)
+        if found is not None:
+            return found
+        stage = next(stage for stage in self.stages if stage.name == name)
+        for needed in stage.needs:
+            self.run(needed)
+        return self._compute(stage)
 
     def _compute(self, stage: Stage) -> Done:
-        key = self.name_of(stage)
-        folder = self.folder_of(key)
+        key, folder = self.digests[stage.name], self.folder(stage.name)
         work = folder.with_name(f".{key}.part")
         work.mkdir(parents=True, exist_ok=True)
         self.progress.say(f"{stage.name}: {stage.about}" if stage.about else stage.name)

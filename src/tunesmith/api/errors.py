@@ -1,0 +1,74 @@
+"""Every failure as OpenAI's error object, whatever raised it; the only place where errors become HTTP.
+
+Statuses: 400 for what the request asks wrongly (never 422), 401/403 keys, 404, 405, 413, 429 with Retry-After, 500. Never 409: OpenAI's
+clients repeat a POST that was answered so.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tunesmith.core import wire
+from tunesmith.core.errors import DataError, NotFound, TunesmithError, UsageError
+from tunesmith.deploy.engine import Overloaded
+
+_log = logging.getLogger("tunesmith.api")
+_KINDS = {401: "authentication_error", 403: "permission_error", 404: "invalid_request_error", 429: "rate_limit_error"}
+
+
+class APIError(Exception):
+    """A failure with its status and the four keys of OpenAI's error object."""
+
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None, headers: dict[str, str] | None = None
+    ) -> None:
+        self.status, self.message, self.param, self.code, self.headers = status, message, param, code, headers
+        super().__init__(message)
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The error object."""
+        kind = _KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return wire.error_body(self.message, kind, self.param, self.code)
+
+
+def as_api_error(error: BaseException) -> APIError:
+    """What a client is told about an error. Only the errors that Tunesmith raises on purpose are told in their own words."""
+    if isinstance(error, APIError):
+        return error
+    if isinstance(error, Overloaded):
+        return APIError(429, str(error), code="rate_limit_exceeded", headers={"retry-after": str(error.retry_after_s)})
+    if isinstance(error, wire.BadRequest):
+        return APIError(400, str(error), param=error.param, code=error.code)
+    if isinstance(error, NotFound):
+        return APIError(404, error.what, param="model", code="model_not_found")
+    if isinstance(error, (UsageError, DataError)):
+        return APIError(400, str(error))
+    if isinstance(error, HTTPException):
+        return APIError(error.status_code, _words(error), headers=dict(error.headers or {}))
+    if isinstance(error, TunesmithError):
+        return APIError(500, str(error))
+    return APIError(500, "The server had an error while processing your request; its log has the details")
+
+
+def _words(error: HTTPException) -> str:
+    return {404: "Unknown URL", 405: "Not allowed: the URL exists, the method does not"}.get(error.status_code, error.detail)
+
+
+def response(error: BaseException) -> Response:
+    """An error as a response; what nobody expected is logged with its trace."""
+    told = as_api_error(error)
+    if told.status >= 500:
+        _log.error("request failed: %s", told.message, exc_info=error)
+    return Response(msgspec.json.encode(told.body), told.status, told.headers, media_type="application/json")
+
+
+async def handler(_request: Request, error: Exception) -> Response:
+    """For Starlette's table of exception handlers."""
+    return response(error)

@@ -1,0 +1,186 @@
+"""The command line: one command = one flow function; the only place that turns errors into exit codes. Nothing heavy is imported
+before a command runs.
+
+Exit codes: 0 done, 1 failed, 2 wrong use or configuration, 3 a gate said no, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tunesmith._version import __version__
+from tunesmith.cli.serving import monitor_app, serve
+from tunesmith.cli.shared import OVERRIDES, Json, emit, file_option, told
+
+app = typer.Typer(
+    name="tunesmith",
+    help="Custom language models from raw data to a watched deployment, each step proven.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(monitor_app, name="monitor")
+app.command()(serve)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"tunesmith {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def init(
+    data: Annotated[str, typer.Argument(help="Your rows: a file, a folder or a pattern.")] = "data.jsonl",
+    base: Annotated[str, typer.Option(help="A catalogue name, a folder or a hub id.")] = "smollm2-135m",
+    metric: Annotated[str, typer.Option(help="The metric that decides.")] = "exact_match",
+    name: Annotated[str, typer.Option(help="What the model will be called.")] = "my-model",
+    config: file_option = Path("tunesmith.yaml"),
+    as_json: Json = False,
+) -> None:
+    """Write a commented tunesmith.yaml.
+
+    Example: tunesmith init support.jsonl --metric exact_match
+    """
+    from tunesmith.flow.project import write_template
+
+    write_template(config, path=data, base=base, metric=metric, name=name)
+    emit({"written": str(config)}, as_json, f"wrote {config}; look it over, then: tunesmith run")
+
+
+@app.command(context_settings=OVERRIDES)
+def run(
+    context: typer.Context,
+    config: file_option = Path("tunesmith.yaml"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Prepare the data, then print the plan with time, memory and tokens.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Walk the circle that tunesmith.yaml describes; what is already done is not done again.
+
+    Example: tunesmith run --train.epochs 2
+    """
+    from tunesmith.api.serve import temporary
+    from tunesmith.flow.pipeline import dry_run as plan_only
+    from tunesmith.flow.pipeline import run_circle
+    from tunesmith.flow.project import load_project
+
+    project = load_project(config, context.args)
+    with told(as_json) as progress:
+        if dry_run:
+            result = plan_only(project, config.resolve().parent, progress)
+            emit(result, as_json, result["text"])
+            return
+        outcome = run_circle(project, config.resolve().parent, progress, temporary, command=" ".join(["tunesmith", *sys.argv[1:]]))
+    emit(outcome.summary(), as_json, outcome.text())
+    if not outcome.passed:
+        raise typer.Exit(3)
+
+
+@app.command()
+def demo(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer rows and one epoch: at most 4 minutes; the report says what it left out.")
+    ] = False,
+    up: Annotated[bool, typer.Option("--serve", help="Leave the server up at the end.")] = False,
+    folder: Annotated[Path, typer.Option(help="Where the demo's project is written.")] = Path("tunesmith-demo"),
+    as_json: Json = False,
+) -> None:
+    """The whole circle on real data: named entities in credit agreements, from a raw file to a served, measured model.
+
+    Example: tunesmith demo --quick
+    """
+    from tunesmith.api.serve import serve_project, temporary
+    from tunesmith.flow.demo import run_demo
+
+    with told(as_json) as progress:
+        outcome = run_demo(folder, quick=quick, progress=progress, server=temporary)
+    emit(outcome.summary(), as_json, outcome.text())
+    if up:
+        serve_project(folder / "tunesmith.yaml")
+    if not outcome.passed:
+        raise typer.Exit(3)
+
+
+@app.command(context_settings=OVERRIDES)
+def status(context: typer.Context, config: file_option = Path("tunesmith.yaml"), as_json: Json = False) -> None:
+    """The stages of the project: done, waiting, and what they returned.
+
+    Example: tunesmith status
+    """
+    from tunesmith.flow.pipeline import stage_states
+    from tunesmith.flow.project import load_project
+
+    rows = stage_states(load_project(config, context.args), config.resolve().parent)
+    width = max(len(row["name"]) for row in rows)
+    lines = [f"{row['name']:<{width}}  {row['state']:<8} {row['seconds'] or '':>8}  {row['digest'][:12]}" for row in rows]
+    emit({"stages": rows}, as_json, "\n".join(lines))
+
+
+@app.command()
+def schema(as_json: Json = False) -> None:
+    """The JSON Schema of tunesmith.yaml, for editors.
+
+    Example: tunesmith schema > tunesmith.schema.json
+    """
+    from tunesmith.core.config import schema as schema_of
+    from tunesmith.flow.project import Project
+
+    typer.echo(json.dumps(schema_of(Project), indent=None if as_json else 2))
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """Bases, encoders and data sets that the catalogue knows, with their licences.
+
+    Example: tunesmith models
+    """
+    import msgspec
+
+    from tunesmith.models.catalog import Catalog
+
+    listing = Catalog().listing
+    result: dict[str, Any] = msgspec.to_builtins(listing)
+    lines = [
+        f"{kind}\n" + "\n".join(f"  {name:<16} {entry['license']:<12} {entry['about']}" for name, entry in part.items())
+        for kind, part in result.items()
+    ]
+    emit(result, as_json, "\n".join(lines))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Look at this machine: packages, processor, memory, disk, store; says what would hold work up.
+
+    Example: tunesmith doctor
+    """
+    from tunesmith.flow.doctor import examine
+
+    found = examine()
+    emit({"checks": found}, as_json, "\n".join(f"{'ok ' if item['ok'] else '!! '} {item['name']:<12} {item['said']}" for item in found))
+    if not all(item["ok"] for item in found):
+        raise typer.Exit(1)
+
+
+# Read by the libraries when they are loaded. Threads that wait by spinning collapse when another program wants the same cores; the
+# progress bars of others would break ours.
+_QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+
+
+def main() -> None:
+    """Entry point of the `tunesmith` command."""
+    from tunesmith.cli.shared import guarded
+
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    sys.exit(guarded(app, sys.argv[1:]))

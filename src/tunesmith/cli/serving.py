@@ -1,0 +1,64 @@
+"""Commands about the running model: serve it, and see what monitoring saw."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tunesmith.cli.shared import Json, emit, file_option
+
+monitor_app = typer.Typer(help="What the log of requests says.", no_args_is_help=True, rich_markup_mode=None)
+
+
+def serve(
+    config: file_option = Path("tunesmith.yaml"),
+    host: Annotated[str | None, typer.Option(help="Address to listen on (default: the project's).")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Answer OpenAI's API with the project's base and its deployed models.
+
+    Example: tunesmith serve --port 8001
+    """
+    from tunesmith.api.serve import serve_project
+
+    serve_project(config, host, port, lambda text: emit({"serving": text}, as_json, text))
+
+
+@monitor_app.callback()
+def _monitor() -> None:
+    pass
+
+
+@monitor_app.command("status")
+def monitor_status(
+    config: file_option = Path("tunesmith.yaml"),
+    hours: Annotated[float, typer.Option(help="How far back to look.")] = 24.0,
+    as_json: Json = False,
+) -> None:
+    """Requests, errors, tokens and latency by alias and variant.
+
+    Example: tunesmith monitor status --hours 1
+    """
+    from tunesmith.core.store import Store
+    from tunesmith.flow.project import load_project
+    from tunesmith.monitor.status import status
+
+    project = load_project(config)
+    store = Store.open(config.resolve().parent / project.store)
+    found = status(store.engine, since=time.time() - 3600 * hours)
+    store.close()
+    lines = [f"{found['requests']} requests, {found['errors']} errors in {hours:g} h"]
+    lines += [
+        f"  {one['alias']:<20} {one['requests']:>6} requests  {_seconds(one, 'p50')} p50  {_seconds(one, 'p95')} p95"
+        for one in found["variants"]
+    ]
+    emit(found, as_json, "\n".join(lines))
+
+
+def _seconds(variant: dict[str, Any], name: str) -> str:
+    value = variant["total_s"].get(name, {}).get("value")
+    return f"{value:7.2f} s" if value is not None else "      –  "

@@ -1,0 +1,67 @@
+"""What every command shares: `--json`, progress, and the translation of errors into messages and exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from tunesmith.core.progress import Progress
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, no progress.")]
+file_option = Annotated[Path, typer.Option("--config", "-c", help="The project file.")]
+# Words that a command does not know are overrides of the project file: --train.epochs 2
+OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def emit(result: dict[str, Any], as_json: bool, text: str) -> None:
+    """Print the result: the JSON object, or the words for people."""
+    typer.echo(json.dumps(result, default=str) if as_json else text)
+
+
+@contextmanager
+def told(as_json: bool) -> Iterator[Progress]:
+    """The progress of one command: silent with `--json`, else on standard error."""
+    from tunesmith.core.progress import Silent, Terminal
+
+    if as_json:
+        yield Silent()
+    else:
+        with Terminal() as terminal:
+            yield terminal
+
+
+def guarded(app: typer.Typer, words: Sequence[str]) -> int:
+    """Run the command; every expected error becomes one clear message and its documented exit code."""
+    from tunesmith.core.errors import TunesmithError
+
+    as_json = "--json" in words
+    try:
+        result = app(list(words), standalone_mode=False)
+    except TunesmithError as error:
+        return _say(str(error), error.exit_code, as_json, type(error).__name__)
+    except KeyboardInterrupt:
+        return _say("interrupted; what is finished is kept, run again to continue", 130, as_json, "Interrupted")
+    except BrokenPipeError:
+        return 0  # the reader of a pipe went away, such as `| head`
+    except Exception as error:
+        click_message = getattr(error, "format_message", None)
+        if click_message is None:
+            raise
+        usage = getattr(error, "ctx", None)
+        hint = f"\n  to mend it: {usage.command_path} --help" if usage else ""
+        return _say(click_message() + hint, 2, as_json, "UsageError")
+    return result if isinstance(result, int) else 0
+
+
+def _say(message: str, code: int, as_json: bool, kind: str) -> int:
+    if as_json:
+        typer.echo(json.dumps({"error": {"type": kind, "message": message, "exit_code": code}}))
+    print(message, file=sys.stderr)
+    return code

@@ -1,0 +1,243 @@
+"""JSONL and Parquet as streams: lines with their place, and files that are whole or absent; knows nothing about formats of rows.
+
+A file is written under a temporary name in the same folder, fsynced and renamed: what carries the final name is complete.
+Messages are kept in Parquet as JSON text, because nested Arrow structs merge schemas and plant nulls into tool calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import itertools
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple, TypeVar
+
+import msgspec
+
+from tunesmith.core.errors import DataError, Fault, NotFound, StoreError
+from tunesmith.core.load import need
+from tunesmith.core.types import Example, Preference, canonical
+
+T = TypeVar("T")
+Row = Example | Preference
+
+MAX_LINE_BYTES = 64 * 1024 * 1024
+_UTF8_BOM = b"\xef\xbb\xbf"
+
+
+class Line(NamedTuple):
+    """One line without its end. `number` counts from 1, `offset` is its first byte in the (unpacked) file, `whole` is False
+    when it was longer than `MAX_LINE_BYTES` and only its beginning is here."""
+
+    number: int
+    offset: int
+    data: bytes
+    whole: bool = True
+
+
+def open_read(path: str | Path) -> IO[bytes]:
+    """The bytes of a file, unpacked when it ends in .gz or .zst.
+
+    Raises NotFound for a missing file and DataError for a folder.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise DataError(
+            "this is a folder, not a file", where=str(path), remedy="name the files in it, or a pattern such as 'folder/*.jsonl'"
+        )
+    if not path.exists():
+        raise NotFound("no such file", where=str(path), remedy="check the path; relative paths start at the current folder")
+    if path.suffix == ".gz":
+        packed: IO[bytes] = gzip.open(path, "rb")  # type: ignore[assignment]  # noqa: SIM115 the caller closes it
+        return packed
+    if path.suffix == ".zst":
+        return io.BufferedReader(need("zstandard", extra="data").open(path, "rb"))
+    return path.open("rb")
+
+
+def read_lines(path: str | Path) -> Iterator[Line]:
+    """The lines of a UTF-8 text file that are not blank, as bytes. A byte order mark is taken off.
+
+    Raises NotFound, or DataError for a folder, UTF-16 or UTF-32 text and a damaged archive.
+    """
+    number = offset = 0
+    with open_read(path) as stream:
+        try:
+            while data := stream.readline(MAX_LINE_BYTES):
+                number, start, whole = number + 1, offset, True
+                offset += len(data)
+                if number == 1:
+                    _refuse_utf16(data, path)
+                    data = data.removeprefix(_UTF8_BOM)
+                if len(data) >= MAX_LINE_BYTES and not data.endswith(b"\n"):
+                    whole = False
+                    while rest := stream.readline(MAX_LINE_BYTES):
+                        offset += len(rest)
+                        if rest.endswith(b"\n"):
+                            break
+                data = data.strip(b" \t\r\n")
+                if data:
+                    yield Line(number, start, data, whole)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise DataError(
+                f"the archive is damaged after line {number}: {error}", where=str(path), remedy="fetch or pack the file again"
+            ) from error
+
+
+def _refuse_utf16(first: bytes, path: str | Path) -> None:
+    if first[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\x00" in first[:4]:
+        raise DataError(
+            "the file is UTF-16 or UTF-32 text (or not text at all)",
+            where=f"{path}:1",
+            allowed="UTF-8",
+            remedy=f"iconv -f UTF-16 -t UTF-8 '{path}' > converted.jsonl",
+        )
+
+
+def read_jsonl(path: str | Path, kind: type[T]) -> Iterator[T]:
+    """Every line of a file as a `kind`; for files that Tunesmith wrote itself.
+
+    Raises DataError at the first line that is none: such a file is damaged.
+    """
+    decoder = msgspec.json.Decoder(kind)
+    for line in read_lines(path):
+        try:
+            yield decoder.decode(line.data)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            fault = Fault(f"{path}:{line.number}", "not_a_record", f"{error}; expected a {kind.__name__}")
+            raise DataError("the file is damaged", faults=[fault], where=str(path), remedy="make it again") from error
+
+
+@contextlib.contextmanager
+def atomic(path: str | Path) -> Iterator[IO[bytes]]:
+    """A file to write to that takes its name only when the block ends well; a failure leaves what was there before.
+
+    Raises StoreError when the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise StoreError(
+            f"cannot write: {error.strerror or error}", where=str(path), remedy="free some space or choose another folder"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # Windows cannot open a folder; its rename is durable by itself
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_jsonl(path: str | Path, rows: Iterable[Any]) -> int:
+    """Write one canonical JSON line for each row, packed when the name ends in .gz, and return how many. Whole or absent."""
+    count = 0
+    with atomic(path) as raw:
+        # mtime=0: the same rows give the same bytes
+        stream: IO[bytes] = gzip.GzipFile(fileobj=raw, mode="wb", mtime=0) if str(path).endswith(".gz") else raw  # type: ignore[assignment]
+        for row in rows:
+            stream.write(canonical(row))
+            stream.write(b"\n")
+            count += 1
+        if stream is not raw:
+            stream.close()
+    return count
+
+
+_TEXT_COLUMNS: dict[type, tuple[str, ...]] = {
+    Example: ("id", "messages", "tools", "reference", "group", "label", "meta", "origin"),
+    Preference: ("id", "messages", "preferred", "non_preferred", "tools", "group", "meta", "origin"),
+}
+_JSON_COLUMNS = frozenset({"messages", "tools", "meta", "preferred", "non_preferred"})
+
+
+def write_parquet(path: str | Path, rows: Iterable[Row], *, batch: int = 20_000) -> int:
+    """Write Examples or Preferences (one kind a file) as Parquet (zstd), a row group each `batch` rows; returns how many.
+
+    Raises DataError when the kinds are mixed. No rows give a file of Examples without rows.
+    """
+    pa, pq = need("pyarrow", extra="data"), need("pyarrow.parquet", extra="data")
+    chunks = _batches(rows, batch)
+    first = next(chunks, [])
+    kind = type(first[0]) if first else Example
+    schema, count = _schema(pa, kind), 0
+    with atomic(path) as stream, pq.ParquetWriter(stream, schema, compression="zstd", compression_level=3) as writer:
+        for chunk in itertools.chain([first], chunks) if first else ():
+            if any(type(row) is not kind for row in chunk):
+                raise DataError("examples and preference pairs cannot share a file", where=str(path), remedy="write them to two files")
+            writer.write_table(pa.Table.from_pydict(_columns(kind, chunk), schema=schema))
+            count += len(chunk)
+    return count
+
+
+def read_parquet(path: str | Path) -> Iterator[Row]:
+    """The rows of a file that `write_parquet` wrote, batch by batch.
+
+    Raises NotFound, or DataError when it is not such a file.
+    """
+    pa, pq = need("pyarrow", extra="data"), need("pyarrow.parquet", extra="data")
+    with open_read(path) as stream:
+        try:
+            opened = pq.ParquetFile(stream)
+        except pa.ArrowException as error:
+            raise DataError(f"not a Parquet file: {error}", where=str(path)) from error
+        kind = {b"Example": Example, b"Preference": Preference}.get((opened.schema_arrow.metadata or {}).get(b"tunesmith", b""))
+        if kind is None:
+            raise DataError(
+                "a Parquet file, but not one of Tunesmith's rows", where=str(path), remedy="tunesmith data import reads foreign files"
+            )
+        for table in opened.iter_batches(batch_size=20_000):
+            for columns in table.to_pylist():
+                yield msgspec.convert({name: _value(name, value) for name, value in columns.items() if value is not None}, kind)
+
+
+def _schema(pa: Any, kind: type) -> Any:
+    fields = [pa.field(name, pa.large_string()) for name in _TEXT_COLUMNS[kind]]
+    if kind is Example:
+        fields.append(pa.field("parallel_tool_calls", pa.bool_()))
+    return pa.schema(fields, metadata={"tunesmith": kind.__name__})
+
+
+def _columns(kind: type, rows: list[Row]) -> dict[str, list[Any]]:
+    columns = {name: [_cell(name, getattr(row, name)) for row in rows] for name in _TEXT_COLUMNS[kind]}
+    if kind is Example:
+        columns["parallel_tool_calls"] = [getattr(row, "parallel_tool_calls") for row in rows]  # noqa: B009 only Example has it
+    return columns
+
+
+def _cell(name: str, value: Any) -> Any:
+    if name not in _JSON_COLUMNS:
+        return value
+    return canonical(value).decode() if value else None
+
+
+def _value(name: str, value: Any) -> Any:
+    return msgspec.json.decode(value) if name in _JSON_COLUMNS else value
+
+
+def _batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
+    chunk: list[Row] = []
+    for row in rows:
+        chunk.append(row)
+        if len(chunk) >= size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

@@ -1,0 +1,65 @@
+"""Every interval and test of the project, and nothing else; knows nothing about models, metrics or files."""
+
+from tunesmith.core.stats.agreement import cohen_kappa, fleiss_kappa, krippendorff_alpha
+from tunesmith.core.stats.bootstrap import bootstrap, bootstrap_mean
+from tunesmith.core.stats.clustered import design_effect, icc
+from tunesmith.core.stats.gate import Gate, non_inferiority
+from tunesmith.core.stats.intervals import clopper_pearson, jeffreys, mean_interval, newcombe, rate_interval, wilson
+from tunesmith.core.stats.judge import post_stratified_mean, ppi_mean
+from tunesmith.core.stats.multiplicity import benjamini_hochberg, holm
+from tunesmith.core.stats.paired import mcnemar, paired_difference, permutation_test, tango
+from tunesmith.core.stats.pooled import paired_pooled, paired_pooled_f1, pooled_f1_interval, pooled_interval, row_f1
+from tunesmith.core.stats.power import (
+    power_means,
+    sample_size_means,
+    sample_size_non_inferiority,
+    sample_size_paired_rates,
+    sample_size_paired_scores,
+    sample_size_proportions,
+    smallest_detectable,
+    smallest_detectable_rates,
+)
+from tunesmith.core.stats.ranking import bradley_terry
+from tunesmith.core.stats.records import Difference, Interval
+
+__all__ = [
+    "Difference",
+    "Gate",
+    "Interval",
+    "benjamini_hochberg",
+    "bootstrap",
+    "bootstrap_mean",
+    "bradley_terry",
+    "clopper_pearson",
+    "cohen_kappa",
+    "design_effect",
+    "fleiss_kappa",
+    "holm",
+    "icc",
+    "jeffreys",
+    "krippendorff_alpha",
+    "mcnemar",
+    "mean_interval",
+    "newcombe",
+    "non_inferiority",
+    "paired_difference",
+    "paired_pooled",
+    "paired_pooled_f1",
+    "permutation_test",
+    "pooled_f1_interval",
+    "pooled_interval",
+    "post_stratified_mean",
+    "power_means",
+    "ppi_mean",
+    "rate_interval",
+    "row_f1",
+    "sample_size_means",
+    "sample_size_non_inferiority",
+    "sample_size_paired_rates",
+    "sample_size_paired_scores",
+    "sample_size_proportions",
+    "smallest_detectable",
+    "smallest_detectable_rates",
+    "tango",
+    "wilson",
+]

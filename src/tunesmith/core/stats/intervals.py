@@ -1,0 +1,111 @@
+"""Intervals of one rate or one mean, and of two independent rates; knows nothing about pairs of models.
+
+Rates near 0 or 1 are why this file exists: the usual mean ± 1.96 standard errors covers a rate of .99 over 30 rows 26 % of the time,
+Wilson's interval 96 %. Clustered rows use the variance of `clustered`, which holds its level from five clusters on.
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from tunesmith.core.errors import DataError, UsageError
+from tunesmith.core.stats.clustered import centred, mean_spread
+from tunesmith.core.stats.distributions import beta_quantile, t_for, z_for
+from tunesmith.core.stats.records import Clusters, Floats, Interval, cluster_codes, column, is_binary, share
+
+
+def _counts(successes: float, n: int, level: float) -> float:
+    share(level, "level")
+    if n < 1:
+        raise DataError(f"a rate of {n} rows", allowed="at least 1 row")
+    if not 0 <= successes <= n:
+        raise UsageError(f"{successes} successes of {n}", allowed=f"0 to {n}")
+    return successes / n
+
+
+def score_bounds(rate: float, n: float, z: float) -> tuple[float, float]:
+    """Bounds of the score interval of a rate for `n` (effective) rows and `z` standard errors; exact 0 and 1 at the ends."""
+    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    return (0.0 if rate == 0 else max(0.0, centre - half)), (1.0 if rate == 1 else min(1.0, centre + half))
+
+
+def wilson(successes: float, n: int, level: float = 0.95) -> Interval:
+    """Wilson's score interval of a rate (Wilson 1927)."""
+    rate = _counts(successes, n, level)
+    low, high = score_bounds(rate, n, z_for(level))
+    return Interval(estimate=rate, low=low, high=high, level=level, method="Wilson", n=n)
+
+
+def clopper_pearson(successes: int, n: int, level: float = 0.95) -> Interval:
+    """Clopper and Pearson's exact interval of a rate (1934): never below its level, wider than needed."""
+    rate, tail = _counts(successes, n, level), (1 - level) / 2
+    low = beta_quantile(tail, successes, n - successes + 1) if successes > 0 else 0.0
+    high = beta_quantile(1 - tail, successes + 1, n - successes) if successes < n else 1.0
+    return Interval(estimate=rate, low=low, high=high, level=level, method="Clopper–Pearson", n=n)
+
+
+def jeffreys(successes: float, n: int, level: float = 0.95) -> Interval:
+    """Jeffreys' interval of a rate: beta(x + ½, n − x + ½) quantiles, closed at 0 and 1 (Brown, Cai and DasGupta 2001)."""
+    rate, tail = _counts(successes, n, level), (1 - level) / 2
+    low = beta_quantile(tail, successes + 0.5, n - successes + 0.5) if successes > 0 else 0.0
+    high = beta_quantile(1 - tail, successes + 0.5, n - successes + 0.5) if successes < n else 1.0
+    return Interval(estimate=rate, low=low, high=high, level=level, method="Jeffreys", n=n)
+
+
+def newcombe(successes_a: float, n_a: int, successes_b: float, n_b: int, level: float = 0.95) -> Interval:
+    """Rate of B minus rate of A for two independent samples (Newcombe 1998, method 10). `n` is the sum of both."""
+    a, b = wilson(successes_a, n_a, level), wilson(successes_b, n_b, level)
+    estimate = b.estimate - a.estimate
+    low = estimate - sqrt((b.estimate - b.low) ** 2 + (a.high - a.estimate) ** 2)
+    high = estimate + sqrt((b.high - b.estimate) ** 2 + (a.estimate - a.low) ** 2)
+    return Interval(estimate=estimate, low=low, high=high, level=level, method="Newcombe", n=n_a + n_b)
+
+
+def rate_interval(values: ArrayLike, clusters: Clusters | None = None, level: float = 0.95) -> Interval:
+    """Interval of the mean of 0/1 values: Wilson; in clusters, Wilson at the effective number of rows with the t quantile.
+
+    The effective number is rate·(1 − rate) over the clustered variance, at most n (Korn and Graubard 1998); when every row agrees nothing
+    is known of the correlation, and each cluster counts as one row. Raises DataError for no rows or one cluster of many rows.
+    """
+    rows = column(values)
+    if not is_binary(rows):
+        raise UsageError("a rate of values that are not all 0 or 1", remedy="use mean_interval")
+    codes, (rate, residuals) = cluster_codes(clusters, rows.size), centred(rows)
+    if codes is None:
+        return wilson(float(rows.sum()), rows.size, level)
+    variance, count, df = mean_spread(residuals, codes)
+    size = min(rows.size, rate * (1 - rate) / variance) if variance > 0 else float(count)
+    low, high = score_bounds(rate, size, t_for(share(level, "level"), df))
+    return Interval(estimate=rate, low=low, high=high, level=level, method=f"clustered Wilson, t({df:.3g})", n=rows.size, clusters=count)
+
+
+def mean_interval(values: ArrayLike, clusters: Clusters | None = None, level: float = 0.95) -> Interval:
+    """Interval of a mean: t(n−1); in clusters CR2 (for equal sizes: CR1 with t(C−1)); 0/1 values go to `rate_interval`.
+
+    Raises DataError for missing values, for fewer than 2 rows (unless they are 0/1) and for fewer than 2 clusters. Values that do not
+    vary give no standard error: then the interval is what `unvarying` says.
+    """
+    rows = column(values)
+    if is_binary(rows):
+        return rate_interval(rows, clusters, level)
+    codes, (mean, residuals) = cluster_codes(clusters, rows.size), centred(rows)
+    variance, count, df = mean_spread(residuals, codes)
+    if variance > 0:
+        method, half = f"{'t' if codes is None else 'CR2, t'}({df:.3g})", t_for(share(level, "level"), df) * sqrt(variance)
+    else:
+        method, half = "no variation: Wilson's bound", unvarying(rows, count, level)
+    clustered = None if codes is None else count
+    return Interval(estimate=mean, low=mean - half, high=mean + half, level=level, method=method, n=rows.size, clusters=clustered)
+
+
+def unvarying(values: Floats, units: int, level: float) -> float:
+    """Half-width for the mean of `units` equal values: Wilson's upper bound of "0 of `units` deviate" times the span of the scale.
+
+    A standard error of 0 would claim certainty after two rows. The span is at least that of [0, 1] and covers all the values.
+    """
+    span = max(1.0, float(np.max(values))) - min(0.0, float(np.min(values)))
+    return wilson(0, units, level).high * span

@@ -1,0 +1,101 @@
+"""How many rows a question needs, and what a given test set can see; knows nothing about metrics.
+
+All sizes are for two-sided tests at `alpha` and count rows that stand alone: in clusters, multiply by the design effect.
+"""
+
+from __future__ import annotations
+
+from math import ceil, sqrt
+
+from tunesmith.core.errors import UsageError
+from tunesmith.core.stats.distributions import nct_cdf, t_quantile, z_quantile
+from tunesmith.core.stats.records import Difference, share
+
+
+def _z_sum(power: float, alpha: float) -> float:
+    return z_quantile(1 - share(alpha, "alpha") / 2) + z_quantile(share(power, "power"))
+
+
+def _positive(value: float, what: str) -> float:
+    if not value > 0:
+        raise UsageError(f"{what} is {value}", allowed="more than 0")
+    return value
+
+
+def power_means(effect_size: float, n: int, *, alpha: float = 0.05, paired: bool = False) -> float:
+    """Power of the t test for Cohen's d (paired: d_z) with `n` rows a group (paired: `n` pairs), from the non-central t."""
+    if n < 2:
+        raise UsageError(f"{n} rows a group", allowed="at least 2")
+    df, shift = (n - 1, abs(effect_size) * sqrt(n)) if paired else (2 * n - 2, abs(effect_size) * sqrt(n / 2))
+    edge = t_quantile(1 - share(alpha, "alpha") / 2, df)
+    return 1 - nct_cdf(edge, df, shift) + nct_cdf(-edge, df, shift)
+
+
+def sample_size_means(effect_size: float, *, power: float = 0.8, alpha: float = 0.05, paired: bool = False) -> int:
+    """Rows a group (paired: pairs) for the t test to see Cohen's d (d_z): the smallest whole number that has the power."""
+    size = _positive(abs(effect_size), "the effect size")
+    n = max(2, ceil((1 if paired else 2) * (_z_sum(power, alpha) / size) ** 2))
+    # The normal approximation asks for a few rows too few, never too many.
+    while power_means(effect_size, n, alpha=alpha, paired=paired) < power:
+        n += 1
+    return n
+
+
+def sample_size_proportions(rate_a: float, rate_b: float, *, power: float = 0.8, alpha: float = 0.05, pooled: bool = False) -> int:
+    """Rows a group to see two independent rates apart; `pooled` uses their common variance for the test's threshold."""
+    gap = _positive(abs(share(rate_b, "rate_b") - share(rate_a, "rate_a")), "the difference of the rates")
+    spread = rate_a * (1 - rate_a) + rate_b * (1 - rate_b)
+    if not pooled:
+        return ceil(_z_sum(power, alpha) ** 2 * spread / gap**2)
+    middle = (rate_a + rate_b) / 2
+    z_alpha, z_power = z_quantile(1 - share(alpha, "alpha") / 2), z_quantile(share(power, "power"))
+    return ceil((z_alpha * sqrt(2 * middle * (1 - middle)) + z_power * sqrt(spread)) ** 2 / gap**2)
+
+
+def sample_size_paired_scores(
+    difference: float, between: float, *, noise_a: float = 0.0, noise_b: float = 0.0, power: float = 0.8, alpha: float = 0.05
+) -> int:
+    """Questions to see a mean paired difference (Miller 2024, arXiv 2411.00640).
+
+    `between` is the variance over questions of the difference of the two models' expected scores; `noise_a` and `noise_b` the variance of
+    one question's score around its expectation, divided by the number of samples a question.
+    """
+    variance = _positive(between + noise_a + noise_b, "the variance of the difference")
+    return ceil(_z_sum(power, alpha) ** 2 * variance / _positive(abs(difference), "the difference") ** 2)
+
+
+def sample_size_paired_rates(difference: float, discordance: float, *, power: float = 0.8, alpha: float = 0.05) -> int:
+    """Rows to see a difference of two paired rates when a share `discordance` of rows is right for one model only."""
+    gap = _positive(abs(difference), "the difference")
+    if not gap <= discordance <= 1:
+        raise UsageError(f"discordance {discordance} with a difference of {difference}", allowed="from the difference to 1")
+    return ceil(_z_sum(power, alpha) ** 2 * max(discordance - gap**2, 0.0) / gap**2)
+
+
+def sample_size_non_inferiority(
+    margin: float, discordance: float, *, difference: float = 0.0, power: float = 0.8, alpha: float = 0.05
+) -> int:
+    """Rows for a gate with tolerance `margin` to pass a model whose true difference is `difference` (0: truly equal) with this power."""
+    room = _positive(_positive(margin, "the margin") + difference, "margin + difference")
+    if not abs(difference) <= discordance <= 1:
+        raise UsageError(f"discordance {discordance} with a difference of {difference}", allowed="from the difference to 1")
+    return ceil(_z_sum(power, alpha) ** 2 * (discordance - difference**2) / room**2)
+
+
+def smallest_detectable_rates(n: int, discordance: float, *, power: float = 0.8, alpha: float = 0.05) -> float:
+    """The smallest difference of two paired rates that `n` rows see with this power: the inverse of `sample_size_paired_rates`."""
+    if n < 1:
+        raise UsageError(f"{n} rows", allowed="at least 1")
+    k = _z_sum(power, alpha) ** 2
+    return sqrt(k * _positive(discordance, "the discordance") / (n + k))
+
+
+def smallest_detectable(difference: Difference, *, power: float = 0.8) -> float:
+    """The smallest true difference that the same rows would show with this power, from the standard error that was measured.
+
+    (t_{1−α/2} + t_power) · se with its degrees of freedom (Bloom 1995); α is 1 − the interval's level.
+    """
+    if difference.df is None:
+        return _z_sum(power, 1 - difference.level) * difference.se
+    edge, reach = t_quantile(0.5 + difference.level / 2, difference.df), t_quantile(share(power, "power"), difference.df)
+    return (edge + reach) * difference.se

@@ -1,0 +1,354 @@
+"""OpenAI's shapes, both ways: request bodies in and out, completions, chunks and model objects; knows nothing about HTTP.
+
+A request's unknown key is refused by name; a documented key that this server does not serve is refused with that reason; only keys
+that change no answer are taken and left aside.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from tunesmith.core.errors import UsageError
+from tunesmith.core.types import Answer, Function, Message, Prompt, Record, Role, Sampling, TextPart, ToolCall
+
+# Documented by OpenAI, taken and without effect on the answer here.
+HARMLESS = frozenset(
+    {"user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"}
+)
+# Documented by OpenAI, not served here.
+UNSERVED = frozenset(
+    [
+        "audio",
+        "frequency_penalty",
+        "function_call",
+        "functions",
+        "logit_bias",
+        "moderation",
+        "prediction",
+        "presence_penalty",
+        "reasoning_effort",
+        "verbosity",
+        "web_search_options",
+    ]
+)
+_NEUTRAL: dict[str, tuple[Any, ...]] = {"frequency_penalty": (0, None), "presence_penalty": (0, None), "logit_bias": ({}, None)}
+_AT = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
+_UNKNOWN = re.compile(r"unknown field `(?P<key>[^`]+)`")
+T = TypeVar("T")
+MAX_STOPS, MAX_CHOICES, MAX_TOP_LOGPROBS = 4, 128, 20
+
+
+class BadRequest(UsageError):
+    """A request body that cannot be served; `param` is the key path, `code` OpenAI's word for the fault or None."""
+
+    def __init__(self, what: str, *, param: str | None = None, code: str | None = None, allowed: str = "") -> None:
+        self.param, self.code = param, code
+        super().__init__(what, allowed=allowed)
+
+
+class _Part(Record, frozen=True):
+    type: Literal["text", "refusal"]
+    text: str | None = None
+    refusal: str | None = None
+
+
+class _Message(Record, frozen=True):
+    role: Role
+    content: str | tuple[_Part, ...] | None = None
+    name: str | None = None
+    refusal: str | None = None
+    tool_calls: tuple[ToolCall, ...] | None = None
+    tool_call_id: str | None = None
+    weight: Literal[0, 1] | None = None
+    annotations: Any = None  # the SDK sends back what it was given; no meaning here
+    audio: None = None
+    function_call: None = None
+
+
+class _Function(Record, frozen=True):
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class _Tool(Record, frozen=True):
+    type: Literal["function"]
+    function: _Function
+
+
+class _StreamOptions(Record, frozen=True):
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class _Format(Record, frozen=True):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: dict[str, Any] | None = None
+
+
+class ChatRequest(Record, frozen=True):
+    """The body of POST /chat/completions, as far as it is served."""
+
+    model: str
+    messages: tuple[_Message, ...]
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    n: int | None = None
+    stop: str | tuple[str, ...] | None = None
+    seed: int | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    tools: tuple[_Tool, ...] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: _Format | None = None
+    modalities: tuple[Literal["text"], ...] | None = None
+    store: bool | None = None
+
+    @property
+    def choices(self) -> int:
+        """How many answers are asked for."""
+        return 1 if self.n is None else self.n
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a chunk of usage."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    def prompt(self) -> Prompt:
+        """What the model is asked. Raises BadRequest for what messages cannot be."""
+        if not self.messages:
+            raise BadRequest("'messages' is empty", param="messages", code="empty_array", allowed="at least one message")
+        tools = () if self.tool_choice == "none" else self.tools or ()
+        return Prompt(
+            messages=tuple(_message(m, i) for i, m in enumerate(self.messages)), tools=tuple(msgspec.to_builtins(tool) for tool in tools)
+        )
+
+    def sampling(self, default_max_tokens: int) -> Sampling:
+        """How it is drawn, each number within its limits. OpenAI's temperature is 1 unless it is given."""
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop or ()
+        limit = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+        _within("n", self.choices, 1, MAX_CHOICES)
+        _within("stop", len(stop), 0, MAX_STOPS, "strings")
+        _within(
+            "max_completion_tokens" if self.max_completion_tokens is not None else "max_tokens", 1 if limit is None else limit, 1, 1 << 24
+        )
+        _within("temperature", 1.0 if self.temperature is None else self.temperature, 0, 2)
+        _within("top_p", 1.0 if self.top_p is None else self.top_p, 0, 1)
+        _within("top_logprobs", self.top_logprobs or 0, 0, MAX_TOP_LOGPROBS)
+        if self.top_logprobs is not None and not self.logprobs:
+            raise BadRequest("'top_logprobs' needs 'logprobs': true", param="top_logprobs")
+        return Sampling(
+            max_tokens=default_max_tokens if limit is None else limit,
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            stop=stop,
+            seed=self.seed,
+            top_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+        )
+
+
+def _within(param: str, value: float, low: float, high: float, unit: str = "") -> None:
+    if not low <= value <= high:
+        count = f"{value} {unit}".strip()
+        raise BadRequest(f"'{param}' is {count}", param=param, code="invalid_value", allowed=f"{low} to {high}")
+
+
+def _message(message: _Message, index: int) -> Message:
+    where = f"messages[{index}]"
+    if message.content is None and not message.tool_calls and message.refusal is None:
+        raise BadRequest(f"'{where}.content' is missing", param=f"{where}.content", allowed="a string, or text parts")
+    if message.role == "tool" and message.tool_call_id is None:
+        raise BadRequest(
+            f"'{where}.tool_call_id' is missing", param=f"{where}.tool_call_id", allowed="the id of the call that this answers"
+        )
+    content = message.content
+    if isinstance(content, tuple):
+        words: str | tuple[TextPart, ...] | None = tuple(TextPart(text=part.text or part.refusal or "") for part in content)
+    else:
+        words = content
+    return Message(
+        role=message.role,
+        content=words,
+        name=message.name,
+        refusal=message.refusal,
+        tool_calls=message.tool_calls or (),
+        tool_call_id=message.tool_call_id,
+        weight=message.weight,
+    )
+
+
+def chat_request(body: bytes) -> ChatRequest:
+    """A typed request of its JSON bytes. Raises BadRequest with the key and what was allowed."""
+    tree = decode_object(body)
+    for key in HARMLESS & tree.keys():
+        del tree[key]
+    for key in sorted(UNSERVED & tree.keys()):
+        if tree[key] is not None and tree[key] not in _NEUTRAL.get(key, ()):
+            raise BadRequest(f"'{key}' is not supported by this server", param=key, code="unsupported_parameter")
+        del tree[key]
+    request = convert(tree, ChatRequest)
+    choice = request.tool_choice
+    if choice not in (None, "auto", "none"):
+        raise BadRequest(f"'tool_choice' is {choice!r}", param="tool_choice", code="unsupported_value", allowed="auto, none")
+    if request.store:
+        raise BadRequest(
+            "'store' is true, and this server keeps no completions to retrieve", param="store", code="unsupported_value", allowed="false"
+        )
+    if request.response_format is not None and request.response_format.type != "text":
+        raise BadRequest(
+            f"'response_format' of type {request.response_format.type!r} is not supported by this server",
+            param="response_format.type",
+            code="unsupported_value",
+            allowed="text",
+        )
+    return request
+
+
+def decode_object(body: bytes) -> dict[str, Any]:
+    """The JSON object of a request body. Raises BadRequest when it is none."""
+    try:
+        tree = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"the request body is not valid JSON: {error}", code="invalid_json") from error
+    except RecursionError as error:
+        raise BadRequest("the request body is nested too deeply", code="invalid_json") from error
+    if not isinstance(tree, dict):
+        raise BadRequest(f"the request body is a JSON {type(tree).__name__}", allowed="an object")
+    return tree
+
+
+def convert(tree: dict[str, Any], record: type[T]) -> T:
+    """A plain tree as a typed record. Raises BadRequest with the key path and the fault."""
+    try:
+        return msgspec.convert(tree, record, strict=True)
+    except msgspec.ValidationError as error:
+        said = str(error)
+        at = _AT.search(said)
+        path, fault = (at["path"], said[: at.start()]) if at else ("", said)
+        unknown = _UNKNOWN.search(fault)
+        if unknown:
+            key = f"{path}.{unknown['key']}".lstrip(".")
+            raise BadRequest(f"Unrecognized request argument supplied: {key}", param=key, code="unknown_parameter") from error
+        missing = re.search(r"missing required field `([^`]+)`", fault)
+        if missing:
+            key = f"{path}.{missing[1]}".lstrip(".")
+            raise BadRequest(f"Missing required parameter: '{key}'", param=key, code="missing_required_parameter") from error
+        raise BadRequest(f"Invalid value for '{path}': {fault}" if path else fault, param=path or None, code="invalid_type") from error
+
+
+def message_body(message: Message) -> dict[str, Any]:
+    """A message as it is sent to an endpoint."""
+    body: dict[str, Any] = {"role": message.role, "content": message.text if message.content is not None else None}
+    if message.tool_calls:
+        body["tool_calls"] = msgspec.to_builtins(message.tool_calls)
+        for call in body["tool_calls"]:
+            call["type"] = "function"
+    for key in ("name", "tool_call_id", "refusal"):
+        if getattr(message, key) is not None:
+            body[key] = getattr(message, key)
+    return body
+
+
+def request_body(model: str, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
+    """The body that asks an endpoint for one answer."""
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [message_body(message) for message in prompt.messages],
+        "max_completion_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+    }
+    optional: Iterable[tuple[str, Any]] = (
+        ("stop", list(sampling.stop)),
+        ("seed", sampling.seed),
+        ("tools", list(prompt.tools)),
+        ("logprobs", True if sampling.top_logprobs is not None else None),
+        ("top_logprobs", sampling.top_logprobs or None),
+    )
+    body |= {key: value for key, value in optional if value is not None and value != []}
+    if prompt.response_schema is not None:
+        body["response_format"] = {
+            "type": "json_schema",
+            "json_schema": {"name": "answer", "schema": prompt.response_schema, "strict": True},
+        }
+    return body
+
+
+def answer_of(completion: dict[str, Any], *, first_token_s: float, total_s: float) -> Answer:
+    """The first choice of a chat completion."""
+    choice = completion["choices"][0]
+    message, usage = choice["message"], completion.get("usage") or {}
+    calls = tuple(
+        ToolCall(id=call["id"], function=Function(name=call["function"]["name"], arguments=call["function"]["arguments"]))
+        for call in message.get("tool_calls") or ()
+    )
+    reason = choice["finish_reason"]
+    return Answer(
+        text=message.get("content") or message.get("refusal") or "",
+        finish_reason=reason if reason in ("stop", "length", "tool_calls", "content_filter") else "stop",
+        tool_calls=calls,
+        prompt_tokens=int(usage.get("prompt_tokens") or 0),
+        completion_tokens=int(usage.get("completion_tokens") or 0),
+        first_token_s=first_token_s,
+        total_s=total_s,
+        logprobs=tuple((choice.get("logprobs") or {}).get("content") or ()),
+    )
+
+
+def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+    """The usage object."""
+    return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": prompt_tokens + completion_tokens}
+
+
+def tool_calls(calls: Sequence[ToolCall], *, indexed: bool = False) -> list[dict[str, Any]]:
+    """Tool calls as a message (or, `indexed`, a stream's delta) has them."""
+    plain = [
+        {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": call.function.arguments}}
+        for call in calls
+    ]
+    return [{"index": i, **call} for i, call in enumerate(plain)] if indexed else plain
+
+
+def choice(index: int, answer: Answer, *, with_logprobs: bool) -> dict[str, Any]:
+    """One finished choice of a chat completion."""
+    message: dict[str, Any] = {"role": "assistant", "content": answer.text or (None if answer.tool_calls else ""), "refusal": None}
+    if answer.tool_calls:
+        message["tool_calls"] = tool_calls(answer.tool_calls)
+    logprobs = {"content": list(answer.logprobs), "refusal": None} if with_logprobs else None
+    return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": answer.finish_reason}
+
+
+def completion(identity: dict[str, Any], choices: Sequence[dict[str, Any]], used: dict[str, int]) -> dict[str, Any]:
+    """A chat completion; `identity` has id, created, model and perhaps system_fingerprint."""
+    return {**identity, "object": "chat.completion", "choices": list(choices), "usage": used}
+
+
+def chunk(
+    identity: dict[str, Any], index: int, delta: dict[str, Any], *, finish: str | None = None, logprobs: Any = None
+) -> dict[str, Any]:
+    """One chunk of a stream."""
+    return {
+        **identity,
+        "object": "chat.completion.chunk",
+        "choices": [{"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}],
+    }
+
+
+def model_object(name: str, created: float, owner: str = "tunesmith") -> dict[str, Any]:
+    """A model as GET /models lists it; `shutdown_date` null says that nothing ends it."""
+    return {"id": name, "object": "model", "created": int(created), "owned_by": owner, "shutdown_date": None}
+
+
+def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """The error object, all four keys always."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

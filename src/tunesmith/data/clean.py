@@ -1,0 +1,233 @@
+"""Cleaning: a list of plain callables over rows, each change in the ledger; knows nothing about files or splits.
+
+A rule takes all rows that are left and yields changes. A user's own rule (`module:function`) is simpler: it takes one row and returns
+None (keep it), a text (drop it, with that reason) or a row (put right).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from tunesmith.core.errors import ConfigError, DataError, GateRefused
+from tunesmith.core.load import resolve
+from tunesmith.core.rows import Row
+from tunesmith.core.types import Example, Preference, Record, example_id
+from tunesmith.data.contamination import Contamination, Held, contaminated
+from tunesmith.data.dedup import Ints, Pairs, components, near_duplicates
+from tunesmith.data.ledger import LOST, Ledger
+from tunesmith.data.pii import PersonalData
+from tunesmith.data.quality import Change, Length, Rule, contradictory, language, length, personal_data, refusals, repair_text
+from tunesmith.data.shapes import preference_id
+from tunesmith.data.text import answer_of, comparison_text, exact_key, prompt_key
+
+
+class NearDuplicates(Record, frozen=True):
+    """Rows whose comparison texts (user turns and answer) have a Jaccard similarity ≥ `threshold` over pairs of adjacent words.
+
+    `action`: 'cluster' keeps them all and keeps each cluster on one side of the split; 'drop' keeps the first of each cluster;
+    'keep' does nothing. `same_prompt`: rows that ask exactly the same are in one cluster too, whatever they answer.
+    """
+
+    threshold: float = 0.8
+    action: Literal["cluster", "drop", "keep"] = "cluster"
+    same_prompt: bool = True
+
+
+class Clean(Record, frozen=True):
+    """What is done to rows before they are split, in this order.
+
+    `repair_text` (mojibake, control characters, Unicode NFC) · `length` limits · `languages` (ISO 639-1 codes; none: any) ·
+    `empty_answers` · `refusals` · the user's own `rules` (`module:function`) · `personal_data` · `exact_duplicates` ·
+    `contradictions` (same question, other answer) · `contamination` with evaluation rows · `near_duplicates`.
+    `max_dropped`: a share of the input; losing more is refused.
+    """
+
+    repair_text: bool = True
+    length: Length = Length()
+    languages: tuple[str, ...] = ()
+    empty_answers: Literal["drop", "keep"] = "drop"
+    refusals: Literal["drop", "keep"] = "keep"
+    rules: tuple[str, ...] = ()
+    personal_data: PersonalData = PersonalData()
+    exact_duplicates: Literal["drop", "keep"] = "drop"
+    contradictions: Literal["drop", "majority", "keep"] = "keep"
+    contamination: Contamination = Contamination()
+    near_duplicates: NearDuplicates = NearDuplicates()
+    max_dropped: float | None = None
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """The rows that are left, the cluster of each (index of the cluster's first row), the similar pairs as evidence, how many rows had
+    each kind of personal data, and which rows held evaluation items."""
+
+    rows: list[Row]
+    clusters: Ints
+    pairs: Pairs
+    personal_data: dict[str, int] = field(default_factory=dict)
+    contaminated: list[Held] = field(default_factory=list)
+
+    @property
+    def examples(self) -> list[Example]:
+        """The rows as Examples. Raises DataError when they are preference pairs."""
+        if any(not isinstance(row, Example) for row in self.rows):
+            raise DataError("these rows are preference pairs, not examples", remedy="train them with method dpo")
+        return [row for row in self.rows if isinstance(row, Example)]
+
+
+def clean(rows: Sequence[Row], settings: Clean, ledger: Ledger, *, evaluation: Sequence[Row] = ()) -> Cleaned:
+    """Apply the rules in the order that `Clean` names; `evaluation` are rows that must not be trained on.
+
+    Every change is marked in `ledger`, where each row must already be entered under its `origin`. Raises GateRefused when more than
+    `max_dropped` of the ledger's rows are lost by now, DataError when nothing is left or the counts do not add up.
+    """
+    left = list(rows)
+    personal: dict[str, int] = {}
+    for name, rule in rules(settings, personal):
+        left = apply(left, name, rule, ledger)
+    held = contaminated(left, evaluation, settings.contamination) if evaluation else []
+    if settings.contamination.action == "drop":
+        left = apply(left, "contamination", lambda found: _contaminated(held, evaluation), ledger)
+    pairs, clusters = near_clusters(left, settings.near_duplicates)
+    if settings.near_duplicates.action == "drop":
+        left, clusters, pairs = _drop_near(left, clusters, pairs, settings.near_duplicates, ledger)
+    ledger.check(len(ledger), len(left))
+    if not left:
+        raise DataError("no rows are left after cleaning", remedy=f"see the ledger; rows by rule: {ledger.rules()}")
+    gate_dropped(ledger, settings.max_dropped)
+    return Cleaned(left, clusters, pairs, personal, held)
+
+
+def rules(settings: Clean, personal: dict[str, int]) -> list[tuple[str, Rule]]:
+    """The rules over rows that the settings ask for, by name, in their order; `personal` will count the kinds of personal data.
+
+    Raises ConfigError for a user's rule that does not exist.
+    """
+    found: list[tuple[str, Rule | None]] = [
+        ("repair_text", repair_text if settings.repair_text else None),
+        ("length", length(settings.length) if settings.length != Length() else None),
+        ("language", language(settings.languages) if settings.languages else None),
+        ("empty_answer", empty_answers if settings.empty_answers == "drop" else None),
+        ("refusal", refusals if settings.refusals == "drop" else None),
+        *((name, user_rule(name)) for name in settings.rules),
+        ("personal_data", personal_data(settings.personal_data, personal) if settings.personal_data.action != "keep" else None),
+        ("exact_duplicate", exact_duplicates if settings.exact_duplicates == "drop" else None),
+        ("contradiction", contradictory(settings.contradictions) if settings.contradictions != "keep" else None),
+    ]
+    return [(name, rule) for name, rule in found if rule is not None]
+
+
+def _contaminated(held: Sequence[Held], evaluation: Sequence[Row]) -> Iterator[Change]:
+    for one in held:
+        how = f"Jaccard {one.jaccard:.3f}" if one.jaccard else f"{one.containment:.0%} of its word pairs"
+        yield Change(one.row, "dropped", f"it holds the evaluation item {evaluation[one.item].origin} ({how})")
+
+
+def apply(rows: Sequence[Row], name: str, rule: Rule, ledger: Ledger) -> list[Row]:
+    """The rows that a rule leaves, mended where it says so; each change is marked in the ledger."""
+    result: list[Row | None] = list(rows)
+    for change in rule(rows):
+        row = rows[change.at]
+        other = rows[change.other].origin if change.other is not None else None
+        mended = change.row
+        if change.fate in LOST:
+            result[change.at] = None
+        elif mended is not None:
+            mended = result[change.at] = _identified(msgspec.structs.replace(mended, origin=row.origin))
+        ledger.mark(row.origin, change.fate, name, change.reason, row=mended.id if mended else None, other=other)
+    return [row for row in result if row is not None]
+
+
+def _identified(row: Row) -> Row:
+    if isinstance(row, Preference):
+        return msgspec.structs.replace(row, id=preference_id(row))
+    return msgspec.structs.replace(row, id=example_id(row.messages, row.tools, row.reference))
+
+
+def empty_answers(rows: Sequence[Row]) -> Iterator[Change]:
+    """Rows whose answer has no words, no tool call and no refusal."""
+    for i, row in enumerate(rows):
+        last = row.preferred if isinstance(row, Preference) else row.messages[-1]
+        if not answer_of(row).strip() and not last.tool_calls and last.role == "assistant":
+            yield Change(i, "dropped", "the answer is empty")
+
+
+def exact_duplicates(rows: Sequence[Row]) -> Iterator[Change]:
+    """Every repetition of a row that came earlier, compared whole after normalisation (case, white space, Unicode form)."""
+    first: dict[str, int] = {}
+    for i, row in enumerate(rows):
+        earlier = first.setdefault(exact_key(row), i)
+        if earlier != i:
+            yield Change(i, "duplicate_of", "the same turns, answer and tools", other=earlier)
+
+
+def user_rule(reference: str) -> Rule:
+    """The rule that a user's function of one row makes. Raises ConfigError when there is none or it answers something else."""
+    function: Any = resolve(reference, where="clean.rules")
+
+    def rule(rows: Sequence[Row]) -> Iterator[Change]:
+        for i, row in enumerate(rows):
+            said = function(row)
+            if isinstance(said, str):
+                yield Change(i, "dropped", said)
+            elif isinstance(said, Example | Preference):
+                if said != row:
+                    yield Change(i, "mended", "", row=said)
+            elif said is not None:
+                raise ConfigError(
+                    f"the rule {reference} answered {type(said).__name__} for {row.origin}",
+                    allowed="None (keep), a text (drop, with that reason) or a row (put right)",
+                )
+
+    return rule
+
+
+def near_clusters(rows: Sequence[Row], settings: NearDuplicates) -> tuple[Pairs, Ints]:
+    """Similar pairs, and the cluster of each row (the index of its first row): linked by similarity or by the same prompt."""
+    if settings.action == "keep":
+        empty = Pairs(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0))
+        return empty, np.arange(len(rows), dtype=np.int64)
+    pairs = near_duplicates([comparison_text(row) for row in rows], settings.threshold)
+    if not settings.same_prompt or settings.action == "drop":
+        return pairs, components(pairs, len(rows))
+    first: dict[str, int] = {}
+    same = [(earlier, i) for i, row in enumerate(rows) if (earlier := first.setdefault(prompt_key(row), i)) != i]
+    more = np.array(same, dtype=np.int64).reshape(-1, 2)
+    linked = Pairs(np.concatenate([pairs.left, more[:, 0]]), np.concatenate([pairs.right, more[:, 1]]), np.zeros(0))
+    return pairs, components(linked, len(rows))
+
+
+def _drop_near(
+    rows: Sequence[Row], clusters: Ints, pairs: Pairs, settings: NearDuplicates, ledger: Ledger
+) -> tuple[list[Row], Ints, Pairs]:
+    """Only the first row of each cluster; the reason names the nearest other and its similarity."""
+    nearest: dict[int, float] = {}
+    for i, j, value in zip(pairs.left.tolist(), pairs.right.tolist(), pairs.jaccard.tolist(), strict=True):
+        nearest[i], nearest[j] = max(value, nearest.get(i, 0.0)), max(value, nearest.get(j, 0.0))
+    left: list[Row] = []
+    for i, row in enumerate(rows):
+        if clusters[i] == i:
+            left.append(row)
+            continue
+        reason = f"Jaccard {nearest[i]:.3f} to its nearest row in the cluster, threshold {settings.threshold}"
+        ledger.mark(row.origin, "duplicate_of", "near_duplicate", reason, other=rows[clusters[i]].origin)
+    none = np.zeros(0, dtype=np.int64)
+    return left, np.arange(len(left), dtype=np.int64), Pairs(none, none, np.zeros(0))
+
+
+def gate_dropped(ledger: Ledger, limit: float | None) -> None:
+    """Refuse (GateRefused) when more than the share `limit` of the input rows is lost."""
+    if limit is None:
+        return
+    lost = sum(n for fate, n in ledger.counts().items() if fate in LOST)
+    if lost > limit * len(ledger):
+        raise GateRefused(
+            f"cleaning takes out {lost} of {len(ledger)} rows ({lost / len(ledger):.1%})",
+            allowed=f"at most {limit:.1%} (max_dropped)",
+            remedy=f"look at the ledger or raise max_dropped; rows by rule: {ledger.rules()}",
+        )

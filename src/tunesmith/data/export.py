@@ -1,0 +1,230 @@
+"""Rows → any known format, so that importing the result gives the same rows; knows nothing about where rows came from.
+
+What a format has no place for goes beside its own keys: `group`, `label`, `reference`, and the keys of `meta` (all of them inside one
+`meta` where a name would clash). A row that a format cannot hold is refused, never bent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tunesmith.core.errors import ConfigError, DataError, Fault, nearest
+from tunesmith.core.rows import Row, atomic, write_jsonl, write_parquet
+from tunesmith.core.types import Example, Message, Preference
+from tunesmith.data.format import FORMATS, parse_row
+from tunesmith.data.shapes import Fields
+
+
+def to_format(row: Row, name: str) -> Fields:
+    """The JSON object that holds the row in format `name`. Raises ConfigError for an unknown format, DataError when it cannot hold it."""
+    if name not in WRITERS:
+        raise ConfigError(f"rows cannot be written as '{name}'", allowed=", ".join(WRITERS), remedy=nearest(name, WRITERS))
+    fields = WRITERS[name](row)
+    if fields is None:
+        raise DataError(
+            f"format '{name}' cannot hold this row: {_why(row)}", where=row.origin, remedy="export it as tunesmith, or as chat or dpo"
+        )
+    return fields if name == "tunesmith" else _with_rest(fields, row, name)
+
+
+def export(rows: Iterable[Row], path: str | Path, name: str = "chat", *, extras: bool = True) -> int:
+    """Write rows as format `name`: JSONL (also .gz), or by its ending JSON, CSV, TSV or Parquet; returns how many. Whole or absent.
+
+    `extras` False leaves out everything that is not the format's own (OpenAI refuses unknown keys in training files).
+    Raises DataError naming every row that the format cannot hold, or that would not come back the same.
+    """
+    made, faults = [], []
+    path = Path(path)
+    for row in rows:
+        try:
+            fields = to_format(row, name) if extras or name == "tunesmith" else WRITERS[name](row)
+        except DataError as error:
+            faults.append(Fault(row.origin, "cannot_hold", error.what))
+            continue
+        if fields is None or (extras and not same(row, parse_row(fields, name).row)):
+            faults.append(Fault(row.origin, "not_the_same", f"it would not come back from '{name}' as it is"))
+            continue
+        made.append(fields)
+    if faults:
+        raise DataError(
+            f"{len(faults)} rows cannot be written as '{name}'", faults=faults, where=str(path), allowed="tunesmith holds every row"
+        )
+    _write(made, path, name)
+    return len(made)
+
+
+def same(a: Row, b: Row | None) -> bool:
+    """Whether two rows are equal but for where they came from."""
+    return b is not None and msgspec.structs.replace(a, origin="", id="") == msgspec.structs.replace(b, origin="", id="")
+
+
+def _write(made: Sequence[Fields], path: Path, name: str) -> None:
+    kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    if kind in (".csv", ".tsv"):
+        _write_table(made, path, "\t" if kind == ".tsv" else ",")
+    elif kind == ".json":
+        with atomic(path) as stream:
+            stream.write(msgspec.json.format(msgspec.json.encode(list(made)), indent=1))
+    elif kind == ".parquet" and name == "tunesmith":
+        pairs: list[Row] = [msgspec.convert(one, Preference) for one in made if "preferred" in one]
+        write_parquet(path, [*pairs, *(msgspec.convert(one, Example) for one in made if "preferred" not in one)])
+    elif kind in (".jsonl", ".ndjson"):
+        write_jsonl(path, made)
+    else:
+        raise ConfigError(
+            f"cannot tell what to write from the ending '{kind}'",
+            where=str(path),
+            allowed=".jsonl .jsonl.gz .json .csv .tsv; .parquet (as tunesmith)",
+        )
+
+
+def _write_table(made: Sequence[Fields], path: Path, delimiter: str) -> None:
+    import csv
+    import io
+
+    header = list(dict.fromkeys(key for one in made for key in one))
+    wrong = next((one for one in made if not all(isinstance(value, str) and value and "\r" not in value for value in one.values())), None)
+    if wrong is not None:
+        raise DataError(
+            "a table holds only texts that are not empty and have no carriage return; one row has another value",
+            where=str(path),
+            remedy="export columns or alpaca without meta, or as .jsonl",
+        )
+    with atomic(path) as stream:
+        text = io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=True)
+        table = csv.DictWriter(text, header, delimiter=delimiter, lineterminator="\n")
+        table.writeheader()
+        table.writerows(made)
+        text.detach()
+
+
+def _why(row: Row) -> str:
+    if isinstance(row, Preference):
+        return "it is a preference pair" + (" with tools or turns" if row.tools else "")
+    roles = [turn.role for turn in row.messages]
+    return f"its turns are {', '.join(roles)}" + (", with tools" if row.tools else "")
+
+
+def _with_rest(fields: Fields, row: Row, name: str) -> Fields:
+    """The format's keys, then group, label, reference and meta."""
+    rest: Fields = {}
+    for key in ("group", "label", "reference"):
+        value = getattr(row, key, None)
+        if value is not None:
+            rest[key] = value
+    meta = row.meta
+    flat = {**fields, **rest, **meta}
+    if meta.keys().isdisjoint({*fields, *rest, "meta", "group", "label", "reference"}) and same(row, parse_row(flat, name).row):
+        return flat
+    return {**fields, **rest, "meta": meta} if meta else {**fields, **rest}
+
+
+def _turns(turns: Iterable[Message]) -> list[Any]:
+    return [msgspec.to_builtins(turn) for turn in turns]
+
+
+def _plain(turn: Message, role: str) -> bool:
+    """Whether a turn is nothing but text of that role."""
+    return isinstance(turn.content, str) and turn == Message(role=role, content=turn.content)  # type: ignore[arg-type]
+
+
+def _tunesmith(row: Row) -> Fields:
+    fields: Fields = msgspec.to_builtins(row)
+    return {**fields, "origin": row.origin}
+
+
+def _chat(row: Row) -> Fields | None:
+    if isinstance(row, Preference) or not row.messages or row.messages[-1].role != "assistant":
+        return None
+    fields: Fields = {"messages": _turns(row.messages)}
+    if row.tools:
+        fields["tools"] = list(row.tools)
+    if row.parallel_tool_calls is not None:
+        fields["parallel_tool_calls"] = row.parallel_tool_calls
+    return fields
+
+
+def _rft(row: Row) -> Fields | None:
+    if isinstance(row, Preference) or not row.messages or row.messages[-1].role != "user":
+        return None
+    return {"messages": _turns(row.messages), **({"tools": list(row.tools)} if row.tools else {})}
+
+
+def _dpo(row: Row) -> Fields | None:
+    if not isinstance(row, Preference):
+        return None
+    asked: Fields = {"messages": _turns(row.messages), **({"tools": list(row.tools)} if row.tools else {})}
+    return {"input": asked, "preferred_output": _turns([row.preferred]), "non_preferred_output": _turns([row.non_preferred])}
+
+
+def _evals(row: Row) -> Fields | None:
+    if isinstance(row, Preference) or row.tools or not row.messages or not _plain(row.messages[-1], "assistant"):
+        return None
+    ideal = row.meta.get("ideal")
+    several = isinstance(ideal, list) and len(ideal) > 1 and ideal[0] == row.messages[-1].content
+    return {"input": _turns(row.messages[:-1]), "ideal": ideal if several else row.messages[-1].content}
+
+
+def _trl(row: Row) -> Fields | None:
+    if isinstance(row, Preference) or not row.messages or row.messages[-1].role != "assistant":
+        return None
+    fields: Fields = {"prompt": _turns(row.messages[:-1]), "completion": _turns(row.messages[-1:])}
+    return {**fields, "tools": list(row.tools)} if row.tools else fields
+
+
+def _trl_preference(row: Row) -> Fields | None:
+    if not isinstance(row, Preference):
+        return None
+    fields: Fields = {"prompt": _turns(row.messages), "chosen": _turns([row.preferred]), "rejected": _turns([row.non_preferred])}
+    return {**fields, "tools": list(row.tools)} if row.tools else fields
+
+
+def _question_answer(row: Row) -> tuple[Fields, str, str] | None:
+    """System (or nothing), question and answer, when the row is just that."""
+    if isinstance(row, Preference) or row.tools:
+        return None
+    turns = row.messages
+    system = {"system": turns[0].content} if len(turns) == 3 and _plain(turns[0], "system") and turns[0].content else {}
+    pair = turns[1:] if system else turns
+    if len(pair) != 2 or not _plain(pair[0], "user") or not _plain(pair[1], "assistant"):
+        return None
+    return system, pair[0].text, pair[1].text
+
+
+def _alpaca(row: Row) -> Fields | None:
+    found = _question_answer(row)
+    return None if found is None else {**found[0], "instruction": found[1], "output": found[2]}
+
+
+def _columns(row: Row) -> Fields | None:
+    found = _question_answer(row)
+    return None if found is None else {**found[0], "prompt": found[1], "response": found[2]}
+
+
+def _sharegpt(row: Row) -> Fields | None:
+    if isinstance(row, Preference) or not row.messages or row.messages[-1].role != "assistant":
+        return None
+    names = {"system": "system", "user": "human", "assistant": "gpt"}
+    if not all(turn.role in names and _plain(turn, turn.role) for turn in row.messages):
+        return None
+    fields: Fields = {"conversations": [{"from": names[turn.role], "value": turn.content} for turn in row.messages]}
+    return {**fields, "tools": list(row.tools)} if row.tools else fields
+
+
+WRITERS: dict[str, Callable[[Row], Fields | None]] = {
+    "tunesmith": _tunesmith,
+    "chat": _chat,
+    "rft": _rft,
+    "dpo": _dpo,
+    "evals": _evals,
+    "trl_preference": _trl_preference,
+    "trl": _trl,
+    "alpaca": _alpaca,
+    "sharegpt": _sharegpt,
+    "columns": _columns,
+}
+READ_ONLY = tuple(name for name in FORMATS if name not in WRITERS)

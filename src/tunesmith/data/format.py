@@ -1,0 +1,168 @@
+"""One row of any known format → Example or Preference, and which format rows are in; knows nothing about files.
+
+    tunesmith       Tunesmith's own records          {"id", "messages", …, "origin"}
+    chat            OpenAI supervised                {"messages": […], "tools"?, "parallel_tool_calls"?}
+    rft             OpenAI reinforcement             {"messages": […, user], any other keys}
+    dpo             OpenAI preference                {"input": {"messages"}, "preferred_output": [1], "non_preferred_output": [1]}
+    evals           OpenAI evals                     {"input": messages or text, "ideal": text or list of texts}
+    trl_preference  TRL                              {"prompt"?, "chosen", "rejected"}
+    trl             TRL, OpenAI's older completions  {"prompt", "completion"}
+    alpaca          Alpaca                           {"instruction", "input"?, "output", "system"?}
+    sharegpt        ShareGPT                         {"conversations": [{"from", "value"}], "system"?, "tools"?}
+    columns         two columns                      {"prompt", "response", "system"?}
+    interaction     Tunesmith's request log          {"id", "alias", "variant", "messages", "answer", …}
+    kiln            Kiln task runs                   {"model_type": "task_run", "input", "output": {"output"}, …}
+    label_studio    Label Studio export              {"data": {…}, "annotations": [{"result": […]}]}
+
+Keys that a format does not know are kept in `meta`; `group`, `label` and `reference` go to their fields.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from tunesmith.core.errors import ConfigError, DataError, nearest
+from tunesmith.core.rows import Row
+from tunesmith.core.types import Example, Message, example_id
+from tunesmith.data import annotated, convert, shapes
+from tunesmith.data.convert import Notes, shown
+from tunesmith.data.objects import load_object
+from tunesmith.data.shapes import Fields, Format
+
+FORMATS: dict[str, Format] = {**shapes.FORMATS, **annotated.FORMATS}
+
+
+class Parsed(NamedTuple):
+    """What became of one row: the record or None, its faults (code, message with key path) and what was mended."""
+
+    row: Row | None
+    faults: tuple[tuple[str, str], ...] = ()
+    mends: tuple[str, ...] = ()
+
+
+class _Chat(msgspec.Struct, forbid_unknown_fields=True):
+    messages: tuple[Message, ...]
+
+
+class _Evals(msgspec.Struct, forbid_unknown_fields=True):
+    input: tuple[Message, ...]
+    ideal: str
+
+
+_chat = msgspec.json.Decoder(_Chat)
+_evals = msgspec.json.Decoder(_Evals)
+
+
+def parse_line(data: bytes, name: str, *, mapping: Mapping[str, str] | None = None, origin: str = "") -> Parsed:
+    """One JSON line as format `name`. The plain majority is decoded typed; whatever that does not accept is explained slowly."""
+    if not mapping:
+        row = _fast(data, name, origin)
+        if row is not None:
+            return Parsed(row)
+    found, fault = load_object(data)
+    if fault is not None:
+        return Parsed(None, (fault,))
+    return parse_row(found, name, mapping=mapping, origin=origin)
+
+
+def _fast(data: bytes, name: str, origin: str) -> Example | None:
+    """The row, when it is an ordinary one: only role and content, all text, the last turn the assistant's.
+
+    A key that comes twice would be hidden by the decoder; so the colons after quotes must be as many as the keys.
+    """
+    try:
+        if name == "chat":
+            turns, keys = _chat.decode(data).messages, 1
+        elif name == "evals":
+            row = _evals.decode(data)
+            turns, keys = (*row.input, Message(role="assistant", content=row.ideal)), 0
+        else:
+            return None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    if not turns or turns[-1].role != "assistant" or data.count(b'":') != 2 * len(turns) + keys or len(data) > convert.MAX_MESSAGE_CHARS:
+        return None
+    if any(type(turn.content) is not str or turn.role == "tool" for turn in turns):
+        return None
+    return Example(id=example_id(turns), messages=turns, origin=origin)
+
+
+def parse_row(row: Mapping[str, Any], name: str, *, mapping: Mapping[str, str] | None = None, origin: str = "") -> Parsed:
+    """One JSON object as format `name`; `mapping` gives the format's keys their column ({"prompt": "question"}).
+
+    Raises ConfigError for an unknown format or an unknown target in the mapping.
+    """
+    notes = Notes()
+    fields = rename(row, mapping, notes)
+    if not notes.faults and not check_format(name).matches(fields):
+        notes.fault("$", "wrong_format", f"this is no '{name}' row: its keys are {_keys(fields)}{_looks_like(fields)}")
+    found = None if notes.faults else FORMATS[name].read(fields, notes)
+    if notes.faults or found is None:
+        return Parsed(None, tuple((code, f"{message} (at {path})") for path, code, message in notes.faults))
+    return Parsed(msgspec.structs.replace(found, origin=origin or found.origin), (), tuple(notes.mends))
+
+
+def check_format(name: str) -> Format:
+    """The format of that name. Raises ConfigError with the names there are."""
+    if name not in FORMATS:
+        raise ConfigError(f"unknown format '{name}'", allowed=", ".join(["auto", *FORMATS]), remedy=nearest(name, FORMATS))
+    return FORMATS[name]
+
+
+TARGETS = (
+    *("prompt", "response", "system", "completion", "chosen", "rejected", "messages", "input", "ideal", "instruction", "output"),
+    *("conversations", "tools", "reference", "group", "label"),
+)
+
+
+def rename(row: Mapping[str, Any], mapping: Mapping[str, str] | None, notes: Notes) -> Fields:
+    """A copy of the row with mapped columns under the keys the formats know."""
+    fields = dict(row)
+    for target, column in (mapping or {}).items():
+        if target not in TARGETS:
+            raise ConfigError(f"nothing is called '{target}' in a map", allowed=", ".join(TARGETS), remedy=nearest(target, TARGETS))
+        if column in row:
+            fields[target] = row[column]
+            if column != target and column not in (mapping or {}):
+                fields.pop(column, None)
+        else:
+            notes.fault("$", "missing_column", f"there is no column '{column}' for '{target}'; the columns are {_keys(row)}")
+    return fields
+
+
+def detect(rows: Sequence[Mapping[str, Any]], *, where: str = "") -> str:
+    """The format that most of the rows are in (rows that fit none do not vote).
+
+    Raises DataError when no row fits a format, or when rows fit several: the keys found and the formats known are named.
+    """
+    votes = Counter(frozenset(name for name, known in FORMATS.items() if known.matches(row)) for row in rows)
+    votes.pop(frozenset(), None)
+    if not votes:
+        keys = _keys(rows[0]) if rows else "none"
+        raise DataError(
+            f"the format is not recognised: the keys are {keys}",
+            where=where,
+            allowed=", ".join(FORMATS),
+            remedy="say which columns are question and answer, such as map: {prompt: question, response: answer}",
+        )
+    best, _ = votes.most_common(1)[0]
+    if len(best) > 1:
+        raise DataError(
+            f"the rows fit several formats: {', '.join(sorted(best))}; the keys are {_keys(rows[0])}",
+            where=where,
+            remedy="name one with format:",
+        )
+    return next(iter(best))
+
+
+def _keys(row: Mapping[str, Any]) -> str:
+    return shown(sorted(map(str, row)), 200)
+
+
+def _looks_like(row: Mapping[str, Any]) -> str:
+    names = [name for name, known in FORMATS.items() if known.matches(row)]
+    return f"; it looks like '{names[0]}'" if names else ""

@@ -1,0 +1,261 @@
+"""A path, a folder, a pattern, a URL or a query → items (a line of JSON or an object) with their place; knows nothing about their meaning.
+
+JSONL, JSON, CSV, TSV, Parquet, Arrow (Hugging Face `save_to_disk`), Kiln runs, each also as .gz or .zst where it is text; URLs through
+fsspec (https://, s3://, hf:// …), fetched to a temporary file first; SQL through SQLAlchemy. Everything but a JSON array is streamed.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import msgspec
+
+from tunesmith.core.errors import DataError, NotFound, SourceUnavailable
+from tunesmith.core.load import need
+from tunesmith.core.rows import open_read, read_lines
+
+PACKED = (".gz", ".zst")
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+class Unread(NamedTuple):
+    """An item that could not even be read: a stable code and a message."""
+
+    code: str
+    message: str
+
+
+class Item(NamedTuple):
+    """One input row before it is understood: its line (or its number) in the file, and a JSON line, an object or why it is unread."""
+
+    number: int
+    data: bytes | dict[str, Any] | Unread
+
+
+def read_items(path: str, query: str = "") -> Iterator[tuple[str, Iterator[Item]]]:
+    """For each file that `path` means: its name and its items; with a `query`, `path` is a database URL and the name is the URL without
+    its password. Raises NotFound, SourceUnavailable, or DataError for what cannot be read."""
+    if query:
+        yield _query(path, query)
+    elif "://" in path:
+        yield from _remote(path)
+    else:
+        for file in files(path):
+            yield str(file), READERS[_suffix(file)](file)
+
+
+def files(path: str) -> list[Path]:
+    """The readable files that `path` means, sorted. Raises NotFound when there is none, DataError for a folder without any."""
+    place = Path(path).expanduser()
+    if place.is_dir():
+        found = sorted(file for file in place.rglob("*") if file.is_file() and _suffix(file) in READERS and not _is_notice(file))
+        if not found:
+            held = ", ".join(sorted(file.name for file in place.iterdir())[:5]) or "nothing"
+            raise DataError(f"this folder has no rows in it; it has {held}", where=path, allowed="files ending in " + ", ".join(READERS))
+        return found
+    if glob.has_magic(path) and not place.exists():
+        found = [Path(name) for name in sorted(glob.glob(str(place), recursive=True)) if Path(name).is_file()]
+        if not found:
+            raise NotFound("no file fits the pattern", where=path, remedy="patterns start at the current folder; ** reaches into folders")
+        return found
+    if not place.exists():
+        raise NotFound("no such file", where=path, remedy=f"check the path; the current folder is {Path.cwd()}")
+    if _suffix(place) not in READERS:
+        raise DataError(f"files that end in '{place.suffix}' cannot be read", where=path, allowed=", ".join(READERS))
+    return [place]
+
+
+def _suffix(file: Path) -> str:
+    return Path(file.stem).suffix.lower() if file.suffix.lower() in PACKED else file.suffix.lower()
+
+
+def _is_notice(file: Path) -> bool:
+    """Files that Hugging Face data sets carry beside their rows."""
+    return file.name in ("dataset_info.json", "state.json", "dataset_dict.json", "dataset_infos.json")
+
+
+def _remote(url: str) -> Iterator[tuple[str, Iterator[Item]]]:
+    import fsspec
+
+    try:
+        filesystem, place = fsspec.core.url_to_fs(url)
+        names = sorted(filesystem.glob(place)) if glob.has_magic(place) else [place]
+        if not names:
+            raise NotFound("no file fits the pattern", where=url)
+        protocol = url.split("://")[0]
+        for name in names:
+            shown = name if "://" in name else f"{protocol}://{name}"
+            suffixes = "".join(Path(name.split("?")[0]).suffixes[-2:])
+            with tempfile.TemporaryDirectory(prefix="tunesmith-") as folder:
+                local = Path(folder) / f"rows{suffixes}"
+                with filesystem.open(name, "rb") as source, local.open("wb") as target:
+                    shutil.copyfileobj(source, target, 1 << 20)
+                if _suffix(local) not in READERS:
+                    raise DataError(f"files that end in '{suffixes}' cannot be read", where=shown, allowed=", ".join(READERS))
+                yield shown, READERS[_suffix(local)](local)
+    except (OSError, ImportError, ValueError) as error:
+        raise SourceUnavailable(
+            f"cannot be read: {error}", where=url, remedy="check the address, the network and the credentials of its service"
+        ) from error
+
+
+def _query(url: str, query: str) -> tuple[str, Iterator[Item]]:
+    import sqlalchemy
+
+    try:
+        engine = sqlalchemy.create_engine(url)
+    except (sqlalchemy.exc.ArgumentError, ImportError) as error:
+        raise DataError(f"not a database URL: {error}", where=url, allowed="such as sqlite:///rows.db or postgresql+psycopg://…") from error
+
+    def rows() -> Iterator[Item]:
+        try:
+            with engine.connect() as connection:
+                found = connection.execution_options(stream_results=True, yield_per=1_000).execute(sqlalchemy.text(query))
+                for number, row in enumerate(found.mappings(), start=1):
+                    yield Item(number, dict(row))
+        except sqlalchemy.exc.SQLAlchemyError as error:
+            raise DataError(
+                f"the query failed: {str(error).splitlines()[0]}", where=name, remedy="try it in the database's own tool"
+            ) from error
+
+    name = engine.url.render_as_string(hide_password=True)
+    return name, rows()
+
+
+def _jsonl(file: Path) -> Iterator[Item]:
+    """The lines; a file that holds one JSON array is read as its elements, one that holds one object over many lines as that object."""
+    lines = read_lines(file)
+    first = next(lines, None)
+    if first is None:
+        return
+    if first.data.startswith(LFS_POINTER):
+        raise DataError("this is a pointer to a file in Git LFS, not the file", where=str(file), remedy="git lfs pull")
+    if first.data.startswith(b"[") or first.data == b"{":
+        yield from _array(file)
+        return
+    yield Item(first.number, first.data if first.whole else _too_long(len(first.data)))
+    for line in lines:
+        yield Item(line.number, line.data if line.whole else _too_long(len(line.data)))
+
+
+def _too_long(length: int) -> Unread:
+    return Unread("line_too_long", f"the line is longer than {length:,} bytes: one row a line?")
+
+
+def _array(file: Path) -> Iterator[Item]:
+    with open_read(file) as stream:
+        data = stream.read()
+    try:
+        rows = msgspec.json.decode(data.removeprefix(b"\xef\xbb\xbf"))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DataError(
+            f"not valid JSON: {error}", where=str(file), allowed="a JSON array of objects, or one object on each line"
+        ) from error
+    for number, row in enumerate(rows if isinstance(rows, list) else [rows], start=1):
+        yield Item(number, row if isinstance(row, dict) else Unread("not_an_object", f"expected a JSON object, got {type(row).__name__}"))
+
+
+def _csv(file: Path) -> Iterator[Item]:
+    """Rows of a table with a header line; the delimiter is the one of , ; tab | that the header has most of. Cells are texts, empty ones
+    are left out. A row with more or fewer cells than the header is unread, never shifted."""
+    first = next(read_lines(file), None)
+    if first is None:
+        return
+    delimiter = "\t" if _suffix(file) == ".tsv" else max(",;\t|", key=lambda c: first.data.count(c.encode()))
+    with open_read(file) as raw, _lenient(raw) as text:
+        limit = csv.field_size_limit(64 * 1024 * 1024)
+        try:
+            table = csv.reader(text, delimiter=delimiter, strict=True)
+            header = [name.strip() for name in next(table, [])]
+            if len(set(header)) < len(header):
+                raise DataError(f"two columns have the same name: {header}", where=f"{file}:1", remedy="rename one")
+            for cells in _cells(table, file):
+                number = table.line_num
+                if isinstance(cells, Unread):
+                    yield Item(number, cells)
+                elif len(cells) != len(header):
+                    said = f"the row has {len(cells)} cells, the header {len(header)}"
+                    yield Item(number, Unread("wrong_cells", f"{said}: is a '{delimiter}' or a quote not escaped?"))
+                else:
+                    yield Item(number, {name: cell for name, cell in zip(header, cells, strict=True) if cell != ""})
+        finally:
+            csv.field_size_limit(limit)
+
+
+def _lenient(raw: IO[bytes]) -> io.TextIOWrapper:
+    """Text whose wrong bytes stay visible as lone surrogates, so that the row they are in can be named."""
+    return io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _cells(table: Any, file: Path) -> Iterator[list[str] | Unread]:
+    while True:
+        try:
+            cells = next(table)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Unread("invalid_csv", f"not valid CSV: {error}")
+            continue
+        if any("\ud800" <= c <= "\udfff" for cell in cells if not cell.isascii() for c in cell):
+            yield Unread("invalid_utf8", "there are bytes that are not UTF-8: convert the file to UTF-8")
+        elif cells:
+            yield cells
+
+
+def _parquet(file: Path) -> Iterator[Item]:
+    pa, pq = need("pyarrow", extra="data"), need("pyarrow.parquet", extra="data")
+    try:
+        with pq.ParquetFile(file) as opened:
+            yield from _records(opened.iter_batches(batch_size=5_000))
+    except pa.ArrowException as error:
+        raise DataError(f"not a Parquet file: {error}", where=str(file)) from error
+
+
+def _arrow(file: Path) -> Iterator[Item]:
+    pa, ipc = need("pyarrow", extra="data"), need("pyarrow.ipc", extra="data")
+    try:
+        with pa.memory_map(os.fspath(file)) as source:
+            try:
+                batches = ipc.open_stream(source)
+            except pa.ArrowInvalid:
+                opened = ipc.open_file(source)
+                batches = (opened.get_batch(i) for i in range(opened.num_record_batches))
+            yield from _records(batches)
+    except pa.ArrowException as error:
+        raise DataError(f"not an Arrow file: {error}", where=str(file)) from error
+
+
+def _records(batches: Any) -> Iterator[Item]:
+    """Rows of Arrow batches. Texts that Tunesmith keeps as JSON are opened; nulls that stand for 'absent' are left out."""
+    number = 0
+    for batch in batches:
+        opened = [name for name in batch.schema.names if name in ("messages", "tools", "meta", "preferred", "non_preferred")]
+        for row in batch.to_pylist():
+            number += 1
+            for name in opened:
+                if isinstance(row[name], str):
+                    row[name] = _opened(row[name])
+            yield Item(number, {name: value for name, value in row.items() if value is not None})
+
+
+def _opened(text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return text
+
+
+READERS: dict[str, Callable[[Path], Iterator[Item]]] = {
+    **dict.fromkeys((".jsonl", ".ndjson", ".json", ".kiln"), _jsonl),
+    **dict.fromkeys((".csv", ".tsv"), _csv),
+    ".parquet": _parquet,
+    ".arrow": _arrow,
+}

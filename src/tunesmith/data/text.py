@@ -1,0 +1,59 @@
+"""What of a row is compared: its texts, normalised; knows nothing about how they are compared.
+
+The **comparison text** of a row is its user turns and its final answer, joined by line feeds. System and developer turns are left out when
+there is a user turn: most data repeats one instruction in every row, and it would make unrelated rows look alike. The **exact key** leaves
+nothing out: every turn with its role, tool calls and tools.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+
+from tunesmith.core.rows import Row
+from tunesmith.core.types import Message, Preference, canonical, digest
+
+
+def normalised(text: str) -> str:
+    """Text without differences that do not matter: Unicode NFKC, case folded, runs of white space as one space, none at the ends."""
+    if text.isascii():
+        return " ".join(text.lower().split())
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def answer_of(row: Row) -> str:
+    """The answer a row teaches: the reference or final assistant turn; of a preference pair the preferred one."""
+    return row.preferred.text if isinstance(row, Preference) else row.answer
+
+
+def question_of(row: Row) -> str:
+    """The user turns of a row, or all turns before the answer when there is no user turn."""
+    turns = row.messages
+    asked = [turn.text for turn in turns if turn.role == "user"]
+    if not asked:
+        asked = [turn.text for turn in (turns if isinstance(row, Preference) else row.prompt)]
+    return "\n".join(asked)
+
+
+def comparison_text(row: Row) -> str:
+    """User turns and final answer (see above): what near-duplicates and leakage are measured on."""
+    return f"{question_of(row)}\n{answer_of(row)}"
+
+
+def _turn(turn: Message) -> str:
+    calls = canonical(turn.tool_calls).decode() if turn.tool_calls else ""
+    return f"{turn.role}:{normalised(turn.text)}{calls}"
+
+
+def exact_key(row: Row) -> str:
+    """Digest of everything in a row, texts normalised: rows with equal keys are exact duplicates."""
+    turns = [_turn(turn) for turn in row.messages]
+    if isinstance(row, Preference):
+        return digest(turns, _turn(row.preferred), _turn(row.non_preferred), row.tools)
+    return digest(turns, row.tools, normalised(row.reference or ""))
+
+
+def prompt_key(row: Row) -> str:
+    """Digest of all that is asked (system turns and tools included, the answer left out), texts normalised."""
+    turns: Sequence[Message] = row.messages if isinstance(row, Preference) else row.prompt
+    return digest([_turn(turn) for turn in turns], row.tools)

@@ -1,0 +1,171 @@
+"""Data sets that do not change: rows, splits, ledger and recipe under their own digest, with lineage and difference; knows nothing about
+how rows were made.
+
+    <root>/<digest>/version.json     written last: a folder without it is unfinished and does not count
+    <root>/<digest>/<split>.parquet
+    <root>/<digest>/ledger.jsonl
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tunesmith.core.errors import DataError, NotFound, UsageError, nearest
+from tunesmith.core.rows import Row, atomic, read_parquet, write_parquet
+from tunesmith.core.types import Record, canonical, digest
+from tunesmith.data.ledger import Ledger
+
+
+class DatasetVersion(Record, frozen=True):
+    """One immutable data set. `id`: digest of the recipe and of every split's rows, in order. `parent`: the version it came from.
+    `counts`: rows by split; `fates`: input rows by fate, which add up to what came in. `created`: seconds since 1970 (not in the id)."""
+
+    id: str
+    recipe: dict[str, Any]
+    counts: dict[str, int]
+    digests: dict[str, str]
+    parent: str | None = None
+    fates: dict[str, int] = {}
+    note: str = ""
+    created: float = 0.0
+
+
+@dataclass(frozen=True)
+class Change:
+    """One row of a difference: where it came from, and its content before and after (None: not there)."""
+
+    origin: str
+    before: Row | None
+    after: Row | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Rows that only the newer version has, that only the older one has, those whose content changed under the same origin, and those
+    that moved to another split (origin, old, new)."""
+
+    added: list[Change]
+    removed: list[Change]
+    changed: list[Change]
+    moved: list[tuple[str, str, str]]
+
+
+def freeze(
+    root: str | Path,
+    splits: Mapping[str, Sequence[Row]],
+    recipe: Mapping[str, Any],
+    *,
+    ledger: Ledger | None = None,
+    parent: str | None = None,
+    note: str = "",
+) -> DatasetVersion:
+    """Keep a data set; the same rows and recipe give the same version, which is then left as it is.
+
+    Raises DataError when the ledger's survivors are not the rows of the splits, NotFound for an unknown parent.
+    """
+    root = Path(root)
+    if ledger is not None:
+        ledger.check(len(ledger), sum(map(len, splits.values())))
+    if parent is not None:
+        parent = load(root, parent).id
+    digests = {name: digest_of(rows) for name, rows in splits.items()}
+    identity = digest(dict(recipe), digests, size=12)
+    folder = root / identity
+    if (folder / "version.json").exists():
+        return load(root, identity)
+    for name, rows in splits.items():
+        write_parquet(folder / f"{name}.parquet", rows)
+    if ledger is not None:
+        ledger.write(folder / "ledger.jsonl")
+    version = DatasetVersion(
+        id=identity,
+        recipe=msgspec.to_builtins(dict(recipe)),
+        counts={name: len(rows) for name, rows in splits.items()},
+        digests=digests,
+        parent=parent,
+        fates=ledger.counts() if ledger is not None else {},
+        note=note,
+        created=time.time(),
+    )
+    with atomic(folder / "version.json") as stream:
+        stream.write(canonical(version))
+    return version
+
+
+def digest_of(rows: Iterable[Row]) -> str:
+    """Hex digest of rows in their order, with all their fields."""
+    total = hashlib.blake2b(digest_size=16)
+    for row in rows:
+        data = canonical(row)
+        total.update(len(data).to_bytes(8, "little") + data)
+    return total.hexdigest()
+
+
+def load(root: str | Path, name: str) -> DatasetVersion:
+    """The version of that id, or of the only id that begins with `name`. Raises NotFound, or UsageError when several do."""
+    known = {version.id: version for version in log(root)}
+    fits = [identity for identity in known if identity.startswith(name)] if name else []
+    if len(fits) > 1 and name not in known:
+        raise UsageError(f"'{name}' is the beginning of {len(fits)} versions", allowed=", ".join(fits[:5]))
+    if not fits:
+        raise NotFound(f"no data version '{name}'", where=str(root), remedy=nearest(name, known) or "tunesmith data log lists them")
+    return known[name if name in known else fits[0]]
+
+
+def log(root: str | Path) -> list[DatasetVersion]:
+    """All finished versions, newest first."""
+    found = []
+    for path in Path(root).glob("*/version.json"):
+        try:
+            found.append(msgspec.json.decode(path.read_bytes(), type=DatasetVersion))
+        except msgspec.DecodeError as error:
+            raise DataError(f"this version is damaged: {error}", where=str(path), remedy="remove its folder and make it again") from error
+    return sorted(found, key=lambda version: (-version.created, version.id))
+
+
+def rows_of(root: str | Path, version: DatasetVersion, split: str) -> list[Row]:
+    """The rows of one split, verified against the version's digest. Raises NotFound, or DataError when they are not what was frozen."""
+    if split not in version.counts:
+        raise NotFound(
+            f"version {version.id} has no split '{split}'", allowed=", ".join(version.counts), remedy=nearest(split, version.counts)
+        )
+    path = Path(root) / version.id / f"{split}.parquet"
+    rows = list(read_parquet(path))
+    if digest_of(rows) != version.digests[split]:
+        raise DataError("the rows are not those that were frozen", where=str(path), remedy="restore the file, or make the version again")
+    return rows
+
+
+def lineage(root: str | Path, name: str) -> list[DatasetVersion]:
+    """The version and its parents, youngest first."""
+    found = [load(root, name)]
+    while (parent := found[-1].parent) is not None:
+        found.append(load(root, parent))
+    return found
+
+
+def diff(old: Mapping[str, Sequence[Row]], new: Mapping[str, Sequence[Row]]) -> Difference:
+    """What changed between two data sets (split → rows). Rows are the same by content; by origin a changed row is known."""
+    before = [(split, row) for split, rows in old.items() for row in rows]
+    after = [(split, row) for split, rows in new.items() for row in rows]
+    old_sides, new_sides = {_key(row): split for split, row in before}, {_key(row): split for split, row in after}
+    gone = {row.origin: row for _, row in before if _key(row) not in new_sides}
+    fresh = {row.origin: row for _, row in after if _key(row) not in old_sides}
+    return Difference(
+        added=[Change(origin, None, row) for origin, row in fresh.items() if origin not in gone],
+        removed=[Change(origin, row, None) for origin, row in gone.items() if origin not in fresh],
+        changed=[Change(origin, row, fresh[origin]) for origin, row in gone.items() if origin in fresh],
+        moved=[(row.origin, old_sides[_key(row)], split) for split, row in after if old_sides.get(_key(row), split) != split],
+    )
+
+
+def _key(row: Row) -> tuple[str, str]:
+    """A row's identity in a difference: its content and where it came from (two rows can have the same content)."""
+    return row.id, row.origin

@@ -1,0 +1,1 @@
+"""Evaluation: is it better, by how much, how sure, and what broke?"""

@@ -1,0 +1,237 @@
+"""Compares two models' scores on the same rows: by how much, how sure, won and lost where; knows no model, no file and no formula."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
+from typing import Literal
+
+import numpy as np
+from msgspec.structs import replace
+
+from tunesmith.core.errors import DataError, UsageError, nearest
+from tunesmith.core.stats import (
+    Difference,
+    Interval,
+    holm,
+    mean_interval,
+    paired_difference,
+    paired_pooled,
+    paired_pooled_f1,
+    pooled_f1_interval,
+    pooled_interval,
+    smallest_detectable,
+)
+from tunesmith.core.types import Answer, Example, Record, Score
+from tunesmith.evaluate.metrics import Metric
+from tunesmith.evaluate.metrics.base import f1_pool
+
+Verdict = Literal["better", "worse", "different", "no difference seen", "cannot tell"]
+
+
+class MetricComparison(Record, frozen=True):
+    """One metric of two models over the rows that both have a score for.
+
+    `missing_a` and `missing_b` count the rows that were left out because that model has no score. `difference` is B minus A whatever the
+    good direction is; `p_adjusted` is Holm's over the metrics of the comparison; `smallest_detectable` the true difference that these rows
+    show with 80 % power. Intervals are None where there were too few rows. `won` and `lost` are the ids of the rows on which B is better
+    and worse (B higher and lower where neither direction is good).
+    """
+
+    metric: str
+    rows: int
+    missing_a: int
+    missing_b: int
+    verdict: Verdict
+    sentence: str
+    a: Interval | None = None
+    b: Interval | None = None
+    difference: Difference | None = None
+    p_adjusted: float | None = None
+    smallest_detectable: float | None = None
+    won: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
+
+
+class Comparison(Record, frozen=True):
+    """B against A, metric by metric. `level` is that of the intervals and of the joint test: α = 1 − level for all metrics together."""
+
+    a: str
+    b: str
+    level: float
+    metrics: tuple[MetricComparison, ...]
+
+    def metric(self, name: str) -> MetricComparison:
+        """The comparison of one metric. Raises UsageError when it is not among them."""
+        for one in self.metrics:
+            if one.metric == name:
+                return one
+        names = [one.metric for one in self.metrics]
+        raise UsageError(f"metric '{name}' was not compared", allowed=", ".join(names), remedy=nearest(name, names))
+
+
+def compare(
+    scores_a: Sequence[Score],
+    scores_b: Sequence[Score],
+    *,
+    metrics: Sequence[Metric | str] | None = None,
+    clusters: Mapping[str, str] | None = None,
+    names: tuple[str, str] = ("A", "B"),
+    relevant: float = 0.05,
+    level: float = 0.95,
+) -> Comparison:
+    """Is B better than A? Rows are paired by example id; a row that either model has no score for is left out and counted.
+
+    `metrics` brings direction, bounds and pooling; a bare name (and, with None, every metric that both have) means higher is better, the
+    micro F1 where every score carries three counts, else the mean, in 0…1 where every score is. `clusters` maps example ids to groups of
+    rows that are not independent; an id that it lacks stands alone. Several scores of one example are averaged.
+
+    Verdict: better or worse when Holm's p is below 1 − level and the interval excludes 0 ("different" for a metric that has no good
+    direction); no difference seen when the interval stays within ± `relevant` of the metric's range (of the larger value when it has no
+    range); cannot tell otherwise, and with too few rows. Raises UsageError for an unknown metric or no common one.
+    """
+    by_a, by_b = _by_metric(scores_a), _by_metric(scores_b)
+    wanted = [_named(one, by_a, by_b) for one in (metrics if metrics is not None else [name for name in by_a if name in by_b])]
+    if not wanted:
+        raise UsageError(
+            f"no common metric: {names[0]} has {sorted(by_a)}, {names[1]} has {sorted(by_b)}", remedy="evaluate both with the same metrics"
+        )
+    measured = [_measure(one, by_a[one.name], by_b[one.name], clusters or {}, level) for one in wanted]
+    tested = [one.difference.p_value for one in measured if one.difference is not None]
+    adjusted = iter(holm(tested).tolist())
+    judge = partial(_judge, names=names, relevant=relevant)
+    judged = [judge(metric, one, None if one.difference is None else next(adjusted)) for metric, one in zip(wanted, measured, strict=True)]
+    return Comparison(a=names[0], b=names[1], level=level, metrics=tuple(judged))
+
+
+def _by_metric(scores: Sequence[Score]) -> dict[str, dict[str, Score]]:
+    """Metric → example id → score, in order of appearance; several scores of one example become their mean."""
+    found: dict[str, dict[str, list[Score]]] = {}
+    for score in scores:
+        found.setdefault(score.metric, {}).setdefault(score.example_id, []).append(score)
+    return {metric: {example: _mean(same) for example, same in rows.items()} for metric, rows in found.items()}
+
+
+def _mean(scores: Sequence[Score]) -> Score:
+    there = [score for score in scores if score.value is not None]
+    if len(scores) == 1 or not there:
+        return scores[0]
+    counts = [score.counts for score in there if score.counts is not None]
+    if counts and len(counts) < len(there):
+        raise DataError("some scores have counts and some have none", where=f"metric '{there[0].metric}', example {there[0].example_id}")
+    return Score(
+        example_id=there[0].example_id,
+        metric=there[0].metric,
+        value=float(np.mean([score.value for score in there])),
+        counts=tuple(np.mean(counts, axis=0).tolist()) if counts else None,
+    )
+
+
+def _named(wanted: Metric | str, by_a: Mapping[str, Mapping[str, Score]], by_b: Mapping[str, Mapping[str, Score]]) -> Metric:
+    """The metric as given, or what a bare name means. Raises UsageError when a model has no scores of it."""
+    name = wanted.name if isinstance(wanted, Metric) else wanted
+    for side, known in (("A", by_a), ("B", by_b)):
+        if name not in known:
+            raise UsageError(f"model {side} has no scores of metric '{name}'", allowed=", ".join(known), remedy=nearest(name, known))
+    if isinstance(wanted, Metric):
+        return wanted
+    scores = [score for rows in (by_a[name], by_b[name]) for score in rows.values() if score.value is not None]
+    pooled = all(score.counts is not None and len(score.counts) == 3 for score in scores)
+    if pooled and scores:
+        return Metric(name=name, rate=_no_rate, kind="pooled", pool=f1_pool)
+    shares = all(0 <= (score.value or 0.0) <= 1 for score in scores)
+    return Metric(name=name, rate=_no_rate) if shares else Metric(name=name, rate=_no_rate, low=-np.inf, high=np.inf)
+
+
+def _no_rate(example: Example, answer: Answer) -> None:
+    """A metric known by name only rates nothing here: its scores are there already."""
+
+
+def _measure(metric: Metric, a: Mapping[str, Score], b: Mapping[str, Score], clusters: Mapping[str, str], level: float) -> MetricComparison:
+    """Everything but the verdict; the sentence of a comparison that could not be made is the reason."""
+    ids = list(dict.fromkeys([*a, *b]))
+    there_a, there_b = ({i for i in ids if i in side and side[i].value is not None} for side in (a, b))
+    both = [i for i in ids if i in there_a and i in there_b]
+    result = MetricComparison(
+        metric=metric.name,
+        rows=len(both),
+        missing_a=len(ids) - len(there_a),
+        missing_b=len(ids) - len(there_b),
+        verdict="cannot tell",
+        sentence="",
+    )
+    groups: list[Hashable] = [clusters.get(i, ("alone", i)) for i in both]
+    try:
+        first, second, difference = _intervals(metric, [a[i] for i in both], [b[i] for i in both], groups, level)
+    except DataError as error:
+        return replace(result, sentence=error.what)
+    sign = -1 if metric.better == "lower" else 1
+    gains = {i: sign * ((b[i].value or 0.0) - (a[i].value or 0.0)) for i in both}
+    return replace(
+        result,
+        a=first,
+        b=second,
+        difference=difference,
+        smallest_detectable=smallest_detectable(difference),
+        won=tuple(i for i, gain in gains.items() if gain > 0),
+        lost=tuple(i for i, gain in gains.items() if gain < 0),
+    )
+
+
+def _bounds(metric: Metric) -> tuple[float, float] | None:
+    return (metric.low, metric.high) if np.isfinite([metric.low, metric.high]).all() else None
+
+
+def _intervals(
+    metric: Metric, a: Sequence[Score], b: Sequence[Score], groups: Sequence[Hashable], level: float
+) -> tuple[Interval, Interval, Difference]:
+    """The interval of each model and of the difference, as fits the metric. Raises DataError for too few rows or clusters."""
+    if metric.kind == "mean":
+        x, y = (np.array([score.value for score in side], dtype=np.float64) for side in (a, b))
+        first, second = (mean_interval(values, groups, level) for values in (x, y))
+        # A mean of shares cannot lie above 1.
+        first, second = (replace(one, low=max(one.low, metric.low), high=min(one.high, metric.high)) for one in (first, second))
+        return first, second, paired_difference(x, y, groups, level)
+    sides, value = metric.pools(a, b)
+    if metric.pool is f1_pool:
+        first, second = (pooled_f1_interval(rows, groups, level=level) for rows in sides)
+        return first, second, paired_pooled_f1(sides[0], sides[1], groups, level=level)
+    bounds = _bounds(metric)
+    first, second = (pooled_interval(rows, value, groups, bounds=bounds, level=level) for rows in sides)
+    span = bounds[1] - bounds[0] if bounds else max(1.0, abs(first.estimate), abs(second.estimate))
+    return first, second, paired_pooled(sides[0], sides[1], value, groups, span=span, level=level)
+
+
+def _judge(metric: Metric, one: MetricComparison, p_adjusted: float | None, *, names: tuple[str, str], relevant: float) -> MetricComparison:
+    """The comparison with its verdict and a sentence of it."""
+    left_out = f" Left out: {one.missing_a} row(s) without a score of {names[0]}, {one.missing_b} of {names[1]}."
+    left_out = left_out if one.missing_a + one.missing_b else ""
+    a, b, d = one.a, one.b, one.difference
+    if a is None or b is None or d is None or p_adjusted is None:
+        return replace(one, sentence=f"Cannot tell {names[1]} from {names[0]} on {metric.name}: {one.sentence}.{left_out}")
+    bounds = _bounds(metric)
+    tolerance = relevant * (bounds[1] - bounds[0] if bounds else max(abs(a.estimate), abs(b.estimate)))
+    verdict = _verdict(metric, d, p_adjusted, tolerance)
+    p = "p < 0.001" if p_adjusted < 0.001 else f"p = {p_adjusted:.3f}"
+    clusters = f" in {d.clusters} clusters" if d.clusters is not None else ""
+    interval = f"{d.level:.0%} interval {d.low:+.3g} to {d.high:+.3g}, {p}"
+    numbers = f"{b.estimate:.3g} against {a.estimate:.3g}, difference {d.estimate:+.3g} ({interval}) over {one.rows} rows{clusters}."
+    head, tail = {
+        "better": (f"{names[1]} is better than {names[0]}", ""),
+        "worse": (f"{names[1]} is worse than {names[0]}", ""),
+        "different": (f"{names[1]} differs from {names[0]}", ""),
+        "no difference seen": (f"No difference seen between {names[1]} and {names[0]}", f" One above {tolerance:.3g} is ruled out."),
+        "cannot tell": (
+            f"Cannot tell {names[1]} from {names[0]}",
+            f" These rows show a true difference from {one.smallest_detectable:.3g} on (80 % power).",
+        ),
+    }[verdict]
+    return replace(one, verdict=verdict, sentence=f"{head} on {metric.name}: {numbers}{tail}{left_out}", p_adjusted=p_adjusted)
+
+
+def _verdict(metric: Metric, d: Difference, p_adjusted: float, tolerance: float) -> Verdict:
+    if p_adjusted < 1 - d.level and not d.low <= 0 <= d.high:
+        if metric.better == "neither":
+            return "different"
+        return "better" if (d.estimate > 0) == (metric.better == "higher") else "worse"
+    return "no difference seen" if max(-d.low, d.high) <= tolerance else "cannot tell"

@@ -1,0 +1,21 @@
+"""Everything that rates an answer, by name; importing it registers the built-in metrics and loads no heavy library."""
+
+from tunesmith.evaluate.metrics import classes, cost, encoded, entities, execute, overlap, structured, text, translation
+from tunesmith.evaluate.metrics.base import Measured, Metric, Pool, metric, names
+
+__all__ = [
+    "Measured",
+    "Metric",
+    "Pool",
+    "classes",
+    "cost",
+    "encoded",
+    "entities",
+    "execute",
+    "metric",
+    "names",
+    "overlap",
+    "structured",
+    "text",
+    "translation",
+]

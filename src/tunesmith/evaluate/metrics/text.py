@@ -1,0 +1,109 @@
+"""Metrics of an answer's text against its reference by equality, containment, pattern and length; knows nothing about word overlap.
+
+All are means over rows. A row may have several right answers: `meta["references"]`, a list, goes before the reference.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+
+from tunesmith.core.errors import ConfigError
+from tunesmith.core.types import Answer, Example
+from tunesmith.evaluate.metrics.base import Measured, Metric, measured, register
+
+
+def references(example: Example) -> tuple[str, ...]:
+    """Every right answer of a row: `meta["references"]` when it is there, else the one reference."""
+    several = example.meta.get("references")
+    return tuple(str(one) for one in several) if several else (example.answer,)
+
+
+@lru_cache(maxsize=65536)
+def normalize(text: str) -> str:
+    """SQuAD's normal form in any script (arXiv 1606.05250): NFKC, case folded, no punctuation, no English articles, single spaces."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    bare = "".join(c for c in folded if not unicodedata.category(c).startswith("P"))
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
+
+
+@measured("exact_match")
+def exact_match(example: Example, answer: Answer) -> float:
+    """1 when the answer is a reference, character by character, outer white space apart. Range 0 to 1, higher is better, mean."""
+    said = answer.text.strip()
+    return float(any(said == right.strip() for right in references(example)))
+
+
+@measured("normalized_match")
+def normalized_match(example: Example, answer: Answer) -> float:
+    """1 when answer and a reference have the same normal form (`normalize`). Range 0 to 1, higher is better, mean."""
+    said = normalize(answer.text)
+    return float(any(said == normalize(right) for right in references(example)))
+
+
+@register("includes")
+def includes(ignore_case: bool = False) -> Metric:
+    """1 when a reference occurs in the answer (OpenAI evals' Includes). Range 0 to 1, higher is better, mean."""
+
+    def rate(example: Example, answer: Answer) -> float:
+        fold: Callable[[str], str] = str.casefold if ignore_case else str
+        said = fold(answer.text)
+        return float(any(fold(right.strip()) in said for right in references(example)))
+
+    return Metric(name="includes", rate=rate)
+
+
+@measured("starts_with")
+def starts_with(example: Example, answer: Answer) -> float:
+    """1 when the answer begins with a reference (OpenAI evals' Match). Range 0 to 1, higher is better, mean."""
+    said = answer.text.lstrip()
+    return float(any(said.startswith(right.strip()) for right in references(example)))
+
+
+@measured("fuzzy_match")
+def fuzzy_match(example: Example, answer: Answer) -> float:
+    """1 when the normal form of the answer or of a reference holds the other (OpenAI evals' FuzzyMatch). 0 to 1, higher is better, mean."""
+    said = normalize(answer.text)
+    forms = [normalize(right) for right in references(example)]
+    return float(any(said == right or bool(said and right and (said in right or right in said)) for right in forms))
+
+
+@register("regex")
+def regex(pattern: str | None = None, full: bool = False) -> Metric:
+    """1 when the pattern is found in the answer (`full`: is the whole answer); without a pattern the row's reference is one.
+
+    Range 0 to 1, higher is better, mean. Raises ConfigError when the pattern does not compile; a row's own bad pattern is missing.
+    """
+    try:
+        fixed = re.compile(pattern) if pattern is not None else None
+    except re.error as error:
+        raise ConfigError(
+            f"the pattern '{pattern}' does not compile: {error}", where="metric 'regex'", allowed="Python's re syntax"
+        ) from error
+
+    def rate(example: Example, answer: Answer) -> float | Measured:
+        try:
+            wanted = fixed or re.compile(example.answer)
+        except re.error as error:
+            return Measured(None, detail=f"the reference is no pattern: {error}")
+        return float(bool(wanted.fullmatch(answer.text.strip()) if full else wanted.search(answer.text)))
+
+    return Metric(name="regex", rate=rate)
+
+
+@register("length")
+def length(unit: Literal["words", "characters", "tokens"] = "words") -> Metric:
+    """The answer's length in words, characters or generated tokens. Range 0 and up, neither direction is better, mean."""
+    count: dict[str, Callable[[Answer], int]] = {
+        "words": lambda answer: len(answer.text.split()),
+        "characters": lambda answer: len(answer.text),
+        "tokens": lambda answer: answer.completion_tokens,
+    }
+    if unit not in count:
+        raise ConfigError(f"unit '{unit}'", where="metric 'length'", allowed=", ".join(count))
+    return Metric(name="length", rate=lambda _, answer: float(count[unit](answer)), high=np.inf, better="neither", unit=unit)

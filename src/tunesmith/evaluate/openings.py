@@ -1,0 +1,58 @@
+"""The log of who opened a sealed test set, when and why; append-only, and it judges nobody.
+
+A winner picked on validation rows is reported on test rows that no choice has seen. Each look spends some of that, so each is written down.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import msgspec
+
+from tunesmith.core.errors import StoreError
+from tunesmith.core.types import Record
+
+
+class Opening(Record, frozen=True):
+    """One look at the sealed rows `dataset_digest`. `time` is seconds since 1970."""
+
+    dataset_digest: str
+    who: str
+    why: str
+    time: float
+
+
+def open_sealed(log: Path, dataset_digest: str, *, who: str, why: str) -> int:
+    """Write down one more opening before the rows are read; returns the how-manieth it is of this data set (1: the first).
+
+    Raises StoreError when it cannot be written down: then the rows must stay closed.
+    """
+    opening = Opening(dataset_digest=dataset_digest, who=who, why=why, time=time.time())
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(file, msgspec.json.encode(opening) + b"\n")
+            os.fsync(file)
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise StoreError(
+            f"the opening cannot be written down: {error}", where=str(log), remedy="make the log writable; until then the rows stay closed"
+        ) from error
+    return len(openings(log, dataset_digest))
+
+
+def openings(log: Path, dataset_digest: str | None = None) -> list[Opening]:
+    """All openings in order, or those of one data set; an absent log is an empty one. Raises StoreError naming a damaged line."""
+    if not log.exists():
+        return []
+    found = []
+    for number, raw in enumerate(log.read_bytes().splitlines(), 1):
+        try:
+            found.append(msgspec.json.decode(raw, type=Opening))
+        except msgspec.DecodeError as error:
+            raise StoreError(f"a damaged line: {error}", where=f"{log}:{number}", remedy="restore the log; it is evidence") from error
+    return [one for one in found if dataset_digest in (None, one.dataset_digest)]

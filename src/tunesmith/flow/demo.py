@@ -1,0 +1,32 @@
+"""The capstone: an ordinary project on real data, written down and run; knows nothing that `tunesmith run` does not."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from tunesmith.core.progress import Progress
+from tunesmith.core.store import write_whole
+from tunesmith.flow.circle import Server
+from tunesmith.flow.pipeline import Outcome, run_circle
+from tunesmith.flow.project import load_project
+
+# What --quick changes, and how the report says so.
+QUICK = (
+    ("--train.epochs", "1", "one training epoch instead of the plan's own number"),
+    ("--evaluate.limit", "100", "100 of the held-out rows, so intervals are wider"),
+    ("--evaluate.max_tokens", "96", "answers of at most 96 tokens"),
+    ("--deploy.questions", "2", "two questions through the server instead of five"),
+)
+
+
+def run_demo(folder: Path, *, quick: bool, progress: Progress, server: Server) -> Outcome:
+    """Write `tunesmith.yaml` into `folder` (kept when it is there) and walk its circle."""
+    file = folder / "tunesmith.yaml"
+    if not file.exists():
+        write_whole(file, resources.files("tunesmith.flow").joinpath("demo.yaml").read_text("utf-8"))
+    overrides = [word for key, value, _ in QUICK for word in (key, value)] if quick else []
+    progress.say(f"the demo is an ordinary project: {file}")
+    left_out = tuple(said for _, _, said in QUICK) if quick else ()
+    command = "tunesmith demo --quick" if quick else "tunesmith demo"
+    return run_circle(load_project(file, overrides), folder.resolve(), progress, server, command=command, left_out=left_out)

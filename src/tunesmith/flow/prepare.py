@@ -1,0 +1,171 @@
+"""The data stages of the circle: sources → rows → clean rows → split → token ids and loss masks, each with the ledger of what happened.
+Knows nothing about weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from tunesmith.core.chat import Rendered, Renderer
+from tunesmith.core.errors import ConfigError, DataError
+from tunesmith.core.rows import read_parquet, write_parquet
+from tunesmith.core.types import Example
+from tunesmith.data.clean import Clean, clean
+from tunesmith.data.collect import Source, collect
+from tunesmith.data.ledger import Ledger
+from tunesmith.data.sources import files
+from tunesmith.data.split import Split, split
+from tunesmith.data.summary import summary
+from tunesmith.models.catalog import Catalog
+from tunesmith.train.plan import Plan
+
+PARTS = ("train", "validation", "test")
+
+
+def located(sources: Sequence[Source], folder: Path, catalog: Catalog) -> list[Source]:
+    """The sources with real paths: `catalog:NAME` fetched, relative ones taken from the project's folder."""
+    found = []
+    for source in sources:
+        if source.path.startswith("catalog:"):
+            path = str(catalog.dataset(source.path.removeprefix("catalog:")))
+        else:
+            path = source.path if "://" in source.path else str(folder / Path(source.path).expanduser())
+        found.append(msgspec.structs.replace(source, path=path))
+    return found
+
+
+def content(sources: Sequence[Source]) -> list[str]:
+    """What names the content of the sources: a hash of every file, so that a changed file is a changed input."""
+    hashes = []
+    for source in sources:
+        for path in files(source.path):
+            with open(path, "rb") as file:
+                hashes.append(hashlib.file_digest(file, "blake2b").hexdigest()[:32])
+    return hashes
+
+
+def collect_rows(sources: Sequence[Source], max_invalid: float, work: Path) -> dict[str, Any]:
+    """Read every source; writes rows.parquet, ledger.jsonl and (where rows have faults) rejects.jsonl."""
+    found = collect(sources, max_invalid=max_invalid, rejects=work / "rejects.jsonl")
+    write_parquet(work / "rows.parquet", found.rows)
+    found.ledger.write(work / "ledger.jsonl")
+    return {"inputs": found.inputs, "invalid": found.invalid, "rows": len(found.rows), "formats": sorted(set(found.formats.values()))}
+
+
+def clean_and_split(rows_folder: Path, cleaning: Clean, splitting: Split, work: Path) -> dict[str, Any]:
+    """Clean the rows and divide them; writes one Parquet file a part, clusters.json and the ledger of both."""
+    ledger = Ledger.read(rows_folder / "ledger.jsonl")
+    cleaned = clean(list(read_parquet(rows_folder / "rows.parquet")), cleaning, ledger)
+    parts = split(cleaned.rows, splitting, cleaned.clusters)
+    for name in PARTS:
+        write_parquet(work / f"{name}.parquet", getattr(parts, name))
+        if not getattr(parts, name):
+            raise DataError(
+                f"the split leaves no {name} rows ({len(cleaned.rows)} rows in all)",
+                where="split",
+                remedy="add rows, or change the shares; a data set of a few dozen rows cannot be split three ways",
+            )
+    clusters = {row.id: int(cluster) for row, cluster in zip(cleaned.rows, cleaned.clusters, strict=True)}
+    (work / "clusters.json").write_bytes(msgspec.json.encode(clusters))
+    ledger.write(work / "ledger.jsonl")
+    return summary(cleaned.rows, ledger=ledger, clusters=cleaned.clusters, splits=parts)
+
+
+def examples(folder: Path, part: str) -> list[Example]:
+    """The rows of one part. Raises ConfigError when they are preference pairs."""
+    rows = list(read_parquet(folder / f"{part}.parquet"))
+    if not all(isinstance(row, Example) for row in rows):
+        raise ConfigError("these rows are preference pairs", where="train.method", allowed="method: dpo for preference pairs")
+    return [row for row in rows if isinstance(row, Example)]
+
+
+def tokenize(split_folder: Path, base: Path, plan: Plan, work: Path) -> dict[str, Any]:
+    """Render train and validation rows by the base's template: the mask gate. Rows over `max_length` are dropped or cut, in the ledger.
+
+    Raises DataError when nothing is left to train.
+    """
+    renderer = Renderer.load(base)
+    ledger = Ledger.read(split_folder / "ledger.jsonl")
+    facts: dict[str, Any] = {"template": renderer.digest}
+    for part in ("train", "validation"):
+        rows = examples(split_folder, part)
+        kept = _fitting(renderer.examples(rows), rows, plan, ledger)
+        if part == "train" and not any(row.trained for row in kept):
+            raise DataError(
+                "no token of any row would be trained", where="mask gate", remedy="rows need an assistant turn within max_length"
+            )
+        save_rendered(work / f"{part}.npz", kept)
+        lengths = [len(row.ids) for row in kept]
+        facts[part] = {
+            "rows": len(kept),
+            "tokens": sum(lengths),
+            "trained": sum(row.trained for row in kept),
+            "longest": max(lengths, default=0),
+        }
+        if part == "train":
+            facts["lengths"] = lengths
+            facts["shared_prefix"] = _shared_prefix(kept)
+            facts["longest_answer"] = max(row.trained for row in kept)
+            shown = min(kept, key=lambda row: abs(len(row.ids) - int(np.median(lengths))))
+            facts["shown"] = [renderer.pieces(shown.ids.tolist()), shown.mask.tolist()]
+    ledger.write(work / "ledger.jsonl")
+    return facts
+
+
+def _fitting(rendered: Sequence[Rendered], rows: Sequence[Example], plan: Plan, ledger: Ledger) -> list[Rendered]:
+    if plan.max_length == "auto":
+        return list(rendered)
+    kept = []
+    for row, example in zip(rendered, rows, strict=True):
+        if len(row.ids) <= plan.max_length:
+            kept.append(row)
+            continue
+        short, reason = row.limited(plan.max_length), f"{len(row.ids)} tokens, max_length {plan.max_length}"
+        if plan.over_length == "truncate" and short.trained:
+            ledger.mark(example.origin, "truncated", "max_length", f"{reason}: {short.cut} tokens cut")
+            kept.append(short)
+        else:
+            why = reason if plan.over_length == "drop" else f"{reason}: nothing trained would be left"
+            ledger.mark(example.origin, "dropped", "max_length", why)
+    return kept
+
+
+def _shared_prefix(rows: Sequence[Rendered]) -> int:
+    """How many leading tokens all rows share (a common system prompt); training computes them once a batch."""
+    if not rows:
+        return 0
+    first, shared = rows[0].ids, len(rows[0].ids)
+    for row in rows[1:]:
+        length = min(shared, len(row.ids))
+        differ = np.flatnonzero(first[:length] != row.ids[:length])
+        shared = int(differ[0]) if differ.size else length
+    return shared
+
+
+def save_rendered(path: Path, rows: Sequence[Rendered]) -> None:
+    """Rendered rows as one file of flat arrays (no pickle)."""
+    np.savez(
+        path,
+        ids=np.concatenate([row.ids for row in rows]) if rows else np.zeros(0, np.int32),
+        mask=np.concatenate([row.mask for row in rows]) if rows else np.zeros(0, np.uint8),
+        lengths=np.array([len(row.ids) for row in rows], dtype=np.int64),
+        cut=np.array([row.cut for row in rows], dtype=np.int64),
+        names=np.array([row.example_id for row in rows], dtype=np.str_),
+    )
+
+
+def load_rendered(path: Path) -> list[Rendered]:
+    """The rows that `save_rendered` wrote."""
+    with np.load(path, allow_pickle=False) as kept:
+        ends = np.cumsum(kept["lengths"])
+        ids, mask, cut, names = kept["ids"], kept["mask"], kept["cut"], kept["names"]
+    starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
+    return [
+        Rendered(str(names[i]), ids[start:end], mask[start:end], int(cut[i]))
+        for i, (start, end) in enumerate(zip(starts, ends, strict=True))
+    ]

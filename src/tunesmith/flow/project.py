@@ -1,0 +1,92 @@
+"""What `tunesmith.yaml` says, as one frozen record composed of the rooms' own sections; knows nothing about how it is carried out."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from tunesmith.core.config import load
+from tunesmith.core.errors import ConfigError
+from tunesmith.core.store import write_whole
+from tunesmith.core.types import Record
+from tunesmith.data.clean import Clean
+from tunesmith.data.collect import Source
+from tunesmith.data.split import Split
+from tunesmith.train.plan import Plan
+
+DEFAULT_FILE = Path("tunesmith.yaml")
+
+
+class Baseline(Record, frozen=True):
+    """One way to use the base untrained. `shots` solved training rows go before each question; `instruction` replaces the rows' own."""
+
+    name: str
+    shots: int = 0
+    by: Literal["random", "nearest"] = "random"
+    instruction: str | None = None
+
+
+class Evaluate(Record, frozen=True):
+    """How answers are measured. The first metric decides. `limit`: at most so many test rows (None: all)."""
+
+    metrics: tuple[str, ...] = ("exact_match",)
+    max_tokens: int | Literal["auto"] = "auto"
+    limit: int | None = None
+    batch_size: int = 48
+
+
+class Gate(Record, frozen=True):
+    """The run passes when the interval of tuned − best baseline, on the first metric, lies wholly above `margin`."""
+
+    margin: float = 0.0
+
+
+class Deploy(Record, frozen=True):
+    """Where the tuned model answers. `questions` held-out rows are asked through the server as a check."""
+
+    alias: str = "custom"
+    host: str = "127.0.0.1"
+    port: int = 8000
+    questions: int = 5
+
+
+class Project(Record, frozen=True):
+    """The whole circle. Paths are relative to the file's folder."""
+
+    name: str
+    sources: tuple[Source, ...]
+    base: str
+    max_invalid: float = 0.0
+    clean: Clean = Clean()
+    split: Split = Split()
+    train: Plan = Plan()
+    baselines: tuple[Baseline, ...] = (Baseline(name="zero-shot"), Baseline(name="few-shot", shots=4))
+    evaluate: Evaluate = Evaluate()
+    gate: Gate = Gate()
+    deploy: Deploy = Deploy()
+    report: str = "report"
+    store: str = ".tunesmith"
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ConfigError("no sources", where="sources", allowed="at least one", remedy="sources: [{path: data.jsonl}]")
+        if not self.evaluate.metrics:
+            raise ConfigError("no metric", where="evaluate.metrics", allowed="at least one metric name")
+        names = [baseline.name for baseline in self.baselines]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if not names or twice or "tuned" in names:
+            raise ConfigError(f"baselines {names}", where="baselines", allowed="at least one; distinct names; not 'tuned'")
+
+
+def load_project(file: Path, overrides: list[str] | None = None) -> Project:
+    """The project that a file describes. Raises ConfigError with file, line and key."""
+    return load(file, Project, overrides or [])
+
+
+def write_template(file: Path, *, path: str, base: str = "smollm2-135m", metric: str = "exact_match", name: str = "my-model") -> None:
+    """Write the commented `tunesmith.yaml`. Raises ConfigError when the file is already there."""
+    if file.exists():
+        raise ConfigError(f"'{file}' is already there", remedy="edit it, or give another name with --config")
+    text = resources.files("tunesmith.flow").joinpath("project.yaml").read_text("utf-8")
+    write_whole(file, text.format(name=name, path=path, base=base, metric=metric))

@@ -1,0 +1,224 @@
+"""Kernels that training and serving share: attention over a tree of token spans, and a LoRA linear layer in one autograd function.
+
+Knows nothing about losses, rows, optimisers or which model it runs in: transformers finds the attention by name
+(`AttentionInterface`), peft finds the layer by its dispatch of custom modules.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from peft.tuners.lora.layer import Linear as PeftLinear
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from transformers import AttentionInterface
+
+from tunesmith.core.errors import UsageError
+
+ATTENTION = "tunesmith_tree"
+
+
+class Span(NamedTuple):
+    """Tokens [start, end) that follow each other; [end, reach) are the tokens of its descendants, which all attend to it."""
+
+    start: int
+    end: int
+    reach: int
+
+
+@lru_cache(maxsize=512)
+def _future(tokens: int, group: int, device: torch.device) -> Tensor:
+    """Boolean [tokens·group, tokens]: True where a query (one row for each head of the group) must not look."""
+    position = torch.arange(tokens, device=device)
+    return (position[None, :] > position[:, None]).repeat_interleave(group, 0)
+
+
+def _scores(q: Tensor, k: Tensor, future: Tensor | None) -> Tensor:
+    scores = torch.bmm(q, k.transpose(1, 2)).float()
+    return scores if future is None else scores.masked_fill_(future, float("-inf"))
+
+
+class _TreeAttention(torch.autograd.Function):
+    """Softmax attention in blocks: each span against itself (causal), and all its descendants against it (no mask).
+
+    The blocks of one query are merged by their log-sum-exp, as in FlashAttention (arXiv 2205.14135) and in cascade inference; the
+    backward pass recomputes the probabilities from it. Heads of one key-value group are rows of the same matrix product.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, spans: Sequence[Span], group: int) -> Tensor:
+        # q [K, T·group, D] already scaled; k, v [K, T, D]; returns [K, T·group, D]
+        out = torch.empty(q.shape, dtype=torch.float32, device=q.device)
+        lse = torch.empty((*q.shape[:2], 1), dtype=torch.float32, device=q.device)
+        seen = 0  # queries before this one already hold the part of an ancestor
+        for a, b, c in spans:
+            for first, last, future in ((a, b, _future(b - a, group, q.device)), (b, c, None)):
+                if first == last:
+                    continue
+                rows = slice(first * group, last * group)
+                scores = _scores(q[:, rows], k[:, a:b], future)
+                peak = scores.amax(-1, keepdim=True)
+                p = torch.softmax(scores, -1)
+                part_lse = peak - p.amax(-1, keepdim=True).log_()
+                part = torch.bmm(p.to(v.dtype), v[:, a:b])
+                if first < seen:
+                    total = torch.logaddexp(lse[:, rows], part_lse)
+                    out[:, rows].mul_((lse[:, rows] - total).exp_()).addcmul_(part, (part_lse - total).exp_())
+                    lse[:, rows] = total
+                else:
+                    out[:, rows], lse[:, rows] = part, part_lse
+                if last == c:
+                    seen = max(seen, c)
+        result = out.to(q.dtype)
+        ctx.save_for_backward(q, k, v, result, lse)
+        ctx.spans, ctx.group = spans, group
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse = ctx.saved_tensors
+        delta = (grad.float() * out).sum(-1, keepdim=True)
+        dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        for a, b, c in ctx.spans:
+            for first, last, future in ((a, b, _future(b - a, ctx.group, q.device)), (b, c, None)):
+                if first == last:
+                    continue
+                rows = slice(first * ctx.group, last * ctx.group)
+                p = _scores(q[:, rows], k[:, a:b], future).sub_(lse[:, rows]).exp_()
+                dv[:, a:b] += torch.bmm(p.to(v.dtype).transpose(1, 2), grad[:, rows])
+                ds = torch.bmm(grad[:, rows], v[:, a:b].transpose(1, 2)).float().sub_(delta[:, rows]).mul_(p).to(q.dtype)
+                dq[:, rows] += torch.bmm(ds, k[:, a:b])
+                dk[:, a:b] += torch.bmm(ds.transpose(1, 2), q[:, rows])
+        return dq, dk, dv, None, None
+
+
+def tree_attention(query: Tensor, key: Tensor, value: Tensor, spans: Sequence[Span], scale: float) -> Tensor:
+    """Attention of one packed sequence: query [H, T, D], key and value [K, T, D] → [T, H, D], differentiable.
+
+    `spans` lie in depth-first order and cover the T tokens; a token sees the earlier tokens of its span and all of its ancestors.
+    """
+    groups, tokens, width = key.shape
+    group = query.shape[0] // groups
+    q = (query * scale).to(value.dtype).view(groups, group, tokens, width).transpose(1, 2).reshape(groups, tokens * group, width)
+    with torch.autocast(q.device.type, enabled=False):
+        out = _TreeAttention.apply(q, key.to(value.dtype).contiguous(), value.contiguous(), spans, group)
+    return out.view(groups, tokens, group, width).transpose(0, 1).reshape(tokens, groups * group, width)
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """transformers' attention interface; the spans travel as the keyword `spans` of the model's forward call."""
+    spans: Sequence[Span] = options["spans"]
+    window = options.get("sliding_window")
+    longest = options["longest"]
+    if window is not None and longest > window:
+        raise UsageError(f"a row of {longest} tokens is longer than the model's sliding window of {window}", remedy=f"max_length: {window}")
+    if options.get("softcap") is not None or options.get("s_aux") is not None:
+        raise UsageError(
+            f"{type(module).__name__} caps or sinks its attention, which packed training does not compute", remedy="pack: false"
+        )
+    scale = options.get("scaling") or query.shape[-1] ** -0.5
+    return tree_attention(query[0], key[0], value[0], spans, scale)[None], None
+
+
+def register_attention() -> str:
+    """Make the tree attention known to transformers; returns its name, for `model.set_attn_implementation(name)`."""
+    AttentionInterface.register(ATTENTION, _attention)
+    return ATTENTION
+
+
+class _LoraLinear(torch.autograd.Function):
+    """y = x Wᵀ + bias + s·dropout(x) Aᵀ Bᵀ with W frozen (LoRA, arXiv 2106.09685); keeps x and the r-wide product, no copies."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float, keep: Tensor | None
+    ) -> Tensor:
+        low_a, low_b = a.to(x.dtype), b.to(x.dtype)
+        rows = x.reshape(-1, x.shape[-1])
+        narrow = (rows if keep is None else rows * keep) @ low_a.T
+        y = F.linear(rows, weight, bias).addmm_(narrow, low_b.T, alpha=scale)
+        ctx.save_for_backward(rows, weight, low_a, low_b, narrow, keep)
+        ctx.scale, ctx.shape = scale, x.shape
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight, low_a, low_b, narrow, keep = ctx.saved_tensors
+        grad = grad.reshape(-1, grad.shape[-1])
+        inner = (grad @ low_b).mul_(ctx.scale)
+        grad_b = (grad.T @ narrow).float().mul_(ctx.scale)
+        grad_a = (inner.T @ (rows if keep is None else rows * keep)).float()
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = grad @ weight
+            if keep is None:
+                grad_x.addmm_(inner, low_a)
+            else:
+                grad_x.addcmul_(inner @ low_a, keep)
+            grad_x = grad_x.view(ctx.shape)
+        return grad_x, None, None, grad_a, grad_b, None, None
+
+
+_random = threading.local()
+
+
+@contextmanager
+def dropout_seed(seed: int) -> Iterator[None]:
+    """Every SeededDropout that runs in this thread inside the block draws from one generator with this seed."""
+    _random.generator = torch.Generator().manual_seed(seed)
+    try:
+        yield
+    finally:
+        del _random.generator
+
+
+class SeededDropout(nn.Dropout):
+    """Dropout whose masks come from the thread's own generator, so that packs computed side by side stay reproducible."""
+
+    def mask(self, x: Tensor) -> Tensor:
+        """The factors, 0 or 1/(1 − p), in the shape of x. Outside of `dropout_seed` they come from torch's global generator."""
+        kept = torch.empty(x.shape).bernoulli_(1.0 - self.p, generator=getattr(_random, "generator", None))
+        return kept.div_(1.0 - self.p).to(x.device, x.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.mask(x) if self.training else x
+
+
+class FusedLoraLinear(PeftLinear):
+    """peft's LoRA layer with a fused forward for plain LoRA and rsLoRA; saving, loading, merging and every variant stay peft's.
+
+    It falls back to peft's own forward for DoRA and other variants, several or merged adapters, a trained base weight or mixed types.
+    """
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        base, names = self.base_layer, self.active_adapters
+        if (
+            self.disable_adapters
+            or self.merged
+            or args
+            or any(value is not None for value in kwargs.values())
+            or len(names) != 1
+            or names[0] not in self.lora_A
+            or names[0] in self.lora_variant
+            or self.lora_bias[names[0]]
+            or type(base) is not nn.Linear
+            or base.weight.requires_grad
+            or x.dtype != base.weight.dtype
+            or type(self.lora_dropout[names[0]]) is nn.Dropout
+        ):
+            return super().forward(x, *args, **kwargs)
+        name = names[0]
+        dropout, keep = self.lora_dropout[name], None
+        if self.training and isinstance(dropout, SeededDropout):
+            keep = dropout.mask(x.reshape(-1, x.shape[-1]))
+        return _LoraLinear.apply(x, base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name], keep)

@@ -1,0 +1,249 @@
+"""Language models from a folder on this machine, with or without a LoRA adapter; knows nothing about where the folders come from.
+
+Weights are read from safetensors only, and no code of a model's folder is ever run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import threading
+import time
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.core.chat import Renderer
+from tunesmith.core.errors import NotFound, UsageError
+from tunesmith.core.load import need
+from tunesmith.core.types import Answer, Message, Prompt, Sampling, digest
+from tunesmith.models.base import OnAnswer
+from tunesmith.models.reply import Reply
+
+if TYPE_CHECKING:
+    from tunesmith.models.decode import Decoder, Engine, Request
+
+# Keys of config.json that make a loader import code or fetch it; a model that needs them is refused.
+_CODE = ("auto_map", "custom_code", "trust_remote_code", "_attn_implementation", "attn_implementation", "quantization_config")
+# Kinds of layer whose state is not keys and values, so that the decoder cannot hold it.
+_RECURRENT = ("linear_attention", "mamba", "conv", "recurrent")
+
+_HEADS = 64  # rendered system messages that are remembered
+
+
+class LocalModel:
+    """A base (a folder with `config.json`, safetensors and a tokenizer) and perhaps a LoRA adapter (a folder that peft wrote).
+
+    `dtype` auto is bfloat16 where the processor multiplies it, else float32. `device` auto is the GPU when there is one.
+    `max_rows` is how many answers are written at once. Siblings made by `with_adapter` share the base's weights.
+    """
+
+    def __init__(
+        self,
+        base: Path | str,
+        adapter: Path | str | None = None,
+        *,
+        name: str,
+        dtype: str = "auto",
+        device: str = "auto",
+        max_rows: int = 64,
+    ) -> None:
+        self.name, self.base, self.max_rows = name, Path(base), max_rows
+        self.renderer = Renderer.load(self.base)
+        self._loaded = load_engine(self.base, dtype, device)
+        self.adapter = self._load_adapter(adapter)
+        self._heads: dict[str, list[int]] = {}
+
+    def _load_adapter(self, folder: Path | str | None) -> str | None:
+        """Load the adapter; its key in the engine names folder and content, so a new version is another adapter."""
+        if folder is None:
+            return None
+        path = Path(folder).resolve()
+        key = f"{path}@{_stamp(path)}"
+        with self._loaded.lock:
+            self._loaded.engine.adapters.load(key, path)
+        return key
+
+    @property
+    def engine(self) -> Engine:
+        """The weights, ready for a `Decoder`."""
+        return self._loaded.engine
+
+    def with_adapter(self, adapter: Path | str | None, name: str) -> LocalModel:
+        """The same base under another adapter (None: the base alone), sharing the weights."""
+        other = copy(self)  # shallow: the renderer and the weights are the same objects
+        other.__dict__.pop("digest", None)
+        other.name, other.adapter = name, self._load_adapter(adapter)
+        return other
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the weights, the renderer, the adapter and the precision."""
+        adapter = self.engine.adapters.loaded[self.adapter] if self.adapter else None
+        return digest(self._loaded.digest, self.renderer.digest, adapter, self._loaded.dtype)
+
+    @property
+    def precision(self) -> str:
+        """The type that the weights are held in, `bfloat16` for one."""
+        return self._loaded.dtype
+
+    def decoder(self) -> Decoder:
+        """A fresh decoder over this model's weights; requests name their adapter."""
+        from tunesmith.models.decode import Decoder
+
+        return Decoder(self.engine, max_rows=self.max_rows)
+
+    def request(self, prompt: Prompt, ids: Sequence[int], sampling: Sampling, *, share: int = 0, choice: int = 0) -> Request:
+        """The decoder's request for a prompt and its rendered ids; `choice` tells the n answers to one prompt apart."""
+        from tunesmith.models.decode import Request
+
+        if prompt.response_schema is not None:
+            raise UsageError("a local model cannot be held to a JSON Schema", remedy="ask for it in words, without response_schema")
+        return Request(
+            ids=ids,
+            max_tokens=sampling.max_tokens,
+            stop_ids=self.renderer.stop_ids,
+            adapter=self.adapter,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=row_seed(sampling.seed, ids, choice) if sampling.temperature > 0 else 0,
+            top_logprobs=sampling.top_logprobs,
+            share=share,
+        )
+
+    def head(self, prompt: Prompt) -> int:
+        """How many of the prompt's first tokens come from its tools and its leading system messages, which other prompts may share."""
+        leading = tuple(takewhile(lambda message: message.role in ("system", "developer"), prompt.messages))
+        if not leading and not prompt.tools:
+            return 0
+        key = digest(leading, prompt.tools)
+        if key not in self._heads:
+            if len(self._heads) >= _HEADS:
+                self._heads.clear()
+            self._heads[key] = self.renderer.prompt(Prompt(messages=(*leading, Message(role="user", content="\u2203")), tools=prompt.tools))
+        return common([self._heads[key], self.renderer.prompt(prompt)])
+
+    def answer(self, prompts: Sequence[Prompt], sampling: Sampling, on_answer: OnAnswer | None = None) -> list[Answer]:
+        """See `Model.answer`. What all prompts begin with is read once; the longest are started first.
+
+        A seed gives each prompt its own draws, which do not depend on the other prompts. Times count from the call. Raises UsageError for
+        a prompt that fills the model's context.
+        """
+        rendered = [self.renderer.prompt(prompt) for prompt in prompts]
+        share = common(rendered) if len(rendered) > 1 else 0
+        decoder, started = self.decoder(), time.perf_counter()
+        rows: dict[int, tuple[int, Reply]] = {}
+        for i in sorted(range(len(prompts)), key=lambda i: -len(rendered[i])):
+            number = decoder.add(self.request(prompts[i], rendered[i], sampling, share=share))
+            rows[number] = (i, Reply(self.renderer, prompts[i], sampling, prompt_tokens=len(rendered[i]), started=started))
+        answers: dict[int, Answer] = {}
+        while decoder.busy:
+            for token in decoder.step():
+                i, reply = rows[token.row]
+                if i in answers:
+                    continue  # a second token of the same step, after a stop string
+                reply.take(token)
+                if reply.stopped_early:
+                    decoder.cancel(token.row)
+                if reply.done:
+                    answers[i] = reply.answer()
+                    if on_answer is not None:
+                        on_answer(i, answers[i])
+        return [answers[i] for i in range(len(prompts))]
+
+    def nll(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, int]]:
+        """(summed negative log-likelihood in nats, scored tokens) of each row of (ids, mask); the ids with mask 1, never the first id."""
+        from tunesmith.models.decode import score
+
+        return score(self.engine, rows, self.adapter)
+
+
+@dataclass(slots=True, eq=False)
+class _Loaded:
+    engine: Engine
+    dtype: str
+    files: list[Path]
+    lock: threading.Lock
+    _digest: str = ""
+
+    @property
+    def digest(self) -> str:
+        """Of the configuration and the weights' files, read once."""
+        if not self._digest:
+            whole = hashlib.blake2b(digest_size=16)
+            for file in self.files:
+                with file.open("rb") as data:
+                    while block := data.read(1 << 22):
+                        whole.update(block)
+            self._digest = whole.hexdigest()
+        return self._digest
+
+
+def load_engine(base: Path, dtype: str, device: str) -> _Loaded:
+    """The model of a folder, ready for packed decoding. Raises NotFound and UsageError with what the folder lacks or asks for."""
+    config_file, weights = base / "config.json", sorted(base.glob("*.safetensors"))
+    if not config_file.is_file() or not weights:
+        missing = "config.json" if not config_file.is_file() else "*.safetensors"
+        raise NotFound(f"no {missing}", where=str(base), allowed="a folder with config.json and safetensors", remedy="tunesmith models")
+    _refuse_code(json.loads(config_file.read_text("utf-8")), config_file)
+    torch, transformers = need("torch", extra="local"), need("transformers", extra="local")
+    from tunesmith.models.attention import NAME, packed_attention
+    from tunesmith.models.decode import Engine
+
+    transformers.AttentionInterface.register(NAME, packed_attention)
+    place = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    kind = dtype if dtype != "auto" else _best_dtype(torch, place)
+    quiet = transformers.utils.logging
+    quiet.disable_progress_bar()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        base, dtype=getattr(torch, kind), attn_implementation=NAME, use_safetensors=True, local_files_only=True, trust_remote_code=False
+    )
+    quiet.enable_progress_bar()
+    if not model._supports_attention_backend or any(word in kind for kind in _layer_types(model) for word in _RECURRENT):
+        raise UsageError(
+            f"{type(model).__name__} cannot be decoded here", where=str(base), allowed="models whose layers all attend to keys and values"
+        )
+    return _Loaded(Engine(model.to(place).eval().requires_grad_(False)), kind, [config_file, *weights], threading.Lock())
+
+
+def _layer_types(model: Any) -> list[str]:
+    return list(getattr(model.config.get_text_config(), "layer_types", None) or ())
+
+
+def _refuse_code(config: dict[str, Any], where: Path) -> None:
+    for key in _CODE:
+        if config.get(key):
+            raise UsageError(
+                f"the model's configuration sets '{key}'", where=str(where), remedy="use a model that runs without code of its own"
+            )
+
+
+def _best_dtype(torch: Any, device: str) -> str:
+    if device != "cpu":
+        return "bfloat16"
+    found = torch.cpu.get_capabilities()
+    return "bfloat16" if found.get("avx512_bf16") or found.get("amx_bf16") or found.get("amx_tile") or found.get("bf16") else "float32"
+
+
+def _stamp(folder: Path) -> str:
+    """Short digest of an adapter's weights, so that a changed folder is another adapter."""
+    file = folder / "adapter_model.safetensors"
+    return hashlib.blake2b(file.read_bytes(), digest_size=6).hexdigest() if file.is_file() else "missing"
+
+
+def row_seed(seed: int | None, ids: Sequence[int], choice: int) -> int:
+    """The stream of draws of one answer: of the seed, the prompt and which of its n answers it is. No seed: a new stream each time."""
+    if seed is None:
+        return secrets.randbits(64)
+    return int.from_bytes(hashlib.blake2b(repr((seed, choice, list(ids))).encode(), digest_size=8).digest(), "little")
+
+
+def common(rows: Sequence[Sequence[int]]) -> int:
+    """How many ids all the rows begin with alike."""
+    first, last = min(map(list, rows)), max(map(list, rows))
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))

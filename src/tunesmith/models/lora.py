@@ -1,0 +1,198 @@
+"""Many LoRA adapters on one base, chosen token by token in the same pass; knows nothing about rows, prompts or training.
+
+Reads the folders that `peft` writes: LoRA (arXiv:2106.09685), rank-stabilised scaling (rsLoRA, arXiv:2312.03732), per-module ranks and
+alphas, DoRA (arXiv:2402.09353). Anything else that such a folder may say is refused by name, never ignored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tunesmith.core.errors import NotFound, UsageError
+from tunesmith.core.load import need
+
+# What may stand in adapter_config.json at any value that changes nothing at inference, and what must be off.
+_MUST_BE_OFF = (
+    "modules_to_save",
+    "layer_replication",
+    "fan_in_fan_out",
+    "trainable_token_indices",
+    "target_parameters",
+    "use_qalora",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "eva_config",
+    "corda_config",
+    "use_bdlora",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one adapter adds to one linear layer: `down` [r, in], `up` [out, r] with the scaling in it, DoRA's `gain` [out] or None."""
+
+    down: Tensor
+    up: Tensor
+    gain: Tensor | None = None
+
+
+class Route:
+    """Which tokens of the current pass belong to which adapter: `groups` of (adapter, token indices or None for all)."""
+
+    def __init__(self) -> None:
+        self.groups: list[tuple[str, Tensor | None]] = []
+
+
+class AdaptedLinear(nn.Module):
+    """A linear layer with the changes of every loaded adapter; each token gets those of its own."""
+
+    def __init__(self, base: nn.Linear, route: Route) -> None:
+        super().__init__()
+        self.base, self.route = base, route
+        self.deltas: dict[str, Delta] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [1, N, in] → [1, N, out]."""
+        out: Tensor = self.base(x)
+        for adapter, index in self.route.groups:
+            delta = self.deltas.get(adapter)
+            if delta is None:
+                continue
+            if index is None:
+                out = _changed(x, out, delta)
+            else:
+                out[:, index] = _changed(x[:, index], out[:, index], delta)
+        return out
+
+
+def _changed(x: Tensor, out: Tensor, delta: Delta) -> Tensor:
+    added = nn.functional.linear(nn.functional.linear(x, delta.down), delta.up)
+    return out + added if delta.gain is None else (out + added) * delta.gain
+
+
+class Adapters:
+    """The adapters on one model. `load` wraps the linear layers that an adapter names; `use` routes the next pass."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.route = Route()
+        self.loaded: dict[str, str] = {}  # name → digest
+
+    def load(self, name: str, folder: Path) -> str:
+        """Add the adapter of a `peft` folder under `name`; returns the digest of its file. A name that is taken must be the same adapter.
+
+        Raises NotFound for a folder without an adapter, UsageError for a kind of adapter that cannot be mixed in a batch.
+        """
+        config_file, weights_file = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+        for file in (config_file, weights_file):
+            if not file.is_file():
+                raise NotFound(f"no {file.name}", where=str(folder), allowed="a folder that peft's save_pretrained wrote")
+        config = json.loads(config_file.read_text("utf-8"))
+        digest = hashlib.blake2b(config_file.read_bytes() + weights_file.read_bytes(), digest_size=16).hexdigest()
+        if self.loaded.get(name, digest) != digest:
+            raise UsageError(
+                f"another adapter is loaded as '{name}'", where=str(folder), remedy="load it under another name, or unload the first"
+            )
+        if name not in self.loaded:
+            _refuse_unknown(config, folder)
+            tensors = need("safetensors.torch", extra="local").load_file(str(weights_file))
+            for module, parts in _by_module(tensors, folder).items():
+                self._put(name, module, parts, _scaling(config, module, parts["lora_A"].shape[0]))
+            self.loaded[name] = digest
+        return digest
+
+    def unload(self, name: str) -> None:
+        """Forget an adapter; nothing happens when there is none of that name."""
+        self.loaded.pop(name, None)
+        for module in self.model.modules():
+            if isinstance(module, AdaptedLinear):
+                module.deltas.pop(name, None)
+
+    def use(self, adapters: Sequence[str | None], device: torch.device) -> None:
+        """Route a pass: the adapter of each of its tokens (None: the base alone)."""
+        names = {name for name in adapters if name is not None}
+        if len(names) == 1 and None not in adapters:
+            self.route.groups = [(names.pop(), None)]
+            return
+        self.route.groups = [
+            (name, torch.tensor([i for i, other in enumerate(adapters) if other == name], device=device)) for name in sorted(names)
+        ]
+
+    def _put(self, name: str, module: str, parts: dict[str, Tensor], scaling: float) -> None:
+        try:
+            found = self.model.get_submodule(module)
+        except AttributeError as error:
+            raise UsageError(
+                f"adapter '{name}' changes '{module}', which this base does not have", remedy="use the base it was trained on"
+            ) from error
+        if not isinstance(found, AdaptedLinear):
+            if not isinstance(found, nn.Linear):
+                raise UsageError(
+                    f"adapter '{name}' changes '{module}', a {type(found).__name__}",
+                    allowed="linear layers",
+                    remedy="merge it into the base",
+                )
+            parent, _, leaf = module.rpartition(".")
+            found = AdaptedLinear(found, self.route)
+            setattr(self.model.get_submodule(parent), leaf, found)
+        weight = found.base.weight
+        down, up = parts["lora_A"].float(), parts["lora_B"].float() * scaling
+        if down.shape[1] != weight.shape[1] or up.shape[0] != weight.shape[0]:
+            raise UsageError(
+                f"adapter '{name}' has shape {up.shape[0]}×{down.shape[1]} for '{module}'",
+                allowed=f"{weight.shape[0]}×{weight.shape[1]}, the base's",
+            )
+        gain = None
+        if "lora_magnitude_vector" in parts:
+            length = (weight.float() + up.to(weight.device) @ down.to(weight.device)).norm(dim=1)
+            gain = (parts["lora_magnitude_vector"].float().to(weight.device) / length).to(weight.dtype)
+            if found.base.bias is not None:
+                raise UsageError(f"adapter '{name}' is DoRA on '{module}', which has a bias", remedy="merge it into the base")
+        found.deltas[name] = Delta(down.to(weight.device, weight.dtype), up.to(weight.device, weight.dtype), gain)
+
+
+def _refuse_unknown(config: dict[str, Any], folder: Path) -> None:
+    where = str(folder / "adapter_config.json")
+    if config.get("peft_type") != "LORA":
+        raise UsageError(f"peft_type is {config.get('peft_type')!r}", where=where, allowed="LORA", remedy="merge the adapter into its base")
+    if config.get("bias", "none") != "none":
+        raise UsageError(f"bias is {config['bias']!r}", where=where, allowed="none", remedy="merge the adapter into its base")
+    for key in _MUST_BE_OFF:
+        if config.get(key):
+            raise UsageError(f"{key} is {config[key]!r}", where=where, allowed="off", remedy="merge the adapter into its base")
+
+
+def _by_module(tensors: dict[str, Tensor], folder: Path) -> dict[str, dict[str, Tensor]]:
+    """Tensors by module name and part (`lora_A`, `lora_B`, `lora_magnitude_vector`)."""
+    modules: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        found = re.fullmatch(r"(?:base_model\.model\.)?(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?", key)
+        if found is None:
+            raise UsageError(
+                f"unknown tensor '{key}'", where=str(folder / "adapter_model.safetensors"), allowed="lora_A, lora_B, lora_magnitude_vector"
+            )
+        modules.setdefault(found[1], {})[found[2]] = tensor
+    for module, parts in modules.items():
+        if not {"lora_A", "lora_B"} <= parts.keys():
+            raise UsageError(f"'{module}' has only {', '.join(sorted(parts))}", where=str(folder), remedy="save the adapter again")
+    return modules
+
+
+def _scaling(config: dict[str, Any], module: str, rank: int) -> float:
+    """lora_alpha / r, or lora_alpha / √r when rank-stabilised, with the per-module alpha when the configuration has one."""
+    alpha = config["lora_alpha"]
+    for pattern, value in (config.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            alpha = value
+            break
+    return float(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))

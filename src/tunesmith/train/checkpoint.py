@@ -1,0 +1,139 @@
+"""Checkpoints that survive a kill at any moment: whole or absent, hashed, safetensors and JSON only. Knows nothing about the loop.
+
+A checkpoint holds the trainable weights (an adapter in peft's own format), the optimiser's moments and a few numbers. Randomness needs
+no saving: data order and dropout are functions of seed, epoch and step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from tunesmith.core.errors import StoreError
+from tunesmith.core.store import whole_folder
+from tunesmith.core.types import Record
+from tunesmith.train.adapters import Trainable
+
+ADAPTER, FULL, MOMENTS, STATE = "adapter_model.safetensors", "weights.safetensors", "optimizer.safetensors", "state.json"
+
+
+class State(Record, frozen=True):
+    """Where a run stands. `identity` names plan + data + base; `files` maps each file to its BLAKE2b; losses in nats per trained token."""
+
+    step: int
+    identity: str
+    files: dict[str, str] = {}
+    valid_loss: float | None = None
+    best_step: int | None = None
+    best_loss: float | None = None
+    seconds: float = 0.0
+    tokens: int = 0
+    epoch_nll: float = 0.0
+    epoch_tokens: int = 0
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def folder_of(out: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return out / "checkpoints" / f"checkpoint-{step}"
+
+
+def save(out: Path, trainable: Trainable, optimizer: torch.optim.Optimizer, state: State) -> Path:
+    """Write one checkpoint, whole or not at all. Raises StoreError (a full disk); what was there before stays."""
+    from safetensors.torch import save_file
+
+    final = folder_of(out, state.step)
+    try:
+        with whole_folder(final) as work:
+            save_weights(trainable, work)
+            moments = {
+                f"{name}.{key}": value.contiguous()
+                for name, p in trainable.parameters().items()
+                for key, value in optimizer.state[p].items()
+                if isinstance(value, torch.Tensor)
+            }
+            save_file(moments, work / MOMENTS)
+            files = {path.name: _hash(path) for path in sorted(work.iterdir())}
+            (work / STATE).write_bytes(msgspec.json.encode(msgspec.structs.replace(state, files=files)))
+    except OSError as error:
+        shutil.rmtree(final.with_name(f".{final.name}.part"), ignore_errors=True)
+        raise StoreError(f"no checkpoint at step {state.step}: {error}", where=str(final), remedy="free space on the disk") from error
+    return final
+
+
+def save_weights(trainable: Trainable, folder: Path) -> None:
+    """The trainable weights: an adapter as peft writes it, or every weight under its name."""
+    from safetensors.torch import save_file
+
+    if trainable.lora:
+        trainable.model.save_pretrained(folder)
+        (folder / "README.md").unlink(missing_ok=True)  # peft's empty card; the run writes its own
+    else:
+        save_file({name: p.detach().contiguous() for name, p in trainable.parameters().items()}, folder / FULL)
+
+
+def load_weights(trainable: Trainable, folder: Path) -> None:
+    """Put a checkpoint's weights into the model, in place."""
+    from safetensors.torch import load_file
+
+    if trainable.lora:
+        from peft import set_peft_model_state_dict
+
+        set_peft_model_state_dict(trainable.model, load_file(folder / ADAPTER))
+        return
+    stored = load_file(folder / FULL)
+    with torch.no_grad():
+        for name, p in trainable.parameters().items():
+            p.copy_(stored[name])
+
+
+def load(folder: Path, trainable: Trainable, optimizer: torch.optim.Optimizer) -> None:
+    """Restore weights and moments, in place."""
+    from safetensors.torch import load_file
+
+    load_weights(trainable, folder)
+    moments = load_file(folder / MOMENTS)
+    for name, p in trainable.parameters().items():
+        state: dict[str, Any] = {key: moments[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in moments}
+        optimizer.state[p] = {key: value if key == "step" else value.to(p.device) for key, value in state.items()}
+
+
+def sound(folder: Path) -> State | None:
+    """The state of a checkpoint whose every file is there and unchanged, else None."""
+    try:
+        state = msgspec.json.decode((folder / STATE).read_bytes(), type=State)
+        return state if all(_hash(folder / name) == digest for name, digest in state.files.items()) else None
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def found(out: Path) -> list[Path]:
+    """Checkpoint folders, the newest step first."""
+    folders = [p for p in (out / "checkpoints").glob("checkpoint-*") if p.name.rpartition("-")[2].isdigit()]
+    return sorted(folders, key=lambda p: -int(p.name.rpartition("-")[2]))
+
+
+def newest(out: Path, identity: str) -> tuple[Path, State] | None:
+    """The newest sound checkpoint of this run; broken ones are passed over."""
+    for folder in found(out):
+        state = sound(folder)
+        if state is not None and state.identity == identity:
+            return folder, state
+    return None
+
+
+def prune(out: Path, *, keep: int, best: int | None, epoch_steps: int) -> None:
+    """Remove old checkpoints: the newest `keep`, the best, and those that end an epoch stay."""
+    for folder in found(out)[keep:]:
+        step = int(folder.name.rpartition("-")[2])
+        if step != best and step % epoch_steps:
+            shutil.rmtree(folder)

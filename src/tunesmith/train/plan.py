@@ -1,0 +1,282 @@
+"""The plan of a training run: one frozen record, and `resolve`, which turns every "auto" into a number with its reason and source.
+
+Knows nothing about torch, files or rows; it sees a model and its data only as `Facts`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import msgspec
+
+from tunesmith.core.errors import ConfigError
+from tunesmith.core.types import Record
+
+Auto = Literal["auto"]
+Method = Literal["sft"]
+Init = Literal["default", "gaussian", "pissa", "olora", "orthogonal"]
+
+
+class Adapter(Record, frozen=True):
+    """What is trained. `kind` lora adds low-rank matrices to `targets`; none trains every weight.
+
+    `b_rate_ratio` above 1 is LoRA+ (arXiv 2402.12354); `init` pissa is arXiv 2404.02948; `dora` arXiv 2402.09353; `rslora` divides alpha
+    by √r instead of r (arXiv 2312.03732).
+    """
+
+    kind: Literal["lora", "none"] = "lora"
+    r: int | Auto = "auto"
+    alpha: float | Auto = "auto"
+    dropout: float | Auto = "auto"
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    rslora: bool = False
+    dora: bool = False
+    init: Init = "default"
+    b_rate_ratio: float = 1.0
+
+
+class Plan(Record, frozen=True):
+    """Everything a training run needs; the `train:` section of a configuration is this record.
+
+    `batch_size` counts rows of one optimiser step; `micro_batch_tokens` is how many tokens one pack computes at most (memory only: the
+    result does not depend on it); `lanes` packs are computed side by side, each on threads / lanes cores. `epochs` counts passes over the
+    rows; `eval_every` and `checkpoint_every` count steps, None means at the end of each epoch. `keep: best` takes the weights of the
+    evaluation with the lowest validation loss.
+    """
+
+    method: Method = "sft"
+    adapter: Adapter = Adapter()
+    epochs: int | Auto = "auto"
+    learning_rate: float | Auto = "auto"
+    batch_size: int | Auto = "auto"
+    micro_batch_tokens: int | Auto = "auto"
+    max_length: int | Auto = "auto"
+    over_length: Literal["drop", "truncate"] = "drop"
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: float = 0.05
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    seed: int = 0
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    pack: bool = True
+    share_prefix: bool = True
+    eval_every: int | None = None
+    checkpoint_every: int | None = None
+    keep_checkpoints: int = 2
+    keep: Literal["last", "best"] = "last"
+    activation_checkpointing: bool = False
+    threads: int | Auto = "auto"
+    lanes: int | Auto = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class ResolvedAdapter(Adapter, frozen=True):
+    """An adapter without "auto"."""
+
+    r: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+
+
+class ResolvedPlan(Plan, frozen=True):
+    """A plan without "auto": what a run does, to the number."""
+
+    adapter: ResolvedAdapter = ResolvedAdapter()
+    epochs: int = 1
+    learning_rate: float = 1e-3
+    batch_size: int = 8
+    micro_batch_tokens: int = 2048
+    max_length: int = 2048
+    dtype: Literal["bfloat16", "float32"] = "float32"
+    threads: int = 1
+    lanes: int = 1
+    device: Literal["cpu", "cuda"] = "cpu"
+
+
+class Facts(Record, frozen=True):
+    """What `resolve` may know: the model's size and limits, the rows' token counts, the machine."""
+
+    parameters: int
+    hidden_size: int
+    layers: int
+    positions: int
+    rows: int
+    trained_tokens: int
+    longest: int
+    cores: int = 1
+    gflops: float = 0.0
+    bfloat16: bool = False
+    cuda: bool = False
+
+
+class Reason(Record, frozen=True):
+    """Why an "auto" became this value: `value` as text, the reason in words, the source to check it against."""
+
+    field: str
+    value: str
+    why: str
+    source: str
+
+
+LORA_WITHOUT_REGRET = "Schulman et al., LoRA Without Regret, Thinking Machines 2025"
+COOKBOOK_RATES = "tinker-cookbook's measured LoRA rates: 1e-3 at 1–3 B, 3e-4 at 8 B parameters"
+OPENAI_EPOCHS = (
+    "OpenAI cookbook, Data preparation and analysis for chat model fine-tuning (3 epochs, 100 to 25,000 examples in all, at most 25)"
+)
+
+Choice = tuple[Any, str, str]
+
+
+def _epochs(facts: Facts) -> Choice:
+    wanted = 3
+    if facts.rows * wanted < 100:
+        wanted = min(25, math.ceil(100 / facts.rows))
+    elif facts.rows * wanted > 25_000:
+        wanted = max(1, 25_000 // facts.rows)
+    return wanted, f"{facts.rows} rows: {facts.rows * wanted} examples in all", OPENAI_EPOCHS
+
+
+def _learning_rate(facts: Facts, lora: bool) -> Choice:
+    rate = min(1e-3, 3e-4 * math.sqrt(8e9 / facts.parameters))
+    size = f"{facts.parameters / 1e6:.0f} M parameters"
+    if lora:
+        return float(f"{rate:.1e}"), f"{size}: 3e-4·√(8 B / parameters), at most 1e-3", COOKBOOK_RATES
+    return float(f"{rate / 10:.1e}"), f"{size}: a tenth of LoRA's rate", LORA_WITHOUT_REGRET
+
+
+def _batch_size(facts: Facts) -> Choice:
+    size = 8 if facts.rows < 1000 else 16 if facts.rows < 10_000 else 32
+    return size, f"{facts.rows} rows; LoRA tolerates large batches worse than full training", LORA_WITHOUT_REGRET
+
+
+def _rank(facts: Facts) -> Choice:
+    # Parameters of one unit of rank over all linear layers of a block: about 18 hidden sizes (SmolLM2: 17.3, Llama 3: 20).
+    per_rank = 18 * facts.hidden_size * facts.layers
+    rank = 16
+    while rank < 128 and rank * per_rank < facts.trained_tokens:
+        rank *= 2
+    why = f"{facts.trained_tokens} trained tokens against about {rank * per_rank / 1e6:.1f} M trainable parameters"
+    return rank, why, f"capacity in parameters should exceed the data's information: {LORA_WITHOUT_REGRET}"
+
+
+def _max_length(facts: Facts) -> Choice:
+    return min(facts.longest, facts.positions), f"the longest row, at most the model's {facts.positions} positions", "the data"
+
+
+def _dtype(facts: Facts) -> Choice:
+    if facts.bfloat16:
+        return (
+            "bfloat16",
+            "the processor multiplies bfloat16 in hardware (2–4 times as fast); adapter and optimiser stay float32",
+            "this machine",
+        )
+    return "float32", "no bfloat16 arithmetic in hardware", "this machine"
+
+
+def _lanes(device: str, threads: int, batch: int) -> Choice:
+    if device != "cpu":
+        return 1, "one pack fills the device", "one device"
+    lanes = max(n for n in range(1, 9) if threads % n == 0 and (n == 1 or batch >= 4 * n))
+    why = f"{lanes} packs side by side, {threads // lanes} threads each: cores that wait for each other in every product lose time"
+    return lanes, why, "measured on 2 cores"
+
+
+def _adapter(adapter: Adapter, facts: Facts, auto: Callable[[str, Any, Choice], Any]) -> ResolvedAdapter:
+    rank = auto("adapter.r", adapter.r, _rank(facts))
+    alpha = 2.0 * math.sqrt(rank) if adapter.rslora else 2.0 * rank
+    why = "2√r keeps the same scale at this rank" if adapter.rslora else "alpha = 2r: the update is scaled by 2"
+    values = msgspec.structs.asdict(adapter) | {
+        "r": rank,
+        "alpha": auto("adapter.alpha", adapter.alpha, (alpha, why, "arXiv 2106.09685 and 2312.03732")),
+        "dropout": auto("adapter.dropout", adapter.dropout, (0.0, "few epochs; validation loss shows overfitting", LORA_WITHOUT_REGRET)),
+    }
+    return ResolvedAdapter(**values)
+
+
+def resolve(plan: Plan, facts: Facts) -> tuple[ResolvedPlan, tuple[Reason, ...]]:
+    """Every "auto" as a number, with reasons. Raises ConfigError for values that exclude each other or lie outside their range."""
+    check(plan)
+    reasons: list[Reason] = []
+
+    def auto(field: str, given: Any, choice: Choice) -> Any:
+        if given != "auto":
+            return given
+        value, why, source = choice
+        reasons.append(Reason(field=field, value=f"{value}", why=why, source=source))
+        return value
+
+    lora = plan.adapter.kind == "lora"
+    adapter = _adapter(plan.adapter, facts, auto) if lora else ResolvedAdapter(kind="none")
+    batch = auto("batch_size", plan.batch_size, _batch_size(facts))
+    tokens = (
+        2048 if facts.cuda else 1536,
+        "bounds the memory of activations; the result does not depend on it",
+        "measured on SmolLM2-135M",
+    )
+    device = auto("device", plan.device, ("cuda" if facts.cuda else "cpu", "the fastest device found", "this machine"))
+    threads = auto("threads", plan.threads, (facts.cores, "every core that this process may use", "this machine"))
+    values = msgspec.structs.asdict(plan) | {
+        "adapter": adapter,
+        "epochs": auto("epochs", plan.epochs, _epochs(facts)),
+        "learning_rate": auto("learning_rate", plan.learning_rate, _learning_rate(facts, lora)),
+        "batch_size": batch,
+        "micro_batch_tokens": auto("micro_batch_tokens", plan.micro_batch_tokens, tokens),
+        "max_length": auto("max_length", plan.max_length, _max_length(facts)),
+        "dtype": auto("dtype", plan.dtype, _dtype(facts)),
+        "threads": threads,
+        "lanes": auto("lanes", plan.lanes, _lanes(device, threads, batch)),
+        "device": device,
+    }
+    return ResolvedPlan(**values), tuple(reasons)
+
+
+_POSITIVE = (
+    "epochs",
+    "learning_rate",
+    "batch_size",
+    "micro_batch_tokens",
+    "max_length",
+    "max_grad_norm",
+    "threads",
+    "lanes",
+    "eval_every",
+    "checkpoint_every",
+)
+
+
+def check(plan: Plan) -> None:
+    """Refuse what cannot be: ranges, and options that exclude each other. Raises ConfigError."""
+    values = msgspec.structs.asdict(plan)
+    for name in _POSITIVE:
+        value = values[name]
+        if not isinstance(value, str) and value is not None and value <= 0:
+            raise ConfigError(f"{name} is {value}", where=f"train.{name}", allowed="a number above 0")
+    for name, value, low, high in (
+        ("warmup_ratio", plan.warmup_ratio, 0.0, 1.0),
+        ("weight_decay", plan.weight_decay, 0.0, 10.0),
+        ("adapter.dropout", plan.adapter.dropout, 0.0, 0.99),
+        ("keep_checkpoints", plan.keep_checkpoints, 1, 10_000),
+    ):
+        if not isinstance(value, str) and not low <= value <= high:
+            raise ConfigError(f"{name} is {value}", where=f"train.{name}", allowed=f"{low} to {high}")
+    adapter = plan.adapter
+    if isinstance(adapter.r, int) and adapter.r <= 0:
+        raise ConfigError(
+            f"adapter.r is {adapter.r}", where="train.adapter.r", allowed="a number above 0", remedy="kind: none trains all weights"
+        )
+    if adapter.kind == "none":
+        changed = [
+            f
+            for f in ("r", "alpha", "dropout", "targets", "rslora", "dora", "init", "b_rate_ratio")
+            if getattr(adapter, f) != getattr(Adapter(), f)
+        ]
+        if changed:
+            raise ConfigError(
+                f"adapter.kind none trains every weight, so {', '.join(changed)} mean nothing",
+                where="train.adapter",
+                remedy="leave them out, or set kind: lora",
+            )
+    if adapter.dora and adapter.init == "pissa":
+        raise ConfigError("dora and init pissa exclude each other", where="train.adapter", remedy="choose one of them")

@@ -1,0 +1,137 @@
+"""The folder of one training run: who it belongs to, its resolved plan, its events. Knows nothing about models or arithmetic.
+
+run.json        identity (plan + data + base), the plan as given and as resolved with reasons, the environment
+events.jsonl    everything that was reported, one JSON object a line
+checkpoints/    checkpoint-N/
+adapter/        the result in peft's format (model/ after full training)
+result.json     written last
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from tunesmith.core.chat import Rendered
+from tunesmith.core.errors import TrainingError
+from tunesmith.core.store import write_whole
+from tunesmith.core.types import Record, digest
+from tunesmith.train.facts import environment, gather, header
+from tunesmith.train.plan import Facts, Plan, Reason, ResolvedPlan, resolve
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+class Manifest(Record, frozen=True):
+    """What run.json holds. Same identity, environment and threads: same bytes."""
+
+    identity: str
+    plan: Plan
+    data: str
+    base: str
+    resolved: ResolvedPlan
+    reasons: tuple[Reason, ...]
+    facts: Facts
+    environment: dict[str, str]
+
+
+def data_digest(rows: Sequence[Rendered]) -> str:
+    """Names the rows as the model sees them: tokens and masks, in order."""
+    h = hashlib.blake2b(digest_size=16)
+    for row in rows:
+        h.update(len(row.ids).to_bytes(8, "little"))
+        h.update(np.ascontiguousarray(row.ids, "<i4").tobytes())
+        h.update(np.ascontiguousarray(row.mask, np.uint8).tobytes())
+    return h.hexdigest()
+
+
+def base_digest(base: Path) -> str:
+    """Names a base: its configuration, the weights' headers, and samples of the weights (1 MB every 64 MB)."""
+    h = hashlib.blake2b((base / "config.json").read_bytes(), digest_size=16)
+    for path in sorted(base.glob("*.safetensors")):
+        h.update(json.dumps(header(path), sort_keys=True).encode())
+        with path.open("rb") as file:
+            for offset in range(0, path.stat().st_size, 64 << 20):
+                file.seek(offset)
+                h.update(file.read(1 << 20))
+    return h.hexdigest()
+
+
+@dataclass(slots=True)
+class Run:
+    """One run's folder, open for writing."""
+
+    out: Path
+    manifest: Manifest
+    on_event: OnEvent
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def identity(self) -> str:
+        return self.manifest.identity
+
+    def emit(self, event: str, **values: Any) -> None:
+        """Report one event to the caller and to events.jsonl."""
+        record = {"event": event, **values}
+        with (self.out / "events.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        self.on_event(record)
+
+    def rewind(self, step: int) -> None:
+        """Forget the events after `step`: a resumed run reports them again."""
+        path = self.out / "events.jsonl"
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            try:
+                if json.loads(line).get("step", 0) <= step:
+                    kept.append(line)
+            except ValueError:
+                continue  # the last line of a killed process may be cut
+        write_whole(path, "".join(f"{line}\n" for line in kept))
+
+
+def open_run(plan: Plan, rows: Sequence[Rendered], validation: Sequence[Rendered], base: Path, out: Path, on_event: OnEvent) -> Run:
+    """Start a run in `out`, or take over the one that began there: its resolved plan holds, so that "auto" cannot change underway.
+
+    Raises TrainingError when `out` belongs to another plan, other data or another base.
+    """
+    data, weights = digest(data_digest(rows), data_digest(validation)), base_digest(base)
+    identity = digest(plan, data, weights)
+    path = out / "run.json"
+    if path.exists():
+        try:
+            manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+        except msgspec.DecodeError as error:
+            raise TrainingError(f"run.json cannot be read: {error}", where=str(path), remedy="train into another folder") from error
+        if manifest.identity != identity:
+            raise TrainingError(
+                f"the folder holds another run ({_difference(manifest, plan, data, weights)})",
+                where=str(out),
+                remedy="train into another folder, or remove this one",
+            )
+        return Run(out, manifest, on_event)
+    facts = gather(plan, rows, base)
+    resolved, reasons = resolve(plan, facts)
+    manifest = Manifest(
+        identity=identity, plan=plan, data=data, base=weights, resolved=resolved, reasons=reasons, facts=facts, environment=environment()
+    )
+    write_whole(path, msgspec.json.format(msgspec.json.encode(manifest)))
+    return Run(out, manifest, on_event)
+
+
+def _difference(manifest: Manifest, plan: Plan, data: str, base: str) -> str:
+    old, new = msgspec.to_builtins(manifest.plan), msgspec.to_builtins(plan)
+    parts = [
+        f"{key}: {old.get(key, 'default')} there, {new.get(key, 'default')} here"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
+    parts += ["other rows"] * (manifest.data != data) + ["another base"] * (manifest.base != base)
+    return "; ".join(parts)

@@ -1,0 +1,174 @@
+"""Wrong use and bad input: one clear message each, with place and remedy, the documented exit code, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tunesmith.cli import app
+from tunesmith.cli.shared import guarded
+
+GOOD = json.dumps({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]})
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def call(capsys, *words):
+    code = guarded(app, list(words))
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def project(here, rows: bytes | str | None, extra: str = ""):
+    if rows is not None:
+        (here / "rows.jsonl").write_bytes(rows if isinstance(rows, bytes) else rows.encode())
+    (here / "tunesmith.yaml").write_text(f"name: x\nsources: [{{path: rows.jsonl}}]\nbase: smollm2-135m\n{extra}")
+
+
+def many(bad: str, at: int = 17) -> str:
+    lines = [json.dumps({"messages": [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"}]}) for i in range(30)]
+    lines[at - 1] = bad
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("rows", "code", "said"),
+    [
+        ("", 1, ["rows.jsonl", "no rows"]),
+        (many('{"messages": [{"role": "user", "content": "q"}'), 1, ["rows.jsonl:17"]),
+        (many('{"messages": [{"role": "user", "content": "q"}]}'), 1, ["rows.jsonl:17", "assistant"]),
+        (GOOD.encode("utf-16"), 1, ["UTF-16", "UTF-8"]),
+        (None, 2, ["rows.jsonl"]),
+    ],
+)
+def test_bad_rows_are_named_by_file_and_line(here, capsys, rows, code, said):
+    project(here, rows)
+    found, _, err = call(capsys, "run")
+    assert found == code
+    for words in said:
+        assert words in err
+
+
+def test_all_faults_of_all_rows_come_in_one_go(here, capsys):
+    project(here, many("{", 3).replace('"a9"', '""') + "not json\n")
+    code, _, err = call(capsys, "run")
+    assert code == 1
+    assert "rows.jsonl:3" in err
+    assert "rows.jsonl:31" in err
+
+
+def test_a_directory_without_rows_is_said(here, capsys):
+    (here / "rows.jsonl").mkdir()
+    project(here, None)
+    code, _, err = call(capsys, "run")
+    assert code in (1, 2)
+    assert "rows.jsonl" in err
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ("train: {epoch: 2}\n", ["tunesmith.yaml:4", "unknown key 'epoch'", "did you mean 'epochs'"]),
+        ("basee: x\n", ["unknown key 'basee'", "did you mean 'base'"]),
+        ("split: {test: many}\n", ["split.test", "float"]),
+        ("baselines: []\n", ["baselines", "at least one"]),
+    ],
+)
+def test_a_wrong_configuration_names_line_and_key(here, capsys, extra, said):
+    project(here, GOOD, extra)
+    code, _, err = call(capsys, "run")
+    assert code == 2
+    for words in said:
+        assert words in err
+
+
+def test_an_unknown_base_is_named_with_the_nearest(here, capsys):
+    project(here, many(GOOD))
+    code, _, err = call(capsys, "run", "--base", "smollm2-135")
+    assert code == 2
+    assert "did you mean 'smollm2-135m'" in err
+
+
+def test_no_network_says_what_is_missing_and_where_it_looked(here, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", str(here / "empty"))
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    (here / "tunesmith.yaml").write_text("name: x\nsources: [{path: 'catalog:ner_finance'}]\nbase: smollm2-135m\n")
+    code, _, err = call(capsys, "run")
+    assert code == 1
+    assert "'smollm2-135m' could not be fetched" in err
+    assert "127.0.0.1:9" in err
+
+
+def test_errors_are_json_where_json_was_asked_for(here, capsys):
+    code, out, _ = call(capsys, "run", "--json")
+    assert code == 2
+    assert json.loads(out)["error"]["exit_code"] == 2
+
+
+def test_an_unknown_option_says_where_help_is(here, capsys):
+    code, _, err = call(capsys, "init", "--nonsense")
+    assert code == 2
+    assert "--help" in err
+
+
+def test_init_writes_a_file_that_loads_and_never_overwrites(here, capsys):
+    from tunesmith.flow.project import load_project
+
+    assert call(capsys, "init", "rows.jsonl", "--name", "mine")[0] == 0
+    assert load_project(here / "tunesmith.yaml").name == "mine"
+    code, _, err = call(capsys, "init")
+    assert code == 2
+    assert "already there" in err
+
+
+def test_the_schema_covers_every_section(here, capsys):
+    code, out, _ = call(capsys, "schema")
+    assert code == 0
+    assert {"Project", "Plan", "Split", "Clean"} <= set(json.loads(out)["$defs"])
+
+
+def test_help_loads_nothing_heavy():
+    program = (
+        "import sys; from tunesmith.cli import app\n"
+        "try: app(['--help'], standalone_mode=False)\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'transformers', 'numpy', 'sqlalchemy', 'openai', 'scipy', 'polars', 'starlette'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("command", [c.name or c.callback.__name__ for c in app.registered_commands])
+def test_every_command_has_an_example_and_json(capsys, command):
+    _, out, _ = call(capsys, command.replace("_", "-"), "--help")
+    assert "Example:" in out
+    assert "--json" in out
+
+
+def test_two_runs_do_not_share_a_project(here, capsys):
+    from tunesmith.flow.stages import only_one
+
+    project(here, many(GOOD))
+    with only_one(here / ".tunesmith"):
+        code, _, err = call(capsys, "run")
+    assert code == 1
+    assert "another run" in err
+
+
+def test_a_taken_port_is_said_before_anything_is_loaded(here, capsys):
+    import socket
+
+    project(here, many(GOOD))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        code, _, err = call(capsys, "serve", "--port", str(taken.getsockname()[1]))
+    assert code == 2
+    assert "--port" in err

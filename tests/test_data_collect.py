@@ -1,0 +1,265 @@
+"""Import: every format and every kind of bad input, with one clear message each and a ledger that adds up."""
+
+import gzip
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunesmith.core.errors import ConfigError, DataError, NotFound
+from tunesmith.core.types import Message, Preference
+from tunesmith.data.collect import Source, collect
+from tunesmith.data.format import FORMATS, detect, parse_line, parse_row
+from tunesmith.data.ledger import Ledger
+
+USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"x": {"type": "string"}}}}}
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"x": "1"}'}}
+QUESTION_AND_ANSWER = (Message(role="user", content="q"), Message(role="assistant", content="a"))
+ROWS = {
+    "chat": {"messages": [USER, ASSISTANT]},
+    "rft": {"messages": [USER], "answer": "a"},
+    "dpo": {
+        "input": {"messages": [USER]},
+        "preferred_output": [ASSISTANT],
+        "non_preferred_output": [{"role": "assistant", "content": "b"}],
+    },
+    "evals": {"input": [USER], "ideal": "a"},
+    "trl_preference": {"prompt": "q", "chosen": "a", "rejected": "b"},
+    "trl": {"prompt": "q", "completion": "a"},
+    "alpaca": {"instruction": "q", "input": "", "output": "a"},
+    "sharegpt": {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+    "columns": {"prompt": "q", "response": "a"},
+    "interaction": {"id": "i1", "alias": "bot", "variant": "v2", "messages": [USER], "answer": "a", "status": 200, "total_s": 0.1},
+    "kiln": {
+        "v": 1,
+        "model_type": "task_run",
+        "input": "q",
+        "output": {"output": "b", "rating": {"value": 4.0}},
+        "repaired_output": {"output": "a"},
+    },
+    "label_studio": {
+        "data": {"text": "q"},
+        "annotations": [
+            {"was_cancelled": True, "result": []},
+            {"result": [{"type": "textarea", "value": {"text": ["a"]}}, {"type": "choices", "value": {"choices": ["good"]}}]},
+        ],
+    },
+    "tunesmith": {"id": "1", "messages": [USER, ASSISTANT], "origin": "f:1"},
+}
+
+
+def written(folder, rows, name="rows.jsonl"):
+    path = folder / name
+    path.write_bytes(b"\n".join(row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows) + b"\n")
+    return Source(path=str(path))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_each_format_is_detected_and_read(name, tmp_path):
+    assert set(ROWS) == set(FORMATS)
+    assert detect([ROWS[name]]) == name
+    row = collect(written(tmp_path, [ROWS[name]])).rows[0]
+    if isinstance(row, Preference):
+        assert (row.messages, row.preferred.text, row.non_preferred.text) == (QUESTION_AND_ANSWER[:1], "a", "b")
+    elif name == "rft":
+        assert (row.messages, row.meta) == (QUESTION_AND_ANSWER[:1], {"answer": "a"})
+    else:
+        assert row.messages == QUESTION_AND_ANSWER
+
+
+def test_where_rows_come_from_is_kept(tmp_path):
+    (row,) = collect(written(tmp_path, [ROWS["interaction"]])).rows
+    assert (row.meta, row.origin[-12:]) == ({"provenance": "interaction:i1", "alias": "bot", "variant": "v2"}, "rows.jsonl:1")
+    again = {**ROWS["tunesmith"], "origin": "synthetic:teacher:p1"}
+    assert collect(written(tmp_path, [again])).rows[0].meta == {"provenance": "synthetic:teacher:p1"}
+    with pytest.raises(DataError, match="the request failed"):
+        collect(written(tmp_path, [{**ROWS["interaction"], "status": 500, "error": "boom"}]))
+    assert collect(written(tmp_path, [ROWS["kiln"]])).rows[0].meta == {"rating": 4.0}
+    assert collect(written(tmp_path, [ROWS["label_studio"]])).rows[0].label == "good"
+
+
+def test_formats_are_told_apart_by_name_and_by_map(tmp_path):
+    with pytest.raises(DataError, match=r"several formats: .*trl.*"):
+        detect([{"prompt": "q", "completion": "a", "response": "b"}])
+    with pytest.raises(DataError, match=r"\['question', 'reply'\]"):
+        detect([{"question": "q", "reply": "a"}])
+    source = written(tmp_path, [{"question": "q", "reply": "a", "doc": 7, "lang": "de"}])
+    mapped = Source(path=source.path, map={"prompt": "question", "response": "reply", "group": "doc"})
+    row = collect(mapped).rows[0]
+    assert (row.messages, row.group, row.meta) == (QUESTION_AND_ANSWER, "7", {"lang": "de"})
+    with pytest.raises(ConfigError, match="did you mean 'prompt'"):
+        collect(Source(path=source.path, map={"promt": "question"}))
+    with pytest.raises(ConfigError, match="did you mean 'sharegpt'"):
+        collect(Source(path=source.path, format="sharegtp"))
+    with pytest.raises(DataError, match="no column 'ask' for 'prompt'"):
+        collect(Source(path=source.path, format="columns", map={"prompt": "ask", "response": "reply"}))
+
+
+def test_tool_calls_are_mended_and_said(tmp_path):
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": "1"}}}
+    planted = {"type": "function", "function": {**TOOL["function"], "parameters": {"properties": {"x": {"type": "string"}, "y": None}}}}
+    turns = [
+        USER,
+        {"role": "assistant", "content": None, "tool_calls": [call], "name": None},
+        {"role": "tool", "content": "1", "tool_call_id": "call_0"},
+        ASSISTANT,
+        {"role": "user", "content": "thanks"},
+    ]
+    found = collect(written(tmp_path, [{"messages": turns, "tools": [planted]}]))
+    row, line = found.rows[0], next(iter(found.ledger))
+    assert row.messages[1].tool_calls[0].function.arguments == '{"x":"1"}'
+    assert row.tools[0]["function"]["parameters"] == {"properties": {"x": {"type": "string"}}}
+    assert row.messages[-1].role == "assistant"
+    assert (line.fate, set(line.rule.split(", "))) == ("mended", {"nulls", "tool_call_id", "tool_arguments", "trailing_turns"})
+
+
+BAD = {
+    "invalid_json": b'{"messages": [',
+    "not_an_object": b"[1, 2]",
+    "not_a_number": b'{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "score": NaN}',
+    "lone_surrogate": b'{"messages": [{"role": "user", "content": "\\ud83d"}, {"role": "assistant", "content": "a"}]}',
+    "invalid_utf8": b'{"messages": [{"role": "user", "content": "\xff"}, {"role": "assistant", "content": "a"}]}',
+    "duplicate_key": b'{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "content": "b"}]}',
+    "no_assistant": {"messages": [USER]},
+    "no_messages": {"messages": []},
+    "not_a_list": {"messages": "hello"},
+    "wrong_role": {"messages": [{"role": "human", "content": "q"}, ASSISTANT]},
+    "null_content": {"messages": [USER, {"role": "assistant", "content": None}]},
+    "wrong_type": {"messages": [USER, {"role": "assistant", "content": 5}]},
+    "wrong_weight": {"messages": [USER, {**ASSISTANT, "weight": 2}]},
+    "weight_not_assistant": {"messages": [{**USER, "weight": 1}, ASSISTANT]},
+    "unknown_key": {"messages": [USER, {**ASSISTANT, "weigth": 0}]},
+    "unsupported_content": {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, ASSISTANT]},
+    "unasked_tool_result": {"messages": [USER, {"role": "tool", "content": "1", "tool_call_id": "c9"}, ASSISTANT]},
+    "message_too_long": {"messages": [{"role": "user", "content": "word " * 210_000}, ASSISTANT]},
+    "wrong_format": {"question": "q"},
+    "wrong_tool_call": {"messages": [USER, {"role": "assistant", "tool_calls": [{"id": "1", "function": "f"}]}]},
+}
+
+
+@pytest.mark.parametrize("code", BAD)
+def test_each_fault_has_its_code_and_place(code, tmp_path):
+    rows = [{"messages": [{"role": "user", "content": f"q{i}"}, ASSISTANT]} for i in range(16)]
+    found = collect(written(tmp_path, [*rows, BAD[code], ROWS["chat"]]), max_invalid=0.2, rejects=tmp_path / "rejects.jsonl")
+    assert [fault.code for fault in found.faults] == [code]
+    assert found.faults[0].where.endswith("rows.jsonl:17")
+    assert len(found.faults[0].message) < 300
+    assert found.ledger.counts() == {"kept": 17, "dropped": 1}
+    reject = json.loads((tmp_path / "rejects.jsonl").read_text())
+    assert reject["faults"][0]["code"] == code
+
+
+def test_all_faults_are_gathered_in_one_error(tmp_path):
+    source = written(tmp_path, [ROWS["chat"], *BAD.values()])
+    with pytest.raises(DataError) as caught:
+        collect(source, rejects=tmp_path / "rejects.jsonl")
+    assert {fault.code for fault in caught.value.faults} >= set(BAD)
+    assert f"{len(BAD)} of {len(BAD) + 1} rows cannot be used" in str(caught.value)
+    assert len((tmp_path / "rejects.jsonl").read_text().splitlines()) == len(BAD)
+
+
+def test_duplicate_ids_name_the_first_place(tmp_path):
+    source = written(tmp_path, [{**ROWS["chat"], "id": 1}, {**ROWS["chat"], "id": 1}])
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: its id 1 was already used at .*rows\.jsonl:1"):
+        collect(source)
+    assert len(collect(Source(path=source.path, unique_ids=False)).rows) == 2
+
+
+def test_sources_without_rows(tmp_path):
+    (tmp_path / "empty.jsonl").write_bytes(b"\n\n")
+    with pytest.raises(DataError, match="there are no rows in it"):
+        collect(Source(path=str(tmp_path / "empty.jsonl")))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "notes.doc").write_text("x")
+    with pytest.raises(DataError, match=r"notes\.doc"):
+        collect(Source(path=str(tmp_path / "folder")))
+    with pytest.raises(NotFound, match="no such file"):
+        collect(Source(path=str(tmp_path / "none.jsonl")))
+    with pytest.raises(NotFound, match="pattern"):
+        collect(Source(path=str(tmp_path / "*.none")))
+    (tmp_path / "u.jsonl").write_bytes('{"messages": []}\n'.encode("utf-16"))
+    with pytest.raises(DataError, match="UTF-16"):
+        collect(Source(path=str(tmp_path / "u.jsonl")))
+
+
+def test_folders_patterns_arrays_and_archives(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps([ROWS["chat"], ROWS["chat"]], indent=1))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(json.dumps(ROWS["evals"]).encode()))
+    found = collect(Source(path=str(tmp_path)))
+    assert [row.origin.rsplit("/", 1)[1] for row in found.rows] == ["a.json:1", "a.json:2", "b.jsonl.gz:1"]
+    assert sorted(found.formats.values()) == ["chat", "evals"]
+    assert len(collect(Source(path=str(tmp_path / "*.json"))).rows) == 2
+    with pytest.raises(DataError, match="entered twice"):
+        collect([Source(path=str(tmp_path)), Source(path=str(tmp_path / "a.json"))])
+
+
+def test_evals_with_several_ideals_keep_them_all(tmp_path):
+    row = collect(written(tmp_path, [{"input": "q", "ideal": ["a", "b"]}])).rows[0]
+    assert (row.messages, row.meta) == (QUESTION_AND_ANSWER, {"ideal": ["a", "b"]})
+
+
+WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+TURN = st.fixed_dictionaries(
+    {"role": st.sampled_from(["system", "user", "assistant", "tool", "x"]), "content": st.one_of(WORDS, st.none())}
+)
+
+
+@given(st.lists(TURN, max_size=4), st.booleans())
+def test_the_fast_and_the_explaining_path_agree(turns, indented):
+    row = {"messages": turns}
+    data = json.dumps(row, indent=1 if indented else None, ensure_ascii=not indented).replace("\n", " ").encode()
+    fast, slow = parse_line(data, "chat", origin="f:1"), parse_row(row, "chat", origin="f:1")
+    assert fast == slow
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | WORDS,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["messages", "role", "content", "tools", "input", "x"]) | WORDS, inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.one_of(JSON, st.binary(max_size=30), st.sampled_from(list(ROWS.values()))), min_size=1, max_size=8),
+    st.sampled_from(list(FORMATS)),
+)
+def test_the_ledger_adds_up_for_any_input(tmp_path_factory, rows, name):
+    folder = tmp_path_factory.mktemp("any")
+    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+    lines = [b" ".join(line.split()) for line in lines]
+    expected = sum(bool(line) for line in lines)
+    source = written(folder, [line.replace(b"\x00", b"0") for line in lines])
+    try:
+        found = collect(Source(path=source.path, format=name), max_invalid=1.0)
+    except DataError:
+        return
+    assert found.inputs == len(found.ledger)
+    assert sum(found.ledger.counts().values()) == found.inputs
+    assert found.inputs == expected or lines[0].startswith(b"[")
+    assert len(found.rows) + found.invalid == found.inputs
+
+
+def test_a_ledger_refuses_what_cannot_be(tmp_path):
+    ledger = Ledger()
+    ledger.enter("f:1", "a")
+    ledger.enter("f:2", "b")
+    ledger.mark("f:1", "mended", "text", "moji")
+    ledger.mark("f:1", "truncated", "length")
+    ledger.mark("f:2", "dropped", "empty")
+    with pytest.raises(DataError, match="already took out"):
+        ledger.mark("f:2", "mended", "text")
+    with pytest.raises(DataError, match="never came in"):
+        ledger.mark("f:3", "dropped", "x")
+    with pytest.raises(DataError, match="does not add up"):
+        ledger.check(3, 1)
+    ledger.check(2, 1)
+    ledger.write(tmp_path / "ledger.jsonl")
+    assert list(Ledger.read(tmp_path / "ledger.jsonl")) == list(ledger)
+    assert (ledger.find("f:1")[0].fate, ledger.find("f:1")[0].rule) == ("truncated", "text, length")
+    assert ledger.counts() == {"truncated": 1, "dropped": 1}

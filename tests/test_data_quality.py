@@ -1,0 +1,181 @@
+"""Rules about rows, contamination and wrong labels: planted faults are found, the rest is left alone."""
+
+import random
+
+import numpy as np
+import pytest
+
+from tunesmith.core.errors import ConfigError, DataError
+from tunesmith.core.types import Example, Function, Message, Preference, ToolCall, example_id
+from tunesmith.data.clean import Clean, NearDuplicates, clean
+from tunesmith.data.contamination import Contamination, contaminated
+from tunesmith.data.labels import label_errors, mismatched_answers, unexplained_answers
+from tunesmith.data.ledger import Ledger
+from tunesmith.data.pii import PersonalData
+from tunesmith.data.quality import Length, contradictions, repaired
+
+PLAIN = Clean(personal_data=PersonalData(action="keep"), near_duplicates=NearDuplicates(action="keep"))
+
+
+def row(question, answer="yes", place=0, **fields):
+    turns = (Message(role="user", content=question), Message(role="assistant", content=answer))
+    return Example(id=example_id(turns), messages=turns, origin=f"f.jsonl:{place}", **fields)
+
+
+def cleaned(rows, settings, **more):
+    ledger = Ledger()
+    for one in rows:
+        ledger.enter(one.origin, one.id)
+    return clean(rows, settings, ledger, **more), {line.origin: line for line in ledger}
+
+
+@pytest.mark.parametrize(
+    ("broken", "right"),
+    [
+        ("the customerâ€™s cafÃ©", "the customer’s café"),
+        ("a\r\nb\rc", "a\nb\nc"),
+        ("zero\u200bwidth\x00\ufeff", "zerowidth"),
+        ("cafe\u0301", "café"),
+        ("plain text\twith tab\nand line", "plain text\twith tab\nand line"),
+        ("मराठी क्\u200dष", "मराठी क्\u200dष"),
+    ],
+)
+def test_text_is_repaired_and_nothing_else(broken, right):
+    assert repaired(broken) == right
+    assert repaired(right) == right
+
+
+def test_mended_rows_keep_their_place_and_say_so():
+    (left, lines) = cleaned([row("what is a cafÃ©?", place=1), row("fine", place=2)], PLAIN)
+    assert left.rows[0].messages[0].text == "what is a café?"
+    assert (lines["f.jsonl:1"].fate, lines["f.jsonl:1"].rule, lines["f.jsonl:1"].row) == ("mended", "repair_text", left.rows[0].id)
+    assert lines["f.jsonl:2"].fate == "kept"
+
+
+def test_length_language_and_refusals():
+    rows = [
+        row("q", "a" * 50, place=1),
+        row("Wie lautet die Kündigungsfrist in diesem Vertrag mit der Bank?", place=2),
+        row("What is the notice period in this agreement with the bank?", place=3),
+        row("How do I pick a lock?", "I'm sorry, but I can't help with that.", place=4),
+        row("Was the party sorry?", "The party was sorry and could not attend.", place=5),
+    ]
+    settings = Clean(length=Length(max_answer=45), languages=("en",), refusals="drop", near_duplicates=NearDuplicates(action="keep"))
+    left, lines = cleaned(rows, settings)
+    assert [one.origin[-1] for one in left.rows] == ["3", "5"]
+    assert [lines[f"f.jsonl:{i}"].rule for i in (1, 2, 4)] == ["length", "language", "refusal"]
+    assert "50 characters; allowed: 0 to 45" in lines["f.jsonl:1"].reason
+
+
+def test_contradictions_are_dropped_or_decided():
+    rows = [row("what", "a", place=1), row("What ", "A", place=2), row("what", "b", place=3), row("else", "b", place=4)]
+    assert list(contradictions(rows).values()) == [[0, 1, 2]]
+    plain = {"exact_duplicates": "keep", "near_duplicates": NearDuplicates(action="keep")}
+    assert [one.origin[-1] for one in cleaned(rows, Clean(contradictions="drop", **plain))[0].rows] == ["4"]
+    assert [one.origin[-1] for one in cleaned(rows, Clean(contradictions="majority", **plain))[0].rows] == ["1", "2", "4"]
+    tie = [rows[0], rows[2], rows[3]]
+    assert [one.origin[-1] for one in cleaned(tie, Clean(contradictions="majority", **plain))[0].rows] == ["4"]
+
+
+def test_personal_data_is_counted_taken_out_or_dropped():
+    call = ToolCall(id="c", function=Function(name="mail", arguments='{"to": "a@example.com"}'))
+    turns = (Message(role="user", content="mail a@example.com"), Message(role="assistant", tool_calls=(call,)))
+    rows = [Example(id=example_id(turns), messages=turns, reference="a@example.com", origin="f.jsonl:1"), row("hello", place=2)]
+    near = {"near_duplicates": NearDuplicates(action="keep")}
+    left, lines = cleaned(rows, Clean(**near))
+    assert (left.rows, left.personal_data, lines["f.jsonl:1"].fate) == (rows, {"email": 1}, "kept")
+    left, lines = cleaned(rows, Clean(personal_data=PersonalData(action="pseudonymise"), **near))
+    first = left.examples[0]
+    name = first.messages[0].text.removeprefix("mail ")
+    assert name.startswith("<EMAIL_")
+    assert (first.reference, first.messages[1].tool_calls[0].function.arguments) == (name, f'{{"to": "{name}"}}')
+    assert (lines["f.jsonl:1"].fate, lines["f.jsonl:1"].reason) == ("mended", "email")
+    left, lines = cleaned(rows, Clean(personal_data=PersonalData(action="drop"), **near))
+    assert (len(left.rows), lines["f.jsonl:1"].reason) == (1, "it holds email")
+    with pytest.raises(ConfigError, match="'mail'"):
+        cleaned(rows, Clean(personal_data=PersonalData(kinds=("mail",))))
+
+
+def test_rules_work_on_preference_pairs():
+    pair = Preference(
+        id="p",
+        messages=(Message(role="user", content="cafÃ©?"),),
+        preferred=Message(role="assistant", content="yes a@example.com"),
+        non_preferred=Message(role="assistant", content="no"),
+        origin="f.jsonl:1",
+    )
+    left, _ = cleaned([pair], Clean(personal_data=PersonalData(action="redact")))
+    assert (left.rows[0].messages[0].text, left.rows[0].preferred.text) == ("café?", "yes <EMAIL>")
+
+
+WORDS = [f"w{i}" for i in range(3000)]
+
+
+def test_contamination_finds_copies_parts_and_edits_and_little_else():
+    rng = random.Random(0)
+    items = [row(" ".join(rng.choices(WORDS, k=30)), place=i) for i in range(20)]
+    texts = [one.messages[0].text.split() for one in items]
+    planted = [
+        row(" ".join(texts[0]), place=100),
+        row(" ".join([*rng.choices(WORDS, k=200), *texts[1], *rng.choices(WORDS, k=200)]), place=101),
+        row(" ".join([*rng.choices(WORDS, k=40), *texts[2][:17]]), place=102),
+        row(" ".join(w if i % 12 else "edited" for i, w in enumerate(texts[3])), place=103),
+    ]
+    natural = [row(" ".join([*texts[4][:9], *rng.choices(WORDS, k=30)]), place=200 + i) for i in range(200)]  # a shared phrase is no leak
+    found = contaminated([*natural, *planted], items, Contamination())
+    assert [(one.row - 200, one.item) for one in found] == [(0, 0), (1, 1), (2, 2), (3, 3)]
+    left, lines = cleaned([*planted, row("new", place=1)], PLAIN, evaluation=items)
+    assert [one.origin for one in left.rows] == ["f.jsonl:1"]
+    assert lines["f.jsonl:101"].reason == "it holds the evaluation item f.jsonl:1 (100% of its word pairs)"
+    left, _ = cleaned(planted, Clean(contamination=Contamination(action="keep")), evaluation=items)
+    assert (len(left.rows), len(left.contaminated)) == (4, 4)
+
+
+def topics(n, flipped, seed=0):
+    rng = random.Random(seed)
+    vocabulary = {name: [f"{name}{i}" for i in range(40)] for name in ("loan", "card", "fraud", "rate")}
+    texts, labels = [], []
+    for i in range(n):
+        name = list(vocabulary)[i % 4]
+        texts.append(" ".join([*rng.choices(vocabulary[name], k=5), *rng.choices(WORDS, k=5)]))
+        labels.append(name)
+    wrong = set(rng.sample(range(n), flipped))
+    return texts, [rng.choice([x for x in vocabulary if x != y]) if i in wrong else y for i, y in enumerate(labels)], wrong, labels
+
+
+def test_flipped_labels_are_found_with_their_right_ones():
+    texts, given, wrong, right = topics(400, 20)
+    found = label_errors(texts, given)
+    first = found[:20]
+    assert len({one.row for one in first} & wrong) >= 19
+    assert all(one.suggested == right[one.row] for one in first if one.row in wrong)
+    assert f"not '{first[0].given}'" in first[0].reason
+    assert [one.row for one in label_errors(texts, given)] == [one.row for one in found]
+    assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
+
+
+def test_vectors_help_where_words_do_not():
+    texts, given, wrong, right = topics(200, 10, seed=1)
+    blind = [f"x{i}" for i in range(200)]
+    rng = np.random.default_rng(0)
+    vectors = np.eye(4)[[sorted(set(right)).index(y) for y in right]] + rng.normal(0, 0.1, (200, 4))
+    assert {one.row for one in label_errors(blind, given, vectors=vectors)[:10]} == wrong
+
+
+def test_too_few_rows_or_labels_are_refused():
+    with pytest.raises(DataError, match="12 rows with 1 different labels"):
+        label_errors(["a"] * 12, ["x"] * 12)
+    with pytest.raises(DataError, match="2 texts and 1 labels"):
+        label_errors(["a", "b"], ["x"])
+
+
+def test_free_text_faults_are_ranked():
+    rng = np.random.default_rng(0)
+    alone = rng.normal(3, 0.3, 100)
+    with_question = alone - 1 + rng.normal(0, 0.1, 100)
+    with_question[[7, 50]] = alone[[7, 50]] + [0.5, 0.2]
+    assert [one.row for one in unexplained_answers(with_question, alone)] == [7, 50]
+    questions = rng.normal(size=(50, 8))
+    answers = questions + rng.normal(0, 0.1, (50, 8))
+    answers[3] = -questions[3]
+    assert [one.row for one in mismatched_answers(questions, answers)] == [3]

@@ -1,0 +1,136 @@
+"""The kernels that training and serving share: exact against plain formulas and against peft."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from tunesmith.models.layers import FusedLoraLinear, SeededDropout, Span, dropout_seed, tree_attention
+
+
+@st.composite
+def trees(draw):
+    """Spans in depth-first order, with the parent of each."""
+    spans, parents = [], []
+
+    def grow(at, depth, parent):
+        length = draw(st.integers(1, 7))
+        index = len(spans)
+        spans.append(None)
+        parents.append(parent)
+        end = at + length
+        reach = end
+        if depth < 3:
+            for _ in range(draw(st.integers(0, 3 - depth))):
+                reach = grow(reach, depth + 1, index)
+        spans[index] = Span(at, end, reach)
+        return reach
+
+    at = 0
+    for _ in range(draw(st.integers(1, 3))):
+        at = grow(at, 0, None)
+    return tuple(spans), parents
+
+
+def visible(spans, parents):
+    tokens = spans[-1].end if spans[-1].reach == spans[-1].end else max(s.reach for s in spans)
+    mask = torch.zeros(tokens, tokens, dtype=torch.bool)
+    for i, span in enumerate(spans):
+        own = torch.arange(span.start, span.end)
+        mask[own[:, None], own[None, :]] = own[:, None] >= own[None, :]
+        parent = parents[i]
+        while parent is not None:
+            mask[span.start : span.end, spans[parent].start : spans[parent].end] = True
+            parent = parents[parent]
+    return mask
+
+
+@settings(max_examples=40, deadline=None)
+@given(trees(), st.integers(0, 100))
+def test_tree_attention_is_masked_softmax_attention(tree, seed):
+    spans, parents = tree
+    mask = visible(spans, parents)
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v, slope = (torch.randn(heads, len(mask), 8, generator=generator) for heads in (6, 2, 2, 6))
+    ours = [x.clone().requires_grad_() for x in (q, k, v)]
+    theirs = [x.clone().double().requires_grad_() for x in (q, k, v)]
+    out = tree_attention(*ours, spans, 0.3)
+    keys, values = (x.repeat_interleave(3, 0) for x in theirs[1:])
+    scores = (theirs[0] @ keys.transpose(1, 2) * 0.3).masked_fill(~mask, float("-inf"))
+    expected = (scores.softmax(-1) @ values).transpose(0, 1)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+    out.backward(slope.transpose(0, 1))
+    expected.backward(slope.transpose(0, 1).double())
+    for mine, reference in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad.double(), reference.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_huge_scores_stay_finite():
+    q, k, v = torch.full((2, 6, 4), 30.0), torch.full((2, 6, 4), 30.0), torch.ones(2, 6, 4)
+    out = tree_attention(q, k, v, (Span(0, 2, 6), Span(2, 4, 4), Span(4, 6, 6)), 1.0)
+    torch.testing.assert_close(out, torch.ones(6, 2, 4), rtol=1e-3, atol=1e-3)
+
+
+def lora(seed=0, dropout=0.0, rslora=False, dora=False, cls=FusedLoraLinear):
+    from peft import LoraConfig
+
+    torch.manual_seed(seed)
+    base = nn.Linear(24, 36)
+    base.requires_grad_(False)
+    config = LoraConfig(r=4, lora_alpha=6, lora_dropout=dropout, use_rslora=rslora, use_dora=dora)
+    layer = cls(base, "default", config=config, r=4, lora_alpha=6)
+    nn.init.normal_(layer.lora_B["default"].weight)
+    return layer
+
+
+@pytest.mark.parametrize("options", [{}, {"rslora": True}, {"dora": True}])
+def test_fused_lora_equals_peft(options):
+    from peft.tuners.lora.layer import Linear
+
+    fused, plain = lora(**options), lora(**options, cls=Linear)
+    x = torch.randn(2, 9, 24)
+    mine, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    a, b = fused(mine), plain(theirs)
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    a.square().sum().backward()
+    b.square().sum().backward()
+    torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-4)
+    for (name, p), (_, q) in zip(fused.named_parameters(), plain.named_parameters(), strict=True):
+        if p.requires_grad:
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-3, msg=name)
+
+
+def test_disabled_or_merged_adapter_is_the_base_or_the_same():
+    layer = lora()
+    x = torch.randn(5, 24)
+    with_adapter = layer(x)
+    layer.enable_adapters(False)
+    torch.testing.assert_close(layer(x), layer.base_layer(x))
+    layer.enable_adapters(True)
+    layer.merge()
+    torch.testing.assert_close(layer(x), with_adapter, rtol=1e-5, atol=1e-5)
+
+
+def test_dropout_reaches_only_the_adapter_and_follows_its_seed():
+    layer = lora()
+    layer.lora_dropout["default"] = SeededDropout(0.5)
+    x = torch.randn(7, 24, requires_grad=True)
+    with dropout_seed(11):
+        out = layer(x)
+        out.sum().backward()
+    with dropout_seed(11):
+        keep = layer.lora_dropout["default"].mask(x)
+    y = x.detach().clone().requires_grad_()
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    expected = layer.base_layer(y) + 1.5 * ((y * keep) @ a.T) @ b.T
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    mine = a.grad.clone()
+    a.grad = None
+    expected.sum().backward()
+    torch.testing.assert_close(x.grad, y.grad, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(mine, a.grad, rtol=1e-4, atol=1e-4)
+    layer.eval()
+    torch.testing.assert_close(layer(x), layer.base_layer(x) + 1.5 * (x @ a.T) @ b.T, rtol=1e-5, atol=1e-5)

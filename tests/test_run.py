@@ -1,0 +1,139 @@
+"""The whole circle through the command line, with a tiny real model: it ends, it is not repeated, it survives kill -9 anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import tiny
+
+YAML = """
+name: tiny
+sources: [{{path: rows.jsonl}}]
+base: {base}
+split: {{validation: 0.1, test: 0.25}}
+train:
+  epochs: 4
+  learning_rate: 0.01
+  batch_size: 8
+  dtype: float32
+  threads: 1
+  checkpoint_every: 3
+  adapter: {{kind: lora, r: 8}}
+baselines: [{{name: zero-shot}}, {{name: few-shot, shots: 2}}]
+evaluate: {{metrics: [exact_match], max_tokens: 6}}
+deploy: {{alias: tiny, questions: 2}}
+"""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tiny.model(tmp_path_factory.mktemp("base"))
+
+
+def rows() -> list[dict]:
+    rng, found = random.Random(0), []
+    words = ["agreement", "bank", "entities", "sentence", "credit", "holdings", "amended", "signed", "ohio", "york", "june", "dated"]
+    for _ in range(140):
+        said = " ".join(rng.sample(words, 6))
+        answer = "yes" if "bank" in said else "no"
+        found.append({"messages": [{"role": "user", "content": said}, {"role": "assistant", "content": answer}]})
+    return found
+
+
+def project(folder: Path, base: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
+    (folder / "tunesmith.yaml").write_text(YAML.format(base=base))
+    return folder
+
+
+def tunesmith(folder: Path, *words: str, check: int | None = None) -> tuple[int, dict, str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tunesmith", *words, "--json"], cwd=folder, capture_output=True, text=True, env=environment
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if check is not None:
+        assert done.returncode == check, done.stderr
+    return done.returncode, json.loads(lines[-1]) if lines else {}, done.stderr
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, base):
+    folder = project(tmp_path_factory.mktemp("finished"), base)
+    code, result, said = tunesmith(folder, "run")
+    assert code in (0, 3), said
+    return folder, code, result
+
+
+@pytest.mark.slow
+def test_the_circle_ends_with_a_report_and_a_verdict(finished):
+    folder, code, result = finished
+    assert (code == 0) == (result["decision"] == "pass")
+    report = json.loads((folder / "report" / "report.json").read_text())
+    assert {arm["name"] for arm in report["arms"]} == {"zero-shot", "few-shot", "tuned"}
+    for comparison in report["comparisons"]:
+        for one in comparison["metrics"]:
+            assert one["difference"]["low"] <= one["difference"]["estimate"] <= one["difference"]["high"]
+    html = (folder / "report" / "report.html").read_text()
+    assert "<svg" in html
+    assert "http://" not in html.replace("http://www.w3.org", "").replace("http://127.0.0.1", "")
+    assert sum(line["rows"] for line in report["data"]["fates"]) == report["data"]["inputs"] == 140
+    assert report["monitoring"]
+    assert all(one["errors"] == 0 for one in report["monitoring"])
+
+
+@pytest.mark.slow
+def test_a_second_run_does_nothing_and_a_changed_setting_redoes_only_what_follows(finished):
+    folder, code, first = finished
+    _, again, _ = tunesmith(folder, "run", check=code)
+    assert again["computed"] == []
+    assert again["values"] == first["values"]
+    _, changed, _ = tunesmith(folder, "run", "--deploy.questions", "1")
+    assert changed["computed"] == ["ask", "report"]
+    _, states, _ = tunesmith(folder, "status", check=0)
+    assert {stage["state"] for stage in states["stages"]} == {"done"}
+    _, planned, _ = tunesmith(folder, "run", "--dry-run", "--train.epochs", "9", check=0)
+    assert planned["epochs"] == 9
+    assert "train" in planned["waiting"]
+    assert "split" not in planned["waiting"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["collect", "split", "evaluate:zero-shot", "train", "compare"])
+def test_kill_9_at_any_stage_and_the_same_numbers(finished, base, tmp_path, stage):
+    folder = project(tmp_path, base)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-m", "tunesmith", "run"], cwd=folder, stderr=subprocess.PIPE, text=True, env=environment)
+    for line in process.stderr:
+        if line.startswith(stage):
+            break
+    time.sleep(0.5 if stage == "train" else 0.05)
+    process.send_signal(signal.SIGKILL)
+    process.stderr.close()
+    process.wait()
+    code, result, said = tunesmith(folder, "run")
+    _, whole_code, whole = finished
+    assert code == whole_code, said
+    assert result["values"] == whole["values"]
+    adapters = [next(place.glob(".tunesmith/stages/*/adapter/adapter_model.safetensors")).read_bytes() for place in (folder, finished[0])]
+    assert adapters[0] == adapters[1], "training continued to other weights"
+
+
+@pytest.mark.slow
+def test_a_gate_that_says_no_exits_with_3_and_deploys_nothing(finished):
+    folder, _, _ = finished
+    code, result, _ = tunesmith(folder, "run", "--gate.margin", "0.999", "--deploy.alias", "never")
+    assert code == 3
+    assert result["decision"] in ("block", "unsure")
+    code, result, _ = tunesmith(folder, "run", "--gate.margin", "-1.0", "--deploy.alias", "always")
+    assert (code, result["decision"]) == (0, "pass")

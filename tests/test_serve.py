@@ -1,0 +1,244 @@
+"""Serving around the endpoints: the log's promise, draining, ports, and what monitoring reads back."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+import numpy as np
+import pytest
+
+from tunesmith.core.errors import NotFound, StoreError, UsageError
+from tunesmith.core.store import Store
+from tunesmith.core.types import Answer, Interaction, Message, Prompt, Sampling
+from tunesmith.deploy.router import Router
+from tunesmith.models.base import Model
+from tunesmith.models.echo import EchoModel
+from tunesmith.monitor.log import InteractionLog
+from tunesmith.monitor.metrics import Sketch
+from tunesmith.monitor.status import quantiles, status
+
+
+def interaction(number: int, **more) -> Interaction:
+    fields = {
+        "id": f"chatcmpl-{number}", "created": 1000.0 + number, "alias": "bot", "variant": "v1", "messages": (Message(role="user", content="hi"),),
+        "answer": "yes", "finish_reason": "stop", "prompt_tokens": 3, "completion_tokens": 2, "first_token_s": 0.1, "total_s": 0.2,
+    }  # fmt: skip
+    return Interaction(**fields | more)
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store.open(tmp_path / "store")
+    yield store
+    store.close()
+
+
+def test_rows_are_written_once_however_often_they_are_sent(store):
+    log = InteractionLog(store.engine)
+    for future in [log.write(interaction(i % 10)) for i in range(40)]:
+        future.result(10)
+    assert status(store.engine)["requests"] == 10
+    log.close()
+    with pytest.raises(StoreError, match="closed"):
+        log.write(interaction(1))
+
+
+def test_closing_writes_what_is_queued(store):
+    log = InteractionLog(store.engine)
+    futures = [log.write(interaction(i)) for i in range(300)]
+    log.close()
+    assert all(future.done() for future in futures)
+    assert status(store.engine)["requests"] == 300
+
+
+def test_a_row_that_cannot_be_written_is_told(store):
+    log = InteractionLog(store.engine)
+    with store.engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE interactions")
+    with pytest.raises(StoreError, match="could not be logged"):
+        log.write(interaction(1)).result(10)
+    log.close()
+
+
+def test_status_counts_by_alias_and_variant(store):
+    log = InteractionLog(store.engine)
+    rows = [interaction(i, variant=f"v{i % 2}", total_s=0.1 * (i + 1), first_token_s=0.05) for i in range(20)]
+    rows.append(interaction(99, status=500, error="broken", finish_reason="error"))
+    for future in [log.write(row) for row in rows]:
+        future.result(10)
+    log.close()
+    said = status(store.engine)
+    assert (said["requests"], said["errors"], said["prompt_tokens"], said["completion_tokens"]) == (21, 1, 63, 42)
+    assert [(v["variant"], v["requests"], v["errors"]) for v in said["variants"]] == [("v0", 10, 0), ("v1", 11, 1)]
+    p50 = said["total_s"]["p50"]
+    assert p50["low"] < p50["value"] < p50["high"]
+    assert said["tokens_per_s"] == pytest.approx(40 / 21.0)
+    assert status(store.engine, since=1010)["requests"] == 11
+    assert status(store.engine, since=5000)["variants"] == []
+
+
+@pytest.mark.parametrize("n", [60, 1500])
+def test_quantile_intervals_cover_as_promised(n):
+    rng, true = np.random.default_rng(1), {"p50": np.log(2), "p95": np.log(20)}
+    hits = {"p50": 0, "p95": 0}
+    for _ in range(60):
+        for name, found in quantiles(rng.exponential(size=n).tolist()).items():
+            hits[name] += (found["low"] or 0) <= true[name] <= (found["high"] or np.inf)
+    assert min(hits.values()) >= 52  # 95 % of 60 is 57; fewer than 52 has probability 2e-4
+
+
+def test_a_sketch_is_within_one_per_cent():
+    rng = random.Random(2)
+    values, sketch = sorted(rng.lognormvariate(-3, 1.5) for _ in range(5000)), Sketch()
+    for value in values:
+        sketch.add(value)
+    for q in (0.0, 0.5, 0.95, 0.999):
+        assert sketch.quantile(q) == pytest.approx(values[int(q * 4999)], rel=0.0101)
+
+
+def test_routers_name_the_nearest(store):
+    router = Router({"support": EchoModel()})
+    with pytest.raises(NotFound, match="did you mean 'support'"):
+        router.find("suport")
+    router.put("other", EchoModel("other"))
+    router.drop("support")
+    assert [name for name, _ in router.listed()] == ["other"]
+    assert isinstance(router.find("other"), Model)
+
+
+def test_a_taken_port_and_a_public_host_are_refused():
+    from tunesmith.api.app import listen
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(UsageError, match=r"cannot listen on 127\.0\.0\.1"):
+            listen("127.0.0.1", taken.getsockname()[1])
+    for host in ("0.0.0.0", "::", "example.com", "192.168.1.1"):
+        with pytest.raises(UsageError, match="keys"):
+            listen(host, 0)
+
+
+class Slow(EchoModel):
+    """Takes its time."""
+
+    def answer(self, prompts: list[Prompt], sampling: Sampling, on_answer=None) -> list[Answer]:
+        time.sleep(0.8)
+        return super().answer(prompts, sampling, on_answer)
+
+
+class Broken(EchoModel):
+    """Cannot answer."""
+
+    def answer(self, prompts: list[Prompt], sampling: Sampling, on_answer=None) -> list[Answer]:
+        raise ZeroDivisionError("secret detail")
+
+
+BODY = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+
+
+def test_open_requests_end_before_the_server_does(store):
+    from tunesmith.api.app import create_app, running
+
+    answers = []
+    with running(create_app({"m": Slow()}, store.engine)) as url:
+        thread = threading.Thread(target=lambda: answers.append(httpx.post(url + "/chat/completions", json=BODY)))
+        thread.start()
+        time.sleep(0.3)
+    thread.join()
+    assert answers[0].json()["choices"][0]["message"]["content"] == "hello"
+    assert status(store.engine)["requests"] == 1
+
+
+def test_a_client_that_does_not_wait_is_logged(store):
+    from tunesmith.api.app import create_app, running
+
+    with running(create_app({"m": Slow()}, store.engine)) as url, pytest.raises(httpx.ReadTimeout):
+        httpx.post(url + "/chat/completions", json=BODY, timeout=0.2)
+    assert (status(store.engine)["requests"], status(store.engine)["errors"]) == (1, 1)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_broken_model_tells_nothing_of_its_inside_and_is_logged(store, stream):
+    from tunesmith.api.app import create_app, running
+
+    with running(create_app({"m": Broken()}, store.engine)) as url:
+        response = httpx.post(url + "/chat/completions", json=BODY | {"stream": stream})
+        assert response.status_code == (200 if stream else 500)
+        assert "secret" not in response.text
+        assert "server_error" in response.text
+    assert status(store.engine)["errors"] == 1
+
+
+SERVER = """
+import sys, time
+from tunesmith.api.app import ServeConfig, create_app, serve
+from tunesmith.core.store import Store
+from tunesmith.core.types import Answer
+from tunesmith.models.echo import EchoModel
+class Slow(EchoModel):
+    def answer(self, prompts, sampling, on_answer=None):
+        time.sleep(1.5)
+        return super().answer(prompts, sampling, on_answer)
+store = Store.open(sys.argv[1])
+serve(create_app({"m": Slow()}, store.engine), ServeConfig(port=0, notice_s=float(sys.argv[2])), on_ready=lambda url: print(url, flush=True))
+"""
+
+
+@pytest.mark.slow
+def test_sigterm_says_not_ready_first_and_finishes_what_is_open(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", SERVER, str(tmp_path / "store"), "1"], stdout=subprocess.PIPE, text=True)
+    url = process.stdout.readline().strip()
+    answers = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(httpx.post(url + "/chat/completions", json=BODY, timeout=20))) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.4)
+    os.kill(process.pid, signal.SIGTERM)
+    time.sleep(0.2)
+    assert httpx.get(url.replace("/v1", "/readyz")).status_code == 503  # it says so while it still takes connections
+    for thread in threads:
+        thread.join()
+    assert process.wait(20) == 0
+    assert [answer.status_code for answer in answers] == [200] * 8
+    with Store.open(tmp_path / "store").engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM interactions").scalar() == 8
+
+
+@pytest.mark.slow
+def test_kill_loses_no_acknowledged_row(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVER.replace("1.5", "0.0"), str(tmp_path / "store"), "0"], stdout=subprocess.PIPE, text=True
+    )
+    url = process.stdout.readline().strip()
+    seen = []
+
+    def ask():
+        with httpx.Client() as client:
+            while True:
+                try:
+                    seen.append(client.post(url + "/chat/completions", json=BODY).json()["id"])
+                except httpx.HTTPError:
+                    return
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    time.sleep(1.5)
+    process.kill()
+    for thread in threads:
+        thread.join()
+    with Store.open(tmp_path / "store").engine.connect() as connection:
+        rows = {row[0] for row in connection.exec_driver_sql("SELECT id FROM interactions")}
+    assert len(seen) > 50
+    assert set(seen) <= rows

@@ -1,0 +1,122 @@
+"""The chunked loss against torch's own cross-entropy, and the traps that live in losses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from train_parts import awake, make_rows, plan, tiny_base
+from tunesmith.core.chat import Rendered
+from tunesmith.train import loss as loss_module
+from tunesmith.train.lanes import evaluate, gradients, lanes, packs_of
+from tunesmith.train.loss import chunked_nll
+from tunesmith.train.packing import pack
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 64 << 20])
+def test_chunked_nll_is_cross_entropy_with_its_gradients(monkeypatch, chunk_bytes):
+    monkeypatch.setattr(loss_module, "CHUNK_BYTES", chunk_bytes)
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(53, 12, requires_grad=True), torch.randn(31, 12, requires_grad=True)
+    targets, coefficients = torch.randint(31, (53,)), torch.rand(53)
+    total, nll, hit = chunked_nll(hidden, weight, targets, coefficients)
+    (3 * total).backward()
+    mine = hidden.grad.clone(), weight.grad.clone()
+    hidden.grad = weight.grad = None
+    logits = hidden @ weight.T
+    expected = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    (3 * (expected * coefficients).sum()).backward()
+    torch.testing.assert_close(nll, expected.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(mine[0], hidden.grad, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(mine[1], weight.grad, rtol=1e-4, atol=1e-4)
+    assert (hit == (logits.argmax(1) == targets)).all()
+
+
+def test_accumulation_divides_by_trained_tokens_not_by_micro_batches(tmp_path):
+    """Rows of very unequal answers: the mean of micro-batch means would differ (trl 2175, axolotl 2262)."""
+    rows = make_rows(3, trained=1) + make_rows(3, seed=1, low=28, trained=25)
+    trained = sum(row.trained for row in rows)
+    found = []
+    for budget in (10_000, 30):
+        resolved = plan(micro_batch_tokens=budget)
+        trainable = awake(tiny_base(tmp_path), resolved)
+        packs = packs_of(rows, resolved)
+        with lanes(resolved) as side:
+            sums = gradients(trainable, packs, side, weight=1 / trained, seed=0)
+        found.append((len(packs), sums.nll / trained, torch.cat([p.grad.flatten() for p in trainable.parameters().values()])))
+    assert found[0][0] == 1
+    assert found[1][0] > 3
+    assert found[0][1] == pytest.approx(found[1][1], abs=1e-5)
+    torch.testing.assert_close(found[0][2], found[1][2], rtol=1e-4, atol=1e-6)
+
+
+def test_labels_are_shifted_exactly_once():
+    ids = np.array([10, 11, 12, 13, 14], np.int32)
+    one = pack([Rendered("r", ids, np.array([0, 0, 1, 0, 1], np.uint8))])
+    assert list(one.targets) == [12, 14]
+    assert list(one.ids[one.at]) == [11, 13]
+
+
+def test_end_of_turn_that_equals_padding_is_trained():
+    rows = make_rows(3)  # token 2 is pad and eos, and is a target of every row
+    assert all(row.mask[-2] and row.ids[-2] == 2 for row in rows)
+    assert int((pack(rows).targets == 2).sum()) == 3
+
+
+def test_a_first_token_is_never_a_target():
+    one = pack([Rendered("r", np.array([4, 5, 6], np.int32), np.ones(3, np.uint8))])
+    assert list(one.targets) == [5, 6]
+
+
+def test_evaluation_has_no_dropout_and_leaves_the_gradients_as_they_were(tmp_path):
+    from tunesmith.train.plan import ResolvedAdapter
+
+    rows = make_rows(6)
+    resolved = plan(adapter=ResolvedAdapter(r=4, alpha=8.0, dropout=0.5))
+    trainable = awake(tiny_base(tmp_path), resolved)
+    trainable.model.train()
+
+    def slope():
+        with lanes(resolved) as side:
+            gradients(trainable, packs_of(rows, resolved), side, weight=0.1, seed=5)
+        grads = torch.cat([p.grad.flatten() for p in trainable.parameters().values()])
+        trainable.model.zero_grad()
+        return grads
+
+    before = slope()
+    with lanes(resolved) as side:
+        assert evaluate(trainable, rows, resolved, side) == evaluate(trainable, rows, resolved, side)
+    assert torch.equal(before, slope())
+    with lanes(resolved) as side:
+        gradients(trainable, packs_of(rows, resolved), side, weight=0.1, seed=6)
+    other = torch.cat([p.grad.flatten() for p in trainable.parameters().values()])
+    assert not torch.equal(before, other)  # the seed decides the dropout
+
+
+def test_evaluation_never_holds_the_logits_of_all_positions(tmp_path):
+    """A vocabulary of 50,000 and 6,000 trained positions would be 1.2 GB of float32 logits (transformers 12878)."""
+    import psutil
+
+    base = tiny_base(tmp_path, vocab_size=50_000, hidden_size=24)
+    resolved = plan(micro_batch_tokens=10_000)
+    trainable = awake(base, resolved)
+    rows = make_rows(100, low=62, high=63, trained=60, prefix=0)
+    process = psutil.Process()
+    before, peak = process.memory_info().rss, 0
+    import threading
+
+    stop = threading.Event()
+
+    def watch():
+        nonlocal peak
+        while not stop.wait(0.002):
+            peak = max(peak, process.memory_info().rss)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    with lanes(resolved) as side:
+        evaluate(trainable, rows, resolved, side)
+    stop.set()
+    thread.join()
+    assert peak - before < 600e6

@@ -1,0 +1,90 @@
+"""Real, tiny parts for the training tests: a random two-layer Llama on disk and rows that share a prefix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tunesmith.core.chat import Rendered
+from tunesmith.train.adapters import Trainable, prepare
+from tunesmith.train.plan import Adapter, Plan, ResolvedAdapter, ResolvedPlan
+
+VOCABULARY = 97
+
+
+def tiny_base(folder: Path, *, seed: int = 0, **changes: object) -> Path:
+    """A two-layer Llama with random weights in float32, saved as safetensors."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        **{
+            "vocab_size": VOCABULARY,
+            "hidden_size": 48,
+            "intermediate_size": 80,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 1024,
+            "tie_word_embeddings": True,
+            "initializer_range": 0.2,
+            "pad_token_id": 2,
+            "eos_token_id": 2,
+        }
+        | changes
+    )
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(folder)
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
+    return folder
+
+
+def make_rows(count: int, *, seed: int = 0, prefix: int = 40, low: int = 5, high: int = 30, trained: int = 4) -> list[Rendered]:
+    """Rows of a common prefix and random tokens, whose last but one `trained` tokens carry loss, and which end in token 2 (pad = eos)."""
+    rng = np.random.default_rng(seed)
+    common = rng.integers(3, VOCABULARY, prefix)
+    rows = []
+    for i in range(count):
+        own = rng.integers(3, VOCABULARY, rng.integers(low, high))
+        ids = np.concatenate([common, own, [2, 5]]).astype(np.int32)
+        mask = np.zeros(len(ids), np.uint8)
+        mask[-trained - 1 : -1] = 1
+        rows.append(Rendered(f"row-{seed}-{i}", ids, mask))
+    return rows
+
+
+def plan(**changes: object) -> ResolvedPlan:
+    """A resolved float32 plan, changed as asked."""
+    return ResolvedPlan(**{"dtype": "float32", "adapter": ResolvedAdapter(r=4, alpha=8.0)} | changes)
+
+
+def user_plan(**changes: object) -> Plan:
+    """A plan as a user writes it, small and in float32."""
+    values = {"dtype": "float32", "adapter": Adapter(r=4), "epochs": 2, "batch_size": 4, "learning_rate": 5e-3, "threads": 2, "lanes": 2}
+    return Plan(**values | changes)
+
+
+def awake(base: Path, resolved: ResolvedPlan) -> Trainable:
+    """A trainable whose adapter is not the identity any more."""
+    trainable = prepare(base, resolved)
+    generator = torch.Generator().manual_seed(3)
+    for name, p in trainable.parameters().items():
+        if "lora_B" in name:
+            p.data.normal_(0, 0.3, generator=generator)
+    return trainable
+
+
+def padded_loss(model: torch.nn.Module, rows: list[Rendered]) -> torch.Tensor:
+    """The reference: transformers' own loss of a right-padded batch with labels −100 outside of the mask."""
+    longest = max(len(row.ids) for row in rows)
+    ids = torch.full((len(rows), longest), 2)
+    attention = torch.zeros_like(ids)
+    labels = torch.full_like(ids, -100)
+    for i, row in enumerate(rows):
+        n = len(row.ids)
+        ids[i, :n] = torch.from_numpy(row.ids.astype(np.int64))
+        attention[i, :n] = 1
+        labels[i, :n] = torch.where(torch.from_numpy(row.mask) > 0, ids[i, :n], -100)
+    return model(input_ids=ids, attention_mask=attention, labels=labels).loss
