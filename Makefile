@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+# One process a core, each file in one process; every process computes with one thread (tests/conftest.py).
+PARALLEL ?= -n auto --dist loadfile
 .PHONY: demo test test-fast check bench install clean
 
 install: .venv/.ready
@@ -17,10 +19,10 @@ demo: install
 	@$(BIN)/tunesmith demo $(ARGS)
 
 test: install
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-fast: install
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) -m "not slow" $(ARGS)
 
 check: install
 	@$(BIN)/ruff check src tests benchmarks

@@ -110,7 +110,7 @@ def machine() -> str:
 def write_section(name: str, title: str, body: str) -> None:
     """Put one benchmark's section into docs/performance.md, in place of its earlier one."""
     PAGE.parent.mkdir(exist_ok=True)
-    intro = "# Performance\n\nWritten by `make bench`; every figure here comes from a run, none is typed in. Peers and Tunesmith ran alternately.\n"
+    intro = "# Performance\n\nWritten by `make bench`: every figure comes from a run. Peers and Tunesmith ran alternately.\n"
     page = PAGE.read_text("utf-8") if PAGE.exists() else intro
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     section = f"{start}\n## {title}\n\n{body.strip()}\n\nMachine: {machine()}. Again: `make bench ARGS={name}`.\n{end}"

@@ -22,7 +22,7 @@ FOUND = {
         "+1-555-234-5678",
         "001-581-896-0013x3890",
     ],
-    "card": ["4111 1111 1111 1111", "378282246310005", "5555-5555-5555-4444"],
+    "card": ["4111 1111 1111 1111", "378282246310005", "5555-5555-5555-4444", "503815736817", "180014885945264"],
     "iban": ["DE89 3704 0044 0532 0130 00", "GB29NWBK60161331926819", "NL91ABNA0417164300"],
     "ip": ["192.168.0.1", "2001:db8::8a2e:370:7334", "fe80::1"],
     "ssn": ["123-45-6789"],
@@ -69,6 +69,11 @@ def test_found_whole(kind, frame, value):
 @pytest.mark.parametrize("text", LEFT)
 def test_left_alone(text):
     assert find(text) == []
+
+
+def test_letters_that_grow_when_lowered_move_nothing():
+    text = "İİİ DOB 05/12/1980 İ a@example.com"
+    assert [text[span.start : span.end] for span in find(text)] == ["05/12/1980", "a@example.com"]
 
 
 def test_kinds_can_be_chosen():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tunesmith.models.layers import FusedLoraLinear, SeededDropout, Span, dropout_seed, tree_attention
+from tunesmith.models.layers import FusedLoraLinear, SeededDropout, Span, dropout_seed, fuse_norms, tree_attention
 
 
 @st.composite
@@ -134,3 +134,25 @@ def test_dropout_reaches_only_the_adapter_and_follows_its_seed():
     torch.testing.assert_close(mine, a.grad, rtol=1e-4, atol=1e-4)
     layer.eval()
     torch.testing.assert_close(layer(x), layer.base_layer(x) + 1.5 * (x @ a.T) @ b.T, rtol=1e-5, atol=1e-5)
+
+
+def test_fused_norm_replaces_only_what_it_equals():
+    from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    torch.manual_seed(0)
+    plain, shifted = LlamaRMSNorm(16, 1e-3), GemmaRMSNorm(16, 1e-3)
+    for norm in (plain, shifted):
+        nn.init.normal_(norm.weight)
+    model = nn.Sequential(plain, shifted)
+    assert fuse_norms(model) == 1
+    assert model[1] is shifted
+    x = torch.randn(3, 5, 16)
+    mine, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    slope = torch.randn(3, 5, 16)
+    model[0](mine).backward(slope)
+    weight_grad = plain.weight.grad.clone()
+    plain.weight.grad = None
+    plain(theirs).backward(slope)
+    torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(weight_grad, plain.weight.grad, rtol=1e-5, atol=1e-5)

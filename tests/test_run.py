@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -127,6 +128,38 @@ def test_kill_9_at_any_stage_and_the_same_numbers(finished, base, tmp_path, stag
     assert result["values"] == whole["values"]
     adapters = [next(place.glob(".tunesmith/stages/*/adapter/adapter_model.safetensors")).read_bytes() for place in (folder, finished[0])]
     assert adapters[0] == adapters[1], "training continued to other weights"
+
+
+@pytest.mark.slow
+def test_ctrl_c_exits_with_130_and_the_next_run_goes_on(base, tmp_path):
+    folder = project(tmp_path, base)
+    process = subprocess.Popen([sys.executable, "-m", "tunesmith", "run"], cwd=folder, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if line.startswith("evaluate"):
+            break
+    process.send_signal(signal.SIGINT)
+    said = process.stderr.read()
+    assert process.wait() == 130
+    assert "run again to continue" in said
+    assert "Traceback" not in said
+    _, states, _ = tunesmith(folder, "status", check=0)
+    assert [stage["state"] for stage in states["stages"]][:3] == ["done"] * 3
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_clear_message_and_nothing_is_lost(base, tmp_path):
+    folder = project(tmp_path, base)
+
+    def little_room():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+    words = [sys.executable, "-m", "tunesmith", "run"]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, preexec_fn=little_room)
+    assert done.returncode == 1
+    assert "to mend it: free space" in done.stderr
+    code, _, said = tunesmith(folder, "run")
+    assert code in (0, 3), said
 
 
 @pytest.mark.slow

@@ -36,6 +36,8 @@ def tiny_base(folder: Path, *, seed: int = 0, **changes: object) -> Path:
         | changes
     )
     model = LlamaForCausalLM(config)
+    with torch.no_grad():  # transformers starts the padding token at zero, and it is the end of turn here
+        model.get_input_embeddings().weight[2].normal_(0, 0.2)
     model.save_pretrained(folder)
     (folder / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
     return folder

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, no progress.")]
 file_option = Annotated[Path, typer.Option("--config", "-c", help="The project file.")]
+_INTERRUPTED = 130
 # Words that a command does not know are overrides of the project file: --train.epochs 2
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -47,7 +48,7 @@ def guarded(app: typer.Typer, words: Sequence[str]) -> int:
     except TunesmithError as error:
         return _say(str(error), error.exit_code, as_json, type(error).__name__)
     except KeyboardInterrupt:
-        return _say("interrupted; what is finished is kept, run again to continue", 130, as_json, "Interrupted")
+        result = _INTERRUPTED
     except BrokenPipeError:
         return 0  # the reader of a pipe went away, such as `| head`
     except Exception as error:
@@ -57,6 +58,8 @@ def guarded(app: typer.Typer, words: Sequence[str]) -> int:
         usage = getattr(error, "ctx", None)
         hint = f"\n  to mend it: {usage.command_path} --help" if usage else ""
         return _say(click_message() + hint, 2, as_json, "UsageError")
+    if result == _INTERRUPTED:  # Typer turns ctrl-C into this exit code by itself
+        return _say("interrupted; what is finished is kept, run again to continue", _INTERRUPTED, as_json, "Interrupted")
     return result if isinstance(result, int) else 0
 
 

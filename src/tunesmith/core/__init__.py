@@ -1,0 +1,1 @@
+"""Records, errors, chat rendering, store, statistics, configuration: what every floor stands on. Knows no room."""

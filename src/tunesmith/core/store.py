@@ -50,7 +50,9 @@ class Store:
             _migrate(engine)
         except (OSError, sa.exc.SQLAlchemyError) as error:
             raise StoreError(
-                f"the store cannot be opened: {error}", where=str(url or folder), remedy="check the path, its rights and the disk"
+                f"the store cannot be opened: {getattr(error, 'orig', error)}",
+                where=str(url or folder),
+                remedy="check the path and its rights, and free space on the disk",
             ) from error
         place = blobs or str(folder / "blobs")
         if "://" not in place:
@@ -61,6 +63,19 @@ class Store:
         """Close the database connections."""
         self.engine.dispose()
 
+    @contextmanager
+    def writing(self) -> Iterator[sa.Connection]:
+        """One transaction. Raises StoreError when the database refuses it (a full disk, another writer that holds it too long)."""
+        try:
+            with self.engine.begin() as connection:
+                yield connection
+        except sa.exc.OperationalError as error:
+            raise StoreError(
+                f"the store cannot be written: {error.orig}",
+                where=str(self.folder),
+                remedy="free space on the disk; what is finished is kept, run again to continue",
+            ) from error
+
     def finished(self, digest: str) -> dict[str, Any] | None:
         """What the stage with that digest returned (with `seconds` and `created`), or None when it never finished."""
         with self.engine.connect() as connection:
@@ -70,7 +85,7 @@ class Store:
     def finish(self, digest: str, *, project: str, name: str, seconds: float, output: dict[str, Any]) -> None:
         """Record a finished stage; a repeated record of the same digest is replaced."""
         row = {"digest": digest, "project": project, "name": name, "seconds": seconds, "created": time.time(), "output": json.dumps(output)}
-        with self.engine.begin() as connection:
+        with self.writing() as connection:
             connection.execute(sa.delete(tables.stages).where(tables.stages.c.digest == digest))
             connection.execute(sa.insert(tables.stages), [row])
 
@@ -88,7 +103,7 @@ class Store:
     def deploy(self, alias: str, record: dict[str, Any], *, reason: str) -> int:
         """Put a new record in force for `alias`; returns its version. Nothing is overwritten: history stays."""
         row = {"alias": alias, "created": time.time(), "reason": reason, "record": json.dumps(record)}
-        with self.engine.begin() as connection:
+        with self.writing() as connection:
             result = connection.execute(sa.insert(tables.deployments).values(**row))
             return int(result.inserted_primary_key[0]) if result.inserted_primary_key else 0
 

@@ -201,9 +201,8 @@ def chat_request(body: bytes) -> ChatRequest:
     if choice not in (None, "auto", "none"):
         raise BadRequest(f"'tool_choice' is {choice!r}", param="tool_choice", code="unsupported_value", allowed="auto, none")
     if request.store:
-        raise BadRequest(
-            "'store' is true, and this server keeps no completions to retrieve", param="store", code="unsupported_value", allowed="false"
-        )
+        said = "'store' is true, and this server keeps no completions to retrieve"
+        raise BadRequest(said, param="store", code="unsupported_value", allowed="false")
     if request.response_format is not None and request.response_format.type != "text":
         raise BadRequest(
             f"'response_format' of type {request.response_format.type!r} is not supported by this server",

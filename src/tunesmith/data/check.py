@@ -133,7 +133,7 @@ def _count(rows: Sequence[Row]) -> Iterator[Advice]:
 
 
 def _duplicates(rows: Sequence[Row]) -> Iterator[Advice]:
-    first: dict[str, int] = {}
+    first: dict[bytes, int] = {}
     again = [i for i, row in enumerate(rows) if first.setdefault(exact_key(row), i) != i]
     if again:
         yield Advice(

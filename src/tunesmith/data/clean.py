@@ -159,7 +159,7 @@ def empty_answers(rows: Sequence[Row]) -> Iterator[Change]:
 
 def exact_duplicates(rows: Sequence[Row]) -> Iterator[Change]:
     """Every repetition of a row that came earlier, compared whole after normalisation (case, white space, Unicode form)."""
-    first: dict[str, int] = {}
+    first: dict[bytes, int] = {}
     for i, row in enumerate(rows):
         earlier = first.setdefault(exact_key(row), i)
         if earlier != i:
@@ -195,7 +195,7 @@ def near_clusters(rows: Sequence[Row], settings: NearDuplicates) -> tuple[Pairs,
     pairs = near_duplicates([comparison_text(row) for row in rows], settings.threshold)
     if not settings.same_prompt or settings.action == "drop":
         return pairs, components(pairs, len(rows))
-    first: dict[str, int] = {}
+    first: dict[bytes, int] = {}
     same = [(earlier, i) for i, row in enumerate(rows) if (earlier := first.setdefault(prompt_key(row), i)) != i]
     more = np.array(same, dtype=np.int64).reshape(-1, 2)
     linked = Pairs(np.concatenate([pairs.left, more[:, 0]]), np.concatenate([pairs.right, more[:, 1]]), np.zeros(0))

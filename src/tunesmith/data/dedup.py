@@ -19,6 +19,7 @@ from tunesmith.data.shingle import Shingles, shingles
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
+SMALL_ROWS = 20_000  # above, even counting shared shingles costs more than loading the compiled join
 SMALL_PRODUCT = 100_000_000  # multiplications that cost less than compiling would
 
 
@@ -94,7 +95,7 @@ def _pairs(sets: Shingles, rows: Ints, sides: Any, cross: bool, threshold: float
     """Pairs of the given rows (indices into `sets`), in no order."""
     if len(rows) < 2:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0)
-    if not compiled:
+    if compiled is False or (compiled is None and len(rows) <= SMALL_ROWS):
         found = _pairs_scipy(sets, rows, sides, cross, threshold, SMALL_PRODUCT if compiled is None else None)
         if found is not None:
             return found

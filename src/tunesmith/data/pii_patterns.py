@@ -24,8 +24,7 @@ class Span(NamedTuple):
 
 def search(text: str) -> list[Span]:
     """Everything in the joined text by place; of what overlaps at one place the kinds that are surest come first."""
-    lower = text.lower()
-    folded = lower if len(lower) == len(text) else text  # a few letters grow when lowered; places must stay
+    folded = text.replace("İ", "I").lower()  # the one letter that grows when lowered; places must stay
     found = [*_anchored(text), *_emails(text), *_ibans(text), *_ip6(text)]
     found += [*_numbers(text, folded), *_births(text, folded), *_passwords(text, folded)]
     found.sort(key=lambda span: (span.start, _SUREST.index(span.kind), -span.end))
@@ -139,12 +138,16 @@ def _ibans(text: str) -> Iterator[Span]:
 _RUN = re.compile(r"[0-9](?:[ \-./()]{0,3}[0-9]){5,}")
 _IP4 = re.compile(r"(?<![\w.])(?!0)(?:(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])\.){3}(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])(?![0-9]|\.[0-9])")
 _SSN = re.compile(r"(?<![\w-])(?!000|666|9)[0-9]{3}-(?!00)[0-9]{2}-(?!0000)[0-9]{4}(?![\w-])")
-_CARD = re.compile(r"(?<![\w.-])(?:3[47][0-9]{2}[ -]?[0-9]{6}[ -]?[0-9]{5}|[2-6][0-9]{3}(?:[ -]?[0-9]{4}){2}[ -]?[0-9]{1,7})(?![\w-])")
+_CARD = re.compile(
+    r"(?<![\w.-])(?:3[47][0-9]{2}[ -]?[0-9]{6}[ -]?[0-9]{5}|(?:1800|2131)[0-9]{11}|(?:50|5[6-9]|6[0-9])[0-9]{10}"
+    r"|[2-6][0-9]{3}(?:[ -]?[0-9]{4}){2}[ -]?[0-9]{1,7})(?![\w-])"
+)
 _PHONE = re.compile(
     r"(?<![\w.])(?:"
     r"(?:\+|(?<![0-9] )00[ -]?)[1-9][0-9]{0,2}[ \-./]?(?:\(0\)[ ]?)?(?:[ \-./]?\(?[0-9]{1,6}\)?){2,6}"  # international
-    r"|(?:1[-. ])?\(?[2-9][0-9]{2}\)?[-. ][2-9][0-9]{2}[-. ][0-9]{4}"  # North American
+    r"|(?:1[-. ])?(?:\([2-9][0-9]{2}\)[-. ]?|[2-9][0-9]{2}[-. ])[2-9][0-9]{2}[-. ][0-9]{4}"  # North American
     r"|(?<![0-9] )\(?0[1-9][0-9]{0,4}\)?(?:[ \-/.][0-9]{2,8}){1,5}"  # national with a trunk zero
+    r"|\(0[1-9][0-9]{0,4}\)[0-9]{3,8}"
     r"|\(?0[1-9][0-9]{8,10}"
     r")(?:[ ]?(?:x|ext\.?)[ ]?[0-9]{1,5})?(?![\w]|[-/.][0-9])"
 )
@@ -177,7 +180,7 @@ def _digits(value: str) -> int:
 
 def _is_card(value: str) -> bool:
     digits = value.replace(" ", "").replace("-", "")
-    return 13 <= len(digits) <= 19 and luhn_valid(digits) and len(set(digits)) > 1
+    return 12 <= len(digits) <= 19 and luhn_valid(digits) and len(set(digits)) > 1
 
 
 def _is_phone(value: str) -> bool:

@@ -15,7 +15,7 @@ import msgspec
 
 from tunesmith.core.load import need
 from tunesmith.core.rows import Row
-from tunesmith.core.types import Fate, Function, Message, Preference, Record, TextPart
+from tunesmith.core.types import Example, Fate, Function, Message, Preference, Record, TextPart
 from tunesmith.data.pii import PersonalData, find_all, replace
 from tunesmith.data.text import answer_of, normalised, prompt_key, question_of
 
@@ -72,7 +72,7 @@ _INVISIBLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u200b\u20
 
 def repaired(text: str) -> str:
     """Text with mojibake undone (ftfy), in Unicode NFC, with line feeds as line ends and without invisible control characters."""
-    if text.isascii() and "\r" not in text and text.isprintable():
+    if _is_plain(text):
         return text
     if not text.isascii():
         ftfy = need("ftfy", extra="data")
@@ -82,9 +82,19 @@ def repaired(text: str) -> str:
     return _INVISIBLE.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
+def _is_plain(text: str) -> bool:
+    """ASCII without control characters other than tab and line feed: nothing to repair, seen fast."""
+    return text.isascii() and (text.isprintable() or text.translate(_NO_BREAKS).isprintable())
+
+
+_NO_BREAKS = {ord("\t"): None, ord("\n"): None}
+
+
 def repair_text(rows: Sequence[Row]) -> Iterator[Change]:
     """Rows whose text is broken, put right (`repaired`)."""
     for i, row in enumerate(rows):
+        if all(map(_is_plain, texts_of(row))):
+            continue
         better = map_texts(row, repaired)
         if better != row:
             yield Change(i, "mended", "", row=better)
@@ -145,9 +155,9 @@ def refusals(rows: Sequence[Row]) -> Iterator[Change]:
             yield Change(i, "dropped", f"the answer declines: {answer_of(row)[:60]!r}")
 
 
-def contradictions(rows: Sequence[Row]) -> dict[str, list[int]]:
+def contradictions(rows: Sequence[Row]) -> dict[bytes, list[int]]:
     """Rows that ask the same and answer differently (both after normalisation): the prompt's key → indices."""
-    asked: dict[str, list[int]] = defaultdict(list)
+    asked: dict[bytes, list[int]] = defaultdict(list)
     for i, row in enumerate(rows):
         asked[prompt_key(row)].append(i)
     return {key: places for key, places in asked.items() if len({normalised(answer_of(rows[i])) for i in places}) > 1}
@@ -168,9 +178,19 @@ def contradictory(action: Literal["drop", "majority"]) -> Rule:
 
 
 def texts_of(row: Row) -> list[str]:
-    """Every text of a row in which personal data can be: turns, reference, tool calls' arguments."""
+    """Every text of a row in which personal data can be, in the order of `map_texts`: turns, tool calls' arguments, reference."""
+    turns = (*row.messages, row.preferred, row.non_preferred) if isinstance(row, Preference) else row.messages
     found: list[str] = []
-    map_texts(row, lambda text: found.append(text) or text, arguments=True)  # type: ignore[func-returns-value]
+    for turn in turns:
+        if isinstance(turn.content, str):
+            found.append(turn.content)
+        elif turn.content is not None:
+            found += [part.text for part in turn.content]
+        found += [call.function.arguments for call in turn.tool_calls]
+        if turn.refusal is not None:
+            found.append(turn.refusal)
+    if isinstance(row, Example) and row.reference is not None:
+        found.append(row.reference)
     return found
 
 

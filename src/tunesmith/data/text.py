@@ -7,11 +7,12 @@ nothing out: every turn with its role, tool calls and tools.
 
 from __future__ import annotations
 
+import hashlib
 import unicodedata
 from collections.abc import Sequence
 
 from tunesmith.core.rows import Row
-from tunesmith.core.types import Message, Preference, canonical, digest
+from tunesmith.core.types import Message, Preference, canonical
 
 
 def normalised(text: str) -> str:
@@ -45,15 +46,24 @@ def _turn(turn: Message) -> str:
     return f"{turn.role}:{normalised(turn.text)}{calls}"
 
 
-def exact_key(row: Row) -> str:
+def exact_key(row: Row) -> bytes:
     """Digest of everything in a row, texts normalised: rows with equal keys are exact duplicates."""
-    turns = [_turn(turn) for turn in row.messages]
+    parts = [_turn(turn) for turn in row.messages]
     if isinstance(row, Preference):
-        return digest(turns, _turn(row.preferred), _turn(row.non_preferred), row.tools)
-    return digest(turns, row.tools, normalised(row.reference or ""))
+        parts += ["", _turn(row.preferred), _turn(row.non_preferred)]
+    elif row.reference is not None:
+        parts += ["", normalised(row.reference)]
+    return _key(parts, row)
 
 
-def prompt_key(row: Row) -> str:
+def prompt_key(row: Row) -> bytes:
     """Digest of all that is asked (system turns and tools included, the answer left out), texts normalised."""
     turns: Sequence[Message] = row.messages if isinstance(row, Preference) else row.prompt
-    return digest([_turn(turn) for turn in turns], row.tools)
+    return _key([_turn(turn) for turn in turns], row)
+
+
+def _key(parts: list[str], row: Row) -> bytes:
+    if row.tools:
+        parts.append(canonical(row.tools).decode())
+    # normalised text has no control characters that split() takes for white space, so this cannot be confused
+    return hashlib.blake2b("\x1e".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -127,7 +127,7 @@ class _Decoding:
 
     def _add(self, job: _Job) -> None:
         try:
-            request = job.model.request(job.prompt, job.ids, job.sampling, share=job.model.head(job.prompt), choice=job.choice)
+            request = job.model.request(job.prompt, job.ids, job.sampling, share=job.model.head(job.prompt, job.ids), choice=job.choice)
             number = self._decoder.add(request)
         except TunesmithError as error:
             job.stream.put(error)

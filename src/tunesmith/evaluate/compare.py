@@ -21,10 +21,12 @@ from tunesmith.core.stats import (
     pooled_f1_interval,
     pooled_interval,
     smallest_detectable,
+    with_run_noise,
 )
 from tunesmith.core.types import Answer, Example, Record, Score
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.metrics.base import f1_pool
+from tunesmith.evaluate.run import Evaluation
 
 Verdict = Literal["better", "worse", "different", "no difference seen", "cannot tell"]
 
@@ -79,12 +81,14 @@ def compare(
     names: tuple[str, str] = ("A", "B"),
     relevant: float = 0.05,
     level: float = 0.95,
+    runs: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
 ) -> Comparison:
     """Is B better than A? Rows are paired by example id; a row that either model has no score for is left out and counted.
 
     `metrics` brings direction, bounds and pooling; a bare name (and, with None, every metric that both have) means higher is better, the
     micro F1 where every score carries three counts, else the mean, in 0…1 where every score is. `clusters` maps example ids to groups of
-    rows that are not independent; an id that it lacks stands alone. Several scores of one example are averaged.
+    rows that are not independent; an id that it lacks stands alone. Several scores of one example are averaged. `runs` has, by metric, the
+    value of each run of A and of B (several seeds): their noise is then part of the difference (`with_run_noise`).
 
     Verdict: better or worse when Holm's p is below 1 − level and the interval excludes 0 ("different" for a metric that has no good
     direction); no difference seen when the interval stays within ± `relevant` of the metric's range (of the larger value when it has no
@@ -97,6 +101,7 @@ def compare(
             f"no common metric: {names[0]} has {sorted(by_a)}, {names[1]} has {sorted(by_b)}", remedy="evaluate both with the same metrics"
         )
     measured = [_measure(one, by_a[one.name], by_b[one.name], clusters or {}, level) for one in wanted]
+    measured = [_noisy(one, runs[one.metric]) if runs and one.metric in runs else one for one in measured]
     tested = [one.difference.p_value for one in measured if one.difference is not None]
     adjusted = iter(holm(tested).tolist())
     judge = partial(_judge, names=names, relevant=relevant)
@@ -178,6 +183,59 @@ def _measure(metric: Metric, a: Mapping[str, Score], b: Mapping[str, Score], clu
     )
 
 
+def _noisy(one: MetricComparison, runs: tuple[Sequence[float], Sequence[float]]) -> MetricComparison:
+    if one.difference is None:
+        return one
+    difference = with_run_noise(one.difference, *runs)
+    return replace(one, difference=difference, smallest_detectable=smallest_detectable(difference))
+
+
+def merged(evaluations: Sequence[Evaluation], metrics: Sequence[Metric]) -> Evaluation:
+    """Several runs on the same rows as one: each row's scores averaged, the answers of the first, tokens and seconds of all.
+
+    Raises UsageError for evaluations of other rows or metrics.
+    """
+    first = evaluations[0]
+    if len(evaluations) == 1:
+        return first
+    if len({(one.dataset_digest, one.metrics) for one in evaluations}) > 1:
+        raise UsageError(f"runs of {first.model} are of different rows or metrics", remedy="evaluate all of them on the same data")
+    columns = [[_mean(same) for same in zip(*(one.scores(m.name) for one in evaluations), strict=True)] for m in metrics]
+    return replace(
+        first,
+        metrics=tuple(m.name for m in metrics),
+        rows=tuple(replace(row, scores=tuple(scores)) for row, *scores in zip(first.rows, *columns, strict=True)),
+        values={m.name: m.value(column) for m, column in zip(metrics, columns, strict=True)},
+        missing={m.name: sum(s.value is None for s in column) for m, column in zip(metrics, columns, strict=True)},
+        asked=sum(one.asked for one in evaluations),
+        failed=sum(one.failed for one in evaluations),
+        prompt_tokens=sum(one.prompt_tokens for one in evaluations),
+        completion_tokens=sum(one.completion_tokens for one in evaluations),
+        seconds=sum(one.seconds for one in evaluations),
+    )
+
+
+def estimate(metric: Metric, scores: Sequence[Score], clusters: Mapping[str, str] | None = None, level: float = 0.95) -> Interval | None:
+    """One model's number with its interval, over the rows that have a score; None where they are too few."""
+    there = [score for score in scores if score.value is not None]
+    groups: list[Hashable] = [(clusters or {}).get(score.example_id, ("alone", score.example_id)) for score in there]
+    try:
+        return _single(metric, there, groups, level)
+    except DataError:
+        return None
+
+
+def _single(metric: Metric, scores: Sequence[Score], groups: Sequence[Hashable], level: float) -> Interval:
+    if metric.kind == "mean":
+        found = mean_interval(np.array([score.value for score in scores], dtype=np.float64), groups, level)
+        # A mean of shares cannot lie above 1.
+        return replace(found, low=max(found.low, metric.low), high=min(found.high, metric.high))
+    pool = metric.pool(scores)
+    if metric.pool is f1_pool:
+        return pooled_f1_interval(pool.rows, groups, level=level)
+    return pooled_interval(pool.rows, pool.value, groups, bounds=_bounds(metric), level=level)
+
+
 def _bounds(metric: Metric) -> tuple[float, float] | None:
     return (metric.low, metric.high) if np.isfinite([metric.low, metric.high]).all() else None
 
@@ -188,10 +246,7 @@ def _intervals(
     """The interval of each model and of the difference, as fits the metric. Raises DataError for too few rows or clusters."""
     if metric.kind == "mean":
         x, y = (np.array([score.value for score in side], dtype=np.float64) for side in (a, b))
-        first, second = (mean_interval(values, groups, level) for values in (x, y))
-        # A mean of shares cannot lie above 1.
-        first, second = (replace(one, low=max(one.low, metric.low), high=min(one.high, metric.high)) for one in (first, second))
-        return first, second, paired_difference(x, y, groups, level)
+        return _single(metric, a, groups, level), _single(metric, b, groups, level), paired_difference(x, y, groups, level)
     sides, value = metric.pools(a, b)
     if metric.pool is f1_pool:
         first, second = (pooled_f1_interval(rows, groups, level=level) for rows in sides)

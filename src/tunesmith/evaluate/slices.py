@@ -5,16 +5,15 @@ A slicer names the slice of every row. Slices too small to say anything are show
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import numpy as np
 
 from tunesmith.core.errors import ConfigError
-from tunesmith.core.stats import Difference, Interval, holm, mean_interval, pooled_interval
+from tunesmith.core.stats import Difference, Interval, holm
 from tunesmith.core.types import Example, Record, Score
-from tunesmith.evaluate.compare import compare
+from tunesmith.evaluate.compare import compare, estimate
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.prompts import asked
 from tunesmith.evaluate.run import Evaluation
@@ -111,16 +110,9 @@ def _slice(dimension: str, name: str, metric: Metric, groups: Sequence[str], bef
         n=len(after),
         a=metric.value(before) if before is not None else None,
         b=metric.value(after),
-        interval=found.b if found else _interval(metric, rated, list(clusters.values())) if enough else None,
+        interval=found.b if found else estimate(metric, rated, clusters) if enough else None,
         difference=found.difference if found else None,
     )
-
-
-def _interval(metric: Metric, scores: Sequence[Score], groups: Sequence[str]) -> Interval:
-    if metric.kind == "mean":
-        return mean_interval([score.value for score in scores], groups)  # type: ignore[arg-type]  # rated ones only
-    pool, bounded = metric.pool(scores), math.isfinite(metric.low) and math.isfinite(metric.high)
-    return pooled_interval(pool.rows, pool.value, groups, bounds=(metric.low, metric.high) if bounded else None)
 
 
 def _adjusted(table: Sequence[Slice]) -> list[Slice]:

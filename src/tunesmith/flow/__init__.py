@@ -1,0 +1,1 @@
+"""The only place where rooms meet: the circle, its stages, its report. Knows nothing about HTTP or the command line."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from tunesmith.core.errors import TunesmithError
 from tunesmith.core.load import need
 from tunesmith.core.types import Example
 from tunesmith.flow.stages import Output
@@ -38,11 +39,17 @@ def _chosen(rows: Sequence[Example], count: int) -> list[Example]:
 
 
 def _question(client: Any, row: Example, models: list[str], max_tokens: int) -> dict[str, Any]:
+    client_error = need("openai", extra="openai").OpenAIError
     messages = [msgspec.to_builtins(message) for message in row.prompt]
     answers = []
     for model in models:
         started = time.monotonic()
-        said = client.chat.completions.create(model=model, messages=messages, max_tokens=max_tokens, temperature=0)
+        try:
+            said = client.chat.completions.create(model=model, messages=messages, max_tokens=max_tokens, temperature=0)
+        except client_error as error:
+            raise TunesmithError(
+                f"the served model '{model}' did not answer: {error}", remedy="free space on the disk, then run again"
+            ) from error
         answers.append(
             {
                 "model": model,

@@ -22,6 +22,7 @@ from tunesmith.core.store import Store, sync
 from tunesmith.core.types import digest
 
 Output = dict[str, Any]
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Runner:
             seconds = time.monotonic() - started
             self.store.finish(key, project=self.project, name=stage.name, seconds=seconds, output=output)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            if error.errno not in _NO_ROOM:
                 raise
             raise StoreError(
                 f"stage '{stage.name}' cannot write: {error.strerror or error}",

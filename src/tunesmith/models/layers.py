@@ -63,10 +63,10 @@ class _TreeAttention(torch.autograd.Function):
                     continue
                 rows = slice(first * group, last * group)
                 scores = _scores(q[:, rows], k[:, a:b], future)
-                peak = scores.amax(-1, keepdim=True)
-                p = torch.softmax(scores, -1)
-                part_lse = peak - p.amax(-1, keepdim=True).log_()
-                part = torch.bmm(p.to(v.dtype), v[:, a:b])
+                # Every query sees the block's first key; log_softmax and exp cost less than softmax and a maximum.
+                log_p = torch.log_softmax(scores, -1)
+                part_lse = scores[:, :, :1] - log_p[:, :, :1]
+                part = torch.bmm(log_p.exp_().to(v.dtype), v[:, a:b])
                 if first < seen:
                     total = torch.logaddexp(lse[:, rows], part_lse)
                     out[:, rows].mul_((lse[:, rows] - total).exp_()).addcmul_(part, (part_lse - total).exp_())
@@ -222,3 +222,53 @@ class FusedLoraLinear(PeftLinear):
         if self.training and isinstance(dropout, SeededDropout):
             keep = dropout.mask(x.reshape(-1, x.shape[-1]))
         return _LoraLinear.apply(x, base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name], keep)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """y = w · x / √(mean x² + ε) (arXiv 1910.07467), computed in float32; keeps x itself and one number a row."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        exact = x.float()
+        rate = torch.linalg.vector_norm(exact, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, rate)
+        return (exact * rate).to(x.dtype) * weight
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, rate = ctx.saved_tensors
+        unit = x.float() * rate
+        grad_weight = (grad.float() * unit).flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
+        slope = (grad * weight).float()
+        inner = (slope * unit).mean(-1, keepdim=True)
+        return slope.sub_(unit.mul_(inner)).mul_(rate).to(x.dtype), grad_weight, None
+
+
+class FusedRMSNorm(nn.Module):
+    """A root-mean-square norm in one autograd function, with the weight of the layer that it takes the place of."""
+
+    def __init__(self, weight: nn.Parameter, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = weight, eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _RMSNorm.apply(x, self.weight, self.eps)
+
+
+def fuse_norms(model: nn.Module) -> int:
+    """Replace every RMS norm that provably is the plain one (same output on random input) by the fused one; returns how many."""
+    replaced = 0
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            weight, eps = getattr(child, "weight", None), getattr(child, "variance_epsilon", getattr(child, "eps", None))
+            if not type(child).__name__.endswith("RMSNorm") or weight is None or eps is None:
+                continue
+            fused = FusedRMSNorm(weight, eps)
+            probe = torch.randn(4, len(weight), generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
+            with torch.no_grad():
+                same = torch.allclose(fused(probe), child(probe), rtol=1e-2 if weight.dtype == torch.bfloat16 else 1e-5)
+            if same:
+                setattr(module, name, fused)
+                replaced += 1
+    return replaced

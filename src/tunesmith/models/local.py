@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-import threading
 import time
 from collections.abc import Sequence
 from copy import copy
@@ -65,8 +64,8 @@ class LocalModel:
             return None
         path = Path(folder).resolve()
         key = f"{path}@{_stamp(path)}"
-        with self._loaded.lock:
-            self._loaded.engine.adapters.load(key, path)
+        with self.engine.lock:  # between two passes, not within one
+            self.engine.adapters.load(key, path)
         return key
 
     @property
@@ -116,8 +115,8 @@ class LocalModel:
             share=share,
         )
 
-    def head(self, prompt: Prompt) -> int:
-        """How many of the prompt's first tokens come from its tools and its leading system messages, which other prompts may share."""
+    def head(self, prompt: Prompt, ids: Sequence[int]) -> int:
+        """How many of the prompt's first `ids` come from its tools and leading system messages, which other prompts may share."""
         leading = tuple(takewhile(lambda message: message.role in ("system", "developer"), prompt.messages))
         if not leading and not prompt.tools:
             return 0
@@ -126,7 +125,7 @@ class LocalModel:
             if len(self._heads) >= _HEADS:
                 self._heads.clear()
             self._heads[key] = self.renderer.prompt(Prompt(messages=(*leading, Message(role="user", content="\u2203")), tools=prompt.tools))
-        return common([self._heads[key], self.renderer.prompt(prompt)])
+        return common([self._heads[key], ids])
 
     def answer(self, prompts: Sequence[Prompt], sampling: Sampling, on_answer: OnAnswer | None = None) -> list[Answer]:
         """See `Model.answer`. What all prompts begin with is read once; the longest are started first.
@@ -168,7 +167,6 @@ class _Loaded:
     engine: Engine
     dtype: str
     files: list[Path]
-    lock: threading.Lock
     _digest: str = ""
 
     @property
@@ -208,7 +206,7 @@ def load_engine(base: Path, dtype: str, device: str) -> _Loaded:
         raise UsageError(
             f"{type(model).__name__} cannot be decoded here", where=str(base), allowed="models whose layers all attend to keys and values"
         )
-    return _Loaded(Engine(model.to(place).eval().requires_grad_(False)), kind, [config_file, *weights], threading.Lock())
+    return _Loaded(Engine(model.to(place).eval().requires_grad_(False)), kind, [config_file, *weights])
 
 
 def _layer_types(model: Any) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.core.errors import ConfigError, TrainingError
-from tunesmith.models.layers import FusedLoraLinear, SeededDropout, register_attention
+from tunesmith.models.layers import FusedLoraLinear, SeededDropout, fuse_norms, register_attention
 from tunesmith.train.facts import require_safetensors
 from tunesmith.train.plan import ResolvedPlan
 
@@ -104,6 +104,7 @@ def prepare(base: Path, plan: ResolvedPlan) -> Trainable:
     dtype = torch.float32 if full or plan.dtype == "float32" else torch.bfloat16
     model = load_base(base, dtype, plan.device)
     model.set_attn_implementation(register_attention())
+    fuse_norms(model)
     if not full:
         from peft import get_peft_model
 

@@ -3,7 +3,7 @@
 from tunesmith.core.stats.agreement import cohen_kappa, fleiss_kappa, krippendorff_alpha
 from tunesmith.core.stats.bootstrap import bootstrap, bootstrap_mean
 from tunesmith.core.stats.clustered import design_effect, icc
-from tunesmith.core.stats.gate import Gate, non_inferiority
+from tunesmith.core.stats.gate import Gate, non_inferiority, superiority
 from tunesmith.core.stats.intervals import clopper_pearson, jeffreys, mean_interval, newcombe, rate_interval, wilson
 from tunesmith.core.stats.judge import post_stratified_mean, ppi_mean
 from tunesmith.core.stats.multiplicity import benjamini_hochberg, holm
@@ -21,6 +21,7 @@ from tunesmith.core.stats.power import (
 )
 from tunesmith.core.stats.ranking import bradley_terry
 from tunesmith.core.stats.records import Difference, Interval
+from tunesmith.core.stats.runs import run_noise, with_run_noise
 
 __all__ = [
     "Difference",
@@ -53,6 +54,7 @@ __all__ = [
     "ppi_mean",
     "rate_interval",
     "row_f1",
+    "run_noise",
     "sample_size_means",
     "sample_size_non_inferiority",
     "sample_size_paired_rates",
@@ -60,6 +62,8 @@ __all__ = [
     "sample_size_proportions",
     "smallest_detectable",
     "smallest_detectable_rates",
+    "superiority",
     "tango",
     "wilson",
+    "with_run_noise",
 ]

@@ -12,6 +12,11 @@ def z_quantile(p: float) -> float:
     return _normal.inv_cdf(p)
 
 
+def z_cdf(z: float) -> float:
+    """Distribution function of the standard normal."""
+    return _normal.cdf(z)
+
+
 def z_for(level: float) -> float:
     """Half-width in standard errors of a two-sided normal interval: 1.95996 at 0.95."""
     return _normal.inv_cdf(0.5 + level / 2)
