@@ -18,7 +18,7 @@ from benchmarks.data_sides import read, word_pairs
 
 HEADLINES = ("data_pipeline", "near_duplicates_vs_datasketch", "near_duplicates_vs_datatrove", "personal_data_vs_presidio")
 USUAL = ("datasketch==2.0.0", "datasets==5.2.0", "presidio-analyzer==2.2.366", "faker==40.1.2", "numpy==2.4.6")
-DATATROVE = ("datatrove[processing]==0.10.1", "xxhash<4", "orjson", "numpy==2.4.6")
+DATATROVE = ("datatrove[processing]==0.10.1", "xxhash<4", "orjson", "spacy", "numpy==2.4.6")
 SIDES = str(Path(__file__).parent / "data_sides.py")
 FEW, SOME = 10_000, 100_000
 

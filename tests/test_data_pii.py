@@ -40,7 +40,7 @@ ANNOUNCED = {
     "born on {}": ("date_of_birth", ["12 May 1980", "1980-05-12", "12.05.1980", "May 12, 1980"]),
     "DOB: {}": ("date_of_birth", ["05/12/1980"]),
     "geboren am {}": ("date_of_birth", ["3. März 1971", "03.03.1971"]),
-    "call me at {}": ("phone", ["5552345678", "234 5678"]),
+    "call me at {}": ("phone", ["5552345678", "234 5678", "(351) 921 765 757"]),
     "password = {}": ("password", ["hunter2abc9"]),
     '"api_key": "{}"': ("password", ["x8Zk29slQ0"]),
 }

@@ -155,7 +155,7 @@ def test_flipped_labels_are_found_with_their_right_ones():
 
 
 def test_vectors_help_where_words_do_not():
-    texts, given, wrong, right = topics(200, 10, seed=1)
+    _, given, wrong, right = topics(200, 10, seed=1)
     blind = [f"x{i}" for i in range(200)]
     rng = np.random.default_rng(0)
     vectors = np.eye(4)[[sorted(set(right)).index(y) for y in right]] + rng.normal(0, 0.1, (200, 4))

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,6 +95,31 @@ def test_the_circle_ends_with_a_report_and_a_verdict(finished):
 
 
 @pytest.mark.slow
+def test_the_report_opens_offline_in_a_browser(finished):
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    folder, _, result = finished
+    complaints: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-background-networking"])
+        page = browser.new_context(offline=True).new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("requestfailed", lambda request: complaints.append(request.url))
+        page.goto((folder / "report" / "report.html").as_uri())
+        assert page.locator(".verdict").inner_text() == result["verdict"]
+        drawn = page.locator("svg").evaluate_all("plots => plots.map(plot => plot.getBoundingClientRect().height)")
+        wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        browser.close()
+    assert complaints == []
+    assert len(drawn) >= 3
+    assert min(drawn) > 50
+    assert wide <= 1, "nothing runs over the edge of the page"
+
+
+@pytest.mark.slow
 def test_a_second_run_does_nothing_and_a_changed_setting_redoes_only_what_follows(finished):
     folder, code, first = finished
     _, again, _ = tunesmith(folder, "run", check=code)
@@ -170,3 +196,22 @@ def test_a_gate_that_says_no_exits_with_3_and_deploys_nothing(finished):
     assert result["decision"] in ("block", "unsure")
     code, result, _ = tunesmith(folder, "run", "--gate.margin", "-1.0", "--deploy.alias", "always")
     assert (code, result["decision"]) == (0, "pass")
+
+
+@pytest.mark.slow
+def test_train_alone_proves_that_it_can_learn_and_estimates_first(base, tmp_path):
+    folder = project(tmp_path, base)
+    _, found, _ = tunesmith(folder, "estimate", "--train.epochs", "2", check=0)
+    assert found["epochs"] == 2
+    assert found["memory_bytes"] > 0
+    _, proof, _ = tunesmith(folder, "train", "--overfit", "4", check=0)
+    assert proof["train_loss"] < 0.1
+    code, _, said = tunesmith(folder, "train", "--overfit", "4", "--train.learning_rate", "1e-9")
+    assert code == 1
+    assert "data mask" in said
+    _, first, _ = tunesmith(folder, "train", check=0)
+    _, again, _ = tunesmith(folder, "train", check=0)
+    assert (first["cached"], again["cached"]) == (False, True)
+    _, anew, _ = tunesmith(folder, "train", "--fresh", check=0)
+    assert not anew["cached"]
+    assert anew["train_loss"] == first["train_loss"]

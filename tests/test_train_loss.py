@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
+import psutil
 import pytest
 import torch
 
-from train_parts import awake, make_rows, plan, tiny_base
+from train_parts import awake, loss_of, make_rows, plan, slope_of, tiny_base
 from tunesmith.core.chat import Rendered
 from tunesmith.train import loss as loss_module
-from tunesmith.train.lanes import evaluate, gradients, lanes, packs_of
+from tunesmith.train.lanes import packs_of
 from tunesmith.train.loss import chunked_nll
 from tunesmith.train.packing import pack
+from tunesmith.train.plan import ResolvedAdapter
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 64 << 20])
@@ -41,10 +45,10 @@ def test_accumulation_divides_by_trained_tokens_not_by_micro_batches(tmp_path):
     for budget in (10_000, 30):
         resolved = plan(micro_batch_tokens=budget)
         trainable = awake(tiny_base(tmp_path), resolved)
-        packs = packs_of(rows, resolved)
-        with lanes(resolved) as side:
-            sums = gradients(trainable, packs, side, weight=1 / trained, seed=0)
-        found.append((len(packs), sums.nll / trained, torch.cat([p.grad.flatten() for p in trainable.parameters().values()])))
+        sums, slopes = slope_of(trainable, resolved, rows)
+        assert sums["weight"] == trained
+        packs = packs_of([(row,) for row in rows], resolved)
+        found.append((len(packs), sums["loss"] / trained, torch.cat([slope.flatten() for slope in slopes.values()])))
     assert found[0][0] == 1
     assert found[1][0] > 3
     assert found[0][1] == pytest.approx(found[1][1], abs=1e-5)
@@ -70,42 +74,27 @@ def test_a_first_token_is_never_a_target():
 
 
 def test_evaluation_has_no_dropout_and_leaves_the_gradients_as_they_were(tmp_path):
-    from tunesmith.train.plan import ResolvedAdapter
-
     rows = make_rows(6)
     resolved = plan(adapter=ResolvedAdapter(r=4, alpha=8.0, dropout=0.5))
     trainable = awake(tiny_base(tmp_path), resolved)
     trainable.model.train()
 
-    def slope():
-        with lanes(resolved) as side:
-            gradients(trainable, packs_of(rows, resolved), side, weight=0.1, seed=5)
-        grads = torch.cat([p.grad.flatten() for p in trainable.parameters().values()])
-        trainable.model.zero_grad()
-        return grads
-
-    before = slope()
-    with lanes(resolved) as side:
-        assert evaluate(trainable, rows, resolved, side) == evaluate(trainable, rows, resolved, side)
-    assert torch.equal(before, slope())
-    with lanes(resolved) as side:
-        gradients(trainable, packs_of(rows, resolved), side, weight=0.1, seed=6)
-    other = torch.cat([p.grad.flatten() for p in trainable.parameters().values()])
-    assert not torch.equal(before, other)  # the seed decides the dropout
+    before = slope_of(trainable, resolved, rows, seed=5)[1]
+    assert loss_of(trainable, resolved, rows) == loss_of(trainable, resolved, rows)
+    again = slope_of(trainable, resolved, rows, seed=5)[1]
+    other = slope_of(trainable, resolved, rows, seed=6)[1]
+    assert all(torch.equal(before[name], again[name]) for name in before)
+    assert not all(torch.equal(before[name], other[name]) for name in before)  # the seed decides the dropout
 
 
 def test_evaluation_never_holds_the_logits_of_all_positions(tmp_path):
     """A vocabulary of 50,000 and 6,000 trained positions would be 1.2 GB of float32 logits (transformers 12878)."""
-    import psutil
-
     base = tiny_base(tmp_path, vocab_size=50_000, hidden_size=24)
     resolved = plan(micro_batch_tokens=10_000)
     trainable = awake(base, resolved)
     rows = make_rows(100, low=62, high=63, trained=60, prefix=0)
     process = psutil.Process()
     before, peak = process.memory_info().rss, 0
-    import threading
-
     stop = threading.Event()
 
     def watch():
@@ -115,8 +104,7 @@ def test_evaluation_never_holds_the_logits_of_all_positions(tmp_path):
 
     thread = threading.Thread(target=watch)
     thread.start()
-    with lanes(resolved) as side:
-        evaluate(trainable, rows, resolved, side)
+    loss_of(trainable, resolved, rows)
     stop.set()
     thread.join()
     assert peak - before < 600e6

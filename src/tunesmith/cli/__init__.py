@@ -16,8 +16,10 @@ from typing import Annotated, Any
 import typer
 
 from tunesmith._version import __version__
+from tunesmith.cli import evaluating
 from tunesmith.cli.serving import monitor_app, serve
 from tunesmith.cli.shared import OVERRIDES, Json, emit, file_option, told
+from tunesmith.cli.training import estimate, train
 
 app = typer.Typer(
     name="tunesmith",
@@ -30,6 +32,9 @@ app = typer.Typer(
 )
 app.add_typer(monitor_app, name="monitor")
 app.command()(serve)
+evaluating.register(app)
+app.command(context_settings=OVERRIDES)(estimate)
+app.command(context_settings=OVERRIDES)(train)
 
 
 @app.callback(invoke_without_command=True)

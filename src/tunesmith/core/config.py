@@ -22,6 +22,22 @@ _AT = re.compile(r" - at `(?P<path>[^`]*)`$")
 Path_ = tuple[str | int, ...]
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's scalars: `1e-4` is a number and `no` a word (PyYAML's 1.1 has it the other way round)."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?((\d+\.\d*|\.\d+)([eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(inf|Inf|INF))$|^\.(nan|NaN|NAN)$"),
+    list("-+.0123456789"),
+)
+
+
 def load(path: Path, record: type[T], overrides: Sequence[str] = ()) -> T:
     """The record that the YAML file describes, with `--a.b value` overrides applied.
 
@@ -74,7 +90,7 @@ def parse_overrides(words: Sequence[str]) -> list[tuple[tuple[str, ...], Any]]:
                 raise ConfigError(f"'{word}' has no value", allowed=f"{word} VALUE")
             value = left.pop(0)
         try:
-            pairs.append((tuple(key.replace("-", "_").split(".")), yaml.safe_load(value)))
+            pairs.append((tuple(key.replace("-", "_").split(".")), yaml.load(value, _Loader)))
         except yaml.YAMLError as error:
             raise ConfigError(f"value '{value}' does not parse", where=word) from error
     return pairs
@@ -94,7 +110,7 @@ def _set(tree: dict[str, Any], key: tuple[str, ...], value: Any) -> None:
 
 def _parse(text: str) -> tuple[Any, dict[Path_, int]]:
     """The tree, and the line of each key path. A repeated key is an error, since one of the two values would vanish."""
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    node = yaml.compose(text, Loader=_Loader)
     lines: dict[Path_, int] = {}
 
     def walk(node: yaml.Node, path: Path_) -> None:
@@ -114,7 +130,7 @@ def _parse(text: str) -> tuple[Any, dict[Path_, int]]:
     if node is None:
         return {}, {}
     walk(node, ())
-    return yaml.safe_load(text), lines
+    return yaml.load(text, _Loader), lines
 
 
 def _explain(error: Exception, record: type, file: Path | None, lines: Mapping[Path_, int]) -> ConfigError:

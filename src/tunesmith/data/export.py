@@ -14,7 +14,7 @@ import msgspec
 
 from tunesmith.core.errors import ConfigError, DataError, Fault, nearest
 from tunesmith.core.rows import Row, atomic, write_jsonl, write_parquet
-from tunesmith.core.types import Example, Message, Preference
+from tunesmith.core.types import Example, Message, Preference, canonical
 from tunesmith.data.format import FORMATS, parse_row
 from tunesmith.data.shapes import Fields
 
@@ -133,7 +133,7 @@ def _plain(turn: Message, role: str) -> bool:
 
 
 def _tunesmith(row: Row) -> Fields:
-    fields: Fields = msgspec.to_builtins(row)
+    fields: Fields = msgspec.json.decode(canonical(row))
     return {**fields, "origin": row.origin}
 
 

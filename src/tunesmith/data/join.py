@@ -104,13 +104,15 @@ def shingle_batch(points: Array, table: Array, size: int) -> tuple[Array, Array]
 @_compiled
 def ordered_keys(hashes: Array, starts: Array, order: Array, bits: int) -> tuple[Array, Array]:
     """Sets of the rows in `order`, each element as a key (bucket of its count, 56 bits of hash), ascending: rare elements first."""
-    table = np.zeros(1 << bits, dtype=np.uint32)
+    table = np.zeros(1 << bits, dtype=np.uint16)  # small enough for the cache; counts stop at the top
     shift = np.uint64(64 - bits)
     total = 0
     for row in order:
         total += starts[row + 1] - starts[row]
         for j in range(starts[row], starts[row + 1]):
-            table[hashes[j] >> shift] += 1
+            slot = hashes[j] >> shift
+            if table[slot] < 65535:
+                table[slot] += 1
     keys = np.empty(total, dtype=np.uint64)
     begins = np.zeros(len(order) + 1, dtype=np.int64)
     at = 0
@@ -126,6 +128,7 @@ def ordered_keys(hashes: Array, starts: Array, order: Array, bits: int) -> tuple
 @_inlined
 def _bucket(count: Any) -> Any:
     """Quarter octaves of a count: 1 → 0, 2 → 1, … below 128; grows with the count."""
+    count = np.int64(count)
     if count < 2:
         return np.uint64(0)
     octave = 0

@@ -170,7 +170,8 @@ def _numbers(text: str, lower: str) -> Iterator[Span]:
         for match in _BARE.finditer(text, run.start(), run.end()):
             before = lower[max(0, run.start() - 34) : run.start()]
             if _is_phone(match[0]) and _CALLING.search(before):
-                yield Span("phone", match.start(), match.end())
+                opened = match.start() == run.start() and text[run.start() - 1 : run.start()] == "(" and ")" in match[0]
+                yield Span("phone", match.start() - opened, match.end())
         end = run.end()
 
 
@@ -276,6 +277,9 @@ _PASSWORD = re.compile(
 def _passwords(text: str, lower: str) -> Iterator[Span]:
     for anchor, back in (("key", 12), ("secret", 0), ("token", 12), ("passw", 0)):
         for at in _places(lower, anchor):
+            near = lower[at : at + 24]
+            if ":" not in near and "=" not in near:
+                continue  # 'key' and 'token' are common words
             match = _PASSWORD.search(lower, max(0, at - back), at + 220)
             if match and match.start() <= at < match.start("value"):
                 value = text[match.start("value") : match.end("value")]

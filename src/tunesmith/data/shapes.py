@@ -82,6 +82,7 @@ def _own_row(row: Fields, notes: Notes) -> Row | None:
     except msgspec.ValidationError as error:
         notes.fault("$", "wrong_record", str(error))
         return None
+    convert.messages(row["messages"], "$.messages", notes)  # what a type cannot say: nothing empty, tools answered
     right = preference_id(found) if isinstance(found, Preference) else example_id(found.messages, found.tools, found.reference)
     if found.id != right:
         notes.mend("id")

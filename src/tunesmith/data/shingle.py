@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tunesmith.core.errors import ConfigError
-from tunesmith.data.text import normalised
+from tunesmith.data.text import folded, normalised
 
 BATCH_CHARS = 4_000_000
 SEPARATE, LETTER, ALONE, END = 0, 1, 2, 3
@@ -53,8 +53,8 @@ def character_classes() -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def code_points(texts: Sequence[str]) -> np.ndarray[Any, np.dtype[np.uint32]]:
-    """The normalised texts as code points, each text ended by a line feed (normalised text has none inside)."""
-    joined = "\n".join([normalised(text) for text in texts]) + "\n"
+    """The texts as code points, case folded and in NFKC, each ended by a line feed (those inside become spaces)."""
+    joined = "\n".join([folded(text).replace("\n", " ") for text in texts]) + "\n"
     return np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
 
 

@@ -174,7 +174,7 @@ def _csv(file: Path) -> Iterator[Item]:
         limit = csv.field_size_limit(64 * 1024 * 1024)
         try:
             table = csv.reader(text, delimiter=delimiter, strict=True)
-            header = [name.strip() for name in next(table, [])]
+            header = [name.strip() for name in _header(table, file)]
             if len(set(header)) < len(header):
                 raise DataError(f"two columns have the same name: {header}", where=f"{file}:1", remedy="rename one")
             for cells in _cells(table, file):
@@ -188,6 +188,15 @@ def _csv(file: Path) -> Iterator[Item]:
                     yield Item(number, {name: cell for name, cell in zip(header, cells, strict=True) if cell != ""})
         finally:
             csv.field_size_limit(limit)
+
+
+def _header(table: Any, file: Path) -> list[str]:
+    try:
+        return next(table, [])
+    except csv.Error as error:
+        raise DataError(
+            f"the header is not valid CSV: {error}", where=f"{file}:1", remedy="its first line must name the columns"
+        ) from error
 
 
 def _lenient(raw: IO[bytes]) -> io.TextIOWrapper:

@@ -7,7 +7,7 @@ the lowest places are the test set, the next ones validation, the rest train. So
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -87,10 +87,7 @@ def split(rows: Sequence[Row], settings: Split, clusters: Ints | None = None) ->
     """
     sides, notes = assign(rows, settings, clusters)
     parts = [[row for row, side in zip(rows, sides.tolist(), strict=True) if side == which] for which in (TRAIN, VALIDATION, TEST)]
-    found = {
-        name: leakage(parts[TRAIN], parts[which], settings.leakage_threshold)
-        for which, name in ((VALIDATION, "validation"), (TEST, "test"))
-    }
+    found = leakages(parts[TRAIN], {"validation": parts[VALIDATION], "test": parts[TEST]}, settings.leakage_threshold)
     for name, measured in found.items():
         gate_leakage(measured, settings.max_leakage, name)
     return Splits(parts[TRAIN], parts[VALIDATION], parts[TEST], found, tuple(notes))
@@ -233,19 +230,29 @@ def _give_back(sides: np.ndarray[Any, Any], size: Ints, rank: np.ndarray[Any, An
 
 def leakage(train: Sequence[Row], held_out: Sequence[Row], threshold: float = 0.8) -> Leakage:
     """How many held-out rows repeat a training row, measured on their comparison texts (user turns and answer)."""
-    old, new = [comparison_text(row) for row in train], [comparison_text(row) for row in held_out]
-    known = {normalised(text) for text in old}
-    asked = {normalised(question_of(row)) for row in train}
+    return leakages(train, {"held_out": held_out}, threshold)["held_out"]
+
+
+def leakages(train: Sequence[Row], held_out: Mapping[str, Sequence[Row]], threshold: float = 0.8) -> dict[str, Leakage]:
+    """`leakage` of several held-out parts, with one pass over the training rows."""
+    old = [comparison_text(row) for row in train]
+    known, asked = {normalised(text) for text in old}, {normalised(question_of(row)) for row in train}
+    new = [comparison_text(row) for rows in held_out.values() for row in rows]
     index, value = best_matches(new, old, threshold)
-    worst = sorted(np.flatnonzero(index >= 0).tolist(), key=lambda i: (-value[i], i))[:10]
-    return Leakage(
-        rows=len(new),
-        exact=sum(normalised(text) in known for text in new),
-        near=int((index >= 0).sum()),
-        same_question=sum(normalised(question_of(row)) in asked for row in held_out),
-        threshold=threshold,
-        examples=tuple((held_out[i].origin, train[index[i]].origin, round(float(value[i]), 4)) for i in worst),
-    )
+    found, start = {}, 0
+    for name, rows in held_out.items():
+        end = start + len(rows)
+        worst = sorted((np.flatnonzero(index[start:end] >= 0) + start).tolist(), key=lambda i: (-value[i], i))[:10]
+        found[name] = Leakage(
+            rows=len(rows),
+            exact=sum(normalised(text) in known for text in new[start:end]),
+            near=int((index[start:end] >= 0).sum()),
+            same_question=sum(normalised(question_of(row)) in asked for row in rows),
+            threshold=threshold,
+            examples=tuple((rows[i - start].origin, train[index[i]].origin, round(float(value[i]), 4)) for i in worst),
+        )
+        start = end
+    return found
 
 
 def gate_leakage(measured: Leakage, limit: float, name: str = "test") -> None:

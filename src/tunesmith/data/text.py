@@ -15,11 +15,14 @@ from tunesmith.core.rows import Row
 from tunesmith.core.types import Message, Preference, canonical
 
 
+def folded(text: str) -> str:
+    """Text in Unicode NFKC, case folded."""
+    return text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
+
+
 def normalised(text: str) -> str:
     """Text without differences that do not matter: Unicode NFKC, case folded, runs of white space as one space, none at the ends."""
-    if text.isascii():
-        return " ".join(text.lower().split())
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return " ".join(folded(text).split())
 
 
 def answer_of(row: Row) -> str:

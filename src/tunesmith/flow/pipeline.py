@@ -61,7 +61,7 @@ def run_circle(
 
     The tuned model is deployed (its alias recorded in the store) only when the gate passes.
     """
-    with _circle(project, folder, progress, server) as circle, only_one(circle.store.folder):
+    with opened(project, folder, progress, server) as circle, only_one(circle.store.folder):
         circle.command, circle.left_out = command, left_out
         names = [stage.name for stage in circle.runner.stages]
         waiting = [name for name in names if circle.runner.peek(name) is None]
@@ -82,17 +82,17 @@ def dry_run(project: Project, folder: Path, progress: Progress) -> dict[str, Any
     """Prepare the data (cheap and kept), then say what a run would do: time, memory, tokens."""
     from tunesmith.flow.estimate import estimate
 
-    with _circle(project, folder, progress) as circle, only_one(circle.store.folder):
+    with opened(project, folder, progress) as circle, only_one(circle.store.folder):
         for name in ("collect", "split", "tokens"):
             circle.runner.run(name)
         waiting = [stage.name for stage in circle.runner.stages if circle.runner.peek(stage.name) is None]
         found = estimate(circle, waiting)
-        return found.summary() | {"waiting": waiting, "text": found.text(waiting)}
+        return found.summary() | {"waiting": waiting, "text": found.text()}
 
 
 def stage_states(project: Project, folder: Path) -> list[dict[str, Any]]:
     """Each stage with its state, digest, and seconds when it is done."""
-    with _circle(project, folder, Silent()) as circle:
+    with opened(project, folder, Silent()) as circle:
         rows = []
         for stage in circle.runner.stages:
             done = circle.runner.peek(stage.name)
@@ -114,7 +114,8 @@ def _no_server(models: Mapping[str, Model], log: sa.Engine) -> AbstractContextMa
 
 
 @contextmanager
-def _circle(project: Project, folder: Path, progress: Progress, server: Server = _no_server) -> Iterator[Circle]:
+def opened(project: Project, folder: Path, progress: Progress, server: Server = _no_server) -> Iterator[Circle]:
+    """The circle of a project over its opened store."""
     store = Store.open(folder / project.store)
     try:
         yield Circle(project, folder, store, Catalog(progress=progress.bar), progress, server)
@@ -130,7 +131,7 @@ def _say_beforehand(circle: Circle, waiting: list[str]) -> None:
         circle.runner.run(name)
     left = [name for name in waiting if name not in ("collect", "split", "tokens")]
     if any(name == "train" or name.startswith("evaluate:") for name in left):
-        circle.progress.say(estimate(circle, left).text(left))
+        circle.progress.say(estimate(circle, left).text())
 
 
 def _deploy(circle: Circle) -> None:

@@ -33,7 +33,7 @@ class Evaluate(Record, frozen=True):
     metrics: tuple[str, ...] = ("exact_match",)
     max_tokens: int | Literal["auto"] = "auto"
     limit: int | None = None
-    batch_size: int = 48
+    batch_size: int = 64
 
 
 class Gate(Record, frozen=True):

@@ -86,7 +86,7 @@ class Trainable:
         """Trainable parameters by their full name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
-    def flops(self, computed: int, targets: int) -> float:
+    def flops(self, computed: float, targets: float) -> float:
         """Arithmetic that one step cannot avoid: forward and backward through the linear layers (weights too in full training)."""
         inner = sum(m.weight.numel() for m in self.decoder.modules() if isinstance(m, nn.Linear))
         return (4.0 if self.lora else 6.0) * (inner * computed + self.head.weight.numel() * targets)

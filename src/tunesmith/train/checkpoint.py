@@ -33,8 +33,8 @@ class State(Record, frozen=True):
     best_loss: float | None = None
     seconds: float = 0.0
     tokens: int = 0
-    epoch_nll: float = 0.0
-    epoch_tokens: int = 0
+    epoch_loss: float = 0.0
+    epoch_weight: float = 0.0
 
 
 def _hash(path: Path) -> str:

@@ -12,8 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from tunesmith.core.chat import Rendered
-from tunesmith.core.errors import DataError, Fault, TrainingError
+from tunesmith.core.errors import TrainingError
+from tunesmith.train.items import Item
 from tunesmith.train.plan import Facts, Plan
 
 
@@ -92,7 +92,7 @@ def product_rate(threads: int, *, bfloat16: bool, hidden: int, seconds: float = 
     return 4e-9 * 1024 * hidden * hidden / best
 
 
-def gather(plan: Plan, rows: Sequence[Rendered], base: Path) -> Facts:
+def gather(plan: Plan, items: Sequence[Item], base: Path) -> Facts:
     """Everything `resolve` wants to know. Takes about a third of a second (it times matrix products)."""
     import torch
 
@@ -104,9 +104,9 @@ def gather(plan: Plan, rows: Sequence[Rendered], base: Path) -> Facts:
         hidden_size=hidden,
         layers=int(shape["num_hidden_layers"]),
         positions=int(shape.get("max_position_embeddings", 1 << 20)),
-        rows=len(rows),
-        trained_tokens=sum(row.trained for row in rows),
-        longest=max((len(row.ids) for row in rows), default=0),
+        rows=len(items),
+        trained_tokens=sum(row.trained for item in items for row in item.rows),
+        longest=max((len(row.ids) for item in items for row in item.rows), default=0),
         cores=cores(),
         gflops=round(product_rate(1, bfloat16=bf16, hidden=hidden), 1),
         bfloat16=bf16,
@@ -125,30 +125,3 @@ def environment() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed as a package"
     return found
-
-
-def usable(rows: Sequence[Rendered], max_length: int, over_length: str) -> tuple[list[Rendered], list[str], list[str]]:
-    """The rows to train on, and the ids of those dropped and truncated because they are longer than `max_length`.
-
-    Raises DataError when a row has nothing to train (all such rows are named), TrainingError when nothing is left.
-    """
-    faults = [Fault(row.example_id, "nothing_trained", "no token of this row is trained") for row in rows if not row.mask[1:].any()]
-    if faults:
-        raise DataError(
-            f"{len(faults)} of {len(rows)} rows train nothing", faults=faults, remedy="give each an assistant turn with weight 1"
-        )
-    kept, dropped, truncated = [], [], []
-    for row in rows:
-        if len(row.ids) <= max_length:
-            kept.append(row)
-        elif over_length == "truncate" and row.mask[1:max_length].any():
-            kept.append(row.limited(max_length))
-            truncated.append(row.example_id)
-        else:
-            dropped.append(row.example_id)
-    if not kept:
-        what = f"all {len(rows)} rows are longer than max_length {max_length}" if rows else "there are no rows to train on"
-        raise TrainingError(
-            what, where="train.max_length", remedy=f"max_length: {max((len(r.ids) for r in rows), default=0)}" if rows else ""
-        )
-    return kept, dropped, truncated

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import torch
 
-from tunesmith.core.chat import Rendered
 from tunesmith.core.errors import StoreError, TrainingError
 from tunesmith.core.store import write_whole
 from tunesmith.core.types import Record
@@ -18,10 +18,12 @@ from tunesmith.train import checkpoint
 from tunesmith.train.adapters import Trainable, groups, prepare
 from tunesmith.train.artifact import SelfTest, save_artifact, self_test
 from tunesmith.train.checkpoint import State
-from tunesmith.train.facts import usable
-from tunesmith.train.lanes import Lanes, evaluate, gradients, lanes, packs_of
+from tunesmith.train.items import Item, Row, as_items, mismatch, usable
+from tunesmith.train.lanes import Batch, Lanes, evaluate, gradients, lanes
+from tunesmith.train.objectives import SFT, objective_of, report
 from tunesmith.train.packing import epoch_order
 from tunesmith.train.plan import Plan, ResolvedPlan
+from tunesmith.train.reference import references
 from tunesmith.train.run import OnEvent, Run, open_run
 
 
@@ -55,7 +57,7 @@ def rate_at(step: int, total: int, plan: ResolvedPlan) -> float:
 
 
 def train(
-    plan: Plan, rows: Sequence[Rendered], validation: Sequence[Rendered] = (), *, base: Path, out: Path, on_event: OnEvent = lambda _: None
+    plan: Plan, rows: Sequence[Row], validation: Sequence[Row] = (), *, base: Path, out: Path, on_event: OnEvent = lambda _: None
 ) -> TrainResult:
     """Train `base` on `rows` as the plan says, into the folder `out`; continue there from the newest sound checkpoint.
 
@@ -64,15 +66,18 @@ def train(
     its test), StoreError (the disk).
     """
     out.mkdir(parents=True, exist_ok=True)
-    run = open_run(plan, rows, validation, base, out, on_event)
+    items, valid = as_items(plan.method, rows), as_items(plan.method, validation)
+    run = open_run(plan, items, valid, base, out, on_event)
     done = _finished(run)
     if done is not None:
         run.on_event({"event": "finished", "step": done.steps, "cached": True})
         return done
     resolved = run.manifest.resolved
-    kept, dropped, truncated = usable(rows, resolved.max_length, resolved.over_length)
-    valid = usable(validation, resolved.max_length, resolved.over_length)[0] if validation else []
+    kept, dropped, truncated = usable(items, resolved.max_length, resolved.over_length)
+    valid = usable(valid, resolved.max_length, resolved.over_length)[0] if valid else []
     _refuse_overlap(kept, valid)
+    if plan.method == "kto":
+        kept, valid = mismatch(kept), mismatch(valid)
     with lanes(resolved) as side:
         result = _run(run, kept, valid, base, side)
     result = msgspec.structs.replace(result, dropped=tuple(dropped), truncated=tuple(truncated))
@@ -89,20 +94,23 @@ def _finished(run: Run) -> TrainResult | None:
     return done if done.identity == run.identity and Path(done.artifact).exists() else None
 
 
-def _refuse_overlap(rows: Sequence[Rendered], validation: Sequence[Rendered]) -> None:
-    seen = {row.ids.tobytes() for row in rows}
-    shared = [row.example_id for row in validation if row.ids.tobytes() in seen]
+def _refuse_overlap(items: Sequence[Item], validation: Sequence[Item]) -> None:
+    seen = {item.rows[0].ids.tobytes() for item in items}
+    shared = [item.rows[0].example_id for item in validation if item.rows[0].ids.tobytes() in seen]
     if shared:
         raise TrainingError(f"{len(shared)} validation rows are training rows too: {', '.join(shared[:5])}", remedy="split the data again")
 
 
-def _run(run: Run, rows: Sequence[Rendered], validation: Sequence[Rendered], base: Path, side: Lanes) -> TrainResult:
+def _run(run: Run, items: Sequence[Item], validation: Sequence[Item], base: Path, side: Lanes) -> TrainResult:
     plan, out = run.manifest.resolved, run.out
     trainable = prepare(base, plan)
     parameters = list(trainable.parameters().values())
     optimizer = torch.optim.AdamW(groups(trainable, plan), fused=True)
-    per_epoch = math.ceil(len(rows) / plan.batch_size)
+    per_epoch = math.ceil(len(items) / plan.batch_size)
     total = per_epoch * plan.epochs
+    objective = objective_of(plan)
+    reference = references(run, "train", items, objective, trainable, side)
+    valid_batch = Batch(validation, references(run, "validation", validation, objective, trainable, side))
     state = State(step=0, identity=run.identity)
     last = checkpoint.newest(out, run.identity)
     if last is not None:
@@ -113,7 +121,7 @@ def _run(run: Run, rows: Sequence[Rendered], validation: Sequence[Rendered], bas
         "start",
         step=state.step,
         total_steps=total,
-        rows=len(rows),
+        rows=len(items),
         validation_rows=len(validation),
         trainable_parameters=sum(p.numel() for p in parameters),
         resumed=last is not None,
@@ -121,24 +129,23 @@ def _run(run: Run, rows: Sequence[Rendered], validation: Sequence[Rendered], bas
         reasons=msgspec.to_builtins(run.manifest.reasons),
     )
     if validation and last is None:
-        valid, accuracy = evaluate(trainable, validation, plan, side)
-        run.emit("evaluation", step=0, total_steps=total, epoch=0.0, valid_loss=valid, valid_token_accuracy=accuracy)
+        found = report(evaluate(trainable, objective, valid_batch, plan, side))
+        run.emit("evaluation", step=0, total_steps=total, epoch=0.0, **{f"valid_{key}": value for key, value in found.items()})
     trainable.model.train()
     step = state.step
     while step < total:
         started = time.perf_counter()
         step += 1
         epoch, offset = divmod(step - 1, per_epoch)
-        order = epoch_order(len(rows), seed=plan.seed, epoch=epoch)[offset * plan.batch_size : (offset + 1) * plan.batch_size]
-        batch = [rows[i] for i in order]
-        trained = sum(int(row.mask[1:].sum()) for row in batch)
+        order = epoch_order(len(items), seed=plan.seed, epoch=epoch)[offset * plan.batch_size : (offset + 1) * plan.batch_size]
+        batch = Batch([items[i] for i in order], reference[order])
         # Dropout is a function of seed, step and pack, so that a resumed run repeats it.
-        sums = gradients(trainable, packs_of(batch, plan), side, weight=1.0 / trained, seed=(plan.seed * 1_000_003 + step) * 1009)
-        nll = sums.nll
+        sums = gradients(trainable, objective, batch, plan, side, seed=(plan.seed * 1_000_003 + step) * 1009)
+        found = report(sums)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, plan.max_grad_norm))
-        if not (math.isfinite(nll) and math.isfinite(norm)):
+        if not (math.isfinite(found["loss"]) and math.isfinite(norm)):
             raise TrainingError(
-                f"loss {nll / trained} and gradient norm {norm} at step {step}", remedy="a lower learning_rate, or dtype: float32"
+                f"loss {found['loss']} and gradient norm {norm} at step {step}", remedy="a lower learning_rate, or dtype: float32"
             )
         scale = rate_at(step, total, plan)
         for group in optimizer.param_groups:
@@ -146,39 +153,38 @@ def _run(run: Run, rows: Sequence[Rendered], validation: Sequence[Rendered], bas
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - started
-        tokens = sum(len(row.ids) for row in batch)
+        tokens = sum(len(row.ids) for item in batch.items for row in item.rows)
         before = State(step=0, identity="") if offset == 0 else state
         state = msgspec.structs.replace(
             state,
             step=step,
             seconds=state.seconds + seconds,
             tokens=state.tokens + tokens,
-            epoch_nll=before.epoch_nll + nll,
-            epoch_tokens=before.epoch_tokens + trained,
+            epoch_loss=before.epoch_loss + sums["loss"],
+            epoch_weight=before.epoch_weight + sums["weight"],
         )
         run.emit(
             "step",
             step=step,
             total_steps=total,
             epoch=step / per_epoch,
-            train_loss=nll / trained,
-            train_token_accuracy=sums.hits / trained,
+            **{f"train_{key}": value for key, value in found.items()},
             learning_rate=plan.learning_rate * scale,
             grad_norm=norm,
             tokens_per_s=tokens / seconds,
-            computed_tokens=sums.computed,
-            limit_share=trainable.flops(sums.computed, trained) / (1e9 * run.manifest.facts.gflops * plan.threads * seconds),
+            computed_tokens=int(sums["computed"]),
+            limit_share=trainable.flops(sums["computed"], sums["positions"]) / (1e9 * run.manifest.facts.gflops * plan.threads * seconds),
             seconds_left=(total - step) * state.seconds / step,
         )
         if validation and (step == total or step % (plan.eval_every or per_epoch) == 0):
-            valid, accuracy = evaluate(trainable, validation, plan, side)
-            if state.best_loss is None or valid < state.best_loss:
-                state = msgspec.structs.replace(state, best_loss=valid, best_step=step)
-            state = msgspec.structs.replace(state, valid_loss=valid)
-            run.emit("evaluation", step=step, total_steps=total, epoch=step / per_epoch, valid_loss=valid, valid_token_accuracy=accuracy)
+            found = report(evaluate(trainable, objective, valid_batch, plan, side))
+            if state.best_loss is None or found["loss"] < state.best_loss:
+                state = msgspec.structs.replace(state, best_loss=found["loss"], best_step=step)
+            state = msgspec.structs.replace(state, valid_loss=found["loss"])
+            run.emit("evaluation", step=step, total_steps=total, epoch=step / per_epoch, **{f"valid_{key}": v for key, v in found.items()})
         if step == total or step % (plan.checkpoint_every or per_epoch) == 0 or step % per_epoch == 0 or state.best_step == step:
             _checkpoint(run, trainable, optimizer, state, per_epoch)
-    return _finish(run, trainable, rows, state, base, side)
+    return _finish(run, trainable, items, state, base, side)
 
 
 def _checkpoint(run: Run, trainable: Trainable, optimizer: torch.optim.Optimizer, state: State, per_epoch: int) -> None:
@@ -192,7 +198,7 @@ def _checkpoint(run: Run, trainable: Trainable, optimizer: torch.optim.Optimizer
     run.emit("checkpoint", step=state.step, folder=str(folder))
 
 
-def _finish(run: Run, trainable: Trainable, rows: Sequence[Rendered], state: State, base: Path, side: Lanes) -> TrainResult:
+def _finish(run: Run, trainable: Trainable, items: Sequence[Item], state: State, base: Path, side: Lanes) -> TrainResult:
     """Choose the weights to keep, save them, let the artifact test itself."""
     plan, valid_loss = run.manifest.resolved, state.valid_loss
     if plan.keep == "best" and state.best_step not in (None, state.step):
@@ -202,21 +208,21 @@ def _finish(run: Run, trainable: Trainable, rows: Sequence[Rendered], state: Sta
             valid_loss = state.best_loss
             run.emit("best_restored", step=state.step, best_step=state.best_step, valid_loss=valid_loss)
     folder = save_artifact(run.out, base, trainable)
-    few = sorted(rows, key=lambda row: (len(row.ids), row.example_id))[:4]
-    loss, _ = evaluate(trainable, few, plan, side)
+    few = sorted((item.rows[0] for item in items), key=lambda row: (len(row.ids), row.example_id))[:4]
+    loss = report(evaluate(trainable, SFT(), Batch([Item((row,)) for row in few], np.zeros((len(few), 1), np.float32)), plan, side))["loss"]
     test = self_test(folder, base, trainable, few, loss, plan.dtype)
     run.emit("saved", step=state.step, folder=str(folder), **msgspec.to_builtins(test))
-    per_epoch = math.ceil(len(rows) / plan.batch_size)
+    per_epoch = math.ceil(len(items) / plan.batch_size)
     return TrainResult(
         artifact=str(folder),
         steps=state.step,
         epochs=state.step // per_epoch,
-        train_loss=state.epoch_nll / max(1, state.epoch_tokens),
+        train_loss=state.epoch_loss / max(1.0, state.epoch_weight),
         valid_loss=valid_loss,
         best_step=state.best_step,
-        rows=len(rows),
+        rows=len(items),
         tokens=state.tokens,
-        trained_tokens=sum(row.trained for row in rows) * plan.epochs,
+        trained_tokens=sum(row.trained for item in items for row in item.rows) * plan.epochs,
         trainable_parameters=sum(p.numel() for p in trainable.parameters().values()),
         seconds=state.seconds,
         identity=run.identity,

@@ -66,6 +66,47 @@ class _ChunkedNLL(torch.autograd.Function):
         return grad_hidden, grad_weight, None, None
 
 
+class _ChunkedLogp(torch.autograd.Function):
+    """log p of each target; the backward pass computes a chunk's logits again, because its slopes are known only then."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        total = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        logp = torch.empty_like(total)
+        low = weight.to(hidden.dtype)
+        size = chunk_of(len(weight))
+        for start in range(0, len(targets), size):
+            part = slice(start, start + size)
+            logits = F.linear(hidden[part], low).float()
+            total[part] = logits.logsumexp(1)
+            logp[part] = logits.gather(1, targets[part, None]).squeeze(1) - total[part]
+        ctx.save_for_backward(hidden, weight, targets, total)
+        return logp
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, total = ctx.saved_tensors
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        low = weight.to(hidden.dtype)
+        size = chunk_of(len(weight))
+        for start in range(0, len(targets), size):
+            part = slice(start, start + size)
+            slope = F.linear(hidden[part], low).float().sub_(total[part, None]).exp_().mul_(-grad[part, None])
+            slope = slope.scatter_add_(1, targets[part, None], grad[part, None]).to(hidden.dtype)
+            grad_hidden[part] = slope @ low
+            if grad_weight is not None:
+                grad_weight += slope.T @ hidden[part]
+        return grad_hidden, grad_weight, None
+
+
+def chunked_logp(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Natural log-probability of each target, float32 [M]; shapes as in `chunked_nll`. For losses that are no plain sum over tokens."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        return _ChunkedLogp.apply(hidden, weight, targets)
+
+
 def chunked_nll(hidden: Tensor, weight: Tensor, targets: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Weighted sum of negative log-likelihoods, in nats.
 

@@ -132,20 +132,23 @@ def pack(rows: Sequence[Rendered], *, share: bool = True) -> Pack:
     )
 
 
-def micro_batches(rows: Sequence[Rendered], budget: int, *, lanes: int = 1, share: bool = True) -> list[list[int]]:
-    """Row numbers in groups to be packed: alike rows together, about equal work in each, at most about `budget` computed tokens a group.
+def micro_batches(items: Sequence[Sequence[Rendered]], budget: int, *, lanes: int = 1, share: bool = True) -> list[list[int]]:
+    """Item numbers in groups to be packed: alike items together, about equal work in each, at most about `budget` computed tokens a group.
 
-    The number of groups is a multiple of `lanes` (packs computed side by side) where there are rows enough. A row longer than the budget
-    still gets its group.
+    The rows of an item stay together. The number of groups is a multiple of `lanes` (packs computed side by side) where there are items
+    enough. An item longer than the budget still gets its group.
     """
-    order = _order(rows)
+    order = _order([rows[0] for rows in items])
     work, previous = [], None
     for i in order:
-        tokens = rows[i].ids[: _needed(rows[i])].astype(np.int64)
-        common = _common(previous, tokens) if share and previous is not None else 0
-        work.append(len(tokens) - (common if common >= MIN_SHARED else 0))
-        previous = tokens
-    count = min(len(rows), lanes * math.ceil(sum(work) / (budget * lanes)))
+        cost = 0
+        for row in items[i]:
+            tokens = row.ids[: _needed(row)].astype(np.int64)
+            common = _common(previous, tokens) if share and previous is not None else 0
+            cost += len(tokens) - (common if common >= MIN_SHARED else 0)
+            previous = tokens
+        work.append(cost)
+    count = min(len(items), lanes * math.ceil(sum(work) / (budget * lanes)))
     middle = np.cumsum(work) - np.asarray(work) / 2
     part = np.minimum((middle * count / max(1, sum(work))).astype(int), count - 1)
     groups = [[order[k] for k in np.flatnonzero(part == g)] for g in range(count)]

@@ -15,7 +15,7 @@ from tunesmith.core.errors import ConfigError
 from tunesmith.core.types import Record
 
 Auto = Literal["auto"]
-Method = Literal["sft"]
+Method = Literal["sft", "dpo", "orpo", "kto"]
 Init = Literal["default", "gaussian", "pissa", "olora", "orthogonal"]
 
 
@@ -37,6 +37,24 @@ class Adapter(Record, frozen=True):
     b_rate_ratio: float = 1.0
 
 
+class Preference(Record, frozen=True):
+    """Options of the preference methods; each says which method it belongs to.
+
+    `beta` (all) is the strength of the pull to the reference, in ORPO the weight of the odds ratio. DPO: `loss` sigmoid (arXiv
+    2305.18290) or ipo (arXiv 2310.12036), `label_smoothing`, `length_normalised`, `reference_free`, and `sft_weight`, the share of the
+    preferred answer's mean NLL. KTO: the two weights.
+    """
+
+    beta: float = 0.1
+    loss: Literal["sigmoid", "ipo"] = "sigmoid"
+    label_smoothing: float = 0.0
+    length_normalised: bool = False
+    reference_free: bool = False
+    sft_weight: float = 0.0
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+
+
 class Plan(Record, frozen=True):
     """Everything a training run needs; the `train:` section of a configuration is this record.
 
@@ -48,6 +66,7 @@ class Plan(Record, frozen=True):
 
     method: Method = "sft"
     adapter: Adapter = Adapter()
+    preference: Preference = Preference()
     epochs: int | Auto = "auto"
     learning_rate: float | Auto = "auto"
     batch_size: int | Auto = "auto"
@@ -138,7 +157,10 @@ def _epochs(facts: Facts) -> Choice:
     return wanted, f"{facts.rows} rows: {facts.rows * wanted} examples in all", OPENAI_EPOCHS
 
 
-def _learning_rate(facts: Facts, lora: bool) -> Choice:
+def _learning_rate(facts: Facts, lora: bool, method: Method) -> Choice:
+    if method != "sft":
+        why = f"{method}: 5e-6 for full training, ten times that for LoRA"
+        return (5e-5 if lora else 5e-6), why, f"upper end of the published DPO rates; {LORA_WITHOUT_REGRET}"
     rate = min(1e-3, 3e-4 * math.sqrt(8e9 / facts.parameters))
     size = f"{facts.parameters / 1e6:.0f} M parameters"
     if lora:
@@ -220,7 +242,7 @@ def resolve(plan: Plan, facts: Facts) -> tuple[ResolvedPlan, tuple[Reason, ...]]
     values = msgspec.structs.asdict(plan) | {
         "adapter": adapter,
         "epochs": auto("epochs", plan.epochs, _epochs(facts)),
-        "learning_rate": auto("learning_rate", plan.learning_rate, _learning_rate(facts, lora)),
+        "learning_rate": auto("learning_rate", plan.learning_rate, _learning_rate(facts, lora, plan.method)),
         "batch_size": batch,
         "micro_batch_tokens": auto("micro_batch_tokens", plan.micro_batch_tokens, tokens),
         "max_length": auto("max_length", plan.max_length, _max_length(facts)),
@@ -261,6 +283,15 @@ def check(plan: Plan) -> None:
     ):
         if not isinstance(value, str) and not low <= value <= high:
             raise ConfigError(f"{name} is {value}", where=f"train.{name}", allowed=f"{low} to {high}")
+    if plan.method == "sft" and plan.preference != Preference():
+        raise ConfigError(
+            "preference means nothing to method sft", where="train.preference", remedy="method: dpo, orpo or kto, or leave it out"
+        )
+    if plan.preference.beta <= 0:
+        raise ConfigError(f"preference.beta is {plan.preference.beta}", where="train.preference.beta", allowed="a number above 0")
+    if not 0 <= plan.preference.label_smoothing < 0.5:
+        smoothing = plan.preference.label_smoothing
+        raise ConfigError(f"label_smoothing is {smoothing}", where="train.preference.label_smoothing", allowed="0 to below 0.5")
     adapter = plan.adapter
     if isinstance(adapter.r, int) and adapter.r <= 0:
         raise ConfigError(

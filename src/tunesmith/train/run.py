@@ -19,11 +19,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from tunesmith.core.chat import Rendered
 from tunesmith.core.errors import TrainingError
 from tunesmith.core.store import write_whole
 from tunesmith.core.types import Record, digest
 from tunesmith.train.facts import environment, gather, header
+from tunesmith.train.items import Item
 from tunesmith.train.plan import Facts, Plan, Reason, ResolvedPlan, resolve
 
 OnEvent = Callable[[dict[str, Any]], None]
@@ -42,10 +42,12 @@ class Manifest(Record, frozen=True):
     environment: dict[str, str]
 
 
-def data_digest(rows: Sequence[Rendered]) -> str:
-    """Names the rows as the model sees them: tokens and masks, in order."""
+def data_digest(items: Sequence[Item]) -> str:
+    """Names the items as the model sees them: tokens, masks and labels, in order."""
     h = hashlib.blake2b(digest_size=16)
-    for row in rows:
+    for item in items:
+        h.update(f"{len(item.rows)} {item.label};".encode())
+    for row in (row for item in items for row in item.rows):
         h.update(len(row.ids).to_bytes(8, "little"))
         h.update(np.ascontiguousarray(row.ids, "<i4").tobytes())
         h.update(np.ascontiguousarray(row.mask, np.uint8).tobytes())
@@ -97,7 +99,7 @@ class Run:
         write_whole(path, "".join(f"{line}\n" for line in kept))
 
 
-def open_run(plan: Plan, rows: Sequence[Rendered], validation: Sequence[Rendered], base: Path, out: Path, on_event: OnEvent) -> Run:
+def open_run(plan: Plan, rows: Sequence[Item], validation: Sequence[Item], base: Path, out: Path, on_event: OnEvent) -> Run:
     """Start a run in `out`, or take over the one that began there: its resolved plan holds, so that "auto" cannot change underway.
 
     Raises TrainingError when `out` belongs to another plan, other data or another base.

@@ -1,0 +1,226 @@
+"""Commands that measure: eval, compare, gate, report. Words that a command does not know are keys of its records: --max_tokens 64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tunesmith.cli.shared import OVERRIDES, Json, emit, file_option, told
+
+if TYPE_CHECKING:
+    from tunesmith.flow.eval_kept import Kept
+
+DATA = Annotated[
+    str | None,
+    typer.Option(
+        help="train, validation or test of the project, a file or folder, catalog:NAME, suite:general, promptfoo:FILE, openai-evals:FILE."
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Enter the commands."""
+    app.command("eval", context_settings=OVERRIDES)(evaluate)
+    app.command(context_settings=OVERRIDES)(compare)
+    app.command(context_settings=OVERRIDES)(gate)
+    app.command(context_settings=OVERRIDES)(report)
+
+
+def evaluate(
+    words: Annotated[list[str], typer.Argument(metavar="MODEL…", help="What answers; or `plan`: how many rows a question needs.")],
+    data: DATA = None,
+    metrics: Annotated[str | None, typer.Option(help="Names, or module:function, with commas between them.")] = None,
+    samples: Annotated[str | None, typer.Option(help="Answers to each question, one a seed; needs --temperature.")] = None,
+    price: Annotated[str | None, typer.Option(help="US dollars for a million tokens read and written: 0.15,0.60.")] = None,
+    choose_on: Annotated[str | None, typer.Option("--choose-on", help="Pick the best on this data, measure only it on --data.")] = None,
+    config: file_option = Path("tunesmith.yaml"),
+    as_json: Json = False,
+) -> None:
+    """Ask models every row and rate the answers, each number with its interval; what was answered is never asked again.
+
+    A MODEL is a catalogue name, a folder, BASE+ADAPTER, a deployed alias, URL#MODEL, openai:MODEL or echo. More options: --options --judge
+    --criterion --format --map --limit --max_tokens --temperature --seed --instruction --shots --by --shots_from --concurrency --rate
+    --sealed. `eval plan` takes --difference --margin --discordance --power --alpha --rows --design_effect.
+
+    Example: tunesmith eval smollm2-135m my-alias --data test --metrics exact_match
+    Example: tunesmith eval plan --difference 0.05 --discordance 0.2
+    """
+    from tunesmith.flow.eval_options import Question, options, plan, split_words
+    from tunesmith.flow.evaluating import Ask, bench, run_eval
+
+    models, overrides = split_words(words)
+    if models[:1] == ["plan"]:
+        (question,) = options(overrides, Question)
+        planned = plan(question)
+        emit(planned, as_json, planned["text"])
+        return
+    given = {"data": data, "metrics": metrics, "samples": samples, "price": price, "choose_on": choose_on}
+    (ask,) = options(_words(given) + overrides, Ask)
+    with told(as_json) as progress, bench(config, progress, concurrency=ask.concurrency, rate=ask.rate) as at:
+        found = run_eval(models, ask, at)
+    emit({"evaluations": [_plain(one) for one in found]}, as_json, "\n".join(_table(found)))
+
+
+def compare(
+    words: Annotated[list[str], typer.Argument(metavar="A B", help="Two evaluations (ids, run:ARM, logs) or two models.")],
+    data: DATA = None,
+    slices: Annotated[str | None, typer.Option(help="label, length, cluster, meta.KEY, with commas between them.")] = None,
+    judge: Annotated[str | None, typer.Option(help="A model that compares the answers, each pair in both orders.")] = None,
+    human: Annotated[str | None, typer.Option(help='People\'s labels for the judge: JSONL of {"id": row, "b": 1 | 0.5 | 0}.')] = None,
+    config: file_option = Path("tunesmith.yaml"),
+    as_json: Json = False,
+) -> None:
+    """Is B better than A, by how much, how sure, and where not? A1,A2,A3 are runs of one model: their noise is then part of the intervals.
+
+    More options: --level --relevant, and those of `eval` for models still to be asked. With --data suite:general: what was forgotten.
+
+    Example: tunesmith compare smollm2-135m my-alias --data test
+    Example: tunesmith compare run:zero-shot run:tuned
+    """
+    from tunesmith.flow.eval_compare import Weigh, compare_results, forgotten, sides
+    from tunesmith.flow.eval_options import options, pair, split_words
+    from tunesmith.flow.evaluating import Ask, bench
+
+    names, overrides = split_words(words)
+    given = _words({"slices": slices, "judge": judge, "human": human, "data": data})
+    weigh, ask = options(given + overrides, Weigh, Ask)
+    a, b = pair(names)
+    with told(as_json) as progress, bench(config, progress, concurrency=ask.concurrency, rate=ask.rate) as at:
+        if ask.data.startswith("suite:"):
+            lines = forgotten(a, b, ask, at)
+            emit({"abilities": [_plain(line) for line in lines]}, as_json, "\n".join(_ability(line) for line in lines))
+            return
+        found = compare_results(*sides(a, b, ask, at), weigh, at)
+    differ = [one for one in found.slices if one.difference is not None and (one.p_adjusted or 0.0) < 1 - weigh.level]
+    said = [one.sentence for one in found.comparison.metrics]
+    said += [
+        f"  slice {one.dimension} = {one.name}: {one.difference.estimate:+.3g} (p = {one.p_adjusted:.2g})"
+        for one in differ
+        if one.difference
+    ]
+    tested = sum(one.difference is not None for one in found.slices)
+    said += [f"{len(differ)} of {tested} slices differ (corrected together).", *found.notes]
+    emit(found.summary(), as_json, "\n".join(said + _judged(found.judged)))
+
+
+def gate(
+    words: Annotated[list[str], typer.Argument(metavar="A B", help="What is in force, and the candidate: evaluations or models.")],
+    margin: Annotated[
+        str | None, typer.Option(help="What may be lost (with --superior true: must be gained), in the metric's unit.")
+    ] = None,
+    only: Annotated[str | None, typer.Option(help="Metrics that decide, with commas between them (default: the first).")] = None,
+    data: DATA = None,
+    junit: Annotated[Path | None, typer.Option(help="Write the decision as a JUnit file.")] = None,
+    config: file_option = Path("tunesmith.yaml"),
+    as_json: Json = False,
+) -> None:
+    """Let B pass only when the whole interval lies above the margin: pass exits 0; block and cannot tell exit 3.
+
+    More options: --superior --level, and those of `eval`.
+
+    Example: tunesmith gate run:zero-shot run:tuned --margin 0.02 --junit gate.xml
+    """
+    from tunesmith.core.store import write_whole
+    from tunesmith.flow.eval_compare import Weigh, compare_results, sides
+    from tunesmith.flow.eval_compare import gate as decide
+    from tunesmith.flow.eval_compare import junit as junit_of
+    from tunesmith.flow.eval_options import options, pair, split_words
+    from tunesmith.flow.evaluating import Ask, bench
+
+    names, overrides = split_words(words)
+    weigh, ask = options(_words({"margin": margin, "only": only, "data": data}) + overrides, Weigh, Ask)
+    a, b = pair(names)
+    with told(as_json) as progress, bench(config, progress, concurrency=ask.concurrency, rate=ask.rate) as at:
+        first, second = sides(a, b, ask, at)
+        comparison = compare_results(first, second, weigh).comparison
+    lines = decide(comparison, {m.name: m.better for m in first.metrics}, weigh)
+    if junit is not None:
+        write_whole(junit, junit_of(lines, (a, b)))
+    passed = all(line.decision == "pass" for line in lines)
+    said = [f"{line.decision}: {line.metric}. {line.sentence}{_power(line)}" for line in lines]
+    emit({"passed": passed, "lines": [_plain(line) for line in lines], "comparison": _plain(comparison)}, as_json, "\n".join(said))
+    if not passed:
+        raise typer.Exit(3)
+
+
+def report(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[A B…]", help="The baseline, and what is compared with it.")] = None,
+    out: Annotated[Path, typer.Option(help="The folder of report.html, report.json and report.md.")] = Path("evaluation-report"),
+    config: file_option = Path("tunesmith.yaml"),
+    as_json: Json = False,
+) -> None:
+    """The leaderboard of every evaluation in the store, and comparisons with rows side by side: one HTML file, JSON, Markdown.
+
+    More options: --slices --level --relevant.
+
+    Example: tunesmith report run:zero-shot run:tuned --out report
+    """
+    from tunesmith.flow.eval_compare import Weigh
+    from tunesmith.flow.eval_options import options, split_words
+    from tunesmith.flow.eval_report import markdown, write_report
+    from tunesmith.flow.evaluating import bench
+
+    names, overrides = split_words(words or [])
+    (weigh,) = options(overrides, Weigh)
+    with told(as_json) as progress, bench(config, progress) as at:
+        found = write_report(names, at, out, weigh)
+    emit(found, as_json, f"{markdown(found)}\nreport: {out / 'report.html'}")
+
+
+def _words(given: dict[str, str | None]) -> list[str]:
+    return [word for key, value in given.items() if value is not None for word in (f"--{key}", value)]
+
+
+def _plain(record: Any) -> dict[str, Any]:
+    import msgspec
+
+    found: dict[str, Any] = msgspec.to_builtins(record)
+    return found
+
+
+def _table(found: Sequence[Kept]) -> list[str]:
+    lines = []
+    for one in found:
+        lines.append(f"{one.id[:8]}  {one.model} ({one.variant}) on {one.data}, {one.rows} rows{_spent(one)}")
+        for name in one.metrics:
+            value, interval = one.values[name], one.intervals[name]
+            span = f"  {interval.level:.0%} interval {interval.low:.4g} to {interval.high:.4g}" if interval else ""
+            noise = f"  sd over {len(one.seeds)} seeds {one.noise[name]:.3g}" if name in one.noise else ""
+            gone = f"  missing {one.missing[name]}" if one.missing[name] else ""
+            lines.append(f"  {name:<18} {'–' if value is None else f'{value:.4g}'}{span}{noise}{gone}")
+    return lines
+
+
+def _spent(one: Kept) -> str:
+    cost = "" if one.usd is None else f", {one.usd:.4f} USD in all, {one.paid_usd or 0.0:.4f} now"
+    sealed = f", opening {one.opening} of sealed rows" if one.opening else ""
+    failed = f", {one.failed} without an answer" if one.failed else ""
+    return f", {one.asked} asked now{cost}{sealed}{failed}"
+
+
+def _power(line: Any) -> str:
+    return "" if line.power is None else f" Power {line.power:.0%}; about {line.rows_needed} rows for 80 %."
+
+
+def _ability(line: Any) -> str:
+    d, mark = line.difference, "LOST " if line.lost else "     "
+    change = f"{d.estimate:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
+    return f"{mark}{line.ability:<22} {line.before:.3f} → {line.after:.3f}  {change}  p = {line.p_adjusted:.2g}"
+
+
+def _judged(found: Any) -> list[str]:
+    if found is None:
+        return []
+    share, lean = found.share, found.bias
+    lines = [
+        f"judge {found.judge}: B's share of the win {share.estimate:.3f} ({share.low:.3f} to {share.high:.3f}), both orders; "
+        f"{lean.flips:.0%} of the verdicts change with the order, {lean.missing} unreadable"
+    ]
+    if found.corrected is None:
+        return [*lines, "no human labels: how far this judge can be believed is not known"]
+    fixed = found.corrected.corrected
+    lines.append(f"corrected by {found.corrected.human} human labels: {fixed.estimate:.3f} ({fixed.low:.3f} to {fixed.high:.3f})")
+    return lines if found.corrected.believed else [*lines, "the judge does not agree with people: its own share is no result"]

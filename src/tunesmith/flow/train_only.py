@@ -1,0 +1,65 @@
+"""Training without the rest of the circle: the data stages, the training stage, and the proof that the pipeline can learn at all."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tunesmith.core.errors import TrainingError
+from tunesmith.core.progress import Progress
+from tunesmith.flow.circle import Circle
+from tunesmith.flow.pipeline import opened
+from tunesmith.flow.prepare import load_rendered
+from tunesmith.flow.project import Project
+from tunesmith.flow.stages import only_one
+
+# A pipeline that can learn drives the loss of a few rows far below a guess over the vocabulary; above this it cannot.
+LEARNED_NATS = 0.1
+
+
+def train_project(project: Project, folder: Path, progress: Progress, *, fresh: bool = False) -> dict[str, Any]:
+    """Prepare the data and train; an interrupted run continues. `fresh` forgets an unfinished or finished run first."""
+    with opened(project, folder, progress) as circle, only_one(circle.store.folder):
+        if fresh:
+            _forget(circle)
+        done = circle.runner.run("train")
+        return {**done.output, "cached": done.cached, "adapter": str(circle.adapter)}
+
+
+def overfit(project: Project, folder: Path, progress: Progress, rows: int) -> dict[str, Any]:
+    """Train on `rows` rows until they are known by heart: proves that data, mask, adapter and optimiser work together.
+
+    Raises TrainingError when the loss stays above `LEARNED_NATS` nats per trained token.
+    """
+    from tunesmith.train.loop import train
+
+    with opened(project, folder, progress) as circle, only_one(circle.store.folder):
+        circle.runner.run("tokens")
+        few = load_rendered(circle.runner.folder("tokens") / "train.npz")[:rows]
+        plan = msgspec.structs.replace(project.train, epochs=40, batch_size=rows, warmup_ratio=0.05, eval_every=None, checkpoint_every=None)
+        work = circle.store.folder / "overfit"
+        shutil.rmtree(work, ignore_errors=True)
+        result = train(plan, few, base=circle.base, out=work, on_event=lambda event: _tell(progress, event))
+        shutil.rmtree(work, ignore_errors=True)
+    found = {"rows": rows, "steps": result.steps, "train_loss": result.train_loss}
+    if result.train_loss > LEARNED_NATS:
+        raise TrainingError(
+            f"after {result.steps} steps on {rows} rows the loss is {result.train_loss:.3f} nats per trained token",
+            allowed=f"below {LEARNED_NATS}",
+            remedy="look at `tunesmith data mask`, then at learning_rate and adapter.targets",
+        )
+    return found
+
+
+def _tell(progress: Progress, event: dict[str, Any]) -> None:
+    if event["event"] == "step":
+        progress.bar("overfit", event["step"], event["total_steps"])
+
+
+def _forget(circle: Circle) -> None:
+    key = circle.runner.digests["train"]
+    for place in (circle.runner.folder("train"), circle.runner.folder("train").with_name(f".{key}.part")):
+        shutil.rmtree(place, ignore_errors=True)

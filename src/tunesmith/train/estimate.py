@@ -1,0 +1,173 @@
+"""Before a run: how many steps and tokens, how much arithmetic, memory and time; knows nothing about prices or hosted providers.
+
+Steps and tokens are counted on the real packs of the first epoch. Memory adds up what the loop keeps; time divides the arithmetic that
+cannot be avoided by this machine's rate now and by the share of it that the loop was measured to reach.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tunesmith.core.errors import TrainingError
+from tunesmith.core.types import Record
+from tunesmith.train.facts import base_shape, gather
+from tunesmith.train.items import Item, Row, as_items, usable
+from tunesmith.train.packing import Pack, epoch_order
+from tunesmith.train.plan import Plan, Reason, ResolvedPlan, resolve
+
+# Share of the matrix-product rate that the loop reached on SmolLM2-135M (2 cores, bfloat16 and float32).
+EFFICIENCY = {"bfloat16": 0.45, "float32": 0.6}
+# Loading the base, attaching the adapter, saving and the artifact's test of itself, per parameter and once.
+SECONDS_PER_PARAMETER, SECONDS_FIXED = 3e-8, 6.0
+RUNTIME_BYTES = 450_000_000  # Python, torch, transformers and peft with their libraries
+SAMPLED_STEPS = 50
+
+
+class Memory(Record, frozen=True):
+    """Peak resident bytes by cause."""
+
+    runtime: int
+    weights: int
+    trainable: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        """The sum of all causes."""
+        return self.runtime + self.weights + self.trainable + self.activations + self.logits
+
+
+class Estimate(Record, frozen=True):
+    """What a run will take. Tokens are per run: `tokens` as rows hold them, `computed_tokens` after packing, `trained_tokens` with loss."""
+
+    plan: ResolvedPlan
+    reasons: tuple[Reason, ...]
+    steps: int
+    tokens: int
+    computed_tokens: int
+    trained_tokens: int
+    trainable_parameters: int
+    flops: float
+    seconds: float
+    memory: Memory
+    available_bytes: int | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak is below what the machine has free; True when that is not known."""
+        return self.available_bytes is None or self.memory.total <= self.available_bytes
+
+
+def available_bytes() -> int | None:
+    """Memory that this process may still take, or None when it cannot be known."""
+    try:
+        import psutil
+    except ModuleNotFoundError:
+        return None
+    return int(psutil.virtual_memory().available)
+
+
+def linear_shapes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """(out, in) of the linear layers of one block of a Llama-like model, by name."""
+    hidden, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
+    width = config.get("head_dim") or hidden // heads
+    keys = (config.get("num_key_value_heads") or heads) * width
+    return {
+        "q_proj": (heads * width, hidden),
+        "k_proj": (keys, hidden),
+        "v_proj": (keys, hidden),
+        "o_proj": (hidden, heads * width),
+        "gate_proj": (inner, hidden),
+        "up_proj": (inner, hidden),
+        "down_proj": (hidden, inner),
+    }
+
+
+def lora_parameters(config: dict[str, Any], plan: ResolvedPlan) -> int:
+    """Trainable parameters of a LoRA adapter: r·(in + out) for each target in each block (arXiv 2106.09685), DoRA adds out."""
+    targets = plan.adapter.targets
+    chosen = [shape for name, shape in linear_shapes(config).items() if targets == "all-linear" or name in targets]
+    return sum(plan.adapter.r * (o + i) + (o if plan.adapter.dora else 0) for o, i in chosen) * int(config["num_hidden_layers"])
+
+
+def _memory(config: dict[str, Any], plan: ResolvedPlan, trainable: int, largest_pack: int) -> Memory:
+    size = 2 if plan.dtype == "bfloat16" else 4
+    full = plan.adapter.kind == "none"
+    hidden, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
+    # Kept for the backward pass, per token and block: 8 vectors of the hidden size, 4 of the MLP's.
+    per_token = size * (2 * hidden if plan.activation_checkpointing else layers * (8 * hidden + 4 * inner))
+    working = size * 4 * (4 * hidden + 4 * inner)
+    return Memory(
+        runtime=RUNTIME_BYTES,
+        weights=int(config["parameters"]) * (4 if full else size),
+        trainable=trainable * (4 * (2 + plan.lanes) + (0 if full else 4)),  # two moments, a gradient each lane, an adapter's own weights
+        activations=plan.lanes * largest_pack * (per_token + working),
+        logits=plan.lanes * (160 << 20),
+    )
+
+
+def _sample(items: Sequence[Item], plan: ResolvedPlan) -> tuple[float, int]:
+    """Computed tokens of one epoch and the largest pack, from the packs of its first steps."""
+    from tunesmith.train.lanes import packs_of
+
+    order = epoch_order(len(items), seed=plan.seed, epoch=0)
+    steps = math.ceil(len(items) / plan.batch_size)
+    packs: list[Pack] = []
+    for step in range(min(steps, SAMPLED_STEPS)):
+        chosen = order[step * plan.batch_size : (step + 1) * plan.batch_size]
+        packs += [work.pack for work in packs_of([items[i].rows for i in chosen], plan)]
+    computed = sum(len(one.ids) for one in packs) * steps / min(steps, SAMPLED_STEPS)
+    return computed, max(len(one.ids) for one in packs)
+
+
+def estimate(plan: Plan, rows: Sequence[Row], validation: Sequence[Row] = (), *, base: Path) -> Estimate:
+    """Estimate a run on this machine without loading the base. Raises what `train` would raise for this plan and these rows."""
+    config = base_shape(base)
+    items, valid = as_items(plan.method, rows), as_items(plan.method, validation)
+    facts = gather(plan, items, base)
+    resolved, reasons = resolve(plan, facts)
+    kept, _, _ = usable(items, resolved.max_length, resolved.over_length)
+    computed, largest = _sample(kept, resolved)
+    trained = sum(row.trained for item in kept for row in item.rows)
+    full = resolved.adapter.kind == "none"
+    trainable = int(config["parameters"]) if full else lora_parameters(config, resolved)
+    inner = sum(o * i for o, i in linear_shapes(config).values()) * int(config["num_hidden_layers"])
+    head = int(config["vocab_size"]) * facts.hidden_size
+    flops = (6.0 if full else 4.0) * resolved.epochs * (inner * computed + head * trained)
+    per_epoch = math.ceil(len(kept) / resolved.batch_size)
+    evaluations = (1 + resolved.epochs * (per_epoch / (resolved.eval_every or per_epoch))) if valid else 0
+    flops += 2.0 * evaluations * sum(inner * len(row.ids) + head * row.trained for item in valid for row in item.rows)
+    rate = 1e9 * facts.gflops * resolved.threads * EFFICIENCY[resolved.dtype]
+    return Estimate(
+        plan=resolved,
+        reasons=reasons,
+        steps=per_epoch * resolved.epochs,
+        tokens=sum(len(row.ids) for item in kept for row in item.rows) * resolved.epochs,
+        computed_tokens=round(computed * resolved.epochs),
+        trained_tokens=trained * resolved.epochs,
+        trainable_parameters=trainable,
+        flops=flops,
+        seconds=flops / rate + SECONDS_FIXED + SECONDS_PER_PARAMETER * int(config["parameters"]),
+        memory=_memory(config, resolved, trainable, largest),
+        available_bytes=available_bytes(),
+    )
+
+
+def refuse_what_cannot_fit(found: Estimate) -> None:
+    """Raises TrainingError with a plan that would fit, when the estimated peak exceeds the free memory."""
+    if found.fits:
+        return
+    gigabytes = found.memory.total / 1e9, (found.available_bytes or 0) / 1e9
+    spare = (found.available_bytes or 0) - (found.memory.total - found.memory.activations)
+    if spare > 0.1 * found.memory.activations:
+        tokens = int(found.plan.micro_batch_tokens * spare / found.memory.activations)
+        remedy = f"micro_batch_tokens: {max(64, tokens)}, or activation_checkpointing: true, or lanes: 1"
+    elif found.plan.adapter.kind == "none":
+        remedy = "adapter: {kind: lora}"
+    else:
+        remedy = "a smaller base"
+    raise TrainingError(f"the run needs about {gigabytes[0]:.1f} GB and {gigabytes[1]:.1f} GB are free", where="train", remedy=remedy)
