@@ -58,11 +58,15 @@ def near(usual: str, datatrove: str, most: int) -> str:
         "datasketch, 10 k": right([frozenset(word_pairs(text)) for text in read(few)], found["datasketch, 10 k"].rounds[0]["pairs"]),
     }
     cells = [
-        [label, one.per_cpu_s, one.median("peak_mb"), *(f"{value:.4f}" for value in quality.get(label, ()))] for label, one in found.items()
+        [label, f"{one.per_cpu_s:,.0f}", f"{one.median('peak_mb'):,.0f}", *(f"{value:.4f}" for value in quality.get(label, ()))]
+        for label, one in found.items()
     ]
     filled = [row + [""] * (5 - len(row)) for row in cells]
     return (
-        "### Near-duplicates\n\n" + table(["side", "rows per CPU-s", "peak MB", "recall", "precision"], filled) + "\n\n" + "\n".join(lines)
+        "### Near-duplicates\n\n"
+        + table(["side", "rows per CPU-s", "peak MB", "recall", "precision"], filled)
+        + "\n\n"
+        + "\n\n".join(lines)
     )
 
 
@@ -106,7 +110,7 @@ def personal_data(usual: str) -> str:
     cells = []
     for label, one in found.items():
         spans = one.rounds[0]["spans"]
-        cells.append([label, one.per_cpu_s, *(f"{value:.3f}" for value in planted(truth, spans, kinds))])
+        cells.append([label, f"{one.per_cpu_s:,.0f}", *(f"{value:.3f}" for value in planted(truth, spans, kinds))])
     return "### Personal data\n\n" + table(["side", "rows per CPU-s", "recall", "precision", *kinds], cells) + "\n\n" + line
 
 
@@ -135,5 +139,7 @@ def pipeline(usual: str, most: int) -> str:
         [Side(f"ours, {n:,}", (sys.executable, SIDES, "pipeline ours", str(rows(n)))) for n in sizes], rounds=1 if most > SOME else 3
     )
     line = ratio("data_pipeline", found[f"ours, {most:,}"].per_cpu_s / found["the usual parts, 10 k"].per_cpu_s)
-    cells = [[label, one.per_cpu_s, one.median("wall_s"), one.median("peak_mb")] for label, one in found.items()]
+    cells = [
+        [label, f"{one.per_cpu_s:,.0f}", f"{one.median('wall_s'):.1f}", f"{one.median('peak_mb'):,.0f}"] for label, one in found.items()
+    ]
     return "### The whole pipeline\n\n" + table(["side", "rows per CPU-s", "seconds", "peak MB"], cells) + "\n\n" + line

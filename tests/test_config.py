@@ -75,4 +75,9 @@ def test_the_schema_refuses_unknown_keys_too():
 def test_scalars_are_those_of_yaml_1_2(tmp_path):
     path = write(tmp_path, "name: no\ntrain: {learning_rate: 1e-4}\n")
     assert load(path, Outer) == Outer(name="no", train=Inner(learning_rate=1e-4))
-    assert parse_overrides(["--x", "2E-5", "--y", "off", "--z", "12", "--w", ".5"]) == [(("x",), 2e-5), (("y",), "off"), (("z",), 12), (("w",), 0.5)]
+    assert parse_overrides(["--x", "2E-5", "--y", "off", "--z", "12", "--w", ".5"]) == [
+        (("x",), 2e-5),
+        (("y",), "off"),
+        (("z",), 12),
+        (("w",), 0.5),
+    ]

@@ -4,6 +4,8 @@ import random
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tunesmith.core.errors import ConfigError, DataError
 from tunesmith.core.types import Example, Function, Message, Preference, ToolCall, example_id
@@ -13,6 +15,7 @@ from tunesmith.data.labels import label_errors, mismatched_answers, unexplained_
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.pii import PersonalData
 from tunesmith.data.quality import Length, contradictions, repaired
+from tunesmith.data.semantic import SemanticDuplicates, earlier
 
 PLAIN = Clean(personal_data=PersonalData(action="keep"), near_duplicates=NearDuplicates(action="keep"))
 
@@ -179,3 +182,36 @@ def test_free_text_faults_are_ranked():
     answers = questions + rng.normal(0, 0.1, (50, 8))
     answers[3] = -questions[3]
     assert [one.row for one in mismatched_answers(questions, answers)] == [3]
+
+
+def test_rows_that_mean_the_same_are_dropped_only_when_asked_and_only_with_an_encoder():
+    rows = [
+        row("how do I get my money back", place=1),
+        row("refund please", place=2),
+        row("opening hours", place=3),
+        row("refund now", place=4),
+    ]
+    near = {"how": [1.0, 0.0], "ref": [0.99, 0.1], "ope": [0.0, 1.0]}
+    wanted = Clean(semantic_duplicates=SemanticDuplicates(action="drop", threshold=0.97), near_duplicates=NearDuplicates(action="keep"))
+    left, lines = cleaned(rows, wanted, encoder=lambda texts: np.array([near[text[:3]] for text in texts]))
+    assert [one.origin for one in left.rows] == ["f.jsonl:1", "f.jsonl:3"]
+    assert (lines["f.jsonl:4"].rule, lines["f.jsonl:4"].other) == ("semantic_duplicate", "f.jsonl:1")
+    assert len(cleaned(rows, PLAIN)[0].rows) == 4
+    with pytest.raises(ConfigError, match="no encoder"):
+        cleaned(rows, wanted)
+
+
+@given(st.lists(st.integers(0, 7), min_size=1, max_size=40))
+def test_blocks_give_the_same_as_looking_at_every_pair(kinds):
+    vectors = np.eye(8)[kinds]
+    index, _ = earlier(vectors, 0.9)
+    assert index.tolist() == [kinds.index(kind) if kinds.index(kind) < i else -1 for i, kind in enumerate(kinds)]
+
+
+def test_a_frame_that_many_items_share_is_not_contamination():
+    def frame(name):
+        return row(f"what is the code that is listed in the big book for the trade of {name}", place=sum(map(ord, name)))
+
+    train = [frame(name) for name in ("baker", "smith", "miller", "tailor", "cooper", "fuller", "potter", "dyer", "weaver", "cutler")]
+    test = [frame(name) for name in ("fletcher of arrows and bows from yew", "miller")]
+    assert [(one.row, one.item) for one in contaminated(train, test, Contamination())] == [(2, 1)]

@@ -205,3 +205,21 @@ def test_a_changed_package_is_refused(tmp_path: Path) -> None:
         archive.writestr("pack/registry/data/sums.jsonl", b"{}")
     with pytest.raises(StoreError, match="expected"):
         suite_rows(made, wheel)
+
+
+def test_lm_eval_chats_of_an_endpoint(tmp_path: Path) -> None:
+    path = tmp_path / "samples_x.jsonl"
+    chat = json.dumps([{"role": "user", "content": "q", "type": "text"}])
+    line = {
+        "doc_id": 0,
+        "doc": {},
+        "target": "a",
+        "arguments": {"gen_args_0": {"arg_0": [chat], "arg_1": {}}},
+        "resps": [["a"]],
+        "metrics": ["exact_match"],
+        "exact_match": 1.0,
+    }
+    path.write_text(json.dumps(line))
+    found = lm_eval_log(path, model="m")
+    assert [(m.role, m.text) for m in found.examples[0].prompt] == [("user", "q")]
+    assert found.evaluation.values == {"exact_match": 1.0}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import msgspec
 import numpy as np
 import pytest
 import statsmodels.api as sm
@@ -514,3 +515,34 @@ def test_nothing_to_measure_is_an_error_with_its_number() -> None:
 def test_importing_is_light() -> None:
     code = "import sys, tunesmith.core.stats; print([m for m in ('scipy', 'torch', 'pandas') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_superiority_and_the_power_of_a_gate() -> None:
+    better = stats.paired_difference(np.zeros(400), np.r_[np.ones(60), np.zeros(340)])
+    assert [stats.superiority(better, margin).decision for margin in (0.05, 0.15, 0.3)] == ["pass", "cannot tell", "block"]
+    with pytest.raises(UsageError):
+        stats.superiority(better, -0.1)
+    # The planned number of rows has the planned power, by the planner's own formula.
+    n = stats.sample_size_non_inferiority(0.05, 0.1)
+    equal = stats.paired_difference(np.r_[np.ones(n // 20), np.zeros(n - n // 20)], np.r_[np.zeros(n - n // 20), np.ones(n // 20)])
+    gate = stats.non_inferiority(equal, 0.05)
+    assert gate.power == pytest.approx(0.8, abs=0.02)
+    assert gate.rows_needed == pytest.approx(n, rel=0.06)
+
+
+def test_the_noise_of_runs_is_added_as_welch_does() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=50), rng.normal(size=50)
+    plain = stats.paired_difference(a, b)
+    assert stats.with_run_noise(plain, [0.5], [0.6]) == plain
+    assert stats.with_run_noise(plain, [0.5, 0.5], [0.6, 0.6, 0.6]) == plain
+    # Without noise over rows it is Welch's t test of the runs' values.
+    runs_a, runs_b = [0.50, 0.53, 0.49], [0.60, 0.55, 0.58, 0.61]
+    still = msgspec.structs.replace(plain, estimate=float(np.mean(runs_b) - np.mean(runs_a)), se=1e-12, df=49.0)
+    noisy = stats.with_run_noise(still, runs_a, runs_b)
+    welch = sps.ttest_ind(runs_b, runs_a, equal_var=False)
+    assert noisy.p_value == pytest.approx(welch.pvalue, abs=1e-9)
+    interval = welch.confidence_interval()
+    assert (noisy.low, noisy.high) == pytest.approx((interval.low, interval.high), abs=1e-9)
+    assert stats.run_noise(runs_a) == pytest.approx(np.std(runs_a, ddof=1))
+    assert stats.run_noise([0.5]) is None

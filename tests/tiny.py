@@ -68,3 +68,17 @@ def adapter(base: Path, folder: Path, seed: int = 1, **options: object) -> Path:
     changed = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), peft.LoraConfig(**settings))
     changed.save_pretrained(folder)
     return folder
+
+
+def encoder(folder: Path) -> Path:
+    """A two-layer random sentence encoder with the same tokenizer."""
+    import torch
+    import transformers
+
+    size = tokenizer(folder)
+    config = transformers.BertConfig(
+        vocab_size=size, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=128
+    )
+    torch.manual_seed(0)
+    transformers.AutoModel.from_config(config).save_pretrained(folder)
+    return folder

@@ -9,6 +9,9 @@ import torch
 
 from tunesmith.core.chat import Rendered
 from tunesmith.train.adapters import Trainable, prepare
+from tunesmith.train.items import as_items, mismatch
+from tunesmith.train.lanes import Batch
+from tunesmith.train.objectives import objective_of, report
 from tunesmith.train.plan import Adapter, Plan, ResolvedAdapter, ResolvedPlan
 
 VOCABULARY = 97
@@ -90,3 +93,54 @@ def padded_loss(model: torch.nn.Module, rows: list[Rendered]) -> torch.Tensor:
         attention[i, :n] = 1
         labels[i, :n] = torch.where(torch.from_numpy(row.mask) > 0, ids[i, :n], -100)
     return model(input_ids=ids, attention_mask=attention, labels=labels).loss
+
+
+def slope_of(
+    trainable: Trainable, resolved: ResolvedPlan, rows: list, *, seed: int = 0
+) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """The sums of one step over the rows and the gradient of each trainable parameter, under the plan's method."""
+    from tunesmith.train.lanes import gradients, lanes
+
+    with lanes(resolved) as side:
+        sums = gradients(trainable, objective_of(resolved), batch_of(trainable, resolved, rows), resolved, side, seed=seed)
+    found = {name: p.grad.clone() for name, p in trainable.parameters().items()}
+    trainable.model.zero_grad()
+    return sums, found
+
+
+def batch_of(trainable: Trainable, resolved: ResolvedPlan, rows: list) -> Batch:
+    """The rows as a batch whose reference is the trainable with its adapter switched off."""
+    from tunesmith.train.lanes import lanes, row_logps
+
+    items = as_items(resolved.method, rows)
+    if resolved.method == "kto":
+        items = mismatch(items)
+    every = [row for item in items for row in item.every]
+    reference = np.zeros((len(items), len(items[0].every)), np.float32)
+    if objective_of(resolved).reference:
+        with lanes(resolved) as side, trainable.model.disable_adapter():
+            reference = row_logps(trainable, every, resolved, side).reshape(reference.shape)
+    return Batch(items, reference)
+
+
+def loss_of(trainable: Trainable, resolved: ResolvedPlan, rows: list) -> dict[str, float]:
+    """The evaluation of the rows."""
+    from tunesmith.train.lanes import evaluate, lanes
+
+    with lanes(resolved) as side:
+        return report(evaluate(trainable, objective_of(resolved), batch_of(trainable, resolved, rows), resolved, side))
+
+
+def make_pairs(count: int, *, seed: int = 0) -> list[tuple[Rendered, Rendered]]:
+    """Preference pairs: one prompt, two answers of different length that end in token 2; every answer token is trained."""
+    rng = np.random.default_rng(seed)
+    pairs = []
+    for i, row in enumerate(make_rows(count, seed=seed)):
+        prompt = row.ids[:-2]
+        answers = [np.append(rng.integers(3, VOCABULARY, rng.integers(2, 9)), 2) for _ in range(2)]
+        first, second = (
+            Rendered(f"pair-{i}", np.append(prompt, a).astype(np.int32), np.append(np.zeros(len(prompt)), np.ones(len(a))).astype(np.uint8))
+            for a in answers
+        )
+        pairs.append((first, second))
+    return pairs

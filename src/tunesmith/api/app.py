@@ -1,15 +1,14 @@
-"""The HTTP application: routes, request ids, limits, health; and how it is run. Knows nothing about what an endpoint does."""
+"""The HTTP application: routes and health; and how it is run. Knows nothing about what an endpoint does."""
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
-import re
-import secrets
 import signal
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from types import FrameType
 from typing import Any
@@ -18,30 +17,54 @@ import sqlalchemy as sa
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from tunesmith.api import chat, errors, graders, models
+from tunesmith.api import (
+    batches,
+    chat,
+    completions,
+    embeddings,
+    errors,
+    files,
+    fine_tuning,
+    graders,
+    models,
+    stored_chat,
+    uploads,
+    webhooks,
+)
+from tunesmith.api.auth import Auth
+from tunesmith.api.door import Door
 from tunesmith.api.errors import APIError
 from tunesmith.api.state import State, state_of
+from tunesmith.api.webhooks import Webhook
 from tunesmith.core.errors import DataError, TunesmithError, UsageError
+from tunesmith.core.store import Store
 from tunesmith.core.types import Record
+from tunesmith.deploy.bases import Bases
 from tunesmith.deploy.engine import Answering, Overloaded
 from tunesmith.deploy.router import Router
 from tunesmith.models.base import Model
+from tunesmith.models.catalog import Catalog
 from tunesmith.monitor.log import InteractionLog
 from tunesmith.monitor.metrics import ServerMetrics
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+# OpenAI's names for embeddings, so that unchanged code gets vectors; their sizes are the local encoder's.
+_ENCODERS = {"text-embedding-3-small": "minilm-l6-v2", "text-embedding-ada-002": "minilm-l6-v2"}
 
-_LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+# OpenAI's names for embeddings and the encoder of the catalogue that answers to them.
+_ENCODERS = {"text-embedding-3-small": "minilm-l6-v2", "text-embedding-ada-002": "minilm-l6-v2"}
 
 
 class ServeConfig(Record, frozen=True):
     """Where and how a server listens. Sizes in bytes, times in seconds; `python_graders` lets clients run Python in the sandbox.
+
+    `names` lets clients use OpenAI's model names: `gpt-4o-mini-2024-07-18: smollm2-135m` (a catalogue name, a folder, or a served alias).
+    `encoders` does the same for embeddings, which come as numbers always where `base64_embeddings` is off (what the published schema says). `requests_per_minute` limits each key.
 
     After SIGTERM the server says that it is not ready, goes on answering for `notice_s`, then takes no new connection and lets what is open
     end within `drain_s`.
@@ -53,13 +76,29 @@ class ServeConfig(Record, frozen=True):
     default_max_tokens: int = 1024
     max_waiting: int = 512
     python_graders: bool = False
+    names: dict[str, str] = {}
+    encoders: dict[str, str] = {}
+    base64_embeddings: bool = True
+    requests_per_minute: int | None = None
+    webhooks: tuple[Webhook, ...] = ()
     notice_s: float = 0.0
     drain_s: float = 60.0
 
 
-def create_app(models_by_alias: Mapping[str, Model] | Router, log: sa.Engine | None = None, config: ServeConfig | None = None) -> Starlette:
-    """The application that serves `models_by_alias`; each request is logged to the store's engine `log` (None: nowhere)."""
+def create_app(
+    models_by_alias: Mapping[str, Model] | Router,
+    log: sa.Engine | None = None,
+    config: ServeConfig | None = None,
+    *,
+    store: Store | None = None,
+) -> Starlette:
+    """The application that serves `models_by_alias`; each request is logged to the store's engine `log` (None: nowhere).
+
+    With a `store` it also keeps files, fine-tuning jobs and what they make, and logs there. Jobs are worked on by processes of their own
+    (`python -m tunesmith.flow.worker`).
+    """
     config = config or ServeConfig()
+    log = log if log is not None or store is None else store.engine
     router = models_by_alias if isinstance(models_by_alias, Router) else Router(models_by_alias)
     answering = Answering(max_waiting=config.max_waiting)
     state = State(
@@ -68,24 +107,71 @@ def create_app(models_by_alias: Mapping[str, Model] | Router, log: sa.Engine | N
         ServerMetrics(answering.load),
         InteractionLog(log) if log is not None else None,
         default_max_tokens=config.default_max_tokens,
+        bases=Bases(Catalog().model, [router.find(alias) for alias, _ in router.listed()]),
+        auth=Auth(store, config.requests_per_minute),
+        store=store,
+        names=config.names,
+        base64_embeddings=config.base64_embeddings,
+        webhooks=config.webhooks,
+        encoder_names=_ENCODERS | config.encoders,
         python_graders=config.python_graders,
     )
     app = Starlette(routes=_routes(), lifespan=_lifespan, exception_handlers=_handlers())
     app.state.tunesmith = state
-    app.add_middleware(Door, max_body_bytes=config.max_body_bytes, local_only=is_loopback(config.host))
+    app.add_middleware(Door, auth=state.auth, max_body_bytes=config.max_body_bytes, local_only=is_loopback(config.host))
     return app
 
 
 def _routes() -> list[Route]:
     return [
         Route("/v1/chat/completions", chat.create, methods=["POST"]),
+        Route("/v1/completions", completions.create, methods=["POST"]),
+        Route("/v1/embeddings", embeddings.create, methods=["POST"]),
         Route("/v1/models", models.list_models, methods=["GET"]),
         Route("/v1/models/{model:path}", models.retrieve, methods=["GET"]),
+        Route("/v1/models/{model:path}", models.delete, methods=["DELETE"]),
+        *_kept(),
         Route("/v1/fine_tuning/alpha/graders/run", graders.run, methods=["POST"]),
         Route("/v1/fine_tuning/alpha/graders/validate", graders.validate, methods=["POST"]),
         Route("/healthz", _health, methods=["GET"]),
         Route("/readyz", _ready, methods=["GET"]),
         Route("/metrics", _metrics, methods=["GET"]),
+    ]
+
+
+def _kept() -> list[Route]:
+    """What needs the store."""
+    job, permissions = "/v1/fine_tuning/jobs/{job}", "/v1/fine_tuning/checkpoints/{checkpoint:path}/permissions"
+    return [
+        Route("/v1/files", files.create, methods=["POST"]),
+        Route("/v1/files", files.list_files, methods=["GET"]),
+        Route("/v1/files/{file_id}", files.retrieve, methods=["GET"]),
+        Route("/v1/files/{file_id}", files.delete, methods=["DELETE"]),
+        Route("/v1/files/{file_id}/content", files.content, methods=["GET"]),
+        Route("/v1/uploads", uploads.create, methods=["POST"]),
+        Route("/v1/uploads/{upload}/parts", uploads.add_part, methods=["POST"]),
+        Route("/v1/uploads/{upload}/complete", uploads.complete, methods=["POST"]),
+        Route("/v1/uploads/{upload}/cancel", uploads.cancel, methods=["POST"]),
+        Route("/v1/batches", batches.create, methods=["POST"]),
+        Route("/v1/batches", batches.list_batches, methods=["GET"]),
+        Route("/v1/batches/{batch}", batches.retrieve, methods=["GET"]),
+        Route("/v1/batches/{batch}/cancel", batches.cancel, methods=["POST"]),
+        Route("/v1/chat/completions", stored_chat.list_chats, methods=["GET"]),
+        Route("/v1/chat/completions/{chat}", stored_chat.retrieve, methods=["GET"]),
+        Route("/v1/chat/completions/{chat}", stored_chat.update, methods=["POST"]),
+        Route("/v1/chat/completions/{chat}", stored_chat.delete, methods=["DELETE"]),
+        Route("/v1/chat/completions/{chat}/messages", stored_chat.messages, methods=["GET"]),
+        Route("/v1/fine_tuning/jobs", fine_tuning.create, methods=["POST"]),
+        Route("/v1/fine_tuning/jobs", fine_tuning.list_jobs, methods=["GET"]),
+        Route(job, fine_tuning.retrieve, methods=["GET"]),
+        Route(f"{job}/cancel", fine_tuning.cancel, methods=["POST"]),
+        Route(f"{job}/pause", fine_tuning.pause, methods=["POST"]),
+        Route(f"{job}/resume", fine_tuning.resume, methods=["POST"]),
+        Route(f"{job}/events", fine_tuning.list_events, methods=["GET"]),
+        Route(f"{job}/checkpoints", fine_tuning.list_checkpoints, methods=["GET"]),
+        Route(permissions, fine_tuning.create_permissions, methods=["POST"]),
+        Route(permissions, fine_tuning.list_permissions, methods=["GET"]),
+        Route(f"{permissions}/{{permission}}", fine_tuning.delete_permission, methods=["DELETE"]),
     ]
 
 
@@ -97,11 +183,33 @@ def _handlers() -> dict[Any, Any]:
 @asynccontextmanager
 async def _lifespan(app: Starlette) -> AsyncIterator[None]:
     state: State = app.state.tunesmith
+    tasks = [asyncio.create_task(work) for work in _background(app, state)]
     yield
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
     await state.settled()
     state.answering.close()
     if state.log is not None:
         state.log.close()
+
+
+def _background(app: Starlette, state: State) -> list[Coroutine[Any, Any, None]]:
+    """What the server does besides answering: batches, and webhooks where there are any."""
+    if state.store is None:
+        return []
+    inner = ExceptionMiddleware(app.router, handlers=_handlers())
+
+    def inside(project: str) -> Any:
+        """The application behind its door, for requests that were let in before."""
+
+        async def call(scope: Any, receive: Any, send: Any) -> None:
+            await inner({**scope, "app": app, "state": {"project": project}}, receive, send)
+
+        return call
+
+    found = [batches.work(inside, state.store)]
+    return [*found, webhooks.work(state.store, state.webhooks)] if state.webhooks else found
 
 
 async def _health(_request: Request) -> Response:
@@ -117,61 +225,6 @@ async def _metrics(request: Request) -> Response:
     return PlainTextResponse(state_of(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-class Door:
-    """What every request passes: an `x-request-id` in the answer, a limit on the body, JSON only, and no foreign Host on loopback.
-
-    A page in a browser can send requests to this machine. It cannot send JSON without asking first, and by DNS rebinding it comes with
-    its own name as Host: both are refused.
-    """
-
-    def __init__(self, app: Any, *, max_body_bytes: int, local_only: bool) -> None:
-        self.app, self.max_body_bytes, self.local_only = app, max_body_bytes, local_only
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        request_id = headers.get(b"x-request-id", "")[:64]
-        if not request_id.isascii() or not request_id.isprintable() or not request_id:
-            request_id = f"req_{secrets.token_hex(16)}"
-        seen = 0
-
-        async def send_with_id(message: MutableMapping[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
-            await send(message)
-
-        async def counted() -> MutableMapping[str, Any]:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self.max_body_bytes:
-                raise _too_large(self.max_body_bytes)
-            return message
-
-        try:
-            self._check(scope, headers)
-        except APIError as error:
-            await errors.response(error)(scope, receive, send_with_id)
-            return
-        await self.app(scope, counted, send_with_id)
-
-    def _check(self, scope: Scope, headers: dict[bytes, str]) -> None:
-        host = re.sub(r":\d*$", "", headers.get(b"host", ""))
-        if self.local_only and host.strip("[]").lower() not in _LOCAL_NAMES:
-            raise APIError(403, f"Host '{host}' is not this machine", code="invalid_host")
-        if headers.get(b"content-length", "0").isdigit() and int(headers.get(b"content-length", "0")) > self.max_body_bytes:
-            raise _too_large(self.max_body_bytes)
-        kind = headers.get(b"content-type", "").split(";")[0].strip().lower()
-        if scope["method"] == "POST" and kind not in ("application/json", "multipart/form-data"):
-            raise APIError(400, f"Content-Type is '{kind}'; send application/json", code="invalid_content_type")
-
-
-def _too_large(limit: int) -> APIError:
-    return APIError(413, f"The request body is larger than {limit} bytes", code="request_too_large")
-
-
 def is_loopback(host: str) -> bool:
     """Whether listening on `host` is reachable from this machine only."""
     try:
@@ -180,13 +233,13 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises UsageError when the port is taken, the host is not ours, or reachable from elsewhere."""
-    if not is_loopback(host):
+def listen(host: str, port: int, *, keyed: bool = False) -> socket.socket:
+    """A listening socket. Raises UsageError when the port is taken, the host is not ours, or reachable from elsewhere without keys."""
+    if not keyed and not is_loopback(host):
         raise UsageError(
             f"'{host}' can be reached from other machines, and this server has no API keys",
             allowed="127.0.0.1, ::1, localhost",
-            remedy="listen on loopback, behind a proxy that asks for a key",
+            remedy="tunesmith keys create NAME, or listen on loopback",
         )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
@@ -235,7 +288,7 @@ def _server(app: Starlette, config: ServeConfig) -> _Server:
 
 def serve(app: Starlette, config: ServeConfig, on_ready: Callable[[str], None] | None = None) -> None:
     """Serve until SIGTERM or ctrl-C, then drain. `on_ready` is called with the base URL. Blocks; call it from the main thread."""
-    bound = listen(config.host, config.port)
+    bound = listen(config.host, config.port, keyed=app.state.tunesmith.auth.needed())
     if on_ready is not None:
         on_ready(_url(bound))
     _server(app, config).run(sockets=[bound])
@@ -245,7 +298,7 @@ def serve(app: Starlette, config: ServeConfig, on_ready: Callable[[str], None] |
 def running(app: Starlette, config: ServeConfig | None = None) -> Iterator[str]:
     """The application on a free port of this machine, in a thread; gives its base URL (`http://127.0.0.1:PORT/v1`), drains at the end."""
     config = config or ServeConfig(port=0)
-    bound = listen(config.host, config.port)
+    bound = listen(config.host, config.port, keyed=app.state.tunesmith.auth.needed())
     server = _server(app, config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, name="server", daemon=True)
     thread.start()

@@ -18,10 +18,13 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from tunesmith.api.errors import as_api_error
+from tunesmith.api.http import away, project_of
 from tunesmith.api.state import State, state_of
 from tunesmith.core import wire
 from tunesmith.core.types import Answer, Interaction, Prompt
 from tunesmith.deploy.engine import Piece, Stream
+from tunesmith.flow.chats import Chats
+from tunesmith.flow.job_request import check_metadata
 from tunesmith.models.base import Model
 
 _GONE = 499  # nginx's word for a client that left; it is logged, never sent
@@ -40,6 +43,7 @@ class _Chat:
     started: float
     created: float
     id: str
+    project: str
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -55,6 +59,20 @@ class _Chat:
         """Stop what is still being answered."""
         for stream in self.streams:
             stream.cancel()
+
+    async def keep(self, answers: list[Answer]) -> None:
+        """Store the completion when the client asked for it."""
+        if not self.request.store or self.state.store is None:
+            return
+        choices = [wire.choice(i, answer, with_logprobs=bool(self.request.logprobs)) for i, answer in enumerate(answers)]
+        await away(
+            Chats(self.state.store).put,
+            wire.completion(self.identity, choices, _usage(answers)),
+            project=self.project,
+            created=self.created,
+            metadata=self.request.metadata,
+            messages=[wire.message_body(message) for message in self.prompt.messages],
+        )
 
     async def log(self, answers: list[Answer], status: int = 200, error: str = "") -> None:
         """One row a request; of several choices the words of the first and the tokens of all."""
@@ -91,10 +109,16 @@ class _Chat:
 async def create(request: Request) -> Response:
     """The endpoint."""
     state = state_of(request)
-    asked = wire.chat_request(await request.body())
-    model = state.router.find(asked.model)
+    body, project = await request.body(), project_of(request)
+    asked, ignored = wire.chat_request(body), {"x-tunesmith-ignored": names} if (names := ",".join(wire.ignored(body))) else {}
+    if asked.store and state.store is None:
+        raise wire.BadRequest(
+            "'store' is true, and this server keeps no completions", param="store", code="unsupported_value", allowed="false"
+        )
+    check_metadata(asked.metadata)
+    model = await state.find(asked.model, project)
     prompt, sampling = asked.prompt(), asked.sampling(state.default_max_tokens)
-    chat = _Chat(state, asked, prompt, model, [], time.perf_counter(), time.time(), f"chatcmpl-{secrets.token_hex(16)}")
+    chat = _Chat(state, asked, prompt, model, [], time.perf_counter(), time.time(), f"chatcmpl-{secrets.token_hex(16)}", project)
     try:
         for index in range(asked.choices):
             chat.streams.append(state.answering.ask(model, prompt, sampling, index))
@@ -103,9 +127,11 @@ async def create(request: Request) -> Response:
         raise
     if asked.stream:
         return StreamingResponse(
-            _events(chat), media_type="text/event-stream", headers={"cache-control": "no-cache", "x-accel-buffering": "no"}
+            _events(chat), media_type="text/event-stream", headers={"cache-control": "no-cache", "x-accel-buffering": "no", **ignored}
         )
-    return await _whole(request, chat)
+    answer = await _whole(request, chat)
+    answer.headers.update(ignored)
+    return answer
 
 
 async def _whole(request: Request, chat: _Chat) -> Response:
@@ -127,6 +153,7 @@ async def _whole(request: Request, chat: _Chat) -> Response:
     finally:
         gone.cancel()
     await chat.log(answers)
+    await chat.keep(answers)
     choices = [wire.choice(i, answer, with_logprobs=bool(chat.request.logprobs)) for i, answer in enumerate(answers)]
     return Response(_encode(wire.completion(chat.identity, choices, _usage(answers))), media_type="application/json")
 
@@ -141,7 +168,9 @@ async def _disconnected(request: Request) -> None:
 
 
 def _limited(request: wire.ChatRequest, answer: Answer) -> Answer:
-    """One tool call where the client forbids several at a time."""
+    """Nothing where nothing is wanted, one tool call where the client forbids several at a time."""
+    if request.silent:
+        return msgspec.structs.replace(answer, text="", tool_calls=(), finish_reason="length", logprobs=())
     if request.parallel_tool_calls is False and len(answer.tool_calls) > 1:
         return msgspec.structs.replace(answer, tool_calls=answer.tool_calls[:1])
     return answer
@@ -160,7 +189,7 @@ async def _events(chat: _Chat) -> AsyncIterator[bytes]:
             yield _event(_chunk(chat, index, {"role": "assistant", "content": "", "refusal": None}))
         async with contextlib.aclosing(_merged(chat.streams)) as pieces:
             async for index, piece in pieces:
-                if piece.text or (piece.logprobs and chat.request.logprobs):
+                if not chat.request.silent and (piece.text or (piece.logprobs and chat.request.logprobs)):
                     yield _event(_chunk(chat, index, {"content": piece.text}, logprobs=piece.logprobs))
                 if piece.answer is None:
                     continue
@@ -170,6 +199,7 @@ async def _events(chat: _Chat) -> AsyncIterator[bytes]:
                 if len(answers) == len(chat.streams):
                     logged = True
                     await chat.log([answers[i] for i in range(len(answers))])
+                    await chat.keep([answers[i] for i in range(len(answers))])
                 yield _event(_chunk(chat, index, {}, finish=answer.finish_reason))
         if chat.request.include_usage:
             yield _event({**_chunk(chat, 0, {}), "choices": [], "usage": _usage([answers[i] for i in range(len(answers))])})

@@ -17,6 +17,7 @@ from starlette.responses import Response
 from tunesmith.core import wire
 from tunesmith.core.errors import DataError, NotFound, TunesmithError, UsageError
 from tunesmith.deploy.engine import Overloaded
+from tunesmith.flow.paging import Missing, Refused
 
 _log = logging.getLogger("tunesmith.api")
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "invalid_request_error", 429: "rate_limit_error"}
@@ -44,7 +45,9 @@ def as_api_error(error: BaseException) -> APIError:
         return error
     if isinstance(error, Overloaded):
         return APIError(429, str(error), code="rate_limit_exceeded", headers={"retry-after": str(error.retry_after_s)})
-    if isinstance(error, wire.BadRequest):
+    if isinstance(error, Missing):
+        return APIError(404, error.what, param=error.param, code=error.code)
+    if isinstance(error, (wire.BadRequest, Refused)):
         return APIError(400, str(error), param=error.param, code=error.code)
     if isinstance(error, NotFound):
         return APIError(404, error.what, param="model", code="model_not_found")

@@ -10,6 +10,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from tunesmith.api.http import project_of
 from tunesmith.api.state import State, state_of
 from tunesmith.core import wire
 from tunesmith.core.types import Answer, Prompt, Record, Sampling
@@ -39,7 +40,7 @@ async def run(request: Request) -> Response:
     state = state_of(request)
     asked = wire.convert(wire.decode_object(await request.body()), _Run)
     grader = graders.parse(asked.grader, python=state.python_graders)
-    grade = await asyncio.to_thread(graders.run, grader, asked.model_sample, asked.item, _asker(state))
+    grade = await asyncio.to_thread(graders.run, grader, asked.model_sample, asked.item, _asker(state, project_of(request)))
     body = {
         "reward": grade.reward,
         "metadata": {
@@ -64,12 +65,12 @@ async def validate(request: Request) -> Response:
     return Response(msgspec.json.encode({"grader": asked.grader}), media_type="application/json")
 
 
-def _asker(state: State) -> Callable[[str, Prompt, Sampling], Answer]:
+def _asker(state: State, project: str) -> Callable[[str, Prompt, Sampling], Answer]:
     """Asks a served model from a grader's thread, in the batch of everyone else."""
     loop = asyncio.get_running_loop()
 
     async def answered(name: str, prompt: Prompt, sampling: Sampling) -> Answer:
-        return await state.answering.ask(state.router.find(name), prompt, sampling).whole()
+        return await state.answering.ask(await state.find(name, project), prompt, sampling).whole()
 
     def ask(name: str, prompt: Prompt, sampling: Sampling) -> Answer:
         return asyncio.run_coroutine_threadsafe(answered(name, prompt, sampling), loop).result()

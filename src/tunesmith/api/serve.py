@@ -2,42 +2,52 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import sqlalchemy as sa
 
-from tunesmith.core.errors import NotFound
 from tunesmith.core.store import Store
+from tunesmith.deploy.processes import Processes
+from tunesmith.flow.keys import Keys
 from tunesmith.flow.project import load_project
 from tunesmith.models.base import Model
 from tunesmith.models.catalog import Catalog
 
 
-def serve_project(file: Path, host: str | None = None, port: int | None = None, say: Callable[[str], None] = print) -> None:
-    """Serve the project's base and every deployed alias; blocks until SIGTERM or ctrl-C.
+def serve_project(
+    file: Path,
+    host: str | None = None,
+    port: int | None = None,
+    say: Callable[[str], None] = print,
+    *,
+    names: Mapping[str, str] | None = None,
+    workers: int = 1,
+) -> None:
+    """Serve the project's base, every deployed alias and the fine-tuning API; blocks until SIGTERM or ctrl-C.
 
-    Raises NotFound when nothing was deployed yet, UsageError when the port is taken.
+    `names` are other names for bases (OpenAI's, for unchanged code); `workers` processes work on fine-tuning jobs. Raises UsageError when
+    the port is taken, or the host can be reached from elsewhere and there is no API key.
     """
     from tunesmith.api.app import ServeConfig, create_app, listen, serve
     from tunesmith.models.local import LocalModel
 
     project = load_project(file)
-    settings = ServeConfig(host=host or project.deploy.host, port=project.deploy.port if port is None else port)
-    listen(settings.host, settings.port).close()  # a taken port is said before the model is loaded
-    folder = file.resolve().parent
-    store = Store.open(folder / project.store)
+    settings = ServeConfig(host=host or project.deploy.host, port=project.deploy.port if port is None else port, names=dict(names or {}))
+    store = Store.open(file.resolve().parent / project.store)
     try:
-        deployed = store.deployed()
-        if not deployed:
-            raise NotFound("nothing is deployed yet", where=str(store.folder), remedy="tunesmith run; its gate deploys the tuned model")
+        # A taken port is said before the model is loaded.
+        listen(settings.host, settings.port, keyed=Keys(store).exist()).close()
         base = LocalModel(Catalog().model(project.base), name=project.base)
         models = {project.base: base}
-        for alias, record in deployed.items():
+        for alias, record in store.deployed().items():
             models[alias] = base.with_adapter(Path(record["adapter"]), alias)
-        app = create_app(models, store.engine, settings)
-        serve(app, settings, on_ready=lambda url: say(f"serving {', '.join(models)} at {url} (ctrl-C stops)"))
+        app = create_app(models, config=settings, store=store)
+        words = ["--store", str(store.folder), "--parent", str(os.getpid())]
+        with Processes("tunesmith.flow.worker", words, workers, store.folder / "workers.log"):
+            serve(app, settings, on_ready=lambda url: say(f"serving {', '.join(models)} at {url} (ctrl-C stops)"))
     finally:
         store.close()
 

@@ -16,7 +16,13 @@ from typing import Annotated, Any
 import typer
 
 from tunesmith._version import __version__
-from tunesmith.cli import evaluating
+from tunesmith.cli import (
+    data_work,  # noqa: F401 adds its commands to those of `data`
+    evaluating,
+)
+from tunesmith.cli.data import app as data_app
+from tunesmith.cli.jobs import jobs_app, keys_app
+from tunesmith.cli.migrate import migrate_app
 from tunesmith.cli.serving import monitor_app, serve
 from tunesmith.cli.shared import OVERRIDES, Json, emit, file_option, told
 from tunesmith.cli.training import estimate, train
@@ -31,6 +37,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(monitor_app, name="monitor")
+app.add_typer(jobs_app, name="jobs")
+app.add_typer(keys_app, name="keys")
+app.add_typer(data_app, name="data")
+app.add_typer(migrate_app, name="migrate")
 app.command()(serve)
 evaluating.register(app)
 app.command(context_settings=OVERRIDES)(estimate)

@@ -17,15 +17,21 @@ def serve(
     config: file_option = Path("tunesmith.yaml"),
     host: Annotated[str | None, typer.Option(help="Address to listen on (default: the project's).")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
+    name: Annotated[list[str] | None, typer.Option(help="Another name for a base, NAME=BASE; may be given several times.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that work on fine-tuning jobs.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """Answer OpenAI's API with the project's base and its deployed models.
+    """Answer OpenAI's API: the project's base, its deployed models, files and fine-tuning jobs.
 
-    Example: tunesmith serve --port 8001
+    Example: tunesmith serve --name gpt-4o-mini-2024-07-18=smollm2-135m
     """
     from tunesmith.api.serve import serve_project
+    from tunesmith.core.errors import UsageError
 
-    serve_project(config, host, port, lambda text: emit({"serving": text}, as_json, text))
+    names = dict(pair.split("=", 1) for pair in name or () if "=" in pair)
+    if len(names) < len(name or ()):
+        raise UsageError(f"--name {' --name '.join(name or ())}", allowed="NAME=BASE, each NAME once")
+    serve_project(config, host, port, lambda text: emit({"serving": text}, as_json, text), names=names, workers=workers)
 
 
 @monitor_app.callback()

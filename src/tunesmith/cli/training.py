@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tunesmith.cli.shared import Json, emit, file_option, told
+
+if TYPE_CHECKING:
+    from tunesmith.flow.hosted import Provider
+    from tunesmith.flow.project import Project
 
 
 def estimate(context: typer.Context, config: file_option = Path("tunesmith.yaml"), as_json: Json = False) -> None:
@@ -29,16 +33,23 @@ def train(
     config: file_option = Path("tunesmith.yaml"),
     overfit: Annotated[int, typer.Option(help="Train on so many rows until they are known by heart, to prove that it can learn.")] = 0,
     resume: Annotated[bool, typer.Option("--resume/--fresh", help="Continue an interrupted run, or forget it.")] = True,
+    backend: Annotated[str, typer.Option(help="local; openai (and any server that speaks its API); azure.")] = "local",
+    model: Annotated[str | None, typer.Option(help="The provider's base model, for a backend that is not local.")] = None,
+    base_url: Annotated[str | None, typer.Option(help="Its address (default: OpenAI, or OPENAI_BASE_URL).")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before a job is paid for.")] = False,
     as_json: Json = False,
 ) -> None:
     """Prepare the data and train; interrupted, the next call continues to the same weights.
 
-    Example: tunesmith train --train.epochs 2
+    Example: tunesmith train --backend openai --model gpt-4.1-mini-2025-04-14
     """
     from tunesmith.flow import train_only
     from tunesmith.flow.project import load_project
 
     project, folder = load_project(config, context.args), config.resolve().parent
+    if backend != "local":
+        _hosted(project, folder, _provider(backend, model, base_url), yes=yes, as_json=as_json)
+        return
     with told(as_json) as progress:
         if overfit:
             found = train_only.overfit(project, folder, progress, overfit)
@@ -48,3 +59,37 @@ def train(
     loss = f", validation loss {found['valid_loss']:.3f}" if found["valid_loss"] is not None else ""
     done = "was already done" if found["cached"] else f"{found['steps']} steps in {found['seconds']:.0f} s"
     emit(found, as_json, f"training {done}{loss}\nadapter: {found['adapter']}")
+
+
+def _provider(backend: str, model: str | None, base_url: str | None) -> Provider:
+    from tunesmith.core.errors import UsageError
+    from tunesmith.core.load import need
+    from tunesmith.flow.hosted import Provider
+    from tunesmith.flow.migrate import client_for
+
+    if backend not in ("openai", "azure"):
+        raise UsageError(f"no backend '{backend}'", where="--backend", allowed="local, openai, azure")
+    if model is None:
+        raise UsageError("which base model of the provider?", where="--model", remedy="--model gpt-4.1-mini-2025-04-14, for one")
+    if backend == "openai":
+        return Provider(client_for(base_url), model)
+    openai = need("openai", extra="openai")
+    try:
+        return Provider(openai.AzureOpenAI(azure_endpoint=base_url), model)
+    except (openai.OpenAIError, ValueError) as error:
+        raise UsageError(f"no Azure client: {error}", remedy="set AZURE_OPENAI_API_KEY, OPENAI_API_VERSION and --base-url") from error
+
+
+def _hosted(project: Project, folder: Path, provider: Provider, *, yes: bool, as_json: bool) -> None:
+    from tunesmith.flow.hosted import train_hosted
+
+    def confirm(bill: dict[str, Any]) -> bool:
+        price = f"about {bill['usd']:.2f} USD" if bill["usd"] is not None else "at a price that is not known here"
+        tokens = f"{bill['tokens']:,} tokens" if bill["tokens"] is not None else "an unknown number of tokens"
+        cut = f"; {bill['cut']} rows are longer than the provider reads and would be cut" if bill["cut"] else ""
+        typer.echo(f"{bill['rows']} rows, {tokens}, {price}, model {bill['model']}{cut}", err=True)
+        return yes or typer.confirm("create the job?", err=True)
+
+    with told(as_json) as progress:
+        found = train_hosted(project, folder, progress, provider, confirm)
+    emit(found, as_json, f"job {found['id']} {found['status']}: {found['fine_tuned_model']}\nresults: {found['folder']}")

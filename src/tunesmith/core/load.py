@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from tunesmith.core.errors import ConfigError, MissingExtra
@@ -32,17 +34,28 @@ def resolve(reference: str, *, where: str = "") -> Any:
     if not colon or not module_name or not attribute:
         raise ConfigError(f"'{reference}' names no object", where=where, allowed="module:attribute, or path/to/file.py:attribute")
     if module_name.endswith(".py"):
-        path = Path(module_name).resolve()
-        sys.path.insert(0, str(path.parent))
-        module_name = path.stem
-    elif "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"no module '{module_name}' for '{reference}'", where=where, remedy="check the name, or run where it can be imported"
-        ) from error
+        module = _from_file(Path(module_name).expanduser().resolve(), reference, where)
+    else:
+        if "" not in sys.path:
+            sys.path.insert(0, "")
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"no module '{module_name}' for '{reference}'", where=where, remedy="check the name, or run where it can be imported"
+            ) from error
     if not hasattr(module, attribute):
         raise ConfigError(f"module '{module_name}' has no '{attribute}'", where=where)
     return getattr(module, attribute)
+
+
+def _from_file(path: Path, reference: str, where: str) -> ModuleType:
+    """The module in that file, under a name of its own, so that it cannot be mistaken for another of the same name."""
+    name = f"tunesmith_user_{abs(hash(str(path))):x}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ConfigError(f"no file '{path}' for '{reference}'", where=where, remedy="relative paths start at the current folder")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module

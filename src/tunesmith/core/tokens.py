@@ -195,6 +195,8 @@ A_MESSAGE, A_REPLY = 3, 3  # tokens around each message, and at the end of the p
 def openai_encoding(model: str) -> str | None:
     """The encoding of an OpenAI model (`ft:` names included), or None when the name is not one of theirs."""
     name = model.removeprefix("ft:")
+    if "/" in name:  # a folder, or a repository of the hub
+        return None
     if name.startswith(_NEWER):
         return "o200k_base"
     return "cl100k_base" if name == "gpt-4" else next((value for start, value in _ENCODINGS.items() if name.startswith(start)), None)

@@ -16,21 +16,18 @@ from tunesmith.core.errors import UsageError
 from tunesmith.core.types import Answer, Function, Message, Prompt, Record, Role, Sampling, TextPart, ToolCall
 
 # Documented by OpenAI, taken and without effect on the answer here.
-HARMLESS = frozenset(
-    {"user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"}
-)
-# Documented by OpenAI, not served here.
-UNSERVED = frozenset(
+HARMLESS = frozenset({"user", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"})
+# Documented by OpenAI, taken so that unchanged code runs, and without effect here: the answer's header `x-tunesmith-ignored` names them.
+IGNORED = frozenset(
     [
         "audio",
         "frequency_penalty",
-        "function_call",
-        "functions",
         "logit_bias",
         "moderation",
         "prediction",
         "presence_penalty",
         "reasoning_effort",
+        "suffix",
         "verbosity",
         "web_search_options",
     ]
@@ -113,11 +110,17 @@ class ChatRequest(Record, frozen=True):
     response_format: _Format | None = None
     modalities: tuple[Literal["text"], ...] | None = None
     store: bool | None = None
+    metadata: dict[str, str] | None = None
 
     @property
     def choices(self) -> int:
         """How many answers are asked for."""
         return 1 if self.n is None else self.n
+
+    @property
+    def silent(self) -> bool:
+        """Whether no word of the answer is wanted (a limit of 0 tokens)."""
+        return 0 in (self.max_completion_tokens, self.max_tokens if self.max_completion_tokens is None else None)
 
     @property
     def include_usage(self) -> bool:
@@ -140,7 +143,7 @@ class ChatRequest(Record, frozen=True):
         _within("n", self.choices, 1, MAX_CHOICES)
         _within("stop", len(stop), 0, MAX_STOPS, "strings")
         _within(
-            "max_completion_tokens" if self.max_completion_tokens is not None else "max_tokens", 1 if limit is None else limit, 1, 1 << 24
+            "max_completion_tokens" if self.max_completion_tokens is not None else "max_tokens", 1 if limit is None else limit, 0, 1 << 24
         )
         _within("temperature", 1.0 if self.temperature is None else self.temperature, 0, 2)
         _within("top_p", 1.0 if self.top_p is None else self.top_p, 0, 1)
@@ -148,7 +151,7 @@ class ChatRequest(Record, frozen=True):
         if self.top_logprobs is not None and not self.logprobs:
             raise BadRequest("'top_logprobs' needs 'logprobs': true", param="top_logprobs")
         return Sampling(
-            max_tokens=default_max_tokens if limit is None else limit,
+            max_tokens=default_max_tokens if limit is None else max(limit, 1),  # 0: one token is drawn and not shown
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=1.0 if self.top_p is None else self.top_p,
             stop=stop,
@@ -192,17 +195,12 @@ def chat_request(body: bytes) -> ChatRequest:
     tree = decode_object(body)
     for key in HARMLESS & tree.keys():
         del tree[key]
-    for key in sorted(UNSERVED & tree.keys()):
-        if tree[key] is not None and tree[key] not in _NEUTRAL.get(key, ()):
-            raise BadRequest(f"'{key}' is not supported by this server", param=key, code="unsupported_parameter")
-        del tree[key]
+    take_ignored(tree)
+    _functions(tree)
     request = convert(tree, ChatRequest)
     choice = request.tool_choice
     if choice not in (None, "auto", "none"):
         raise BadRequest(f"'tool_choice' is {choice!r}", param="tool_choice", code="unsupported_value", allowed="auto, none")
-    if request.store:
-        said = "'store' is true, and this server keeps no completions to retrieve"
-        raise BadRequest(said, param="store", code="unsupported_value", allowed="false")
     if request.response_format is not None and request.response_format.type != "text":
         raise BadRequest(
             f"'response_format' of type {request.response_format.type!r} is not supported by this server",
@@ -211,6 +209,28 @@ def chat_request(body: bytes) -> ChatRequest:
             allowed="text",
         )
     return request
+
+
+def take_ignored(tree: dict[str, Any]) -> list[str]:
+    """Take the keys without effect out of a request; returns those that would have had one."""
+    found = sorted(IGNORED & tree.keys())
+    return [key for key in found if tree.pop(key) not in _NEUTRAL.get(key, (None,))]
+
+
+def ignored(body: bytes) -> list[str]:
+    """The keys of a request that have no effect here."""
+    return take_ignored(decode_object(body)) if any(key.encode() in body for key in IGNORED) else []
+
+
+def _functions(tree: dict[str, Any]) -> None:
+    """The older `functions` and `function_call` as tools; where there are tools already, they count."""
+    functions, call = tree.pop("functions", None), tree.pop("function_call", None)
+    if functions and isinstance(functions, list):
+        tree.setdefault("tools", [{"type": "function", "function": one} for one in functions])
+    if isinstance(call, str):
+        tree.setdefault("tool_choice", call)
+    elif isinstance(call, dict):
+        tree.setdefault("tool_choice", {"type": "function", "function": call})
 
 
 def decode_object(body: bytes) -> dict[str, Any]:

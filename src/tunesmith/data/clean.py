@@ -17,11 +17,13 @@ from tunesmith.core.errors import ConfigError, DataError, GateRefused
 from tunesmith.core.load import resolve
 from tunesmith.core.rows import Row
 from tunesmith.core.types import Example, Preference, Record, example_id
+from tunesmith.data.bulk import no_cycles
 from tunesmith.data.contamination import Contamination, Held, contaminated
 from tunesmith.data.dedup import Ints, Pairs, components, near_duplicates
 from tunesmith.data.ledger import LOST, Ledger
 from tunesmith.data.pii import PersonalData
 from tunesmith.data.quality import Change, Length, Rule, contradictory, language, length, personal_data, refusals, repair_text
+from tunesmith.data.semantic import Encoder, SemanticDuplicates, semantic_duplicates
 from tunesmith.data.shapes import preference_id
 from tunesmith.data.text import answer_of, comparison_text, exact_key, prompt_key
 
@@ -43,7 +45,7 @@ class Clean(Record, frozen=True):
 
     `repair_text` (mojibake, control characters, Unicode NFC) · `length` limits · `languages` (ISO 639-1 codes; none: any) ·
     `empty_answers` · `refusals` · the user's own `rules` (`module:function`) · `personal_data` · `exact_duplicates` ·
-    `contradictions` (same question, other answer) · `contamination` with evaluation rows · `near_duplicates`.
+    `contradictions` (same question, other answer) · `semantic_duplicates` · `contamination` with evaluation rows · `near_duplicates`.
     `max_dropped`: a share of the input; losing more is refused.
     """
 
@@ -56,6 +58,7 @@ class Clean(Record, frozen=True):
     personal_data: PersonalData = PersonalData()
     exact_duplicates: Literal["drop", "keep"] = "drop"
     contradictions: Literal["drop", "majority", "keep"] = "keep"
+    semantic_duplicates: SemanticDuplicates = SemanticDuplicates()
     contamination: Contamination = Contamination()
     near_duplicates: NearDuplicates = NearDuplicates()
     max_dropped: float | None = None
@@ -80,15 +83,19 @@ class Cleaned:
         return [row for row in self.rows if isinstance(row, Example)]
 
 
-def clean(rows: Sequence[Row], settings: Clean, ledger: Ledger, *, evaluation: Sequence[Row] = ()) -> Cleaned:
-    """Apply the rules in the order that `Clean` names; `evaluation` are rows that must not be trained on.
+@no_cycles()
+def clean(
+    rows: Sequence[Row], settings: Clean, ledger: Ledger, *, evaluation: Sequence[Row] = (), encoder: Encoder | None = None
+) -> Cleaned:
+    """Apply the rules in the order that `Clean` names; `evaluation` are rows that must not be trained on, `encoder` gives the vectors that
+    semantic duplicates are found by.
 
     Every change is marked in `ledger`, where each row must already be entered under its `origin`. Raises GateRefused when more than
     `max_dropped` of the ledger's rows are lost by now, DataError when nothing is left or the counts do not add up.
     """
     left = list(rows)
     personal: dict[str, int] = {}
-    for name, rule in rules(settings, personal):
+    for name, rule in rules(settings, personal, encoder):
         left = apply(left, name, rule, ledger)
     held = contaminated(left, evaluation, settings.contamination) if evaluation else []
     if settings.contamination.action == "drop":
@@ -103,11 +110,12 @@ def clean(rows: Sequence[Row], settings: Clean, ledger: Ledger, *, evaluation: S
     return Cleaned(left, clusters, pairs, personal, held)
 
 
-def rules(settings: Clean, personal: dict[str, int]) -> list[tuple[str, Rule]]:
+def rules(settings: Clean, personal: dict[str, int], encoder: Encoder | None = None) -> list[tuple[str, Rule]]:
     """The rules over rows that the settings ask for, by name, in their order; `personal` will count the kinds of personal data.
 
     Raises ConfigError for a user's rule that does not exist.
     """
+    semantic = settings.semantic_duplicates
     found: list[tuple[str, Rule | None]] = [
         ("repair_text", repair_text if settings.repair_text else None),
         ("length", length(settings.length) if settings.length != Length() else None),
@@ -118,6 +126,7 @@ def rules(settings: Clean, personal: dict[str, int]) -> list[tuple[str, Rule]]:
         ("personal_data", personal_data(settings.personal_data, personal) if settings.personal_data.action != "keep" else None),
         ("exact_duplicate", exact_duplicates if settings.exact_duplicates == "drop" else None),
         ("contradiction", contradictory(settings.contradictions) if settings.contradictions != "keep" else None),
+        ("semantic_duplicate", semantic_duplicates(semantic, encoder) if semantic.action == "drop" else None),
     ]
     return [(name, rule) for name, rule in found if rule is not None]
 

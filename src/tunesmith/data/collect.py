@@ -16,6 +16,7 @@ import msgspec
 from tunesmith.core.errors import ConfigError, DataError, Fault
 from tunesmith.core.rows import Row, write_jsonl
 from tunesmith.core.types import Example, Record
+from tunesmith.data.bulk import no_cycles
 from tunesmith.data.convert import Notes
 from tunesmith.data.format import Parsed, check_format, detect, parse_line, parse_row, rename
 from tunesmith.data.ledger import Ledger
@@ -70,6 +71,7 @@ class Collected:
         return [row for row in self.rows if isinstance(row, Example)]
 
 
+@no_cycles()
 def collect(sources: Source | Sequence[Source], *, max_invalid: float = 0.0, rejects: str | Path | None = None) -> Collected:
     """Every row of the sources. Rows with faults are dropped in the ledger (rule `invalid`) and written to `rejects` (JSONL).
 

@@ -1,7 +1,8 @@
 """Training rows that hold items of an evaluation set, whole, in part or edited; knows nothing about what is done with them.
 
 A shared run of eight words makes a candidate; it counts when the row contains at least `containment` of the item's pairs of adjacent
-words, or when the two are near-duplicates as wholes. Short items (fewer than eight words) count only as near-duplicates.
+words, each weighted by how rare it is in both sets (so that the frame which many items share is not taken for the item), or when the two
+are near-duplicates as wholes. Short items (fewer than eight words) count only as near-duplicates.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class Contamination(Record, frozen=True):
 
 
 class Held(NamedTuple):
-    """Training row `row` holds evaluation item `item`: the share of the item's word pairs in it, and the wholes' Jaccard (0 below the
-    threshold)."""
+    """Training row `row` holds evaluation item `item`: the weighted share of the item's word pairs in it, and the wholes' Jaccard (0 below
+    the threshold)."""
 
     row: int
     item: int
@@ -46,11 +47,12 @@ def contaminated(train: Sequence[Row], evaluation: Sequence[Row], settings: Cont
     for i in np.flatnonzero(index >= 0).tolist():
         found[i] = Held(i, int(index[i]), 1.0, float(value[i]))
     pairs, item_pairs = shingles(texts), shingles(items)
+    weights = _rarity(pairs, item_pairs)
     for i, j in _candidates(shingles(texts, size=RUN), shingles(items, size=RUN), item_pairs):
         if i in found and found[i].containment == 1.0:
             continue
-        mine, its = _set(pairs, i), _set(item_pairs, j)
-        share = len(np.intersect1d(mine, its, assume_unique=True)) / len(its)
+        its, weight = _set(item_pairs, j), weights[item_pairs.starts[j] : item_pairs.starts[j + 1]]
+        share = float(weight[np.isin(its, _set(pairs, i), assume_unique=True)].sum() / weight.sum())
         if share >= settings.containment and (i not in found or share > found[i].containment):
             found[i] = Held(i, j, share, 0.0)
     return [found[i] for i in sorted(found)]
@@ -58,6 +60,13 @@ def contaminated(train: Sequence[Row], evaluation: Sequence[Row], settings: Cont
 
 def _set(sets: Shingles, i: int) -> Any:
     return sets.hashes[sets.starts[i] : sets.starts[i + 1]]
+
+
+def _rarity(rows: Shingles, items: Shingles) -> Any:
+    """For each pair of each item ln((1 + N) / (1 + n)) + 0.1, of N texts in both sets, n of which have the pair."""
+    known, times = np.unique(np.concatenate([rows.hashes, items.hashes]), return_counts=True)
+    n = times[np.searchsorted(known, items.hashes)]
+    return np.log((1 + len(rows) + len(items)) / (1 + n)) + 0.1
 
 
 def _candidates(rows: Shingles, items: Shingles, item_pairs: Shingles) -> list[tuple[int, int]]:

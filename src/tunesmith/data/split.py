@@ -16,6 +16,7 @@ import numpy as np
 from tunesmith.core.errors import ConfigError, DataError, GateRefused
 from tunesmith.core.rows import Row
 from tunesmith.core.types import Example, Record
+from tunesmith.data.bulk import no_cycles
 from tunesmith.data.dedup import Ints, Pairs, best_matches, components
 from tunesmith.data.text import comparison_text, normalised, question_of
 
@@ -79,6 +80,7 @@ class Splits:
         return [row for row in rows if isinstance(row, Example)]
 
 
+@no_cycles()
 def split(rows: Sequence[Row], settings: Split, clusters: Ints | None = None) -> Splits:
     """Divide rows; `clusters` as `clean` gives them (None: each row alone).
 

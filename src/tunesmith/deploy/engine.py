@@ -10,13 +10,13 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.core.errors import TunesmithError
-from tunesmith.core.types import Answer, Prompt, Sampling
+from tunesmith.core.types import Answer, Message, Prompt, Sampling
 from tunesmith.models.base import Model
 from tunesmith.models.local import LocalModel
 from tunesmith.models.reply import Reply
@@ -179,14 +179,25 @@ class Answering:
     def ask(self, model: Model, prompt: Prompt, sampling: Sampling, choice: int = 0) -> Stream:
         """The answer of `model` as a stream; `choice` tells the n answers to one apart. Raises DataError, UsageError, Overloaded."""
         if isinstance(model, LocalModel):
-            decoding = self._decoding_of(model)
-            if decoding.load[1] >= self._max_waiting:
-                raise Overloaded(decoding.load[1])
-            stream = Stream(decoding.cancel)
-            decoding.submit(_Job(model, prompt, sampling, choice, model.renderer.prompt(prompt), stream, time.perf_counter()))
-            return stream
+            return self._decode(model, prompt, sampling, choice, model.renderer.prompt(prompt))
         stream = Stream(lambda _: None)
         self._pool.submit(_whole, model, prompt, _seeded(sampling, choice), stream)
+        return stream
+
+    def complete(self, model: Model, given: str | Sequence[int], sampling: Sampling, choice: int = 0) -> Stream:
+        """The continuation of a text (or of token ids) without a chat template; a model that only chats is told it. Raises as `ask`."""
+        prompt = Prompt(messages=(Message(role="user", content=given if isinstance(given, str) else ""),))
+        if isinstance(model, LocalModel):
+            ids = model.renderer.encode(given) if isinstance(given, str) else list(given)
+            return self._decode(model, prompt, sampling, choice, ids or [min(model.renderer.stop_ids)])
+        return self.ask(model, prompt, sampling, choice)
+
+    def _decode(self, model: LocalModel, prompt: Prompt, sampling: Sampling, choice: int, ids: list[int]) -> Stream:
+        decoding = self._decoding_of(model)
+        if decoding.load[1] >= self._max_waiting:
+            raise Overloaded(decoding.load[1])
+        stream = Stream(decoding.cancel)
+        decoding.submit(_Job(model, prompt, sampling, choice, ids, stream, time.perf_counter()))
         return stream
 
     def load(self) -> tuple[int, int, float]:

@@ -27,6 +27,10 @@ class Router:
         self.find(alias)
         self._models = {name: entry for name, entry in self._models.items() if name != alias}
 
+    def has(self, alias: str) -> bool:
+        """Whether a model answers to the name."""
+        return alias in self._models
+
     def find(self, alias: str) -> Model:
         """The model that answers to a name. Raises NotFound with the nearest name."""
         entry = self._models.get(alias)

@@ -253,7 +253,9 @@ def lm_eval_log(path: Path, *, model: str, filter_name: str | None = None) -> Re
 
 
 def _chat(prompt: object) -> object:
-    """lm-eval keeps a chat as JSON text."""
+    """lm-eval keeps a chat as JSON text, alone or in a list of one."""
+    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str):
+        prompt = prompt[0]
     if isinstance(prompt, str) and prompt.lstrip().startswith('[{"role"'):
         return json.loads(prompt)
     return prompt

@@ -12,12 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from tunesmith.core.errors import ConfigError, StoreError
 from tunesmith.core.stats import Difference, holm, paired_difference
 from tunesmith.core.types import Example, Record, Sampling
 from tunesmith.evaluate.importers import openai_rows
 from tunesmith.evaluate.metrics import metric
-from tunesmith.evaluate.run import Evaluation, evaluate
+from tunesmith.evaluate.prompts import as_given
+from tunesmith.evaluate.run import Evaluation, ask_all, evaluate
 from tunesmith.models.base import Model
 from tunesmith.models.download import fetch_wheel
 
@@ -108,6 +111,11 @@ GENERAL = Suite(
 )
 
 
+def sized(suite: Suite, rows: int) -> Suite:
+    """The suite with at most `rows` rows an ability: the first ones of the same draw, so that a small suite is part of the large one."""
+    return replace(suite, abilities=tuple(replace(one, rows=min(rows, one.rows)) for one in suite.abilities))
+
+
 def fetch_suite(suite: Suite, folder: Path) -> dict[str, list[Example]]:
     """The suite's rows by ability, from the package's wheel in `folder`, which is downloaded once.
 
@@ -144,20 +152,27 @@ def run_suite(
     out: Path,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Evaluation]:
-    """Ask the model every ability's rows, greedily; one folder an ability under `out`, so that an interrupted run continues."""
-    total, done, results = sum(len(rows[ability.name]) for ability in suite.abilities), 0, {}
-    for ability in suite.abilities:
-        before = done
-        results[ability.name] = evaluate(
+    """Ask the model every ability's rows, greedily; one folder an ability under `out`, so that an interrupted run continues.
+
+    Abilities with the same `max_tokens` are asked together, since a model writes many answers at once faster than a few.
+    """
+    cache, total, done = out / "answers.jsonl", sum(len(rows[ability.name]) for ability in suite.abilities), 0
+    for tokens in sorted({ability.max_tokens for ability in suite.abilities}):
+        prompts = [as_given(row) for ability in suite.abilities if ability.max_tokens == tokens for row in rows[ability.name]]
+        tell = (lambda n, _, before=done: on_progress(before + n, total)) if on_progress else None
+        ask_all(model, prompts, Sampling(max_tokens=tokens), cache, tell)
+        done += len(prompts)
+    return {
+        ability.name: evaluate(
             model,
             rows[ability.name],
             [metric(ability.metric, **ability.options)],
             sampling=Sampling(max_tokens=ability.max_tokens),
             out=out / ability.name.replace(" ", "_"),
-            on_progress=(lambda n, _, before=before: on_progress(before + n, total)) if on_progress else None,  # type: ignore[misc]
+            cache=cache,
         )
-        done += len(rows[ability.name])
-    return results
+        for ability in suite.abilities
+    }
 
 
 def forgetting(before: Mapping[str, Evaluation], after: Mapping[str, Evaluation], level: float = 0.95) -> list[Forgotten]:

@@ -219,12 +219,14 @@ def replicates(
     ]
 
 
-def ask_all(model: Model, prompts: Sequence[Prompt], sampling: Sampling, cache: Path) -> list[Answer]:
+def ask_all(
+    model: Model, prompts: Sequence[Prompt], sampling: Sampling, cache: Path, on_progress: OnProgress | None = None
+) -> list[Answer]:
     """The answers to these prompts, from the answers' file where it has them; equal prompts are asked once."""
     keys = [cache_key(model, prompt, sampling) for prompt in prompts]
     kept = Answers(cache)
     try:
-        _, failures = _ask(model, dict(zip(keys, prompts, strict=True)), sampling, kept, lambda _: None)
+        _, failures = _ask(model, dict(zip(keys, prompts, strict=True)), sampling, kept, _progress(keys, kept, on_progress))
     finally:
         kept.close()
     return [kept.get(key) or failures[key] for key in keys]

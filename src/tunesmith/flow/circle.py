@@ -111,6 +111,7 @@ class Circle:
             Stage("train", self._train, (project.train, self.base_digest), ("tokens",), about="training"),
             Stage(f"evaluate:{TUNED}", self._evaluate_tuned, asked, ("train",), about="asking the tuned model the same rows"),
             Stage("compare", self._compare, project.gate, tuple(measured), about="paired differences with their intervals"),
+            Stage("regression", self._regression, self.base_digest, ("train",), about="the base's general abilities before and after"),
             Stage(
                 "ask",
                 self._ask,
@@ -118,7 +119,7 @@ class Circle:
                 ("train",),
                 about="serving base and tuned model, asking them through the openai SDK",
             ),
-            Stage("report", self._report, (project, self.left_out), ("compare", "ask"), about="writing the report"),
+            Stage("report", self._report, (project, self.left_out), ("compare", "ask", "regression"), about="writing the report"),
         ]
 
     def _collect(self, work: Path) -> Output:
@@ -201,6 +202,11 @@ class Circle:
         from tunesmith.flow.questions import ask
 
         return ask(self, work)
+
+    def _regression(self, work: Path) -> Output:
+        from tunesmith.flow.eval_findings import regression
+
+        return regression(self, work)
 
     def _report(self, work: Path) -> Output:
         from tunesmith.flow.report import write_report

@@ -25,6 +25,8 @@ _READ, _WRITE = 0.40, 0.30
 # How much of the allowed length an answer fills: an untrained base runs on, one that was shown examples or trained stops earlier.
 _FILLED = {"zero": 0.75, "shots": 0.15}
 _LOADING_S = 5.0
+# The general-ability suite, both models: 240 short answers, measured as 30 CPU-seconds at 350 GFLOP/s.
+_SUITE_FLOP = 1e13
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ def estimate(circle: Circle, waiting: Sequence[str]) -> RunEstimate:
     for name in waiting:
         if name.startswith("evaluate:"):
             seconds[name] = _LOADING_S + _answering(circle, name.removeprefix("evaluate:"), circle.base) / rate
+    if "regression" in waiting:
+        seconds["regression"] = _LOADING_S + _SUITE_FLOP / rate
     if "ask" in waiting:
         seconds["ask"] = 2 * _LOADING_S
     return RunEstimate(seconds, training)

@@ -17,7 +17,8 @@ from tunesmith._version import __version__
 from tunesmith.core.store import write_whole
 from tunesmith.evaluate.compare import Comparison
 from tunesmith.evaluate.metrics import metric
-from tunesmith.flow import plots
+from tunesmith.flow import data_findings, plots
+from tunesmith.flow.eval_findings import findings, findings_html
 from tunesmith.flow.stages import Output
 from tunesmith.flow.training import events
 from tunesmith.flow.verdict import load_comparisons
@@ -45,6 +46,7 @@ def _report(circle: Circle) -> dict[str, Any]:
     comparisons = load_comparisons(circle.runner.folder("compare"))
     compared = outputs["compare"]
     best = compared["best_baseline"]
+    found, in_data = findings(circle), data_findings.findings(circle)
     return {
         "name": circle.project.name,
         "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -58,6 +60,10 @@ def _report(circle: Circle) -> dict[str, Any]:
         "total_time": _minutes(sum(done.seconds for done in stages)),
         **_measured(circle, comparisons, outputs),
         **_rows_won_and_lost(circle, best, comparisons[best]),
+        "findings": found,
+        "findings_html": findings_html(found),
+        "data_findings": in_data,
+        "data_html": data_findings.section(in_data),
         "data": _data(circle, outputs),
         "training": _training(circle, outputs["train"]),
         "questions": outputs["ask"]["questions"],

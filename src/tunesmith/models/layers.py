@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from tunesmith.core.errors import UsageError
+from tunesmith.models.nf4 import Nf4, Nf4Linear
 
 ATTENTION = "tunesmith_tree"
 
@@ -136,18 +137,22 @@ def register_attention() -> str:
 
 
 class _LoraLinear(torch.autograd.Function):
-    """y = x Wᵀ + bias + s·dropout(x) Aᵀ Bᵀ with W frozen (LoRA, arXiv 2106.09685); keeps x and the r-wide product, no copies."""
+    """y = x Wᵀ + bias + s·dropout(x) Aᵀ Bᵀ with W frozen (LoRA, arXiv 2106.09685); keeps x and the r-wide product, no copies.
+
+    A weight in 4 bits (QLoRA) is dequantised in both passes.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float, keep: Tensor | None
+        ctx: Any, x: Tensor, weight: Tensor | Nf4, bias: Tensor | None, a: Tensor, b: Tensor, scale: float, keep: Tensor | None
     ) -> Tensor:
+        dense, packed = (weight.dense(), weight) if isinstance(weight, Nf4) else (weight, None)
         low_a, low_b = a.to(x.dtype), b.to(x.dtype)
         rows = x.reshape(-1, x.shape[-1])
         narrow = (rows if keep is None else rows * keep) @ low_a.T
-        y = F.linear(rows, weight, bias).addmm_(narrow, low_b.T, alpha=scale)
-        ctx.save_for_backward(rows, weight, low_a, low_b, narrow, keep)
-        ctx.scale, ctx.shape = scale, x.shape
+        y = F.linear(rows, dense, bias).addmm_(narrow, low_b.T, alpha=scale)
+        ctx.save_for_backward(rows, dense if packed is None else None, low_a, low_b, narrow, keep)
+        ctx.scale, ctx.shape, ctx.packed = scale, x.shape, packed
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -160,7 +165,7 @@ class _LoraLinear(torch.autograd.Function):
         grad_a = (inner.T @ (rows if keep is None else rows * keep)).float()
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = grad @ weight
+            grad_x = grad @ (weight if ctx.packed is None else ctx.packed.dense())
             if keep is None:
                 grad_x.addmm_(inner, low_a)
             else:
@@ -211,9 +216,9 @@ class FusedLoraLinear(PeftLinear):
             or names[0] not in self.lora_A
             or names[0] in self.lora_variant
             or self.lora_bias[names[0]]
-            or type(base) is not nn.Linear
-            or base.weight.requires_grad
-            or x.dtype != base.weight.dtype
+            or type(base) not in (nn.Linear, Nf4Linear)
+            or (weight := base.packed if isinstance(base, Nf4Linear) else base.weight).dtype != x.dtype
+            or (isinstance(weight, Tensor) and weight.requires_grad)
             or type(self.lora_dropout[names[0]]) is nn.Dropout
         ):
             return super().forward(x, *args, **kwargs)
@@ -221,7 +226,7 @@ class FusedLoraLinear(PeftLinear):
         dropout, keep = self.lora_dropout[name], None
         if self.training and isinstance(dropout, SeededDropout):
             keep = dropout.mask(x.reshape(-1, x.shape[-1]))
-        return _LoraLinear.apply(x, base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name], keep)
+        return _LoraLinear.apply(x, weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name], keep)
 
 
 class _RMSNorm(torch.autograd.Function):

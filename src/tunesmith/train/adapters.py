@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from tunesmith.core.errors import ConfigError, TrainingError
 from tunesmith.models.layers import FusedLoraLinear, SeededDropout, fuse_norms, register_attention
-from tunesmith.train.facts import require_safetensors
+from tunesmith.models.nf4 import Nf4Linear, quantise
+from tunesmith.train.facts import WEIGHTS, require_safetensors
 from tunesmith.train.plan import ResolvedPlan
 
 
@@ -88,7 +89,7 @@ class Trainable:
 
     def flops(self, computed: float, targets: float) -> float:
         """Arithmetic that one step cannot avoid: forward and backward through the linear layers (weights too in full training)."""
-        inner = sum(m.weight.numel() for m in self.decoder.modules() if isinstance(m, nn.Linear))
+        inner = sum(m.in_features * m.out_features for m in self.decoder.modules() if isinstance(m, (nn.Linear, Nf4Linear)))
         return (4.0 if self.lora else 6.0) * (inner * computed + self.head.weight.numel() * targets)
 
     def hidden(self, ids: Tensor, positions: Tensor, **pack: Any) -> Tensor:
@@ -110,6 +111,10 @@ def prepare(base: Path, plan: ResolvedPlan) -> Trainable:
 
         torch.manual_seed(plan.seed)
         model = get_peft_model(model, _peft_config(model, plan))
+        if plan.adapter.start_from is not None:
+            _start_from(model, Path(plan.adapter.start_from))
+        if plan.adapter.quantise == "nf4":
+            quantise_decoder(model.get_base_model())
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Dropout and child.p > 0:
@@ -117,6 +122,33 @@ def prepare(base: Path, plan: ResolvedPlan) -> Trainable:
     if plan.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return Trainable(model, plan)
+
+
+def quantise_decoder(causal: Any) -> None:
+    """Put the frozen linear layers of a model into 4 bits; the output layer stays, as in QLoRA."""
+    quantise(getattr(causal, causal.base_model_prefix), keep="lora_")
+
+
+def _start_from(model: Any, folder: Path) -> None:
+    """Give the fresh adapter the weights of the one in `folder`. Raises TrainingError unless it has exactly the same tensors."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        stored = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"no adapter to start from: {error}", where=str(folder)) from error
+    there = {name: tuple(value.shape) for name, value in stored.items()}
+    here = {name: tuple(value.shape) for name, value in get_peft_model_state_dict(model).items()}
+    if there != here:
+        other = sorted(name for name in {*there, *here} if there.get(name) != here.get(name))
+        raise TrainingError(
+            f"{len(other)} of {len(here)} tensors differ between the plan's adapter and the one to start from, {other[0]} for one",
+            where=str(folder),
+            remedy="the same base and the same adapter.targets as it was trained with",
+        )
+    set_peft_model_state_dict(model, stored)
 
 
 def groups(trainable: Trainable, plan: ResolvedPlan) -> list[dict[str, Any]]:

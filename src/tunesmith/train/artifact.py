@@ -17,8 +17,9 @@ from tunesmith.core.chat import Rendered
 from tunesmith.core.errors import StoreError, TrainingError
 from tunesmith.core.store import whole_folder
 from tunesmith.core.types import Record
-from tunesmith.train.adapters import Trainable, load_base
+from tunesmith.train.adapters import Trainable, load_base, quantise_decoder
 from tunesmith.train.checkpoint import save_weights
+from tunesmith.train.plan import ResolvedPlan
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
 # Nats per token between our packed kernels and plain padded transformers; bfloat16 rounds differently in each.
@@ -26,13 +27,17 @@ LOSS_TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}
 
 
 class SelfTest(Record, frozen=True):
-    """What the saved artifact showed. Losses in nats per trained token over the same few rows; `merge_error` is relative to the weight."""
+    """What the saved artifact showed. Losses in nats per trained token over the same few rows; `merge_error` is relative to the weight.
+
+    After training on a base in 4 bits, `trained_loss`, `reloaded_loss` and `base_loss` are with that one, `full_loss` with the full base.
+    """
 
     trained_loss: float
     reloaded_loss: float
     base_loss: float
     largest_weight: float
     merge_error: float | None = None
+    full_loss: float | None = None
 
 
 def save_artifact(out: Path, base: Path, trainable: Trainable) -> Path:
@@ -81,17 +86,22 @@ def _merge_error(model: Any) -> float:
     return worst
 
 
-def self_test(folder: Path, base: Path, trainable: Trainable, rows: Sequence[Rendered], trained_loss: float, dtype: str) -> SelfTest:
+def self_test(
+    folder: Path, base: Path, trainable: Trainable, rows: Sequence[Rendered], trained_loss: float, plan: ResolvedPlan
+) -> SelfTest:
     """Reload the artifact with plain transformers and peft and compare. Raises TrainingError saying which of the checks failed.
 
     `trained_loss` is the loss of the model in memory over `rows`. Checked: some weight is not zero; the loss is the same after reloading;
     the output differs from the base's; the merged weight equals base plus adapter.
     """
-    kind = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    kind, full = torch.bfloat16 if plan.dtype == "bfloat16" else torch.float32, None
     if trainable.lora:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(load_base(base, kind), folder).eval()
+        if plan.adapter.quantise == "nf4":
+            full = _plain_loss(model, rows)
+            quantise_decoder(model.get_base_model())
         largest = max(float(p.detach().abs().max()) for name, p in model.named_parameters() if "lora_B" in name)
         reloaded = _plain_loss(model, rows)
         with model.disable_adapter():
@@ -102,8 +112,10 @@ def self_test(folder: Path, base: Path, trainable: Trainable, rows: Sequence[Ren
         model = load_base(folder, kind).eval()
         largest = max(float(p.detach().abs().max()) for p in model.parameters())
         reloaded, plain, merge = _plain_loss(model, rows), _plain_loss(load_base(base, kind).eval(), rows), None
-    result = SelfTest(trained_loss=trained_loss, reloaded_loss=reloaded, base_loss=plain, largest_weight=largest, merge_error=merge)
-    tolerance = LOSS_TOLERANCE[dtype] * max(1.0, abs(trained_loss))
+    result = SelfTest(
+        trained_loss=trained_loss, reloaded_loss=reloaded, base_loss=plain, largest_weight=largest, merge_error=merge, full_loss=full
+    )
+    tolerance = LOSS_TOLERANCE[plan.dtype] * max(1.0, abs(trained_loss))
     failed = [
         message
         for bad, message in (

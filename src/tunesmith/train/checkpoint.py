@@ -23,7 +23,11 @@ ADAPTER, FULL, MOMENTS, STATE = "adapter_model.safetensors", "weights.safetensor
 
 
 class State(Record, frozen=True):
-    """Where a run stands. `identity` names plan + data + base; `files` maps each file to its BLAKE2b; losses in nats per trained token."""
+    """Where a run stands. `identity` names plan + data + base; `files` maps each file to its BLAKE2b; losses in nats per trained token.
+
+    `stale` counts evaluations since the best one; `mean` and `variance` are the running ones of the last losses, over `seen` steps.
+    `planned` is false for a checkpoint that was only written because the run was paused.
+    """
 
     step: int
     identity: str
@@ -35,6 +39,11 @@ class State(Record, frozen=True):
     tokens: int = 0
     epoch_loss: float = 0.0
     epoch_weight: float = 0.0
+    stale: int = 0
+    seen: int = 0
+    mean: float = 0.0
+    variance: float = 0.0
+    planned: bool = True
 
 
 def _hash(path: Path) -> str:
@@ -132,8 +141,24 @@ def newest(out: Path, identity: str) -> tuple[Path, State] | None:
 
 
 def prune(out: Path, *, keep: int, best: int | None, epoch_steps: int) -> None:
-    """Remove old checkpoints: the newest `keep`, the best, and those that end an epoch stay."""
-    for folder in found(out)[keep:]:
-        step = int(folder.name.rpartition("-")[2])
-        if step != best and step % epoch_steps:
+    """Remove old checkpoints: the newest of all, the newest `keep` planned ones, the best, and those that end an epoch stay."""
+    planned = 0
+    for place, folder in enumerate(found(out)):
+        step, regular = int(folder.name.rpartition("-")[2]), _planned(folder)
+        planned += regular
+        if place and not (regular and planned <= keep) and step != best and step % epoch_steps:
+            shutil.rmtree(folder)
+
+
+def _planned(folder: Path) -> bool:
+    try:
+        return msgspec.json.decode((folder / STATE).read_bytes(), type=State).planned
+    except (OSError, msgspec.DecodeError):
+        return False
+
+
+def discard_after(out: Path, step: int) -> None:
+    """Remove the checkpoints of all later steps, the newest first, so that a kill in between leaves a usable folder."""
+    for folder in found(out):
+        if int(folder.name.rpartition("-")[2]) > step:
             shutil.rmtree(folder)

@@ -24,6 +24,7 @@ EFFICIENCY = {"bfloat16": 0.45, "float32": 0.6}
 SECONDS_PER_PARAMETER, SECONDS_FIXED = 3e-8, 6.0
 RUNTIME_BYTES = 450_000_000  # Python, torch, transformers and peft with their libraries
 SAMPLED_STEPS = 50
+NF4_BITS = 4.127  # a weight with its share of the scales (arXiv 2305.14314)
 
 
 class Memory(Record, frozen=True):
@@ -100,10 +101,14 @@ def _memory(config: dict[str, Any], plan: ResolvedPlan, trainable: int, largest_
     hidden, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
     # Kept for the backward pass, per token and block: 8 vectors of the hidden size, 4 of the MLP's.
     per_token = size * (2 * hidden if plan.activation_checkpointing else layers * (8 * hidden + 4 * inner))
+    weights = float(int(config["parameters"]) * (4 if full else size))
+    if plan.adapter.quantise == "nf4":
+        inner_weights = layers * sum(o * i for o, i in linear_shapes(config).values())
+        weights -= inner_weights * (size - NF4_BITS / 8)
     working = size * 4 * (4 * hidden + 4 * inner)
     return Memory(
         runtime=RUNTIME_BYTES,
-        weights=int(config["parameters"]) * (4 if full else size),
+        weights=round(weights),
         trainable=trainable * (4 * (2 + plan.lanes) + (0 if full else 4)),  # two moments, a gradient each lane, an adapter's own weights
         activations=plan.lanes * largest_pack * (per_token + working),
         logits=plan.lanes * (160 << 20),

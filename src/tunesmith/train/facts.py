@@ -12,9 +12,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from tunesmith.core.errors import TrainingError
+from tunesmith.core.errors import ConfigError, TrainingError
 from tunesmith.train.items import Item
-from tunesmith.train.plan import Facts, Plan
+from tunesmith.train.plan import Adapter, Facts, Plan
+
+SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def require_safetensors(base: Path) -> None:
@@ -98,6 +100,7 @@ def gather(plan: Plan, items: Sequence[Item], base: Path) -> Facts:
 
     shape = base_shape(base)
     hidden = int(shape["hidden_size"])
+    rank, alpha = start_of(plan.adapter)
     bf16 = plan.dtype == "bfloat16" or (plan.dtype == "auto" and bfloat16_in_hardware())
     return Facts(
         parameters=shape["parameters"],
@@ -111,7 +114,32 @@ def gather(plan: Plan, items: Sequence[Item], base: Path) -> Facts:
         gflops=round(product_rate(1, bfloat16=bf16, hidden=hidden), 1),
         bfloat16=bf16,
         cuda=torch.cuda.is_available(),
+        start_rank=rank,
+        start_alpha=alpha,
     )
+
+
+def start_of(adapter: Adapter) -> tuple[int | None, float | None]:
+    """Rank and alpha of the adapter that training starts from. Raises ConfigError when the plan says otherwise, TrainingError for none."""
+    if adapter.start_from is None:
+        return None, None
+    place = Path(adapter.start_from) / SETTINGS
+    try:
+        found = json.loads(place.read_text("utf-8"))
+        rank, alpha = int(found["r"]), float(found["lora_alpha"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = f"no adapter to start from: {error}"
+        raise TrainingError(what, where=str(place), remedy="start_from: a folder with a LoRA adapter in peft's format") from error
+    given = {"r": adapter.r, "alpha": adapter.alpha, "rslora": adapter.rslora, "dora": adapter.dora}
+    there = {"r": rank, "alpha": alpha, "rslora": bool(found.get("use_rslora")), "dora": bool(found.get("use_dora"))}
+    for name, value in there.items():
+        if given[name] not in ("auto", value):
+            raise ConfigError(
+                f"{name} is {given[name]}, and {value} in the adapter to start from",
+                where=f"train.adapter.{name}",
+                remedy=f"{name}: {value}",
+            )
+    return rank, alpha
 
 
 def environment() -> dict[str, str]:

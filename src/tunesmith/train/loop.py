@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import torch
 
-from tunesmith.core.errors import StoreError, TrainingError
+from tunesmith.core.errors import ConfigError, StoreError, TrainingError
 from tunesmith.core.store import write_whole
 from tunesmith.core.types import Record
 from tunesmith.train import checkpoint
 from tunesmith.train.adapters import Trainable, groups, prepare
 from tunesmith.train.artifact import SelfTest, save_artifact, self_test
+from tunesmith.train.card import write_card
 from tunesmith.train.checkpoint import State
 from tunesmith.train.items import Item, Row, as_items, mismatch, usable
 from tunesmith.train.lanes import Batch, Lanes, evaluate, gradients, lanes
 from tunesmith.train.objectives import SFT, objective_of, report
 from tunesmith.train.packing import epoch_order
 from tunesmith.train.plan import Plan, ResolvedPlan
+from tunesmith.train.recovery import Diverged, fall_back, falls, judge, rate_factor, watched
 from tunesmith.train.reference import references
-from tunesmith.train.run import OnEvent, Run, open_run
+from tunesmith.train.run import OnEvent, Paused, Run, open_run
 
 
 class TrainResult(Record, frozen=True):
@@ -45,6 +47,8 @@ class TrainResult(Record, frozen=True):
     dropped: tuple[str, ...] = ()
     truncated: tuple[str, ...] = ()
     test: SelfTest | None = None
+    early_stopped: bool = False
+    recoveries: int = 0
 
 
 def rate_at(step: int, total: int, plan: ResolvedPlan) -> float:
@@ -57,14 +61,24 @@ def rate_at(step: int, total: int, plan: ResolvedPlan) -> float:
 
 
 def train(
-    plan: Plan, rows: Sequence[Row], validation: Sequence[Row] = (), *, base: Path, out: Path, on_event: OnEvent = lambda _: None
+    plan: Plan,
+    rows: Sequence[Row],
+    validation: Sequence[Row] = (),
+    *,
+    base: Path,
+    out: Path,
+    on_event: OnEvent = lambda _: None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainResult:
     """Train `base` on `rows` as the plan says, into the folder `out`; continue there from the newest sound checkpoint.
 
-    A run killed at any moment and started again gives the same weights, bit for bit, on a CPU. Raises ConfigError (the plan), DataError
-    (rows without anything to train), TrainingError (another run's folder, nothing left to train, loss not finite, an artifact that fails
-    its test), StoreError (the disk).
+    A run killed at any moment and started again gives the same weights, bit for bit, on a CPU. `should_stop` is asked after every step;
+    when it says yes, a checkpoint is written and Paused raised. Raises ConfigError (the plan), DataError (rows without anything to
+    train), TrainingError (another run's folder, nothing left to train, loss not finite after all recoveries, an artifact that fails its
+    test), StoreError (the disk).
     """
+    if plan.patience is not None and not validation:
+        raise ConfigError("patience needs validation rows", where="train.patience", remedy="hold rows out, or leave it out")
     out.mkdir(parents=True, exist_ok=True)
     items, valid = as_items(plan.method, rows), as_items(plan.method, validation)
     run = open_run(plan, items, valid, base, out, on_event)
@@ -78,8 +92,13 @@ def train(
     _refuse_overlap(kept, valid)
     if plan.method == "kto":
         kept, valid = mismatch(kept), mismatch(valid)
+    result = None
     with lanes(resolved) as side:
-        result = _run(run, kept, valid, base, side)
+        while result is None:
+            try:
+                result = _run(run, kept, valid, base, side, should_stop)
+            except Diverged as diverged:
+                fall_back(run, diverged)
     result = msgspec.structs.replace(result, dropped=tuple(dropped), truncated=tuple(truncated))
     write_whole(out / "result.json", msgspec.json.format(msgspec.json.encode(result)))
     run.emit("finished", step=result.steps, seconds=result.seconds)
@@ -101,7 +120,9 @@ def _refuse_overlap(items: Sequence[Item], validation: Sequence[Item]) -> None:
         raise TrainingError(f"{len(shared)} validation rows are training rows too: {', '.join(shared[:5])}", remedy="split the data again")
 
 
-def _run(run: Run, items: Sequence[Item], validation: Sequence[Item], base: Path, side: Lanes) -> TrainResult:
+def _run(
+    run: Run, items: Sequence[Item], validation: Sequence[Item], base: Path, side: Lanes, should_stop: Callable[[], bool]
+) -> TrainResult:
     plan, out = run.manifest.resolved, run.out
     trainable = prepare(base, plan)
     parameters = list(trainable.parameters().values())
@@ -116,7 +137,9 @@ def _run(run: Run, items: Sequence[Item], validation: Sequence[Item], base: Path
     if last is not None:
         checkpoint.load(last[0], trainable, optimizer)
         state = last[1]
+        checkpoint.prune(out, keep=plan.keep_checkpoints, best=state.best_step, epoch_steps=per_epoch)
     run.rewind(state.step if last is not None else -1)
+    fallen = falls(out)
     run.emit(
         "start",
         step=state.step,
@@ -133,7 +156,7 @@ def _run(run: Run, items: Sequence[Item], validation: Sequence[Item], base: Path
         run.emit("evaluation", step=0, total_steps=total, epoch=0.0, **{f"valid_{key}": value for key, value in found.items()})
     trainable.model.train()
     step = state.step
-    while step < total:
+    while step < total and not _stale(state, plan):
         started = time.perf_counter()
         step += 1
         epoch, offset = divmod(step - 1, per_epoch)
@@ -143,11 +166,8 @@ def _run(run: Run, items: Sequence[Item], validation: Sequence[Item], base: Path
         sums = gradients(trainable, objective, batch, plan, side, seed=(plan.seed * 1_000_003 + step) * 1009)
         found = report(sums)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, plan.max_grad_norm))
-        if not (math.isfinite(found["loss"]) and math.isfinite(norm)):
-            raise TrainingError(
-                f"loss {found['loss']} and gradient norm {norm} at step {step}", remedy="a lower learning_rate, or dtype: float32"
-            )
-        scale = rate_at(step, total, plan)
+        judge(run, state, step, found["loss"], norm, fallen)
+        scale = rate_at(step, total, plan) * rate_factor(fallen, step)
         for group in optimizer.param_groups:
             group["lr"] = group["base_rate"] * scale
         optimizer.step()
@@ -156,7 +176,7 @@ def _run(run: Run, items: Sequence[Item], validation: Sequence[Item], base: Path
         tokens = sum(len(row.ids) for item in batch.items for row in item.rows)
         before = State(step=0, identity="") if offset == 0 else state
         state = msgspec.structs.replace(
-            state,
+            watched(state, found["loss"]),
             step=step,
             seconds=state.seconds + seconds,
             tokens=state.tokens + tokens,
@@ -171,6 +191,7 @@ def _run(run: Run, items: Sequence[Item], validation: Sequence[Item], base: Path
             **{f"train_{key}": value for key, value in found.items()},
             learning_rate=plan.learning_rate * scale,
             grad_norm=norm,
+            tokens=tokens,
             tokens_per_s=tokens / seconds,
             computed_tokens=int(sums["computed"]),
             limit_share=trainable.flops(sums["computed"], sums["positions"]) / (1e9 * run.manifest.facts.gflops * plan.threads * seconds),
@@ -178,13 +199,26 @@ def _run(run: Run, items: Sequence[Item], validation: Sequence[Item], base: Path
         )
         if validation and (step == total or step % (plan.eval_every or per_epoch) == 0):
             found = report(evaluate(trainable, objective, valid_batch, plan, side))
+            state = msgspec.structs.replace(state, valid_loss=found["loss"], stale=state.stale + 1)
             if state.best_loss is None or found["loss"] < state.best_loss:
-                state = msgspec.structs.replace(state, best_loss=found["loss"], best_step=step)
-            state = msgspec.structs.replace(state, valid_loss=found["loss"])
+                state = msgspec.structs.replace(state, best_loss=found["loss"], best_step=step, stale=0)
             run.emit("evaluation", step=step, total_steps=total, epoch=step / per_epoch, **{f"valid_{key}": v for key, v in found.items()})
-        if step == total or step % (plan.checkpoint_every or per_epoch) == 0 or step % per_epoch == 0 or state.best_step == step:
-            _checkpoint(run, trainable, optimizer, state, per_epoch)
+        ends = step == total or _stale(state, plan)
+        pause = not ends and should_stop()
+        due = ends or step % (plan.checkpoint_every or per_epoch) == 0 or step % per_epoch == 0 or state.best_step == step
+        if due or pause:
+            _checkpoint(run, trainable, optimizer, msgspec.structs.replace(state, planned=due), per_epoch)
+        if pause:
+            run.emit("paused", step=step, total_steps=total)
+            raise Paused(step)
+    if step < total:
+        run.emit("early_stopped", step=step, total_steps=total, best_step=state.best_step, best_loss=state.best_loss)
     return _finish(run, trainable, items, state, base, side)
+
+
+def _stale(state: State, plan: ResolvedPlan) -> bool:
+    """Whether validation has not improved for as long as the plan waits."""
+    return plan.patience is not None and state.stale >= plan.patience
 
 
 def _checkpoint(run: Run, trainable: Trainable, optimizer: torch.optim.Optimizer, state: State, per_epoch: int) -> None:
@@ -201,7 +235,7 @@ def _checkpoint(run: Run, trainable: Trainable, optimizer: torch.optim.Optimizer
 def _finish(run: Run, trainable: Trainable, items: Sequence[Item], state: State, base: Path, side: Lanes) -> TrainResult:
     """Choose the weights to keep, save them, let the artifact test itself."""
     plan, valid_loss = run.manifest.resolved, state.valid_loss
-    if plan.keep == "best" and state.best_step not in (None, state.step):
+    if (plan.keep == "best" or plan.patience is not None) and state.best_step not in (None, state.step):
         best = checkpoint.folder_of(run.out, state.best_step or 0)
         if checkpoint.sound(best) is not None:
             checkpoint.load_weights(trainable, best)
@@ -210,21 +244,33 @@ def _finish(run: Run, trainable: Trainable, items: Sequence[Item], state: State,
     folder = save_artifact(run.out, base, trainable)
     few = sorted((item.rows[0] for item in items), key=lambda row: (len(row.ids), row.example_id))[:4]
     loss = report(evaluate(trainable, SFT(), Batch([Item((row,)) for row in few], np.zeros((len(few), 1), np.float32)), plan, side))["loss"]
-    test = self_test(folder, base, trainable, few, loss, plan.dtype)
+    test = self_test(folder, base, trainable, few, loss, plan)
     run.emit("saved", step=state.step, folder=str(folder), **msgspec.to_builtins(test))
+    train_loss = state.epoch_loss / max(1.0, state.epoch_weight)
+    write_card(folder, base, run.manifest, state, valid_loss, train_loss, test)
     per_epoch = math.ceil(len(items) / plan.batch_size)
     return TrainResult(
         artifact=str(folder),
         steps=state.step,
         epochs=state.step // per_epoch,
-        train_loss=state.epoch_loss / max(1.0, state.epoch_weight),
+        train_loss=train_loss,
         valid_loss=valid_loss,
         best_step=state.best_step,
         rows=len(items),
         tokens=state.tokens,
-        trained_tokens=sum(row.trained for item in items for row in item.rows) * plan.epochs,
+        trained_tokens=_trained_tokens(items, plan, state.step),
         trainable_parameters=sum(p.numel() for p in trainable.parameters().values()),
         seconds=state.seconds,
         identity=run.identity,
         test=test,
+        early_stopped=state.step < per_epoch * plan.epochs,
+        recoveries=len(falls(run.out)),
     )
+
+
+def _trained_tokens(items: Sequence[Item], plan: ResolvedPlan, steps: int) -> int:
+    """Tokens with loss in the first `steps` steps; the last epoch may be cut short."""
+    counts = np.array([sum(row.trained for row in item.rows) for item in items])
+    epochs, rest = divmod(steps, math.ceil(len(items) / plan.batch_size))
+    order = epoch_order(len(items), seed=plan.seed, epoch=epochs)[: rest * plan.batch_size]
+    return int(counts.sum() * epochs + counts[order].sum())

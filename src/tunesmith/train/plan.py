@@ -23,7 +23,8 @@ class Adapter(Record, frozen=True):
     """What is trained. `kind` lora adds low-rank matrices to `targets`; none trains every weight.
 
     `b_rate_ratio` above 1 is LoRA+ (arXiv 2402.12354); `init` pissa is arXiv 2404.02948; `dora` arXiv 2402.09353; `rslora` divides alpha
-    by √r instead of r (arXiv 2312.03732).
+    by √r instead of r (arXiv 2312.03732). `quantise` nf4 keeps the frozen base in 4 bits (QLoRA, arXiv 2305.14314). `start_from` is the
+    folder of an adapter in peft's format that training goes on from; rank and alpha are then its own.
     """
 
     kind: Literal["lora", "none"] = "lora"
@@ -35,6 +36,8 @@ class Adapter(Record, frozen=True):
     dora: bool = False
     init: Init = "default"
     b_rate_ratio: float = 1.0
+    quantise: Literal["none", "nf4"] = "none"
+    start_from: str | None = None
 
 
 class Preference(Record, frozen=True):
@@ -61,7 +64,9 @@ class Plan(Record, frozen=True):
     `batch_size` counts rows of one optimiser step; `micro_batch_tokens` is how many tokens one pack computes at most (memory only: the
     result does not depend on it); `lanes` packs are computed side by side, each on threads / lanes cores. `epochs` counts passes over the
     rows; `eval_every` and `checkpoint_every` count steps, None means at the end of each epoch. `keep: best` takes the weights of the
-    evaluation with the lowest validation loss.
+    evaluation with the lowest validation loss; `patience` stops after so many evaluations in a row without a lower one, and keeps the best.
+    A step whose loss is not finite, or lies `spike` standard deviations (and at least 1) above the running mean, sends the run back to an
+    earlier checkpoint at half the rate, at most `recoveries` times.
     """
 
     method: Method = "sft"
@@ -85,6 +90,9 @@ class Plan(Record, frozen=True):
     checkpoint_every: int | None = None
     keep_checkpoints: int = 2
     keep: Literal["last", "best"] = "last"
+    patience: int | None = None
+    recoveries: int = 2
+    spike: float | None = 8.0
     activation_checkpointing: bool = False
     threads: int | Auto = "auto"
     lanes: int | Auto = "auto"
@@ -128,6 +136,8 @@ class Facts(Record, frozen=True):
     gflops: float = 0.0
     bfloat16: bool = False
     cuda: bool = False
+    start_rank: int | None = None
+    start_alpha: float | None = None
 
 
 class Reason(Record, frozen=True):
@@ -206,12 +216,14 @@ def _lanes(device: str, threads: int, batch: int) -> Choice:
 
 
 def _adapter(adapter: Adapter, facts: Facts, auto: Callable[[str, Any, Choice], Any]) -> ResolvedAdapter:
-    rank = auto("adapter.r", adapter.r, _rank(facts))
-    alpha = 2.0 * math.sqrt(rank) if adapter.rslora else 2.0 * rank
+    own = "the adapter that training starts from", adapter.start_from or ""
+    rank = auto("adapter.r", adapter.r, _rank(facts) if facts.start_rank is None else (facts.start_rank, *own))
+    scaled = 2.0 * math.sqrt(rank) if adapter.rslora else 2.0 * rank
     why = "2√r keeps the same scale at this rank" if adapter.rslora else "alpha = 2r: the update is scaled by 2"
+    alpha = (scaled, why, "arXiv 2106.09685 and 2312.03732") if facts.start_alpha is None else (facts.start_alpha, *own)
     values = msgspec.structs.asdict(adapter) | {
         "r": rank,
-        "alpha": auto("adapter.alpha", adapter.alpha, (alpha, why, "arXiv 2106.09685 and 2312.03732")),
+        "alpha": auto("adapter.alpha", adapter.alpha, alpha),
         "dropout": auto("adapter.dropout", adapter.dropout, (0.0, "few epochs; validation loss shows overfitting", LORA_WITHOUT_REGRET)),
     }
     return ResolvedAdapter(**values)
@@ -265,6 +277,8 @@ _POSITIVE = (
     "lanes",
     "eval_every",
     "checkpoint_every",
+    "patience",
+    "spike",
 )
 
 
@@ -280,6 +294,7 @@ def check(plan: Plan) -> None:
         ("weight_decay", plan.weight_decay, 0.0, 10.0),
         ("adapter.dropout", plan.adapter.dropout, 0.0, 0.99),
         ("keep_checkpoints", plan.keep_checkpoints, 1, 10_000),
+        ("recoveries", plan.recoveries, 0, 10),
     ):
         if not isinstance(value, str) and not low <= value <= high:
             raise ConfigError(f"{name} is {value}", where=f"train.{name}", allowed=f"{low} to {high}")
@@ -292,7 +307,10 @@ def check(plan: Plan) -> None:
     if not 0 <= plan.preference.label_smoothing < 0.5:
         smoothing = plan.preference.label_smoothing
         raise ConfigError(f"label_smoothing is {smoothing}", where="train.preference.label_smoothing", allowed="0 to below 0.5")
-    adapter = plan.adapter
+    _check_adapter(plan.adapter)
+
+
+def _check_adapter(adapter: Adapter) -> None:
     if isinstance(adapter.r, int) and adapter.r <= 0:
         raise ConfigError(
             f"adapter.r is {adapter.r}", where="train.adapter.r", allowed="a number above 0", remedy="kind: none trains all weights"
@@ -300,7 +318,7 @@ def check(plan: Plan) -> None:
     if adapter.kind == "none":
         changed = [
             f
-            for f in ("r", "alpha", "dropout", "targets", "rslora", "dora", "init", "b_rate_ratio")
+            for f in ("r", "alpha", "dropout", "targets", "rslora", "dora", "init", "b_rate_ratio", "quantise", "start_from")
             if getattr(adapter, f) != getattr(Adapter(), f)
         ]
         if changed:
@@ -311,3 +329,12 @@ def check(plan: Plan) -> None:
             )
     if adapter.dora and adapter.init == "pissa":
         raise ConfigError("dora and init pissa exclude each other", where="train.adapter", remedy="choose one of them")
+    if adapter.quantise != "none" and (adapter.dora or adapter.init not in ("default", "gaussian")):
+        other = "dora" if adapter.dora else f"init {adapter.init}"
+        raise ConfigError(f"quantise {adapter.quantise} and {other} exclude each other", where="train.adapter", remedy="choose one of them")
+    if adapter.start_from is not None and adapter.init != "default":
+        raise ConfigError(
+            f"start_from and init {adapter.init} exclude each other: the adapter has its weights",
+            where="train.adapter",
+            remedy="leave out init",
+        )

@@ -3,6 +3,7 @@
 run.json        identity (plan + data + base), the plan as given and as resolved with reasons, the environment
 events.jsonl    everything that was reported, one JSON object a line
 checkpoints/    checkpoint-N/
+fallen.json     the steps that went wrong, where the run fell back to, and why
 adapter/        the result in peft's format (model/ after full training)
 result.json     written last
 """
@@ -22,11 +23,19 @@ import numpy as np
 from tunesmith.core.errors import TrainingError
 from tunesmith.core.store import write_whole
 from tunesmith.core.types import Record, digest
-from tunesmith.train.facts import environment, gather, header
+from tunesmith.train.facts import SETTINGS, WEIGHTS, environment, gather, header
 from tunesmith.train.items import Item
 from tunesmith.train.plan import Facts, Plan, Reason, ResolvedPlan, resolve
 
 OnEvent = Callable[[dict[str, Any]], None]
+
+
+class Paused(Exception):
+    """Training was asked to stop and did, after `step`; the same call goes on from there."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        super().__init__(f"paused after step {step}; the same call continues")
 
 
 class Manifest(Record, frozen=True):
@@ -66,6 +75,16 @@ def base_digest(base: Path) -> str:
     return h.hexdigest()
 
 
+def adapter_digest(folder: Path) -> str:
+    """Names an adapter in peft's format by its two files. Raises TrainingError when it is none."""
+    try:
+        return digest(*(hashlib.blake2b((folder / name).read_bytes()).hexdigest() for name in (SETTINGS, WEIGHTS)))
+    except OSError as error:
+        raise TrainingError(
+            f"no adapter to start from: {error}", where="train.adapter.start_from", allowed=f"{SETTINGS}, {WEIGHTS}"
+        ) from error
+
+
 @dataclass(slots=True)
 class Run:
     """One run's folder, open for writing."""
@@ -87,12 +106,13 @@ class Run:
         self.on_event(record)
 
     def rewind(self, step: int) -> None:
-        """Forget the events after `step`: a resumed run reports them again."""
+        """Forget the events after `step`, which are reported again; that the run fell back is not forgotten."""
         path = self.out / "events.jsonl"
         kept = []
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
             try:
-                if json.loads(line).get("step", 0) <= step:
+                event = json.loads(line)
+                if event.get("step", 0) <= step or event["event"] == "fell_back":
                     kept.append(line)
             except ValueError:
                 continue  # the last line of a killed process may be cut
@@ -105,6 +125,8 @@ def open_run(plan: Plan, rows: Sequence[Item], validation: Sequence[Item], base:
     Raises TrainingError when `out` belongs to another plan, other data or another base.
     """
     data, weights = digest(data_digest(rows), data_digest(validation)), base_digest(base)
+    if plan.adapter.start_from is not None:
+        weights = digest(weights, adapter_digest(Path(plan.adapter.start_from)))
     identity = digest(plan, data, weights)
     path = out / "run.json"
     if path.exists():
@@ -135,5 +157,6 @@ def _difference(manifest: Manifest, plan: Plan, data: str, base: str) -> str:
         for key in sorted({*old, *new})
         if old.get(key) != new.get(key)
     ]
-    parts += ["other rows"] * (manifest.data != data) + ["another base"] * (manifest.base != base)
+    parts += ["other rows"] * (manifest.data != data)
+    parts += ["another base" + " or adapter to start from" * (manifest.plan.adapter.start_from is not None)] * (manifest.base != base)
     return "; ".join(parts)

@@ -73,6 +73,4 @@ def _decide(difference: Difference, edge: float, said: tuple[str, str, str]) -> 
     )
     words = said[("pass", "block", "cannot tell").index(decision)]
     plan = f"; plan about {needed} rows" if decision == "cannot tell" else ""
-    return Gate(
-        decision=decision, margin=margin, sentence=f"The difference is {seen}: {words}{plan}.", rows_needed=needed, power=power
-    )
+    return Gate(decision=decision, margin=margin, sentence=f"The difference is {seen}: {words}{plan}.", rows_needed=needed, power=power)

@@ -1,0 +1,128 @@
+"""The Batch API, and the task that answers batches: each line passes through the application's own endpoints."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tunesmith.api.http import away, limit_of, listing, project_of, reply
+from tunesmith.api.state import store_of
+from tunesmith.core import wire
+from tunesmith.core.store import Store
+from tunesmith.core.types import Record
+from tunesmith.core.wire import BadRequest
+from tunesmith.flow.batches import ENDPOINTS, UNSERVED, Batches, Line, batch_object, output_line
+from tunesmith.flow.job_request import check_metadata
+from tunesmith.flow.paging import Row
+
+_log = logging.getLogger("tunesmith.api")
+_LEASE_S, _POLL_S, _AT_ONCE = 30.0, 0.5, 16
+
+
+class _Create(Record, frozen=True):
+    completion_window: str
+    endpoint: str
+    input_file_id: str
+    metadata: dict[str, str] | None = None
+    output_expires_after: dict[str, Any] | None = None
+
+
+async def create(request: Request) -> Response:
+    """POST /batches."""
+    asked = wire.convert(wire.decode_object(await request.body()), _Create)
+    check_metadata(asked.metadata)
+    if asked.endpoint not in (*ENDPOINTS, *UNSERVED):
+        raise BadRequest(f"'endpoint' is '{asked.endpoint[:100]}'", param="endpoint", code="invalid_value", allowed=", ".join(ENDPOINTS))
+    if asked.completion_window != "24h":
+        param = "completion_window"
+        raise BadRequest(f"'{param}' is '{asked.completion_window[:50]}'", param=param, code="invalid_value", allowed="24h")
+    batches = Batches(store_of(request))
+    row = await away(
+        batches.create,
+        project=project_of(request),
+        endpoint=asked.endpoint,
+        input_file=asked.input_file_id,
+        window=asked.completion_window,
+        metadata=asked.metadata,
+    )
+    return reply(await away(_shown, batches, row))
+
+
+def _shown(batches: Batches, row: Row) -> dict[str, Any]:
+    return batch_object(row, batches.counts(row["id"]))
+
+
+async def retrieve(request: Request) -> Response:
+    """GET /batches/{batch}."""
+    batches = Batches(store_of(request))
+    row = await away(batches.find, request.path_params["batch"], project_of(request))
+    return reply(await away(_shown, batches, row))
+
+
+async def list_batches(request: Request) -> Response:
+    """GET /batches."""
+    batches, query = Batches(store_of(request)), request.query_params
+    rows, more = await away(batches.listed, project_of(request), after=query.get("after"), limit=limit_of(query, 20))
+    return reply(listing([await away(_shown, batches, row) for row in rows], more, ends=True))
+
+
+async def cancel(request: Request) -> Response:
+    """POST /batches/{batch}/cancel."""
+    batches = Batches(store_of(request))
+    row = await away(batches.cancel, request.path_params["batch"], project_of(request))
+    return reply(await away(_shown, batches, row))
+
+
+async def work(app: Any, store: Store) -> None:
+    """Answer batches for as long as the server runs; `app(project)` is the application inside its door."""
+    batches = Batches(store)
+    while True:
+        try:
+            leased = await away(batches.lease, _LEASE_S)
+            if leased is not None:
+                await _answer(app(leased[0]["project"]), batches, *leased)
+                continue
+        except Exception:  # noqa: BLE001 - the task must live as long as the server
+            _log.exception("a batch could not be answered; it is tried again")
+        await asyncio.sleep(_POLL_S)
+
+
+async def _answer(app: Any, batches: Batches, row: Row, token: str) -> None:
+    lines, errors = await away(batches.read, row)
+    if errors and row["status"] == "validating":
+        await away(batches.fail, row, errors)
+        return
+    await away(batches.begin, row, len(lines))
+    done = await away(batches.answered, row["id"])
+    left = [(i, line) for i, line in enumerate(lines) if i not in done]
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://127.0.0.1", timeout=None) as client:
+        while left:
+            now = await away(batches.find, row["id"], None)
+            if now["status"] == "cancelling" or now["times"]["expires_at"] < time.time():
+                break
+            if not await away(batches.beat, row["id"], token, _LEASE_S):
+                return
+            part, left = left[:_AT_ONCE], left[_AT_ONCE:]
+            await away(batches.keep, row["id"], await _ask(client, part))
+    now = await away(batches.find, row["id"], None)
+    status = "cancelled" if now["status"] == "cancelling" else "expired" if left else "completed"
+    await away(batches.finish, now, status)
+
+
+async def _ask(client: httpx.AsyncClient, part: Sequence[tuple[int, Line]]) -> list[tuple[int, bool, tuple[int, int], str]]:
+    async def one(number: int, line: Line) -> tuple[int, bool, tuple[int, int], str]:
+        body = {key: value for key, value in line.body.items() if key != "stream"}
+        answer = await client.post(line.url, json=body)
+        used = answer.json().get("usage") or {} if answer.status_code == 200 else {}
+        tokens = (used.get("prompt_tokens", 0), used.get("completion_tokens", 0))
+        said = output_line(line.custom_id, answer.status_code, answer.headers.get("x-request-id", ""), answer.content)
+        return number, answer.status_code == 200, tokens, said
+
+    return await asyncio.gather(*(one(number, line) for number, line in part))

@@ -1,0 +1,64 @@
+"""POST /v1/embeddings: vectors of texts or token ids, as numbers or base64; knows nothing about how they are computed."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tunesmith.api.http import away, reply
+from tunesmith.api.state import state_of
+from tunesmith.core import wire
+from tunesmith.core.types import Record
+from tunesmith.core.wire import BadRequest
+from tunesmith.deploy.embedding import Encoder
+
+_MOST = 2048
+
+
+class _Body(Record, frozen=True):
+    model: str
+    input: str | list[Any]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+    user: str | None = None
+
+
+async def create(request: Request) -> Response:
+    """The endpoint."""
+    asked = wire.convert(wire.decode_object(await request.body()), _Body)
+    encoder = await state_of(request).encoder(asked.model)
+    rows = _rows(asked.input, encoder)
+    if asked.dimensions is not None and asked.dimensions < 1:
+        raise BadRequest(f"'dimensions' is {asked.dimensions}", param="dimensions", code="invalid_value", allowed="1 or more")
+    vectors = await away(encoder, rows, asked.dimensions)
+    shown: list[Any] = [vector.tolist() for vector in vectors]
+    if asked.encoding_format == "base64" and state_of(request).base64_embeddings:
+        shown = [base64.b64encode(vector.astype("<f4").tobytes()).decode() for vector in vectors]
+    tokens = sum(map(len, rows))
+    data = [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(shown)]
+    return reply({"object": "list", "model": asked.model, "data": data, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}})
+
+
+def _rows(given: str | list[Any], encoder: Encoder) -> list[list[int]]:
+    """Token ids of a text, texts, ids or lists of ids. Raises BadRequest for anything else."""
+    entries: Sequence[Any] = [given] if isinstance(given, str) or (given and all(type(one) is int for one in given)) else given
+    if not 1 <= len(entries) <= _MOST:
+        raise BadRequest(f"'input' has {len(entries)} entries", param="input", code="invalid_value", allowed=f"1 to {_MOST}")
+    return [_ids(entry, encoder) for entry in entries]
+
+
+def _ids(entry: Any, encoder: Encoder) -> list[int]:
+    if isinstance(entry, str) and entry:
+        return encoder.ids(entry)
+    if isinstance(entry, list) and entry and all(type(one) is int and 0 <= one < encoder.vocabulary for one in entry):
+        return entry
+    raise BadRequest(
+        f"'input' has the entry {str(entry)[:60]!r}",
+        param="input",
+        code="invalid_value",
+        allowed=f"texts that are not empty, or lists of token ids below {encoder.vocabulary}",
+    )

@@ -1,0 +1,451 @@
+"""Commands about data: import, check, clean, split, look at every token and every fate. DATA is `latest` (the default), `run`, the
+beginning of a version's id, `catalog:NAME`, or a file, folder, pattern or URL."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tunesmith.cli.shared import OVERRIDES, Json, emit, file_option, told
+
+if TYPE_CHECKING:
+    from tunesmith.flow.datasets import Datasets
+
+app = typer.Typer(help="Data that can be trusted: a fate and a reason for every row.", no_args_is_help=True, rich_markup_mode=None)
+
+CONFIG = Path("tunesmith.yaml")
+DataArgument = Annotated[str, typer.Argument(metavar="DATA", help="latest, run, a version, catalog:NAME, a file or a URL.")]
+DataOption = Annotated[str, typer.Option("--data", help="latest, run, a version, catalog:NAME, a file or a URL.")]
+NoteOption = Annotated[str, typer.Option("--name", help="A name or note kept with the version.")]
+Against = Annotated[list[str] | None, typer.Option("--against", help="Evaluation rows that must not be trained on.")]
+
+
+@contextmanager
+def datasets(config: Path, as_json: bool, overrides: Sequence[str] = ()) -> Iterator[Datasets]:
+    """The data of the project beside `config`, with progress for people."""
+    from tunesmith.flow.datasets import Datasets
+
+    with told(as_json) as progress:
+        yield Datasets.open(config, progress, overrides)
+
+
+def pairs(words: Sequence[str]) -> dict[str, str]:
+    """`prompt=question` words as a mapping. Raises UsageError for a word without `=`."""
+    from tunesmith.core.errors import UsageError
+
+    found = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key or not value:
+            raise UsageError(f"--map {word}", allowed="--map prompt=question --map response=answer: the format's key = the file's column")
+        found[key] = value
+    return found
+
+
+def share(text: str) -> float:
+    """`5%` or `0.05` as a share. Raises UsageError for what is neither."""
+    from tunesmith.core.errors import UsageError
+
+    try:
+        value = float(text.rstrip("% ")) / (100 if text.rstrip().endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise UsageError(f"'{text}' is no share", allowed="a share such as 0.05 or 5%")
+    return value
+
+
+def table(rows: Sequence[Sequence[Any]], header: Sequence[str] = ()) -> str:
+    """Columns as aligned text."""
+    cells = [[str(cell) for cell in row] for row in ([header, *rows] if header else rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))] if cells else []
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)
+
+
+def words_of(arguments: Sequence[str], data: str) -> tuple[str, list[str]]:
+    """DATA and the overrides among the words that a command does not know: DATA may stand first."""
+    words = list(arguments)
+    return (words.pop(0), words) if words and not words[0].startswith("-") else (data, words)
+
+
+def _version_text(version: Any) -> str:
+    counts = ", ".join(f"{name} {n}" for name, n in version.counts.items())
+    return f"version {version.id}: {counts}"
+
+
+@app.callback()
+def _data() -> None:
+    pass
+
+
+@app.command("import")
+def import_(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE…", help="Files, folders, patterns, URLs, catalog:NAME or a database URL.")
+    ],
+    mapping: Annotated[
+        list[str] | None, typer.Option("--map", help="The format's key = the file's column, such as prompt=question.")
+    ] = None,
+    format: Annotated[str, typer.Option(help="The format, where it is not to be detected.")] = "auto",
+    query: Annotated[str, typer.Option(help="SQL, where the source is a database URL.")] = "",
+    max_invalid: Annotated[str, typer.Option(help="The share of rows with faults that is tolerated, such as 1%.")] = "0%",
+    name: NoteOption = "",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Write without asking.")] = False,
+    config: file_option = CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Read rows of any known format into an immutable version; three rows are shown before anything is written.
+
+    Example: tunesmith data import support.csv --map prompt=question --map response=answer
+    """
+    import msgspec
+
+    from tunesmith.core.errors import UsageError
+    from tunesmith.data.collect import Source
+    from tunesmith.flow.datasets import text_of
+
+    read = [Source(path=path, format=format, map=pairs(mapping or ()), query=query) for path in sources]
+    with datasets(config, as_json) as desk:
+        preview = desk.preview(read)
+        words = []
+        for one in preview:
+            words.append(f"{one['path']}: format {one['format']}" + "".join(f"\n  fault: {fault}" for fault in one["faults"]))
+            words += [text_of(row, 400) for row in one["rows"]]
+        if not yes:
+            if as_json or not sys.stdin.isatty():
+                emit({"preview": preview, "version": None}, as_json, "\n".join(words))
+                raise UsageError("nothing was written", remedy="look the rows over, then say --yes")
+            typer.echo("\n".join(words), err=True)
+            if not typer.confirm("Write all rows as a new version?", default=True, err=True):
+                raise UsageError("nothing was written, as you said", remedy="--map, --format and --max-invalid change what is read")
+        version, found = desk.keep(read, max_invalid=share(max_invalid), note=name)
+        result = {"preview": preview, "version": msgspec.to_builtins(version), "inputs": found.inputs, "invalid": found.invalid}
+        left = [f"{found.inputs} rows came in, {found.invalid} of them with faults", _version_text(version), "next: tunesmith data check"]
+        emit(result, as_json, "\n".join([*(words if yes else []), *left]))
+
+
+@app.command()
+def check(
+    data: DataArgument = "latest",
+    base: Annotated[str, typer.Option(help="Count tokens for this base (default: the project's); OpenAI's names too.")] = "",
+    max_length: Annotated[int | None, typer.Option(help="The longest row in tokens that training would take.")] = None,
+    wanted: Annotated[
+        list[str] | None, typer.Option(help="Rows of the kind that will be asked, such as logs: what is missing is told.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where the HTML report is written.")] = Path("data-check.html"),
+    config: file_option = CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Is it enough, and is it the right data? A list of things to do, most valuable first, and an HTML report.
+
+    Example: tunesmith data check support.jsonl --base smollm2-135m
+    """
+    from tunesmith.flow import data_check
+    from tunesmith.flow.datasets import evaluation_rows
+
+    with datasets(config, as_json) as desk:
+        found = desk.find(data)
+        result = data_check.checked(desk, found, base=base, max_length=max_length, wanted=evaluation_rows(desk, wanted or ()))
+        data_check.write_html(result, found.rows, out)
+        result["report"] = str(out)
+        emit(result, as_json, f"{data_check.text_of(result)}\nreport: {out}")
+        if not result["usable"]:
+            raise typer.Exit(3)
+
+
+@app.command(context_settings=OVERRIDES)
+def clean(
+    context: typer.Context,
+    data: DataOption = "latest",
+    max_dropped: Annotated[str | None, typer.Option(help="Refuse (exit 3) when more than this share is lost, such as 5%.")] = None,
+    against: Against = None,
+    name: NoteOption = "",
+    config: file_option = CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Apply the `clean` section of tunesmith.yaml; every row's fate is in the ledger. Any setting can be given: --clean.refusals drop
+
+    Example: tunesmith data clean --max-dropped 5% --clean.personal_data.action pseudonymise
+    """
+    import msgspec
+
+    from tunesmith.flow.datasets import evaluation_rows
+
+    limit = ["--clean.max_dropped", str(share(max_dropped))] if max_dropped is not None else []
+    data, overrides = words_of(context.args, data)
+    with datasets(config, as_json, [*overrides, *limit]) as desk:
+        before = desk.find(data)
+        version, done, ledger = desk.cleaned(before, evaluation_rows(desk, against or ()), name)
+        result = {
+            "version": msgspec.to_builtins(version),
+            "before": len(before.rows),
+            "after": len(done.rows),
+            "fates": ledger.counts(),
+            "rules": ledger.rules(),
+            "personal_data": done.personal_data,
+            "near_duplicate_pairs": len(done.pairs.left),
+            "contaminated": len(done.contaminated),
+        }
+        words = [f"{len(before.rows)} rows, {len(done.rows)} left"]
+        words += [f"  {rule:<18}{n:>7} rows" for rule, n in ledger.rules().items()]
+        words += [f"  personal data: {kind} in {n} rows" for kind, n in done.personal_data.items()]
+        clusters = len(done.rows) - len(set(done.clusters.tolist()))
+        words += [f"  near-duplicates that stay: {clusters} rows beside the first of their cluster"] if clusters else []
+        emit(result, as_json, "\n".join([*words, _version_text(version), "next: tunesmith data split, tunesmith data ledger"]))
+
+
+@app.command(context_settings=OVERRIDES)
+def split(
+    context: typer.Context, data: DataOption = "latest", name: NoteOption = "", config: file_option = CONFIG, as_json: Json = False
+) -> None:
+    """Divide by the `split` section: deterministic, near-duplicates and groups whole, leakage measured and refused (exit 3).
+
+    Example: tunesmith data split --split.test 0.1 --split.by stratified
+    """
+    import msgspec
+
+    data, overrides = words_of(context.args, data)
+    with datasets(config, as_json, overrides) as desk:
+        version, parts = desk.divided(desk.find(data), name)
+        leaks = {part: {**msgspec.to_builtins(found), "share": found.share} for part, found in parts.leakage.items()}
+        words = [
+            f"{part}: {found.exact} exact and {found.near} near-duplicates of training rows among {found.rows}"
+            for part, found in parts.leakage.items()
+        ]
+        result = {"version": msgspec.to_builtins(version), "leakage": leaks, "notes": list(parts.notes)}
+        emit(result, as_json, "\n".join([_version_text(version), *words, *parts.notes]))
+
+
+@app.command()
+def show(
+    data: DataArgument = "latest",
+    part: Annotated[str | None, typer.Option("--split", help="Only this split.")] = None,
+    rows: Annotated[int, typer.Option("--rows", "-n", help="How many rows.")] = 5,
+    row: Annotated[str | None, typer.Option(help="One row: its id, file:line or number.")] = None,
+    grep: Annotated[str | None, typer.Option(help="Only rows with these words, case aside.")] = None,
+    config: file_option = CONFIG,
+    as_json: Json = False,
+) -> None:
+    """The rows themselves.
+
+    Example: tunesmith data show --split test -n 3
+    """
+    from tunesmith.flow.datasets import shown, text_of
+
+    with datasets(config, as_json) as desk:
+        found = desk.find(data)
+        chosen = [found.find(row)] if row is not None else found.part(part)
+        entries = (shown(one) for one in chosen)
+        fits = [one for one in entries if grep is None or any(grep.lower() in turn["text"].lower() for turn in one["turns"])]
+        counts = {name: len(each) for name, each in found.splits.items()}
+        result = {"data": found.name, "splits": counts, "fitting": len(fits), "rows": fits[:rows]}
+        head = f"{found.name}: {', '.join(f'{name} {n}' for name, n in counts.items())}; {min(rows, len(fits))} of {len(fits)} shown"
+        emit(result, as_json, "\n".join([head, *(text_of(one) for one in fits[:rows])]))
+
+
+@app.command()
+def mask(
+    row: Annotated[str, typer.Argument(help="The row: its id, file:line or number.")],
+    data: DataOption = "latest",
+    base: Annotated[str, typer.Option(help="Whose tokens (default: the project's base).")] = "",
+    max_length: Annotated[int | None, typer.Option(help="Tokens beyond this are cut.")] = None,
+    config: file_option = CONFIG,
+    as_json: Json = False,
+) -> None:
+    """A row's exact tokens as the base sees them: trained (green), read only (plain), cut (red, struck out).
+
+    Example: tunesmith data mask support.jsonl:17 --base smollm2-135m
+    """
+    from tunesmith.core.chat import Renderer
+    from tunesmith.core.errors import UsageError
+    from tunesmith.flow import data_tokens
+
+    with datasets(config, as_json) as desk:
+        base = base or desk.settings.base
+        if not base:
+            raise UsageError(
+                "whose tokens?", allowed="--base NAME or FOLDER", remedy="--base smollm2-135m, or put base: into tunesmith.yaml"
+            )
+        found = desk.find(data).find(row)
+        sides = data_tokens.mask(found, Renderer.load(desk.catalog.model(base)), max_length)
+    if as_json:
+        emit({"row": found.id, "origin": found.origin, "base": base, "sides": sides}, True, "")
+        return
+    _print_mask(found.origin, sides)
+
+
+_STYLES = {"trained": "black on green", "context": "", "cut": "red strike"}
+_SIGNS = {"trained": ("[[", "]]"), "context": ("", ""), "cut": ("~~", "~~")}
+
+
+def _print_mask(origin: str, sides: Sequence[dict[str, Any]]) -> None:
+    """Coloured on a terminal; in a pipe trained runs stand in [[ ]], what is cut in ~~ ~~."""
+    from itertools import groupby
+
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    for side in sides:
+        counts = side["counts"]
+        lost = "" if side["trained_before_the_cut"] else "; NOTHING of it would be trained"
+        console.print(
+            f"{origin} ({side['side']}): {sum(counts.values())} tokens, {counts['trained']} trained, {counts['cut']} cut{lost}",
+            markup=False,
+        )
+        text = Text()
+        for state, tokens in groupby(side["tokens"], key=lambda token: str(token["state"])):
+            if console.is_terminal:
+                for number, token in enumerate(tokens):
+                    text.append(token["text"], style=f"{_STYLES[state]} {'underline' if number % 2 else ''}")
+            else:
+                before, after = _SIGNS[state]
+                text.append(before + "".join(token["text"] for token in tokens) + after)
+        console.print(text)
+
+
+@app.command()
+def why(
+    row: Annotated[str, typer.Argument(help="The row: its id, file:line or line number.")],
+    data: DataOption = "latest",
+    config: file_option = CONFIG,
+    as_json: Json = False,
+) -> None:
+    """What became of an input row, by which rule and why; its text before and after.
+
+    Example: tunesmith data why support.jsonl:17
+    """
+    from tunesmith.flow.datasets import text_of
+
+    with datasets(config, as_json) as desk:
+        found = desk.find(data)
+        lines = desk.why(found, row)
+        words = []
+        for line in lines:
+            how = f" by {line['rule']}" if line["rule"] else ""
+            words.append(f"{line['origin']}: {line['fate']}{how}" + (f" (in {line['split']})" if line["split"] else ""))
+            words += [f"  reason: {line['reason']}"] if line["reason"] else []
+            for title, key in (("it came in as", "came_in"), ("it is now", "now"), ("it repeats", "repeats")):
+                words += [f"{title}:", text_of(line[key], 600)] if line[key] else []
+        emit({"data": found.name, "rows": lines}, as_json, "\n".join(words))
+
+
+@app.command()
+def ledger(
+    data: DataArgument = "latest",
+    rule: Annotated[str | None, typer.Option(help="Only rows that this rule decided, such as near_duplicate.")] = None,
+    fate: Annotated[str | None, typer.Option(help="kept, mended, dropped, truncated or duplicate_of.")] = None,
+    rows: Annotated[int, typer.Option("--rows", "-n", help="How many lines are shown.")] = 20,
+    config: file_option = CONFIG,
+    as_json: Json = False,
+) -> None:
+    """The fate of every input row; the counts add up, or the command fails.
+
+    Example: tunesmith data ledger --rule near_duplicate
+    """
+    import msgspec
+
+    from tunesmith.core.errors import NotFound, nearest
+
+    with datasets(config, as_json) as desk:
+        found = desk.find(data)
+        found.ledger.check(len(found.ledger), len(found.rows))
+        fates, rules = found.fates.counts(), found.fates.rules()
+        known = sorted({name for line in found.fates for name in line.rule.split(", ") if name})
+        if rule is not None and rule not in known:
+            raise NotFound(
+                f"no row was decided by '{rule}'", allowed=", ".join(known) or "no rule did anything", remedy=nearest(rule, known)
+            )
+        lines = [line for line in found.fates if (rule is None or rule in line.rule.split(", ")) and (fate is None or line.fate == fate)]
+        head = [f"{found.name}: {len(found.fates)} rows came in; " + ", ".join(f"{name} {n}" for name, n in fates.items())]
+        head += [f"  {name:<18}{n:>7} rows" for name, n in rules.items()]
+        body = [
+            f"{line.origin}  {line.fate}" + (f" {line.other}" if line.other else "") + f"  {line.rule}  {line.reason}".rstrip()
+            for line in lines[:rows]
+        ]
+        more = [f"… and {len(lines) - rows} more"] if len(lines) > rows else []
+        listed = [msgspec.structs.asdict(line) for line in lines[:rows]]
+        result = {"data": found.name, "inputs": len(found.fates), "fates": fates, "rules": rules, "fitting": len(lines), "lines": listed}
+        emit(result, as_json, "\n".join([*head, *(body if rule or fate else []), *(more if rule or fate else [])]))
+
+
+@app.command()
+def log(config: file_option = CONFIG, as_json: Json = False) -> None:
+    """The versions, newest first, each with the one that it came from.
+
+    Example: tunesmith data log
+    """
+    import datetime
+
+    import msgspec
+
+    from tunesmith.data import version as versions
+
+    with datasets(config, as_json) as desk:
+        found = versions.log(desk.root)
+    rows = [
+        (
+            one.id[:12],
+            datetime.datetime.fromtimestamp(one.created).strftime("%Y-%m-%d %H:%M"),
+            one.recipe.get("step", "?"),
+            (one.parent or "–")[:12],
+            ", ".join(f"{name} {n}" for name, n in one.counts.items()),
+            one.note,
+        )
+        for one in found
+    ]
+    said = table(rows, ("version", "created", "step", "from", "rows", "note")) if rows else "no versions yet: tunesmith data import FILE"
+    emit({"versions": msgspec.to_builtins(found)}, as_json, said)
+
+
+@app.command()
+def diff(
+    old: Annotated[str, typer.Argument(help="A version, or other DATA.")],
+    new: Annotated[str, typer.Argument(help="A version, or other DATA.")] = "latest",
+    rows: Annotated[int, typer.Option("--rows", "-n", help="How many rows of each kind are shown.")] = 3,
+    config: file_option = CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Rows that were added, removed, changed, or moved to another split.
+
+    Example: tunesmith data diff 3f2a 9c01
+    """
+    from tunesmith.flow.datasets import differences, text_of
+
+    with datasets(config, as_json) as desk:
+        found = differences(desk, old, new)
+    words = [f"{found['old']} → {found['new']}: " + ", ".join(f"{n} {kind}" for kind, n in found["counts"].items())]
+    for kind in ("added", "removed", "changed"):
+        for one in found[kind][:rows]:
+            words += [f"{kind}: ", *(text_of(one[side], 400) for side in ("before", "after") if one[side])]
+    words += [f"moved: {one['origin']} from {one['from']} to {one['to']}" for one in found["moved"][:rows]]
+    emit(found, as_json, "\n".join(words))
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Argument(help="The file: .jsonl, .jsonl.gz, .json, .csv, .tsv or .parquet.")],
+    data: DataOption = "latest",
+    format: Annotated[
+        str, typer.Option(help="tunesmith, chat, rft, dpo, evals, trl, trl_preference, alpaca, sharegpt or columns.")
+    ] = "chat",
+    part: Annotated[str | None, typer.Option("--split", help="Only this split.")] = None,
+    extras: Annotated[bool, typer.Option("--extras/--strict", help="Strict leaves out all that is not the format's own.")] = True,
+    config: file_option = CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Write rows in another format; importing the file again gives the same rows.
+
+    Example: tunesmith data export train.jsonl --split train --format chat --strict
+    """
+    from tunesmith.data.export import export as write
+
+    with datasets(config, as_json) as desk:
+        rows = desk.find(data).part(part)
+        n = write(rows, out, format, extras=extras)
+    emit({"written": str(out), "rows": n, "format": format}, as_json, f"wrote {n} rows as {format}: {out}")

@@ -1,0 +1,308 @@
+"""Commands about people's work on data: labels, what to label next, review, new rows from a teacher, leaks and personal data."""
+
+from __future__ import annotations
+
+import getpass
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tunesmith.cli.data import CONFIG, DataArgument, DataOption, app, datasets
+from tunesmith.cli.shared import Json, emit, file_option
+
+if TYPE_CHECKING:
+    from tunesmith.flow.datasets import Data, Datasets
+
+EncoderOption = Annotated[str, typer.Option(help="Use sentence embeddings too, such as minilm-l6-v2.")]
+
+
+@app.command()
+def labels(
+    data: DataArgument = "latest",
+    encoder: EncoderOption = "",
+    base: Annotated[str, typer.Option(help="Also compare each answer's loss with and without its question under this base (slow).")] = "",
+    rows: Annotated[int, typer.Option("--rows", "-n", help="How many are shown.")] = 20,
+    config: file_option = CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Rows whose label or answer is probably wrong, surest first, with the reason; `data review` shows them first.
+
+    Example: tunesmith data labels --encoder minilm-l6-v2
+    """
+    from tunesmith.flow import data_work
+
+    with datasets(config, as_json) as desk:
+        found = data_work.suspects(desk, desk.find(data), encoder=encoder, base=base)
+    words = [f"{one['origin']}  {one['row']}  [{one['method']} {one['score']:.2f}]\n    {one['reason']}" for one in found[:rows]]
+    counts: dict[str, int] = {}
+    for one in found:
+        counts[one["method"]] = counts.get(one["method"], 0) + 1
+    said = ", ".join(f"{n} by {method}" for method, n in counts.items()) or "none"
+    emit({"suspects": found, "methods": counts}, as_json, "\n".join([f"suspects: {said}", *words, "next: tunesmith data review"]))
+
+
+@app.command("next")
+def next_(
+    pool: Annotated[str, typer.Argument(help="Rows without labels: a file or other DATA.")],
+    number: Annotated[int, typer.Option("--rows", "-n", help="How many to label next.")] = 20,
+    known: Annotated[str, typer.Option(help="What is labelled already; 'none' for nothing.")] = "latest",
+    model: Annotated[str, typer.Option(help="Take its uncertainty into account (it answers the whole pool).")] = "",
+    encoder: EncoderOption = "",
+    config: file_option = CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Which rows to label next: those that a model is unsure of and that are unlike what is known and each other.
+
+    Example: tunesmith data next pool.jsonl --rows 50
+    """
+    from tunesmith.flow import data_synth, data_work
+
+    with datasets(config, as_json) as desk, data_synth.Teachers(desk) as models:
+        have = None if known == "none" else desk.find(known)
+        asked = models.resolve(model) if model else None
+        found = data_work.choose_next(desk, desk.find(pool), have, number, model=asked, encoder=encoder)
+    words = [f"{one['origin']}  uncertain {one['uncertainty']:.2f}, far {one['distance']:.2f}\n    {_asked(one)[:160]}" for one in found]
+    emit({"rows": found}, as_json, "\n".join(words))
+
+
+def _asked(entry: dict[str, Any]) -> str:
+    return " ".join(turn["text"] for turn in entry["turns"] if turn["role"] == "user") or entry["turns"][0]["text"]
+
+
+@app.command()
+def review(
+    row: Annotated[str | None, typer.Argument(help="One row, with --accept, --edit or --reject.")] = None,
+    data: DataOption = "latest",
+    annotator: Annotated[str, typer.Option("--as", help="Who judges (default: the user's name).")] = "",
+    accept: Annotated[bool, typer.Option("--accept", help="The row is right.")] = False,
+    reject: Annotated[bool, typer.Option("--reject", help="The row must go.")] = False,
+    edit: Annotated[str | None, typer.Option(help="The better answer.")] = None,
+    comment: Annotated[str, typer.Option(help="Why.")] = "",
+    agreement: Annotated[bool, typer.Option("--agreement", help="How far the annotators agree, with intervals.")] = False,
+    write: Annotated[bool, typer.Option("--apply", help="Put the verdicts into a new version: majority decides.")] = False,
+    rows: Annotated[int, typer.Option("--rows", "-n", help="How many rows --json lists, or are asked.")] = 20,
+    config: file_option = CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Accept, edit or reject rows, suspects first; several annotators, each on their own rows.
+
+    Example: tunesmith data review --as maria
+    """
+    import msgspec
+
+    from tunesmith.core.errors import UsageError
+    from tunesmith.flow import data_work
+
+    name = annotator or getpass.getuser()
+    actions = [word for word, on in (("accept", accept), ("reject", reject), ("edit", edit is not None)) if on]
+    if len(actions) > 1 or bool(actions) != (row is not None):
+        raise UsageError(f"row {row}, actions {actions}", allowed="ROW with one of --accept, --edit TEXT, --reject; or none of them")
+    with datasets(config, as_json) as desk:
+        if agreement:
+            found = data_work.agreement(desk)
+            emit(found, as_json, _agreement_text(found))
+            return
+        have = desk.find(data)
+        if write:
+            version, changed = data_work.reviewed(desk, have)
+            result = {"version": msgspec.to_builtins(version), "changed": changed}
+            emit(result, as_json, f"{changed} rows changed or taken out; version {version.id}")
+        elif row is not None:
+            kept = _verdict(desk, have.find(row).id, name, actions[0], edit, comment)
+            emit(kept, as_json, f"{kept['action']}: {kept['row']} by {name}")
+        elif as_json or not sys.stdin.isatty():
+            waiting = data_work.queue(desk, have, name, rows)
+            emit({"annotator": name, "rows": waiting}, as_json, "\n".join(_asking(one) for one in waiting) or "nothing is waiting")
+        else:
+            _interview(desk, have, name, rows)
+
+
+def _verdict(desk: Datasets, row: str, name: str, action: str, answer: str | None, comment: str) -> dict[str, Any]:
+    import msgspec
+
+    from tunesmith.data.review import Verdict, append
+    from tunesmith.flow.data_work import verdicts_file
+
+    said = Verdict(row=row, annotator=name, action=action, answer=answer, comment=comment)  # type: ignore[arg-type]
+    found: dict[str, Any] = msgspec.structs.asdict(append(verdicts_file(desk), said))
+    return found
+
+
+def _asking(entry: dict[str, Any]) -> str:
+    from tunesmith.flow.datasets import text_of
+
+    return text_of(entry) + (f"\n  suspect: {entry['why']}" if entry["why"] else "")
+
+
+def _interview(desk: Datasets, have: Data, name: str, rows: int) -> None:
+    """One row after the other at the terminal; each verdict is on disk before the next row is shown."""
+    from tunesmith.flow import data_work
+
+    waiting = data_work.queue(desk, have, name, rows)
+    for number, entry in enumerate(waiting, start=1):
+        typer.echo(f"\n--- {number} of {len(waiting)} ---\n{_asking(entry)}")
+        word = typer.prompt("[a]ccept, [e]dit, [r]eject, [s]kip, [q]uit; a comment may follow", default="a")
+        letter, comment = word[:1].lower(), word[1:].strip()
+        if letter == "q":
+            break
+        if letter == "e":
+            answer = str(typer.prompt("the better answer", default=entry["answer"]))
+            _verdict(desk, entry["id"], name, "edit", answer.strip(), comment)
+        elif letter in "ar":
+            _verdict(desk, entry["id"], name, "accept" if letter == "a" else "reject", None, comment)
+    typer.echo(f"{len(waiting)} rows were shown; tunesmith data review --apply puts the verdicts into a version")
+
+
+def _agreement_text(found: dict[str, Any]) -> str:
+    lines = [f"{found['verdicts']} verdicts by {', '.join(found['annotators'])}"]
+    for name, one in found["agreement"].items():
+        lines.append(f"  {name.replace('_', ' ')}: {one['estimate']:.2f} ({one['low']:.2f} … {one['high']:.2f})")
+    return "\n".join(lines)
+
+
+@app.command()
+def synth(
+    method: Annotated[str, typer.Argument(help="seeds, documents, topics, evolve or preferences.")],
+    teacher: Annotated[str, typer.Option(help="A catalogue name, URL#MODEL, openai:MODEL, a deployed alias, or echo.")],
+    count: Annotated[int, typer.Option(help="How many to ask for (documents: for each part).")] = 20,
+    of: Annotated[str, typer.Option(help="The folder of documents, or the topic.")] = "",
+    data: Annotated[str, typer.Option(help="Seeds, and what must not be repeated; 'none' for nothing.")] = "latest",
+    against: Annotated[list[str] | None, typer.Option("--against", help="Evaluation rows that must not be repeated.")] = None,
+    system: Annotated[str | None, typer.Option(help="The system prompt of every new row.")] = None,
+    judge: Annotated[str, typer.Option(help="A model that rates each new row.")] = "",
+    grader: Annotated[str, typer.Option(help="Your own module:function of a row, from 0 to 1.")] = "",
+    temperature: Annotated[float, typer.Option(help="How freely the teacher writes.")] = 0.8,
+    max_tokens: Annotated[int, typer.Option(help="Tokens an answer, at most.")] = 1024,
+    seed: Annotated[int, typer.Option(help="Another seed, other rows.")] = 0,
+    price: Annotated[str, typer.Option(help="US dollars a million tokens in and out, such as 0.3/1.2.")] = "",
+    add: Annotated[bool, typer.Option("--add", help="Add the new rows to the training rows of DATA.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask the teacher without asking you first.")] = False,
+    config: file_option = CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Make new rows with a teacher; the most that it can cost is said before, what it costs while it works.
+
+    Example: tunesmith data synth seeds --teacher openai:gpt-4.1-mini --count 100 --yes
+    """
+    import msgspec
+
+    from tunesmith.core.errors import UsageError, nearest
+    from tunesmith.data.synth import Synth
+    from tunesmith.flow import data_synth
+    from tunesmith.flow.datasets import evaluation_rows
+
+    if method not in data_synth.METHODS:
+        raise UsageError(f"no method '{method}'", allowed=", ".join(data_synth.METHODS), remedy=nearest(method, data_synth.METHODS))
+    usd_in, usd_out = _price(price)
+    settings = Synth(temperature=temperature, max_tokens=max_tokens, seed=seed, usd_in=usd_in, usd_out=usd_out)
+    wish = data_synth.Wish(method, teacher, count, of, system, judge, grader=grader, settings=settings)
+    with datasets(config, as_json) as desk, data_synth.Teachers(desk) as models:
+        have = None if data == "none" else desk.find(data)
+        if method == "preferences":
+            if have is None:
+                raise UsageError("preference pairs need rows with good answers", allowed="--data DATA")
+            rows, refused = data_synth.pairs(desk, wish, have, models)
+            cost: dict[str, float] = {}
+        else:
+            asked = data_synth.requests(wish, have, models.resolve(teacher))
+            cost = data_synth.estimate(asked, wish)
+            _ask_first(cost, yes, as_json, teacher)
+            made = data_synth.make(desk, wish, have, asked, evaluation_rows(desk, against or ()), models)
+            rows, refused, cost = list(made.rows), made.refused, {**cost, "usd_spent": made.usd}
+        version = data_synth.keep(desk, wish, rows, have, add=add and method != "preferences") if rows else None
+    reasons: dict[str, int] = {}
+    for reason, _ in refused:
+        reasons[reason] = reasons.get(reason, 0) + 1
+    words = [f"{len(rows)} new rows" + (f": version {version.id}" if version else "; nothing was written"), *_not_kept(reasons)]
+    spent = [f"it cost ${cost['usd_spent']:.4f}"] if cost.get("usd_spent") else []
+    kept = msgspec.to_builtins(version) if version else None
+    emit({"version": kept, "rows": len(rows), "refused": reasons, "cost": cost}, as_json, "\n".join([*words, *spent]))
+
+
+def _not_kept(reasons: dict[str, int]) -> list[str]:
+    return [f"  not kept: {n} × {reason}" for reason, n in sorted(reasons.items(), key=lambda item: -item[1])[:8]]
+
+
+def _price(text: str) -> tuple[float, float]:
+    from tunesmith.core.errors import UsageError
+
+    if not text:
+        return 0.0, 0.0
+    try:
+        usd_in, usd_out = (float(part) for part in text.split("/"))
+    except ValueError as error:
+        raise UsageError(f"--price {text}", allowed="IN/OUT in US dollars a million tokens, such as 0.3/1.2") from error
+    return usd_in, usd_out
+
+
+def _ask_first(cost: dict[str, float], yes: bool, as_json: bool, teacher: str) -> None:
+    from tunesmith.core.errors import UsageError
+
+    said = f"{cost['requests']:.0f} requests to {teacher}, about {cost['prompt_tokens']:,.0f} tokens in and at most "
+    said += f"{cost['completion_tokens']:,.0f} out" + (f": at most ${cost['usd']:.2f}" if cost["usd"] else "; no price is known for it")
+    if not as_json:
+        typer.echo(said, err=True)
+    if yes or not cost["usd"]:
+        return
+    if as_json or not sys.stdin.isatty():
+        raise UsageError(f"nothing was asked: {said}", remedy="say --yes to spend it")
+    if not typer.confirm("Ask the teacher?", err=True):
+        raise UsageError("nothing was asked, as you said")
+
+
+@app.command()
+def contamination(
+    evaluation: Annotated[list[str], typer.Argument(help="Evaluation sets: files or other DATA.")],
+    data: DataOption = "latest",
+    threshold: Annotated[float, typer.Option(help="Jaccard similarity from which wholes count as the same.")] = 0.8,
+    containment: Annotated[float, typer.Option(help="Share of an item's word pairs from which a row holds it.")] = 0.5,
+    rows: Annotated[int, typer.Option("--rows", "-n", help="How many are shown.")] = 10,
+    config: file_option = CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Training rows that hold evaluation items, whole, in part or edited. Exit 3 when there are any; `data clean --against` drops them.
+
+    Example: tunesmith data contamination test.jsonl
+    """
+    from tunesmith.data.contamination import Contamination
+    from tunesmith.flow import data_work
+    from tunesmith.flow.datasets import evaluation_rows
+
+    with datasets(config, as_json) as desk:
+        have = desk.find(data)
+        asked = evaluation_rows(desk, evaluation)
+        found = data_work.leaks(have, asked, Contamination(threshold=threshold, containment=containment))
+    words = [f"{len(found)} of {len(have.rows)} rows hold one of {len(asked)} evaluation items"]
+    for one in found[:rows]:
+        how = f"Jaccard {one['jaccard']:.2f}" if one["jaccard"] else f"{one['containment']:.0%} of its word pairs"
+        words.append(f"{one['row']} holds {one['item']} ({how})\n    {one['text'][:160]}\n    {one['item_text'][:160]}")
+    emit({"rows": len(have.rows), "items": len(asked), "found": found}, as_json, "\n".join(words))
+    if found:
+        raise typer.Exit(3)
+
+
+@app.command()
+def pii(
+    data: DataArgument = "latest",
+    kinds: Annotated[list[str] | None, typer.Option("--kind", help="Only these kinds.")] = None,
+    samples: Annotated[int, typer.Option("--samples", "-n", help="How many places of each kind are shown.")] = 3,
+    config: file_option = CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Personal data and secrets that patterns find, with the words around them; `data clean` can redact or pseudonymise them.
+
+    Example: tunesmith data pii support.jsonl --kind email
+    """
+    from tunesmith.data.pii import KINDS
+    from tunesmith.flow import data_work
+
+    with datasets(config, as_json) as desk:
+        found = data_work.personal(desk.find(data), tuple(kinds) if kinds else KINDS, samples=samples)
+    words = [f"{found['with_any']} of {found['rows']} rows hold personal data or secrets (persons and addresses are not looked for)"]
+    for kind, n in found["kinds"].items():
+        words.append(f"  {kind}: {n} rows")
+        words += [
+            f"    {one['origin']}  …{one['before']}>>{one['found']}<<{one['after']}…".replace("\n", " ") for one in found["samples"][kind]
+        ]
+    emit(found, as_json, "\n".join(words))

@@ -1,0 +1,159 @@
+"""Commands that move fine-tunes out before their provider switches them off."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tunesmith.cli.shared import Json, emit
+
+migrate_app = typer.Typer(help="Move fine-tunes here before their provider switches them off.", no_args_is_help=True, rich_markup_mode=None)
+
+BaseURL = Annotated[str | None, typer.Option("--base-url", help="A server that speaks the API (default: OpenAI, or OPENAI_BASE_URL).")]
+Key = Annotated[str | None, typer.Option("--api-key", help="Its key (default: OPENAI_API_KEY).")]
+Today = Annotated[str | None, typer.Option("--today", help="Count days from this date, as YYYY-MM-DD (default: today).")]
+
+
+def _date(text: str | None) -> datetime.date:
+    from tunesmith.core.errors import UsageError
+
+    try:
+        return datetime.date.fromisoformat(text) if text else datetime.datetime.now().astimezone().date()
+    except ValueError as error:
+        raise UsageError(f"'{text}' is no date", where="--today", allowed="YYYY-MM-DD") from error
+
+
+@migrate_app.command("inventory")
+def inventory(base_url: BaseURL = None, api_key: Key = None, today: Today = None, as_json: Json = False) -> None:
+    """Every fine-tuned model with its job, its files and the days that it has left.
+
+    Example: tunesmith migrate inventory
+    """
+    import msgspec
+
+    from tunesmith.flow import migrate
+
+    found = migrate.inventory(migrate.client_for(base_url, api_key), _date(today))
+    lines = [
+        f"{'off' if (one.days_left or 0) < 0 else f'{one.days_left} days' if one.days_left is not None else 'no date':>9}  "
+        f"{one.model}  (job {one.job or 'unknown'}, {one.method}; {one.shutdown or 'no date'}: {one.shutdown_source})"
+        for one in found
+    ]
+    lines.append(f"{len(found)} fine-tuned models; new jobs at OpenAI end on {migrate.shutdowns().new_jobs_until}")
+    emit({"models": msgspec.to_builtins(found)}, as_json, "\n".join(lines))
+
+
+@migrate_app.command("record")
+def record(
+    model: Annotated[str, typer.Argument(help="The old model's name.")],
+    prompts: Annotated[str, typer.Argument(help="Rows to ask: any file that `data import` reads.")],
+    out: Annotated[Path, typer.Option(help="Where the golden set is written.")] = Path("golden.jsonl"),
+    max_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 1024,
+    concurrency: Annotated[int, typer.Option(help="Requests at a time.")] = 4,
+    base_url: BaseURL = None,
+    api_key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Keep the old model's answers as a golden set while it still answers. Interrupted, the next call continues.
+
+    Example: tunesmith migrate record ft:gpt-4o-mini:acme::abc123 prompts.jsonl
+    """
+    from tunesmith.core.types import Sampling
+    from tunesmith.flow import migrate
+    from tunesmith.models.openai_api import OpenAIModel
+
+    old = OpenAIModel(model, base_url=base_url, api_key=api_key, concurrency=concurrency)
+    found = migrate.record(old, migrate.prompts_of(prompts), out, Sampling(max_tokens=max_tokens))
+    emit(
+        found,
+        as_json,
+        f"{found['rows']} answers in {out} ({found['completion_tokens']} tokens written, {found['failed']} without an answer)",
+    )
+
+
+@migrate_app.command("retrain")
+def retrain(
+    model: Annotated[str, typer.Argument(help="The old model's name, or its job id.")],
+    base: Annotated[str, typer.Option(help="The local base to train.")] = "smollm2-135m",
+    folder: Annotated[Path, typer.Option(help="Where the new project is written.")] = Path("migrated"),
+    data: Annotated[Path | None, typer.Option(help="Your own copy of the training file.")] = None,
+    golden: Annotated[Path | None, typer.Option(help="The golden set that the replacement will be compared on.")] = None,
+    base_url: BaseURL = None,
+    api_key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Download the training files, translate the job's settings and write a project that trains the replacement here.
+
+    Example: tunesmith migrate retrain ft:gpt-4o-mini:acme::abc123 --base Qwen/Qwen2.5-0.5B-Instruct
+    """
+    from tunesmith.core.errors import NotFound, nearest
+    from tunesmith.core.store import write_whole
+    from tunesmith.flow import migrate
+
+    client = migrate.client_for(base_url, api_key)
+    found = migrate.inventory(client, _date(None))
+    chosen = next((one for one in found if model in (one.model, one.job)), None)
+    if chosen is None:
+        names = [one.model for one in found]
+        raise NotFound(
+            f"no fine-tune '{model}'", where=str(client.base_url), allowed=", ".join(names) or "none there", remedy=nearest(model, names)
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    training = data.resolve() if data else migrate.download(client, chosen, folder)["training"].resolve()
+    file = folder / "tunesmith.yaml"
+    if file.exists():
+        raise NotFound(f"'{file}' is already there", remedy="give another --folder")
+    write_whole(file, migrate.translated(chosen, base=base, data=training, golden=golden))
+    emit({"project": str(file)}, as_json, f"wrote {file}; look it over, then: tunesmith run --config {file}")
+
+
+@migrate_app.command("compare")
+def compare(
+    golden: Annotated[Path, typer.Argument(help="The golden set that `record` wrote.")],
+    model: Annotated[str, typer.Option(help="The new model's name at --base-url.")],
+    base_url: BaseURL = "http://127.0.0.1:8000/v1",
+    api_key: Key = "none",
+    metrics: Annotated[str, typer.Option(help="Metrics of likeness, separated by commas.")] = "normalized_match,rougeL",
+    max_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 1024,
+    as_json: Json = False,
+) -> None:
+    """How alike the replacement's answers are to the recorded ones, with intervals, latency and tokens.
+
+    Example: tunesmith migrate compare golden.jsonl --model my-model
+    """
+    from tunesmith.core.store import write_whole
+    from tunesmith.core.types import Sampling
+    from tunesmith.flow import migrate
+    from tunesmith.models.openai_api import OpenAIModel
+
+    new = OpenAIModel(model, base_url=base_url, api_key=api_key)
+    rows, out = migrate.golden_rows(golden), golden.with_suffix(".compare")
+    found = migrate.likeness(rows, new, out, Sampling(max_tokens=max_tokens), metrics.split(","))
+    write_whole(out / "compare.json", json.dumps(found))
+    lines = [f"{name}: {one['estimate']:.3f} ({one['low']:.3f} … {one['high']:.3f})" for name, one in found["agreement"].items()]
+    emit(found, as_json, "\n".join([f"{found['rows']} recorded answers, {len(found['differing'])} differ", *lines]))
+
+
+@migrate_app.command("report")
+def report(
+    golden: Annotated[Path | None, typer.Option(help="The golden set that `compare` was run on.")] = None,
+    out: Annotated[Path, typer.Option(help="Where the page is written.")] = Path("migration.md"),
+    base_url: BaseURL = None,
+    api_key: Key = None,
+    today: Today = None,
+    as_json: Json = False,
+) -> None:
+    """One Markdown page of the inventory and the comparison.
+
+    Example: tunesmith migrate report --golden golden.jsonl
+    """
+    from tunesmith.core.store import write_whole
+    from tunesmith.flow import migrate
+
+    compared = json.loads((golden.with_suffix(".compare") / "compare.json").read_text("utf-8")) if golden else None
+    write_whole(out, migrate.report(migrate.inventory(migrate.client_for(base_url, api_key), _date(today)), compared))
+    emit({"written": str(out)}, as_json, f"wrote {out}")

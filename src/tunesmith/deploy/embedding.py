@@ -1,0 +1,59 @@
+"""Sentence vectors from an encoder's folder: mean over the tokens, unit length; knows nothing about who asks."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tunesmith.core.load import need
+
+Vectors = npt.NDArray[np.float32]
+_BATCH = 32
+
+
+class Encoder:
+    """A BERT-like encoder (`config.json`, safetensors, `tokenizer.json`) as sentence-transformers use it (Reimers and Gurevych 2019)."""
+
+    def __init__(self, folder: Path, *, max_tokens: int = 256) -> None:
+        torch, transformers = need("torch", extra="local"), need("transformers", extra="local")
+        tokenizers = need("tokenizers", extra="local")
+        self._torch, self._max_tokens, self._lock = torch, max_tokens, threading.Lock()
+        self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._model = transformers.AutoModel.from_pretrained(folder, use_safetensors=True, local_files_only=True, trust_remote_code=False)
+        self._model.eval().requires_grad_(False)
+
+    def ids(self, text: str) -> list[int]:
+        """The token ids of a text with the encoder's own marks."""
+        return list(self._tokenizer.encode(text).ids)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many ids there are."""
+        return int(self._tokenizer.get_vocab_size())
+
+    def __call__(self, rows: Sequence[Sequence[int]], dimensions: int | None = None) -> Vectors:
+        """Unit vectors float32 [rows, dimensions] of token ids; long rows are cut to `max_tokens`, vectors to their first `dimensions`."""
+        torch = self._torch
+        found: list[Any] = [None] * len(rows)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        with self._lock, torch.inference_mode():
+            for start in range(0, len(order), _BATCH):
+                batch = order[start : start + _BATCH]
+                short = [list(rows[i][: self._max_tokens]) for i in batch]
+                width = max(map(len, short))
+                ids = torch.tensor([row + [0] * (width - len(row)) for row in short])
+                mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in short])
+                hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+                weight = mask.unsqueeze(-1).float()
+                means = ((hidden * weight).sum(1) / weight.sum(1)).numpy()
+                for i, vector in zip(batch, means, strict=True):
+                    found[i] = vector
+        vectors = np.stack(found)[:, :dimensions]
+        return (vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)).astype(np.float32)

@@ -1,0 +1,181 @@
+"""What the data stage found in the rows of a run: near-duplicates as pairs, contradictions, suspicious answers and labels, personal data,
+token lengths, and what a test of this size can show. Reads finished stages; changes nothing.
+
+    found = findings(circle)          # a plain dict, JSON-able
+    html = section(found)             # one <section>, in the report's own styles
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import msgspec
+import numpy as np
+
+from tunesmith.core.rows import Row, read_parquet
+from tunesmith.data.check import check, held_out_power
+from tunesmith.data.clean import near_clusters
+from tunesmith.data.labels import label_errors
+from tunesmith.data.quality import contradictions
+from tunesmith.data.text import answer_of, normalised, question_of
+from tunesmith.flow import plots
+from tunesmith.flow.data_work import disagreeing, not_copied, omitted, personal
+from tunesmith.flow.datasets import Data, entered
+from tunesmith.flow.prepare import PARTS
+
+if TYPE_CHECKING:
+    from tunesmith.flow.circle import Circle
+
+PAIRS, SUSPECTS, LABELS = 6, 8, 100
+# Near-duplicates link quadratically many pairs at worst; what is shown needs no more rows than this.
+MOST = 20_000
+
+
+def findings(circle: Circle) -> dict[str, Any]:
+    """The findings of a run whose stages `split` and `tokens` are finished. Under a second a thousand rows."""
+    folder = circle.runner.folder("split")
+    splits: dict[str, list[Row]] = {part: list(read_parquet(folder / f"{part}.parquet")) for part in PARTS}
+    tokens = circle.runner.run("tokens").output
+    return of_rows(splits, circle.project.clean.near_duplicates.threshold, lengths=tokens.get("lengths"), max_length=_limit(circle))
+
+
+def _limit(circle: Circle) -> int | None:
+    wanted = circle.project.train.max_length
+    return None if wanted == "auto" else int(wanted)
+
+
+def of_rows(
+    splits: dict[str, list[Row]], threshold: float = 0.8, *, lengths: Sequence[int] | None = None, max_length: int | None = None
+) -> dict[str, Any]:
+    """The same for any rows: `lengths` are the tokens of each training row."""
+    whole = [row for rows in splits.values() for row in rows]
+    rows = whole[:MOST]
+    side = {row.origin: part for part, each in splits.items() for row in each}
+    held = len(splits.get("test", ()))
+    checked = check(rows, held_out=held / max(len(whole), 1))
+    found: dict[str, Any] = {
+        "rows": len(whole),
+        "looked_at": len(rows),
+        "near_duplicates": _near(rows, side, threshold),
+        "contradictions": [[_shown(rows[i], side) for i in places[:4]] for places in list(contradictions(rows).values())[:PAIRS]],
+        "suspects": _suspects(rows, side),
+        "personal_data": _personal(rows),
+        "advice": [msgspec.to_builtins(one) for one in checked.advice],
+        "topics": [msgspec.to_builtins(one) for one in checked.topics],
+        "test": {**held_out_power(max(held, 1)), "train_rows": len(splits.get("train", whole))},
+        "tokens": _tokens(lengths, max_length) if lengths else None,
+    }
+    return found
+
+
+def _personal(rows: Sequence[Row]) -> dict[str, Any]:
+    """Counts and places; of each value only the ends, since reports travel further than data."""
+    found = personal(Data("rows", {"all": list(rows)}, entered({})), samples=3)
+    for places in found["samples"].values():
+        for one in places:
+            one["found"] = one["found"][:2] + "•" * max(1, len(one["found"]) - 4) + one["found"][-2:]
+    return found
+
+
+def _near(rows: Sequence[Row], side: dict[str, str], threshold: float) -> dict[str, Any]:
+    """How many pairs and clusters there are, the pairs that differ most while still alike, and the largest cluster."""
+    from tunesmith.data.clean import NearDuplicates
+
+    pairs, clusters = near_clusters(rows, NearDuplicates(threshold=threshold))
+    kept, sizes = np.unique(clusters, return_counts=True)
+    several = sizes[sizes > 1]
+    different = [
+        (value, i, j)
+        for i, j, value in zip(pairs.left.tolist(), pairs.right.tolist(), pairs.jaccard.tolist(), strict=True)
+        if normalised(question_of(rows[i])) != normalised(question_of(rows[j]))
+    ]
+    biggest = int(kept[sizes.argmax()]) if len(several) else None
+    members = np.flatnonzero(clusters == biggest).tolist() if biggest is not None else []
+    return {
+        "threshold": threshold,
+        "pairs": len(pairs.left),
+        "clusters": len(several),
+        "rows": int(several.sum()),
+        "largest": int(sizes.max(initial=0)),
+        "largest_rows": [_shown(rows[i], side) for i in members[:4]],
+        "shown": [
+            {
+                "jaccard": value,
+                "a": _shown(rows[i], side),
+                "b": _shown(rows[j], side),
+                "marked": _marked(question_of(rows[i]), question_of(rows[j])),
+            }
+            for value, i, j in sorted(different)[:PAIRS]
+        ],
+    }
+
+
+def _marked(a: str, b: str) -> list[list[str]]:
+    """Two texts as one, word by word: [kind, words] with kind same, only_a or only_b."""
+    left, right, found = a.split(), b.split(), []
+    for kind, i, j, k, m in difflib.SequenceMatcher(None, left, right, autojunk=False).get_opcodes():
+        if kind == "equal":
+            found.append(["same", " ".join(left[i:j])])
+            continue
+        found += [["only_a", " ".join(left[i:j])]] if j > i else []
+        found += [["only_b", " ".join(right[k:m])]] if m > k else []
+    return found
+
+
+def _suspects(rows: Sequence[Row], side: dict[str, str]) -> dict[str, Any]:
+    questions, answers = [question_of(row) for row in rows], [answer_of(row) for row in rows]
+    listed = [("neighbours", one) for one in disagreeing(questions, answers, names=[row.origin.rpartition("/")[2] for row in rows])]
+    listed += [("not copied", one) for one in not_copied(questions, answers)]
+    listed += [("omitted", one) for one in omitted(questions, answers)]
+    labels = [getattr(row, "label", None) for row in rows]
+    known = [i for i, label in enumerate(labels) if label is not None]
+    if len(known) >= 20 and 2 <= len({labels[i] for i in known}) <= LABELS:
+        wrong = label_errors([questions[i] for i in known], [str(labels[i]) for i in known])
+        listed += [("label", one._replace(row=known[one.row])) for one in wrong]
+    counts: dict[str, int] = {}
+    shown: list[dict[str, Any]] = []
+    for method, one in listed:
+        counts[method] = counts.get(method, 0) + 1
+        if counts[method] <= SUSPECTS:
+            shown.append({**_shown(rows[one.row], side), "method": method, "score": one.score, "reason": one.reason})
+    return {"counts": counts, "shown": shown}
+
+
+def _shown(row: Row, side: dict[str, str]) -> dict[str, str]:
+    return {
+        "origin": row.origin.rpartition("/")[2],
+        "id": row.id,
+        "part": side.get(row.origin, ""),
+        "question": question_of(row)[:600],
+        "answer": answer_of(row)[:400],
+    }
+
+
+def _tokens(lengths: Sequence[int], max_length: int | None) -> dict[str, Any]:
+    cuts = np.percentile(lengths, [5, 50, 95, 100])
+    long = sum(n > max_length for n in lengths) if max_length is not None else 0
+    names = ("p5", "median", "p95", "longest")
+    return {**dict(zip(names, cuts.tolist(), strict=True)), "total": int(sum(lengths)), "max_length": max_length, "too_long": long}
+
+
+def section(found: dict[str, Any]) -> str:
+    """The findings as one <section> of HTML, for a report that brings the styles of `report.html.j2`."""
+    sizes = [float(n) for n in (25, 50, 100, 200, 400, 800, 1600, 3200)]
+    powers = [held_out_power(int(n)) for n in sizes]
+    curves = [
+        ("± of a share near 50 %", sizes, [one["half_width_at_50"] for one in powers]),
+        ("smallest difference seen", sizes, [one["smallest_difference"] for one in powers]),
+        ("yours", [found["test"]["rows"]] * 2, [0.0, max(one["smallest_difference"] for one in powers)]),
+    ]
+    topics = [(" ".join(one["words"][:3])[:24] or "(no common words)", 100 * one["share"]) for one in found["topics"][:12]]
+    drawn = {
+        "test": plots.lines("test size", curves, "rows held out", "points"),
+        "topics": plots.bars("topics", topics, "% of the rows") if topics else "",
+    }
+    source = resources.files("tunesmith.flow").joinpath("data_findings.html.j2").read_text("utf-8")
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(source).render(f=found, plots=drawn)

@@ -1,0 +1,183 @@
+"""New rows from a teacher: what is asked, what it will cost at most, what was kept and why the rest was not, as a version. How rows are
+asked for and filtered is the data room's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from tunesmith.core.errors import UsageError
+from tunesmith.core.load import resolve
+from tunesmith.core.rows import Row
+from tunesmith.core.store import Store
+from tunesmith.core.types import Answer, Example
+from tunesmith.data import synth, version
+from tunesmith.data.synth import Judge, Made, Synth
+from tunesmith.data.version import DatasetVersion
+from tunesmith.flow.data_tokens import price_of
+from tunesmith.flow.datasets import ALL, Data, Datasets, copied, entered
+from tunesmith.flow.eval_models import Models
+from tunesmith.models.base import Model
+
+Method = Literal["seeds", "documents", "topics", "evolve", "preferences"]
+METHODS: tuple[Method, ...] = ("seeds", "documents", "topics", "evolve", "preferences")
+TEXTS = (".txt", ".md", ".rst")
+_JUDGED = (1, 5)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is wanted. `of`: a folder or file of texts (documents), or the root of the tree (topics). `count`: rows, for documents rows a
+    part. `system`: the first turn of every new row. `criterion`: what the judge asks of a row. `grader`: a user's `module:function`."""
+
+    method: Method
+    teacher: str
+    count: int = 20
+    of: str = ""
+    system: str | None = None
+    judge: str = ""
+    criterion: str = "The question is clear and could be asked by a user; the answer is correct, complete and in the style of the task."
+    grader: str = ""
+    settings: Synth = field(default_factory=Synth)
+
+
+def priced(wish: Wish) -> Synth:
+    """The settings with the teacher's price, where the list knows it and none was given."""
+    price = price_of(wish.teacher.rpartition("#")[2])
+    if price is None or wish.settings.usd_in or wish.settings.usd_out:
+        return wish.settings
+    return msgspec.structs.replace(wish.settings, usd_in=price.input, usd_out=price.output)
+
+
+class Teachers:
+    """The models of one command, over the project's store."""
+
+    def __init__(self, datasets: Datasets) -> None:
+        self._store = Store.open(datasets.folder / datasets.settings.store)
+        self._models = Models(self._store, datasets.catalog)
+
+    def __enter__(self) -> Teachers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._store.close()
+
+    def resolve(self, word: str) -> Model:
+        """The model that the word names."""
+        return self._models.resolve(word)
+
+
+def requests(wish: Wish, data: Data | None, teacher: Model) -> list[synth.Request]:
+    """What will be asked. Raises UsageError for what is missing. `topics` asks the teacher for its tree already here."""
+    settings = priced(wish)
+    rows = _seeds(data)
+    if wish.method == "documents":
+        return synth.from_documents(documents(wish.of), each=wish.count)
+    if wish.method == "topics":
+        if not wish.of:
+            raise UsageError("no topic", allowed="--of TOPIC", remedy="--of 'returns and refunds'")
+        return synth.from_topics(wish.of, teacher, settings, each=max(1, wish.count // 16))[: wish.count]
+    if wish.method == "evolve":
+        return synth.evolve(rows[: wish.count], settings)
+    return synth.from_seeds(rows, wish.count, settings)
+
+
+def documents(place: str) -> list[tuple[str, str]]:
+    """(name, text) of a text file or of every text file in a folder. Raises UsageError when there is none."""
+    path = Path(place).expanduser()
+    files = sorted(file for file in path.rglob("*") if file.suffix in TEXTS) if path.is_dir() else [path] if path.is_file() else []
+    if not place or not files:
+        raise UsageError(f"no documents in '{place}'", allowed=f"--of FILE or FOLDER with {', '.join(TEXTS)}")
+    try:
+        return [(str(file), file.read_text("utf-8")) for file in files]
+    except UnicodeDecodeError as error:
+        raise UsageError(f"a document is not UTF-8 text: {error}", where=place, remedy="convert it") from error
+
+
+def _seeds(data: Data | None) -> list[Row]:
+    """The rows that may be shown to a teacher: training rows, or all where nothing is split yet."""
+    return [] if data is None else data.splits.get("train", data.rows)
+
+
+def estimate(asked: Sequence[synth.Request], wish: Wish) -> dict[str, float]:
+    """The most that the requests can take: tokens and US dollars."""
+    return synth.estimate(asked, priced(wish))
+
+
+def make(datasets: Datasets, wish: Wish, data: Data | None, asked: Sequence[synth.Request], avoid: Sequence[Row], models: Teachers) -> Made:
+    """Ask, filter, judge. Held-out rows of `data` and `avoid` are never repeated."""
+    held = [row for part in ("validation", "test") for row in (data.splits.get(part, []) if data is not None else [])]
+
+    def told(done: int, of: int, usd: float) -> None:
+        datasets.progress.bar("asking the teacher" + (f" (${usd:.4f} so far)" if usd else ""), done, of)
+        if usd and (done == of or done % (8 * wish.settings.batch) == 0):
+            datasets.progress.say(f"{done} of {of} asked, ${usd:.4f} so far")
+
+    return synth.make(
+        asked,
+        models.resolve(wish.teacher),
+        priced(wish),
+        seeds=_seeds(data),
+        avoid=[*held, *avoid],
+        judge=_judge(datasets, wish, models),
+        system=wish.system,
+        progress=told,
+    )
+
+
+def _judge(datasets: Datasets, wish: Wish, models: Teachers) -> Judge | None:
+    if wish.grader:
+        graded: Judge = resolve(wish.grader, where="--grader")
+        return graded
+    if not wish.judge:
+        return None
+    from tunesmith.evaluate.judge import rubric
+    from tunesmith.evaluate.metrics import Measured
+
+    low, high = _JUDGED
+    cache = datasets.root.parent / "judged"
+    metric = rubric(models.resolve(wish.judge), wish.criterion, cache=cache, low=low, high=high)
+
+    def judged(row: Example) -> float | None:
+        said = metric.rate(msgspec.structs.replace(row, messages=row.prompt), Answer(text=row.answer))
+        value = said.value if isinstance(said, Measured) else said
+        return None if value is None else (value - low) / (high - low)
+
+    return judged
+
+
+def pairs(datasets: Datasets, wish: Wish, data: Data, models: Teachers) -> tuple[list[Row], list[tuple[str, str]]]:
+    """Preference pairs: each row's own answer over what the weaker model says."""
+    weak, rows = models.resolve(wish.teacher), [row for row in _seeds(data) if isinstance(row, Example)][: wish.count]
+    made: list[Row] = []
+    refused: list[tuple[str, str]] = []
+    for begin in range(0, len(rows), wish.settings.batch):
+        good, bad = synth.preferences(rows[begin : begin + wish.settings.batch], weak, wish.settings)
+        made += good
+        refused += bad
+        datasets.progress.bar("asking the weaker model", min(begin + wish.settings.batch, len(rows)), len(rows))
+    return made, refused
+
+
+def keep(datasets: Datasets, wish: Wish, rows: Sequence[Row], data: Data | None, *, add: bool, note: str = "") -> DatasetVersion:
+    """The new rows as a version of their own, or added to the training rows of `data`. Their origins name teacher and prompt."""
+    recipe: dict[str, Any] = {
+        "step": "synth",
+        "method": wish.method,
+        "teacher": wish.teacher,
+        "settings": msgspec.to_builtins(wish.settings),
+        "of": wish.of,
+        "from": data.name if data is not None else None,
+    }
+    if not add or data is None:
+        return version.freeze(datasets.root, {ALL: list(rows)}, recipe, ledger=entered({ALL: rows}), note=note)
+    part = "train" if "train" in data.splits else ALL
+    ledger = copied(data.ledger)
+    for row in rows:
+        ledger.enter(row.origin, row.id)
+    splits = {name: [*each, *(rows if name == part else [])] for name, each in data.splits.items()}
+    return datasets.freeze(splits, recipe, ledger, data, note)

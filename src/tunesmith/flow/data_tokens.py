@@ -1,0 +1,101 @@
+"""Rows in tokens: what a base sees of a row, what of it is trained, how long rows are, what they cost at OpenAI. Trains nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from tunesmith.core.chat import Rendered, Renderer
+from tunesmith.core.rows import Row
+from tunesmith.core.tokens import OpenAITokens, Tokens, openai_encoding, rendered, row_texts
+from tunesmith.core.types import Example, Preference, Record
+from tunesmith.models.catalog import Catalog
+
+State = Literal["trained", "context", "cut"]
+
+
+class Price(Record, frozen=True):
+    """US dollars a million tokens."""
+
+    training: float
+    input: float
+    output: float
+
+
+class Prices(Record, frozen=True):
+    """The price list, with the month it is of."""
+
+    as_of: str
+    source: str
+    models: dict[str, Price]
+
+
+@cache
+def prices() -> Prices:
+    """The price list that is shipped (`tunesmith/data/prices.yaml`)."""
+    return msgspec.yaml.decode(resources.files("tunesmith.data").joinpath("prices.yaml").read_bytes(), type=Prices)
+
+
+def price_of(model: str) -> Price | None:
+    """The price of an OpenAI model: of its own name, else of the longest listed name that it begins with (dated and `ft:` names)."""
+    name = model.removeprefix("openai:").removeprefix("ft:")
+    fits = [known for known in prices().models if name == known or name.startswith((f"{known}-20", f"{known}:"))]
+    return prices().models[max(fits, key=len)] if fits else None
+
+
+def mask(row: Row, renderer: Renderer, max_length: int | None = None) -> list[dict[str, Any]]:
+    """The row as the base sees it, token by token; a preference pair gives two. Each: what it is, its tokens (id, text, state), counts.
+
+    State: `trained` (carries loss), `context` (read only), `cut` (beyond `max_length`, lost).
+    """
+    if isinstance(row, Example):
+        sides = [("row", renderer.example(row))]
+    else:
+        preferred, other = renderer.pair(row)
+        sides = [("preferred", preferred), ("non_preferred", other)]
+    return [{"side": name, **_masked(one, renderer, max_length)} for name, one in sides]
+
+
+def _masked(one: Rendered, renderer: Renderer, max_length: int | None) -> dict[str, Any]:
+    kept = len(one.ids) if max_length is None else min(max_length, len(one.ids))
+    states: list[State] = ["cut" if i >= kept else "trained" if on else "context" for i, on in enumerate(one.mask.tolist())]
+    ids = one.ids.tolist()
+    tokens = [{"id": number, "text": text, "state": state} for number, text, state in zip(ids, renderer.pieces(ids), states, strict=True)]
+    counts = {state: states.count(state) for state in ("trained", "context", "cut")}
+    return {"tokens": tokens, "counts": counts, "trained_before_the_cut": counts["trained"] > 0}
+
+
+def lengths(rows: Sequence[Row], base: str, catalog: Catalog) -> tuple[list[int], dict[str, Any]]:
+    """Tokens of each row as a conversation (of pairs with the preferred answer), and about the counting: engine, why, base.
+
+    `base`: an OpenAI model (counted offline), or what the catalogue takes.
+    Raises NotFound or SourceUnavailable for a base that cannot be had.
+    """
+    examples = [_as_example(row) for row in rows]
+    if openai_encoding(base.removeprefix("openai:")) is not None:
+        counter = OpenAITokens(base.removeprefix("openai:"))
+        return counter.rows(examples).tolist(), {"base": base, "engine": counter.engine, "why": ""}
+    folder = catalog.model(base)
+    tokens = Tokens.load(folder, list(row_texts(examples[:: max(1, len(examples) // 500)])))
+    counts = tokens.counts(rendered(Renderer.load(folder).template, examples))
+    return counts.tolist(), {"base": base, "engine": tokens.engine, "why": tokens.why}
+
+
+def _as_example(row: Row) -> Example:
+    if isinstance(row, Preference):
+        return Example(id=row.id, messages=(*row.messages, row.preferred), tools=row.tools, origin=row.origin)
+    return row
+
+
+def training_cost(counts: Sequence[int], model: str, epochs: int = 3, limit: int = 65_536) -> dict[str, Any] | None:
+    """What training on rows of these lengths costs at OpenAI: epochs × tokens (each row up to `limit`) × price; None without a price."""
+    price = price_of(model)
+    if price is None:
+        return None
+    billed = int(np.minimum(np.asarray(counts, dtype=np.int64), limit).sum()) * epochs
+    return {"model": model, "epochs": epochs, "tokens": billed, "usd": billed * price.training / 1e6, "as_of": prices().as_of}

@@ -1,0 +1,199 @@
+"""What a run's report answers beyond the numbers: where not, what broke, what next. Asks models only in the stage `regression`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec.structs import replace
+
+from tunesmith.core.errors import SourceUnavailable
+from tunesmith.core.stats import paired_difference, smallest_detectable
+from tunesmith.core.types import digest
+from tunesmith.evaluate.metrics import metric
+from tunesmith.evaluate.openings import openings
+from tunesmith.evaluate.prompts import as_given
+from tunesmith.evaluate.regression import GENERAL, fetch_suite, forgetting, run_suite, sized
+from tunesmith.evaluate.slices import Slice, slices
+from tunesmith.flow import plots
+from tunesmith.flow.eval_compare import slicers
+from tunesmith.flow.eval_kept import Result
+from tunesmith.flow.eval_report import failing, render
+from tunesmith.flow.stages import Output
+from tunesmith.flow.verdict import load_comparisons
+
+if TYPE_CHECKING:
+    from tunesmith.evaluate.run import Evaluation
+    from tunesmith.flow.circle import Circle
+
+ROWS = 20  # of each ability: a look at each, and a fair view of all together
+_SHOWN_SLICES, _SHOWN_GROUPS = 10, 6
+
+
+def regression(circle: Circle, work: Path) -> Output:
+    """The stage: six general abilities of the base before and after training, `ROWS` rows each, on the same rows; writes one folder an
+    evaluation, so that an interrupted stage continues. Rows longer than the base's context are left out; where the suite's package cannot
+    be fetched, or nothing fits, the output says so (`left_out`)."""
+    suite = sized(GENERAL, ROWS)
+    try:
+        rows = fetch_suite(suite, circle.catalog.folder / "downloads")
+    except SourceUnavailable as error:
+        return {"left_out": str(error)}
+    room = circle.model.engine.context
+    rows = {name: [row for row in own if len(circle.model.renderer.prompt(as_given(row))) < room] for name, own in rows.items()}
+    suite = replace(suite, abilities=tuple(one for one in suite.abilities if len(rows[one.name]) >= 2))
+    if not suite.abilities:
+        return {"left_out": f"the base's context of {room} tokens holds none of the suite's rows"}
+    sides = {}
+    for name, model in (("before", circle.model), ("after", circle.tuned_model())):
+
+        def tell(done: int, total: int, name: str = name) -> None:
+            circle.progress.bar(f"regression, {name}", done, total)
+
+        sides[name] = run_suite(model, suite, rows, work / name, tell)
+    lines = forgetting(sides["before"], sides["after"])
+    return {"package": f"{suite.package} {suite.version}", "abilities": msgspec.to_builtins(lines), "together": _together(**sides)}
+
+
+def _together(before: dict[str, Evaluation], after: dict[str, Evaluation]) -> dict[str, Any]:
+    """All abilities' rows as one comparison: what one ability's few rows cannot show."""
+    pairs = [
+        (x.value, y.value)
+        for name, one in before.items()
+        for x, y in zip(one.scores(one.metrics[0]), after[name].scores(one.metrics[0]), strict=True)
+        if x.value is not None and y.value is not None
+    ]
+    a, b = zip(*pairs, strict=True)
+    difference = paired_difference(a, b)
+    return {
+        "rows": len(pairs),
+        "before": sum(a) / len(a),
+        "after": sum(b) / len(b),
+        "difference": difference.estimate,
+        "low": difference.low,
+        "high": difference.high,
+        "p_value": difference.p_value,
+        "smallest": smallest_detectable(difference),
+    }
+
+
+def findings(circle: Circle) -> dict[str, Any]:
+    """Where the tuned model is not better than the best baseline, what it forgot, what it still gets wrong and what to collect next.
+
+    Reads finished stages only: the evaluations, `compare`, and `regression` where there is one. Plain JSON.
+    """
+    from tunesmith.flow.circle import TUNED, evaluations
+
+    best = circle.runner.run("compare").output["best_baseline"]
+    found = evaluations(circle, [best, TUNED])
+    metrics = [metric(name) for name in circle.project.evaluate.metrics]
+    clusters = circle.clusters()
+    rows = [replace(row, group=clusters[row.id]) for row in circle.rows("test")]
+    table = slices(rows, metrics[:1], slicers(rows, ()), found[TUNED], found[best])
+    tuned = Result(TUNED, [found[TUNED]], rows, metrics, clusters)
+    groups = failing(rows, tuned, metrics[0], circle.rows("train"))
+    one = load_comparisons(circle.runner.folder("compare"))[best].metrics[0]
+    looked = openings(circle.store.folder / "openings.jsonl", digest([row.id for row in rows]))
+    stage = next((stage.name for stage in circle.runner.stages if stage.name == "regression"), None)
+    done = circle.runner.peek(stage) if stage else None
+    return {
+        "metric": metrics[0].name,
+        "against": best,
+        "answers": _answers(one, table, metrics[0].better, done.output if done else {}, groups),
+        "slices": [_slice(line, metrics[0].better) for line in table[:_SHOWN_SLICES]],
+        "slices_tested": sum(line.difference is not None for line in table),
+        "slices_small": sum(line.difference is None for line in table),
+        "regression": _regression(done.output) if done else None,
+        "failures": groups[:_SHOWN_GROUPS],
+        "failed": sum(group["rows"] for group in groups),
+        "openings": [{"who": opening.who, "why": opening.why, "time": opening.time} for opening in looked],
+    }
+
+
+def _worse(line: Slice, better: str) -> bool:
+    """Whether B is surely worse in the slice, after correction over all slices."""
+    if line.difference is None or line.p_adjusted is None or line.p_adjusted >= 0.05:
+        return False
+    return (line.difference.estimate > 0) == (better == "lower")
+
+
+def _slice(line: Slice, better: str) -> dict[str, Any]:
+    d = line.difference
+    sure = line.p_adjusted is not None and line.p_adjusted < 0.05
+    verdict = "too few rows" if d is None else "worse" if _worse(line, better) else "better" if sure else "cannot tell"
+    return {
+        "slice": f"{line.dimension}: {line.name}",
+        "rows": line.n,
+        "baseline": line.a,
+        "tuned": line.b,
+        "difference": None if d is None else {"estimate": d.estimate, "low": d.low, "high": d.high},
+        "p_adjusted": line.p_adjusted,
+        "verdict": verdict,
+    }
+
+
+def _answers(one: Any, table: list[Slice], better: str, broke: Output, groups: list[dict[str, Any]]) -> dict[str, str]:
+    """The six questions, a sentence each."""
+    d = one.difference
+    tested = [line for line in table if line.difference is not None]
+    worse = [f"{line.dimension}: {line.name}" for line in tested if _worse(line, better)]
+    unsure = sum(line.p_adjusted is None or line.p_adjusted >= 0.05 for line in tested)
+    where = f"surely worse in {', '.join(worse)}" if worse else f"surely worse in none of {len(tested)} slices"
+    weakest = min((line for line in tested if line.b is not None), key=lambda line: _rank(line, better), default=None)
+    if weakest is not None and weakest.b is not None:
+        where += f"; weakest in {weakest.dimension}: {weakest.name} ({weakest.b:.3f} over {weakest.n} rows)"
+    if unsure:
+        where += f"; in {unsure} the rows are too few to tell"
+    first = max(groups, key=lambda group: group["collect"], default=None)
+    next_, failed = "no failures to learn from.", sum(group["rows"] for group in groups)
+    if first and first["support"] is not None:
+        near = f"the nearest training rows are {first['support']:.0%} alike"
+        next_ = f"collect rows like “{first['name']}”: {first['rows']} of {failed} failures; {near}."
+    sure = one.sentence
+    if d:
+        seen = f"these rows show a difference from {one.smallest_detectable:.3f} on (80 % power)"
+        sure = f"{d.level:.0%} interval {d.low:+.3f} to {d.high:+.3f}, p = {one.p_adjusted:.2g}; {seen}."
+    return {
+        "better": f"{one.verdict}.",
+        "by how much": f"{d.estimate:+.3f} on {one.metric}." if d else "cannot be said.",
+        "sure": sure,
+        "where not": f"{where}.",
+        "what broke": _broke(broke),
+        "what next": next_,
+    }
+
+
+def _rank(line: Slice, better: str) -> float:
+    value = line.b if line.b is not None else 0.0
+    return -value if better == "lower" else value
+
+
+def _broke(output: Output) -> str:
+    if not output:
+        return "not measured."
+    if "left_out" in output:
+        return f"not measured: {output['left_out']}"
+    lost = [line["ability"] for line in output["abilities"] if line.get("lost")]
+    all_ = output["together"]
+    seen = f"{all_['before']:.3f} before, {all_['after']:.3f} after ({all_['low']:+.3f} to {all_['high']:+.3f}, {all_['rows']} rows)"
+    if lost:
+        return f"surely lost: {', '.join(lost)}; all abilities together {seen}."
+    if all_["difference"] < 0 and all_["p_value"] < 0.05:
+        return f"general abilities together fell: {seen}; no single one surely."
+    return f"no ability surely lost; together {seen}; a loss under {all_['smallest']:.2f} would not be seen."
+
+
+def _regression(output: Output) -> dict[str, Any]:
+    if "left_out" in output:
+        return dict(output)
+    rows = [
+        (one["ability"], one["difference"]["estimate"], one["difference"]["low"], one["difference"]["high"]) for one in output["abilities"]
+    ]
+    rows.append(("all together", output["together"]["difference"], output["together"]["low"], output["together"]["high"]))
+    return {**output, "plot": plots.intervals("general abilities, after minus before", rows, "share of right answers, after minus before")}
+
+
+def findings_html(found: dict[str, Any]) -> str:
+    """The findings as the part of a report that holds them; everything that comes from data is escaped."""
+    return render("findings.html.j2", found)

@@ -1,0 +1,264 @@
+"""`tunesmith report`: what the store's evaluations say, as one HTML file that opens offline, JSON, and Markdown for a pull request."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tunesmith._version import __version__
+from tunesmith.core.errors import NotFound
+from tunesmith.core.store import write_whole
+from tunesmith.evaluate.failures import collect_next, confusion, failure_groups
+from tunesmith.evaluate.metrics import Metric
+from tunesmith.evaluate.openings import openings
+from tunesmith.flow import plots
+from tunesmith.flow.eval_compare import Compared, Weigh, compare_results
+from tunesmith.flow.eval_data import build
+from tunesmith.flow.eval_kept import Kept, Result, kept_all, result
+from tunesmith.flow.evaluating import Bench
+
+_SHOWN = 5
+_SLICES = 12
+LABELS = ("accuracy", "balanced_accuracy", "macro_f1", "mcc")
+
+
+def write_report(words: Sequence[str], at: Bench, out: Path, weigh: Weigh = Weigh()) -> dict[str, Any]:
+    """Write report.html, report.json and report.md into `out`; returns what report.json holds.
+
+    The leaderboard has every kept evaluation. With `words`, the first is the baseline that the others are compared with, at a level that
+    holds for all of those comparisons together (1 − α/k each). Raises NotFound for a word that names no result, and for an empty store.
+    """
+    report = collected(words, at, weigh)
+    write_whole(out / "report.json", json.dumps(report, indent=1, default=str))
+    write_whole(out / "report.html", render("eval_report.html.j2", report))
+    write_whole(out / "report.md", markdown(report))
+    return report
+
+
+def render(template: str, report: dict[str, Any]) -> str:
+    """A template of this folder over the report; everything that comes from data is escaped."""
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    source = resources.files("tunesmith.flow").joinpath(template).read_text("utf-8")
+    return environment.from_string(source).render(r=report)
+
+
+def collected(words: Sequence[str], at: Bench, weigh: Weigh) -> dict[str, Any]:
+    """Everything that the report shows, as plain JSON."""
+    kept = kept_all(at.folder)
+    named = [_named(word, at) for word in words]
+    if not kept and not named:
+        raise NotFound("no evaluation is kept yet", where=str(at.folder), remedy="tunesmith eval MODEL --data FILE")
+    shared = msgspec.structs.replace(weigh, level=1 - (1 - weigh.level) / max(1, len(named) - 1))
+    looked = openings(at.log)
+    return {
+        "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "version": __version__,
+        "boards": leaderboard(kept),
+        "comparisons": [comparison_part(named[0], other, compare_results(named[0], other, shared, at)) for other in named[1:]],
+        "failures": failures_part(named[-1]) if named else None,
+        "openings": [
+            {
+                "when": datetime.datetime.fromtimestamp(one.time).isoformat(timespec="seconds"),
+                "data": one.dataset_digest[:12],
+                "who": one.who,
+            }
+            for one in looked
+        ],
+    }
+
+
+def _named(word: str, at: Bench) -> Result:
+    found = result(word, at.folder, at.circle)
+    if found is None:
+        known = ", ".join(f"{one.id} ({one.model} on {one.data})" for one in kept_all(at.folder)[:8])
+        raise NotFound(f"'{word}' names no result", allowed=known or "none is kept yet", remedy="tunesmith eval MODEL --data FILE")
+    return found
+
+
+def leaderboard(kept: Sequence[Kept]) -> list[dict[str, Any]]:
+    """One board for each data set and first metric, the best first; with a picture of every metric."""
+    boards: dict[tuple[str, str], list[Kept]] = {}
+    for one in kept:
+        boards.setdefault((one.dataset_digest, one.metrics[0]), []).append(one)
+    return [_board(first, rows) for (_, first), rows in boards.items()]
+
+
+def _board(first: str, rows: Sequence[Kept]) -> dict[str, Any]:
+    made = build(first, rows[0].options.get(first, {}))
+    sign = 1 if made.better == "lower" else -1
+    ranked = sorted(rows, key=lambda one: (one.values[first] is None, sign * (one.values[first] or 0.0)))
+    names = list(dict.fromkeys(name for one in ranked for name in one.metrics))
+    several = len({(one.model, one.variant) for one in rows})
+    return {
+        "data": rows[0].data,
+        "rows": rows[0].rows,
+        "metric": first,
+        "better": made.better,
+        "metrics": names,
+        "entries": [_entry(one, names) for one in ranked],
+        "plots": [plot for name in names if (plot := _plot(name, ranked))],
+        "note": f"The best of {several} on the same rows looks better than it is: confirm it on rows that took no part in the choice."
+        if several > 2
+        else "",
+    }
+
+
+def _entry(one: Kept, names: Sequence[str]) -> dict[str, Any]:
+    return {
+        "id": one.id,
+        "model": one.model,
+        "variant": one.variant,
+        "cells": [_cell(one.values.get(name), one.intervals.get(name)) for name in names],
+        "values": one.values,
+        "intervals": msgspec.to_builtins(one.intervals),
+        "noise": one.noise,
+        "seeds": list(one.seeds),
+        "missing": sum(one.missing.values()),
+        "failed": one.failed,
+        "tokens": one.prompt_tokens + one.completion_tokens,
+        "seconds": one.seconds,
+        "usd": one.usd,
+        "opening": one.opening,
+        "created": datetime.datetime.fromtimestamp(one.created).isoformat(timespec="minutes"),
+    }
+
+
+def _cell(value: float | None, interval: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4g} [{interval.low:.3g}, {interval.high:.3g}]" if interval else f"{value:.4g}"
+
+
+def _plot(name: str, ranked: Sequence[Kept]) -> str:
+    rows = [
+        (f"{one.model} {one.variant if one.variant != 'zero-shot' else ''}"[-28:], found.estimate, found.low, found.high)
+        for one in ranked[:12]
+        if (found := one.intervals.get(name)) is not None
+    ]
+    return plots.intervals(name, rows, name) if rows else ""
+
+
+def comparison_part(a: Result, b: Result, compared: Compared) -> dict[str, Any]:
+    """One comparison for the report: a line a metric, the telling slices, rows lost and won side by side."""
+    body = replace(compared, slices=[], changed=[]).summary()
+    tested = [one for one in compared.slices if one.difference is not None]
+    gains = compared.comparison.metrics[0]
+    won = [one for one in compared.changed[::-1] if one.example_id in set(gains.won)]
+    lost = [one for one in compared.changed if one.example_id in set(gains.lost)]
+    return {
+        "a": a.name,
+        "b": b.name,
+        "level": compared.comparison.level,
+        "metrics": body["comparison"]["metrics"],
+        "plot": plots.intervals(
+            "difference",
+            [(one.metric, d.estimate, d.low, d.high) for one in compared.comparison.metrics if (d := one.difference)],
+            f"{b.name} minus {a.name}"[:60],
+        ),
+        "slices": msgspec.to_builtins(tested[:_SLICES]),
+        "slices_tested": len(tested),
+        "slices_small": len(compared.slices) - len(tested),
+        "lost": {"count": len(lost), "shown": msgspec.to_builtins(lost[:_SHOWN])},
+        "won": {"count": len(won), "shown": msgspec.to_builtins(won[:_SHOWN])},
+        "judged": body["judged"],
+        "notes": list(compared.notes),
+    }
+
+
+def failures_part(of: Result) -> dict[str, Any] | None:
+    """The failures of one result in named groups, and, for a label metric, the confusion. None where the rows are not at hand."""
+    first, whole = of.metrics[0], of.whole
+    if [row.example_id for row in whole.rows] != [row.id for row in of.examples]:
+        return None
+    labelled = next((m for m in of.metrics if m.name in LABELS), None)
+    return {
+        "model": of.name,
+        "metric": first.name,
+        "groups": failing(of.examples, of, first, []),
+        "confusion": msgspec.to_builtins(confusion(of.runs[0].scores(labelled.name))) if labelled else None,
+    }
+
+
+def failing(examples: Sequence[Any], of: Result, metric: Metric, train: Sequence[Any]) -> list[dict[str, Any]]:
+    """Groups of failed rows: name, size, share, an example, how near training rows are, and the share of new rows that should go there.
+
+    Failed: below the metric's best value; for a metric without one, the worst quarter. A metric that is better when lower has no groups.
+    """
+    if metric.better != "higher":
+        return []
+    scores = of.whole.scores(metric.name)
+    values = sorted(score.value for score in scores if score.value is not None)
+    if not values:
+        return []
+    best = metric.high if metric.high != float("inf") else values[len(values) // 4]
+    groups = failure_groups(examples, scores, train=train, below=best)
+    weights = {group.name: weight for group, weight in collect_next(groups)} if groups else {}
+    rows, taught = {row.id: row for row in examples}, {row.id: row for row in train}
+    said = {row.example_id: row.answer.text for row in of.runs[0].rows}
+    return [
+        {
+            "name": group.name,
+            "rows": len(group.example_ids),
+            "share": group.share,
+            "support": group.support,
+            "interval": _share(len(group.example_ids), group.share),
+            "collect": weights[group.name],
+            "ids": list(group.example_ids),
+            "example": {
+                "asked": rows[group.example_ids[0]].prompt[-1].text,
+                "reference": rows[group.example_ids[0]].answer,
+                "said": said[group.example_ids[0]],
+                "nearest": [
+                    {
+                        "similarity": near.similarity,
+                        "asked": taught[near.example_id].prompt[-1].text,
+                        "answer": taught[near.example_id].answer,
+                    }
+                    for near in (group.nearest[0][:2] if group.nearest else ())
+                ],
+            },
+        }
+        for group in groups
+    ]
+
+
+def _share(rows: int, share: float) -> list[float]:
+    from tunesmith.core.stats import wilson
+
+    found = wilson(rows, round(rows / share))
+    return [found.low, found.high]
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report in few lines, for a pull request."""
+    lines = ["## Evaluation", ""]
+    for one in report["comparisons"]:
+        lines += [f"### {one['b']} against {one['a']}", "", *[f"- {m['sentence']}" for m in one["metrics"]], ""]
+        worse = [s for s in one["slices"] if s["p_adjusted"] is not None and s["p_adjusted"] < 0.05]
+        lines += [
+            f"- slice {s['dimension']} = {s['name']} ({s['n']} rows), {s['metric']}: {s['difference']['estimate']:+.3g} "
+            f"[{s['difference']['low']:+.3g}, {s['difference']['high']:+.3g}], p = {s['p_adjusted']:.2g} (Holm)"
+            for s in worse
+        ]
+        lines += [f"- {one['slices_tested']} slices tested, {len(worse)} differ after correction", ""] if one["slices_tested"] else []
+    for board in report["boards"]:
+        lines += [f"### {board['data']} ({board['rows']} rows)", "", "| model | prompt | " + " | ".join(board["metrics"]) + " |"]
+        lines += ["| --- " * (2 + len(board["metrics"])) + "|"]
+        lines += [f"| {_plain(e['model'])} | {_plain(e['variant'])} | " + " | ".join(e["cells"]) + " |" for e in board["entries"]]
+        lines += ["", board["note"], ""] if board["note"] else [""]
+    if report["openings"]:
+        lines.append(f"Sealed rows were opened {len(report['openings'])} time(s).")
+    return "\n".join(lines) + "\n"
+
+
+def _plain(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,298 @@
+"""`tunesmith eval`: any models × any data, kept in the store under the hash of everything that could change it; draws no conclusion.
+
+In the store, `evaluations/` has `answers/MODEL.jsonl` (every answer that a model gave, asked once), `rows/DATA.jsonl` (the rows), and a
+folder an evaluation with `kept.json` (what the leaderboard shows) and one `evaluation.json` a seed (rows, raw answers, scores).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import sqlalchemy as sa
+from msgspec.structs import replace
+
+from tunesmith.core.errors import ConfigError, DataError, NotFound, UsageError
+from tunesmith.core.progress import Progress
+from tunesmith.core.rows import write_jsonl
+from tunesmith.core.stats import run_noise
+from tunesmith.core.store import Store, write_whole
+from tunesmith.core.types import Record, Sampling, digest
+from tunesmith.evaluate.compare import estimate, merged
+from tunesmith.evaluate.metrics import Metric
+from tunesmith.evaluate.openings import open_sealed, openings
+from tunesmith.evaluate.prompts import Variant, as_given, few_shot, instructed
+from tunesmith.evaluate.run import Evaluation, dataset_digest, evaluate
+from tunesmith.flow.circle import Circle
+from tunesmith.flow.eval_data import Data, build, find
+from tunesmith.flow.eval_kept import Kept
+from tunesmith.flow.eval_models import Metered, Models
+from tunesmith.flow.project import load_project
+from tunesmith.models.base import Model
+from tunesmith.models.catalog import Catalog
+
+
+class Ask(Record, frozen=True):
+    """How models are asked and rated; every key is an option of `tunesmith eval` (`--max_tokens 64`).
+
+    `metrics` (empty: what the rows bring, else exact_match) with `options` by metric; `judge` and `criterion` add a rubric. `samples` above
+    1 asks so many times with seeds `seed`, `seed` + 1, …; `instruction` replaces the rows' own (`@FILE` reads it); `shots` solved rows of
+    `shots_from` go before each question. `price` is US dollars for a million tokens read and written. `rate`: questions a minute at most.
+    `sealed` logs each look at the rows; `choose_on` names the data on which the winner is picked that alone is then measured on `data`.
+    """
+
+    data: str = "test"
+    metrics: tuple[str, ...] = ()
+    options: dict[str, dict[str, Any]] = {}
+    judge: str = ""
+    criterion: str = "Is the answer correct, complete and to the point?"
+    format: str = "auto"
+    map: dict[str, str] = {}
+    limit: int | None = None
+    max_tokens: int | None = None
+    temperature: float = 0.0
+    samples: int = 1
+    seed: int = 0
+    instruction: str | None = None
+    shots: int = 0
+    by: Literal["random", "nearest"] = "random"
+    shots_from: str = "train"
+    price: tuple[float, float] | None = None
+    concurrency: int = 8
+    rate: float | None = None
+    sealed: bool = False
+    choose_on: str = ""
+
+    def __post_init__(self) -> None:
+        for key, least in (("samples", 1), ("shots", 0), ("concurrency", 1)):
+            if getattr(self, key) < least:
+                raise ConfigError(f"{key} is {getattr(self, key)}", where=key, allowed=f"{least} or more")
+        if self.samples > 1 and self.temperature <= 0:
+            raise ConfigError(
+                f"{self.samples} samples at temperature {self.temperature:g} are the same answer", allowed="--temperature above 0"
+            )
+        if (self.limit is not None and self.limit < 1) or (self.rate is not None and self.rate <= 0):
+            raise ConfigError(f"limit {self.limit}, rate {self.rate}", allowed="limit from 1, rate above 0")
+
+
+@dataclass
+class Bench:
+    """Where evaluations happen: the store, the models, who is told, and the project, if there is one."""
+
+    store: Store
+    models: Models
+    progress: Progress
+    circle: Circle | None = None
+    _data: dict[str, list[Data]] = field(init=False, default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """Where evaluations are kept."""
+        return self.store.folder / "evaluations"
+
+    @property
+    def log(self) -> Path:
+        """The log of openings of sealed rows."""
+        return self.store.folder / "openings.jsonl"
+
+    def data(self, word: str, ask: Ask) -> list[Data]:
+        """The data that the word means, read once."""
+        if word not in self._data:
+            self._data[word] = find(word, ask, self.models, self.circle)
+        return self._data[word]
+
+
+@contextmanager
+def bench(config: Path, progress: Progress, *, concurrency: int = 8, rate: float | None = None) -> Iterator[Bench]:
+    """The bench of the project file, or, where there is none, of `.tunesmith` in the file's folder."""
+    folder = config.resolve().parent
+    project = load_project(config) if config.is_file() else None
+    store = Store.open(folder / (project.store if project else ".tunesmith"))
+    catalog = Catalog(progress=progress.bar)
+    try:
+        circle = Circle(project, folder, store, catalog, progress, _no_server) if project else None
+        yield Bench(store, Models(store, catalog, concurrency, rate), progress, circle)
+    finally:
+        store.close()
+
+
+def _no_server(models: Mapping[str, Model], log: sa.Engine) -> AbstractContextManager[str]:
+    raise UsageError(f"{', '.join(models)} cannot be served: an evaluation brought no server")
+
+
+def run_eval(words: Sequence[str], ask: Ask, at: Bench) -> list[Kept]:
+    """Every model on every part of the data; with `choose_on`, the first model and the winner only. Raises ConfigError for no model."""
+    if not words:
+        raise ConfigError("no model to evaluate", allowed="at least one", remedy="tunesmith eval MODEL --data FILE")
+    chosen = list(dict.fromkeys(words))
+    found: list[Kept] = []
+    if ask.choose_on:
+        found = [measure(word, part, ask, at) for part in at.data(ask.choose_on, ask) for word in chosen]
+        chosen = list(dict.fromkeys([chosen[0], winner(found).model]))
+    return found + [measure(word, part, ask, at) for part in at.data(ask.data, ask) for word in chosen]
+
+
+def winner(found: Sequence[Kept]) -> Kept:
+    """The best by the first metric, in its good direction. Raises DataError when none has a value."""
+    first = found[0].metrics[0]
+    sign = -1.0 if build(first, found[0].options.get(first, {})).better == "lower" else 1.0
+    valued = [(sign * value, one) for one in found if (value := one.values[first]) is not None]
+    if not valued:
+        raise DataError(f"no model has a value of {first}", remedy="look at the missing scores")
+    return max(valued, key=lambda pair: pair[0])[1]
+
+
+def measure(word: str, data: Data, ask: Ask, at: Bench) -> Kept:
+    """One model on one part of the data, from kept answers where there are; the result is kept. A look at sealed rows is logged first."""
+    return _Task(word, data, ask, at).run()
+
+
+@dataclass
+class _Task:
+    """One model on one part of the data."""
+
+    word: str
+    data: Data
+    ask: Ask
+    at: Bench
+    model: Metered = field(init=False)
+    metrics: list[Metric] = field(init=False)
+    opening: int = 0
+
+    def __post_init__(self) -> None:
+        self.model = Metered(self.at.models.resolve(self.word))
+        self.rows = self.data.examples[: self.ask.limit]
+        self.metrics = [build(name, own, self.at.models, self.at.folder / "answers" / "judge.jsonl") for name, own in self.options.items()]
+
+    @cached_property
+    def options(self) -> dict[str, dict[str, Any]]:
+        """Metric → options, in order: those asked for, else what the rows bring, else exact match; then the judge's rubric and the cost."""
+        ask, brought = self.ask, self.data.metrics
+        wanted = {name: brought.get(name, {}) for name in ask.metrics} or dict(brought) or {"exact_match": {}}
+        found = {name: {**own, **ask.options.get(name, {})} for name, own in wanted.items()}
+        if ask.judge:
+            found["rubric"] = {"judge": ask.judge, "criterion": ask.criterion}
+        if ask.price is not None:
+            found["cost"] = {"prompt_usd": ask.price[0], "completion_usd": ask.price[1]}
+        return found
+
+    @cached_property
+    def variant(self) -> Variant:
+        """What is put in front of each row."""
+        ask = self.ask
+        if ask.shots:
+            train = [row for part in self.at.data(ask.shots_from, ask) for row in part.examples]
+            return few_shot(train, ask.shots, ask.by, ask.seed)
+        if ask.instruction is None:
+            return as_given
+        try:
+            return instructed(Path(ask.instruction[1:]).read_text("utf-8") if ask.instruction.startswith("@") else ask.instruction)
+        except OSError as error:
+            raise NotFound(f"no instruction can be read: {error.strerror}", where=ask.instruction[1:]) from error
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the first sample is drawn."""
+        cap = self.ask.max_tokens or self.data.max_tokens or 256
+        return Sampling(max_tokens=cap, temperature=self.ask.temperature, seed=self.ask.seed if self.ask.temperature > 0 else None)
+
+    @cached_property
+    def id(self) -> str:
+        """The hash of everything that could change the result: weights, whole prompts (so every file in them), sampling, metrics."""
+        asked = [self.variant(row) for row in self.rows]
+        return digest(self.model.digest, asked, dataset_digest(self.rows), self.sampling, self.ask.samples, self.options)[:16]
+
+    def run(self) -> Kept:
+        """Ask, rate, keep."""
+        self._open()
+        started, out = time.monotonic(), self.at.folder / self.id
+        runs = self._ask(out)
+        kept = self._summary(runs)
+        self._keep_rows(kept.dataset_digest)
+        write_whole(out / "kept.json", msgspec.json.encode(kept))
+        took = time.monotonic() - started
+        self.at.progress.say(f"{self.word} on {self.data.name}: {kept.rows} rows, {self.model.asked} asked now, {took:.1f} s")
+        return kept
+
+    def _open(self) -> None:
+        """Log a look at sealed rows, unless this very evaluation is finished: then nothing is looked at anew."""
+        seal, who = self.data.seal, f"eval {self.id}: {self.word}"
+        before = [one.who for one in openings(self.at.log, seal)]
+        if not (self.data.sealed or before):
+            return
+        if who in before and (self.at.folder / self.id / "kept.json").is_file():
+            self.opening = before.index(who) + 1
+            return
+        self.opening = open_sealed(self.at.log, seal, who=who, why="tunesmith eval")
+        self.at.progress.say(f"{self.data.name} is sealed: opening number {self.opening} is logged in {self.at.log}")
+
+    def _ask(self, out: Path) -> list[Evaluation]:
+        cache = self.at.folder / "answers" / f"{digest(self.model.digest)[:16]}.jsonl"
+        label = f"{self.word} on {self.data.name}"
+
+        def tell(done: int, total: int) -> None:
+            self.at.progress.bar(label, done, total)
+
+        def one(sampling: Sampling, folder: Path) -> Evaluation:
+            return evaluate(
+                self.model,
+                self.rows,
+                self.metrics,
+                sampling=sampling,
+                prompt_variant=self.variant,
+                out=folder,
+                cache=cache,
+                on_progress=tell,
+            )
+
+        if self.ask.temperature <= 0:
+            return [one(self.sampling, out)]
+        seeds = range(self.ask.seed, self.ask.seed + self.ask.samples)
+        return [one(replace(self.sampling, seed=seed), out / f"seed-{seed}") for seed in seeds]
+
+    def _usd(self, read: int, written: int) -> float | None:
+        price = self.ask.price
+        return None if price is None else (read * price[0] + written * price[1]) / 1e6
+
+    def _summary(self, runs: Sequence[Evaluation]) -> Kept:
+        whole = merged(runs, self.metrics)
+        values = {m.name: [value for run in runs if (value := run.values[m.name]) is not None] for m in self.metrics}
+        return Kept(
+            id=self.id,
+            model=self.word,
+            data=self.data.name,
+            variant=whole.variant,
+            dataset_digest=whole.dataset_digest,
+            metrics=whole.metrics,
+            options=self.options,
+            sampling=whole.sampling,
+            seeds=tuple(run.sampling.seed for run in runs if run.sampling.seed is not None),
+            rows=len(whole.rows),
+            values=whole.values,
+            intervals={m.name: estimate(m, whole.scores(m.name), self.data.clusters) for m in self.metrics},
+            missing=whole.missing,
+            noise={one: spread for one, each in values.items() if each and (spread := run_noise(each)) is not None},
+            asked=self.model.asked,
+            failed=whole.failed,
+            prompt_tokens=whole.prompt_tokens,
+            completion_tokens=whole.completion_tokens,
+            seconds=whole.seconds,
+            created=time.time(),
+            usd=self._usd(whole.prompt_tokens, whole.completion_tokens),
+            paid_usd=self._usd(self.model.prompt_tokens, self.model.completion_tokens),
+            opening=self.opening,
+        )
+
+    def _keep_rows(self, name: str) -> None:
+        folder, clusters = self.at.folder / "rows", self.data.clusters
+        if not (folder / f"{name}.jsonl").is_file():
+            write_jsonl(folder / f"{name}.jsonl", self.rows)
+        if clusters:
+            own = {row.id: clusters[row.id] for row in self.rows if row.id in clusters}
+            write_whole(folder / f"{name}.clusters.json", msgspec.json.encode(own))

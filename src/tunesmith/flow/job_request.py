@@ -1,0 +1,244 @@
+"""The body of POST /fine_tuning/jobs as one checked record, and its hyperparameters as a training plan; knows nothing about the queue.
+
+OpenAI's own hyperparameters are checked against its documented ranges. Any other key in `hyperparameters` must be one of `EXTRAS`,
+which are keys of the training plan under the names that people use for them; what is neither is refused by name.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from tunesmith.core import wire
+from tunesmith.core.config import convert
+from tunesmith.core.errors import ConfigError, nearest
+from tunesmith.core.types import Record, digest
+from tunesmith.core.wire import BadRequest
+from tunesmith.train.plan import Adapter, Method, Plan, check
+
+# Inclusive bounds (low, high, whole numbers only); a bound with "excluded" is named in `_OPEN`.
+_RANGES: dict[str, tuple[float, float, bool]] = {
+    "batch_size": (1, 256, True),
+    "n_epochs": (1, 50, True),
+    "learning_rate_multiplier": (0, 1e6, False),
+    "beta": (0, 2, False),
+    "compute_multiplier": (1e-5, 10, False),
+    "eval_interval": (1, 1 << 31, True),
+    "eval_samples": (1, 1 << 31, True),
+}
+_OPEN = frozenset({"learning_rate_multiplier", "beta", "compute_multiplier"})  # the lower bound itself is not allowed
+_EFFORTS = ("default", "low", "medium", "high")
+_COMMON = ("batch_size", "learning_rate_multiplier", "n_epochs")
+KEYS = {
+    "supervised": _COMMON,
+    "dpo": (*_COMMON, "beta"),
+    "reinforcement": (*_COMMON, "compute_multiplier", "eval_interval", "eval_samples", "reasoning_effort"),
+}
+# OpenAI's word for a method → the plan's.
+PLAN_METHODS = {"supervised": "sft", "dpo": "dpo", "reinforcement": "grpo"}
+# Keys of the plan that a client may set; what belongs to the machine (threads, device, dtype) is not among them.
+EXTRAS = {
+    **{name: name for name in ("learning_rate", "max_length", "over_length", "schedule", "warmup_ratio", "weight_decay", "max_grad_norm")},
+    **{name: name for name in ("keep", "eval_every", "checkpoint_every")},
+    "context_length": "max_length",
+    "packing": "pack",
+    "pack": "pack",
+    **{f"lora_{name}": f"adapter.{name}" for name in ("r", "alpha", "dropout", "targets")},
+    "lora": "adapter",
+}
+
+
+class _Wandb(Record, frozen=True):
+    project: str
+    name: str | None = None
+    entity: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+class _Integration(Record, frozen=True):
+    type: Literal["wandb"]
+    wandb: _Wandb
+
+
+class _Tuning(Record, frozen=True):
+    hyperparameters: dict[str, Any] | None = None
+    grader: dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
+
+
+class _Method(Record, frozen=True):
+    type: Literal["supervised", "dpo", "reinforcement"]
+    supervised: _Tuning | None = None
+    dpo: _Tuning | None = None
+    reinforcement: _Tuning | None = None
+
+
+class _Body(Record, frozen=True):
+    model: str
+    training_file: str
+    validation_file: str | None = None
+    suffix: str | None = None
+    seed: int | None = None
+    metadata: dict[str, str] | None = None
+    integrations: tuple[_Integration, ...] | None = None
+    method: _Method | None = None
+    hyperparameters: dict[str, Any] | None = None
+    priority: int = 0
+
+
+class JobRequest(Record, frozen=True):
+    """What a job was asked to be. `method` is shown to clients; `extras` are the plan's keys that the hyperparameters set."""
+
+    model: str
+    training_file: str
+    validation_file: str | None
+    suffix: str | None
+    seed: int
+    metadata: dict[str, str] | None
+    integrations: list[dict[str, Any]] | None
+    method: dict[str, Any]
+    extras: dict[str, Any]
+    priority: int
+    fingerprint: str
+
+
+def job_request(body: bytes) -> JobRequest:
+    """The checked request of its JSON bytes. Raises BadRequest with the key, what came and what was allowed."""
+    tree = wire.decode_object(body)
+    asked = wire.convert(tree, _Body)
+    check_metadata(asked.metadata)
+    if asked.suffix is not None and not 1 <= len(asked.suffix) <= 64:
+        raise BadRequest(f"'suffix' has {len(asked.suffix)} characters", param="suffix", code="invalid_value", allowed="1 to 64")
+    if asked.seed is not None and not 0 <= asked.seed <= 2147483647:
+        raise BadRequest(f"'seed' is {asked.seed}", param="seed", code="invalid_value", allowed="0 to 2147483647")
+    if not -100 <= asked.priority <= 100:
+        raise BadRequest(f"'priority' is {asked.priority}", param="priority", code="invalid_value", allowed="-100 to 100")
+    if asked.integrations is not None and len(asked.integrations) > 5:
+        raise BadRequest(f"{len(asked.integrations)} integrations", param="integrations", code="invalid_value", allowed="at most 5")
+    kind = asked.method.type if asked.method else "supervised"
+    tuning = (getattr(asked.method, kind) if asked.method else None) or _Tuning()
+    where = f"method.{kind}.hyperparameters" if tuning.hyperparameters is not None else "hyperparameters"
+    given = tuning.hyperparameters if tuning.hyperparameters is not None else (asked.hyperparameters or {})
+    shown, extras = _hyperparameters(given, kind, where)
+    _check_method(kind, tuning)
+    plan(extras, where)  # refused now, not when a worker has time
+    more = {key: value for key in ("grader", "response_format") if (value := getattr(tuning, key)) is not None}
+    return JobRequest(
+        model=asked.model,
+        training_file=asked.training_file,
+        validation_file=asked.validation_file,
+        suffix=asked.suffix,
+        seed=random.SystemRandom().randrange(1 << 31) if asked.seed is None else asked.seed,
+        metadata=asked.metadata,
+        integrations=None if asked.integrations is None else [msgspec.to_builtins(one) for one in asked.integrations],
+        method={"type": kind, kind: {"hyperparameters": shown, **more}},
+        extras=extras,
+        priority=asked.priority,
+        fingerprint=digest(tree),
+    )
+
+
+def check_metadata(metadata: dict[str, str] | None) -> None:
+    """At most 16 pairs, keys of 64 and values of 512 characters. Raises BadRequest."""
+    for key, value in (metadata or {}).items():
+        if len(key) > 64 or len(value) > 512:
+            allowed = "keys of at most 64 characters, values of at most 512"
+            raise BadRequest(f"metadata '{key[:64]}' is too long", param="metadata", code="invalid_value", allowed=allowed)
+    if metadata and len(metadata) > 16:
+        raise BadRequest(f"'metadata' has {len(metadata)} pairs", param="metadata", code="invalid_value", allowed="at most 16")
+
+
+def _check_method(kind: str, tuning: _Tuning) -> None:
+    if PLAN_METHODS[kind] not in get_args(Method):
+        served = [name for name, word in PLAN_METHODS.items() if word in get_args(Method)]
+        raise BadRequest(
+            f"method '{kind}' is not trained by this server yet", param="method.type", code="unsupported_method", allowed=", ".join(served)
+        )
+    if kind == "reinforcement":
+        from tunesmith.evaluate.graders import parse
+
+        if tuning.grader is None:
+            key = "method.reinforcement.grader"
+            raise BadRequest(f"Missing required parameter: '{key}'", param=key, code="missing_required_parameter")
+        parse(tuning.grader)
+
+
+def _hyperparameters(given: dict[str, Any], kind: str, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(what is shown: every documented key, "auto" where none came, and the extra keys as they came; the extra keys as a plan's tree)."""
+    shown: dict[str, Any] = {key: "default" if key == "reasoning_effort" else "auto" for key in KEYS[kind]}
+    extras: dict[str, Any] = {}
+    for key, value in given.items():
+        param = f"{where}.{key}"
+        if key in KEYS[kind]:
+            if value is not None:
+                shown[key] = _checked(key, value, param)
+            continue
+        if key not in EXTRAS:
+            known = [*KEYS[kind], *EXTRAS]
+            hint = nearest(key, known)
+            raise BadRequest(
+                f"Unrecognized request argument supplied: {param}" + (f"; {hint}" if hint else ""),
+                param=param,
+                code="unknown_parameter",
+                allowed=", ".join(known),
+            )
+        shown[key] = value
+        _put(extras, EXTRAS[key], _adapter(value) if key == "lora" else value)
+    return shown, extras
+
+
+def _adapter(value: Any) -> Any:
+    """`lora: true`, `lora: false`, or the adapter's own keys."""
+    return {"kind": "lora" if value else "none"} if isinstance(value, bool) else value
+
+
+def _put(tree: dict[str, Any], path: str, value: Any) -> None:
+    head, dot, rest = path.partition(".")
+    if dot:
+        _put(tree.setdefault(head, {}), rest, value)
+    elif isinstance(value, dict):
+        tree[head] = {**tree.get(head, {}), **value}
+    else:
+        tree[head] = value
+
+
+def _checked(key: str, value: Any, param: str) -> Any:
+    if key == "reasoning_effort":
+        if value not in _EFFORTS:
+            raise BadRequest(f"'{param}' is {value!r}", param=param, code="invalid_value", allowed=", ".join(_EFFORTS))
+        return value
+    low, high, whole = _RANGES[key]
+    allowed = f'"auto", or a number {"above" if key in _OPEN else "from"} {low:g} up to {high:g}'
+    if value == "auto":
+        return value
+    number = isinstance(value, int) or (isinstance(value, float) and (not whole or value.is_integer()))
+    if isinstance(value, bool) or not number or not low <= value <= high or (key in _OPEN and value == low):
+        raise BadRequest(f"'{param}' is {value!r}", param=param, code="invalid_value", allowed=allowed)
+    return int(value) if whole else value
+
+
+def plan(extras: dict[str, Any], where: str = "hyperparameters", **fixed: Any) -> Plan:
+    """The training plan of a job's extra keys, with `fixed` fields. Raises BadRequest naming the key."""
+    try:
+        made = msgspec.structs.replace(
+            convert(extras, Plan), keep_checkpoints=3, over_length=extras.get("over_length", "truncate"), **fixed
+        )
+        check(made)
+    except ConfigError as error:
+        key = error.where.removeprefix("train.").rpartition(": ")[2]
+        raise BadRequest(f"{error.what} (at {where}.{key})", param=f"{where}.{key}", code="invalid_value", allowed=error.allowed) from error
+    return made
+
+
+def epochs(asked: Any, rows: int) -> int:
+    """The number of epochs: OpenAI's documented `auto` is 3, more for less than 34 rows (at most 25), less above 8,333 rows."""
+    if asked != "auto":
+        return int(asked)
+    if 3 * rows < 100:
+        return min(25, 100 // rows)
+    return max(1, 25_000 // rows) if 3 * rows > 25_000 else 3
+
+
+ADAPTER_KEYS = Adapter.__struct_fields__

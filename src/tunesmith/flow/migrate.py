@@ -1,0 +1,262 @@
+"""Moves fine-tunes out before their provider switches them off: what there is, what they answer, a local replacement, how alike it is.
+Works against any server that speaks the fine-tuning API. Knows nothing about how the replacement is trained."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tunesmith.core.errors import NotFound, SourceUnavailable, UsageError
+from tunesmith.core.load import need
+from tunesmith.core.rows import read_jsonl, write_jsonl
+from tunesmith.core.store import write_whole
+from tunesmith.core.types import Example, Message, Prompt, Record, Sampling, example_id
+from tunesmith.data.collect import Source, collect
+from tunesmith.train.openai_job import plain_text
+
+
+class Shutdown(Record, frozen=True):
+    """A dated end of a hosted base; `sure` is False where only secondary sources name it."""
+
+    date: datetime.date
+    sure: bool
+
+
+class Shutdowns(Record, frozen=True):
+    """The dated table that is used where the API itself carries no date."""
+
+    collected: datetime.date
+    new_jobs_until: datetime.date
+    models: dict[str, Shutdown]
+
+
+class FineTune(Record, frozen=True):
+    """One fine-tuned model at the provider, with what is left of its making. `days_left` counts from today; negative: it is off."""
+
+    model: str
+    base: str
+    job: str | None = None
+    created: float | None = None
+    method: str = "supervised"
+    training_file: str | None = None
+    validation_file: str | None = None
+    hyperparameters: dict[str, Any] = {}
+    shutdown: datetime.date | None = None
+    shutdown_source: str = "unknown"
+    days_left: int | None = None
+
+
+def shutdowns() -> Shutdowns:
+    """The dated table that ships with Tunesmith."""
+    return msgspec.yaml.decode(resources.files("tunesmith.flow").joinpath("shutdowns.yaml").read_bytes(), type=Shutdowns)
+
+
+def client_for(base_url: str | None, api_key: str | None = None) -> Any:
+    """An `openai.OpenAI` for that server (None: OpenAI, or OPENAI_BASE_URL). Raises UsageError when no key is known."""
+    openai = need("openai", extra="openai")
+    try:
+        return openai.OpenAI(base_url=base_url, api_key=api_key, max_retries=5)
+    except openai.OpenAIError as error:
+        raise UsageError(f"no client: {error}", remedy="set OPENAI_API_KEY, or give --api-key") from error
+
+
+def inventory(client: Any, today: datetime.date) -> list[FineTune]:
+    """Every fine-tuned model that succeeded, the most urgent first.
+
+    Raises SourceUnavailable when the server cannot be asked.
+    """
+    openai = need("openai", extra="openai")
+    try:
+        jobs = [job for job in client.fine_tuning.jobs.list(limit=100) if job.fine_tuned_model]
+        listed = {model.id: model for model in client.models.list()}
+    except openai.OpenAIError as error:
+        raise SourceUnavailable(f"the models and jobs could not be listed: {error}", where=str(client.base_url)) from error
+    found = [_fine_tune(job, listed.get(job.fine_tuned_model), today) for job in jobs]
+    known = {one.model for one in found}
+    orphans = [model for name, model in listed.items() if name.startswith("ft:") and name not in known and ":ckpt-step-" not in name]
+    found += [_ended(FineTune(model=model.id, base=model.id.split(":")[1]), model, today) for model in orphans]
+    return sorted(found, key=lambda one: (one.days_left is None, one.days_left, one.model))
+
+
+def _fine_tune(job: Any, model: Any, today: datetime.date) -> FineTune:
+    method = job.method.type if job.method else "supervised"
+    settings = getattr(job.method, method, None) if job.method else None
+    hyperparameters = (settings.hyperparameters if settings else None) or job.hyperparameters
+    one = FineTune(
+        model=job.fine_tuned_model,
+        base=job.model,
+        job=job.id,
+        created=float(job.created_at),
+        method=method,
+        training_file=job.training_file,
+        validation_file=job.validation_file,
+        hyperparameters={key: value for key, value in hyperparameters.model_dump().items() if value is not None} if hyperparameters else {},
+    )
+    return _ended(one, model, today)
+
+
+def _ended(one: FineTune, model: Any, today: datetime.date) -> FineTune:
+    said = getattr(model, "shutdown_date", None)
+    if said:
+        date, source = datetime.date.fromisoformat(said), "the provider's API"
+    else:
+        table = shutdowns()
+        known = [name for name in table.models if one.base.startswith(name)]
+        if not known:
+            return one
+        entry = table.models[max(known, key=len)]
+        date, source = entry.date, f"table of {table.collected}{'' if entry.sure else ', secondary sources'}"
+    return msgspec.structs.replace(one, shutdown=date, shutdown_source=source, days_left=(date - today).days)
+
+
+def record(model: Any, rows: Sequence[Example], out: Path, sampling: Sampling) -> dict[str, Any]:
+    """Ask the old model every row and keep its answers as a golden set: rows whose reference is what it said. Resumable: what was answered
+    is never asked (or paid) again."""
+    from tunesmith.evaluate.run import ask_all
+
+    prompts = [Prompt(messages=row.prompt, tools=row.tools) for row in rows]
+    answers = ask_all(model, prompts, sampling, out.with_suffix(".answers.jsonl"))
+    golden = []
+    for row, answer in zip(rows, answers, strict=True):
+        if answer.finish_reason == "error":
+            continue
+        messages = (*row.prompt, Message(role="assistant", content=answer.text or None, tool_calls=answer.tool_calls))
+        meta = {"recorded_from": model.name, "total_s": answer.total_s, "completion_tokens": answer.completion_tokens}
+        golden.append(Example(id=example_id(messages, row.tools), messages=messages, tools=row.tools, meta=meta, origin=row.origin))
+    write_jsonl(out, golden)
+    tokens = sum(answer.prompt_tokens for answer in answers), sum(answer.completion_tokens for answer in answers)
+    return {
+        "rows": len(golden),
+        "failed": len(rows) - len(golden),
+        "prompt_tokens": tokens[0],
+        "completion_tokens": tokens[1],
+        "file": str(out),
+    }
+
+
+def golden_rows(path: Path) -> list[Example]:
+    """The rows that `record` wrote. Raises NotFound."""
+    return list(read_jsonl(path, Example))
+
+
+def prompts_of(path: str) -> list[Example]:
+    """The rows of any file that the data room reads, as things to ask."""
+    return collect(Source(path=path, unique_ids=False)).examples
+
+
+def download(client: Any, fine_tune: FineTune, folder: Path) -> dict[str, Path]:
+    """The files that the fine-tune was made from. Raises NotFound when the provider no longer has the training file."""
+    openai = need("openai", extra="openai")
+    found = {}
+    for part, name in (("training", fine_tune.training_file), ("validation", fine_tune.validation_file)):
+        if name is None:
+            continue
+        try:
+            data = client.files.content(name).read()
+        except openai.NotFoundError as error:
+            if part == "validation":
+                continue
+            raise NotFound(
+                f"the provider no longer has file '{name}'",
+                where=str(client.base_url),
+                remedy="give your own copy with --data, or train on recorded answers (tunesmith migrate record)",
+            ) from error
+        found[part] = folder / f"{part}.jsonl"
+        write_whole(found[part], plain_text(data))
+    if "training" not in found:
+        raise NotFound(f"'{fine_tune.model}' names no training file", remedy="give your own copy with --data")
+    return found
+
+
+def translated(fine_tune: FineTune, *, base: str, data: Path, golden: Path | None) -> str:
+    """The `tunesmith.yaml` that trains a local replacement; what could not be carried over is said in it."""
+    notes, train = [], {"method": {"supervised": "sft", "dpo": "dpo"}.get(fine_tune.method, "sft")}
+    if fine_tune.method == "reinforcement":
+        notes.append("the original was trained with a grader (reinforcement); this starts from supervised training on the same rows")
+    settings = fine_tune.hyperparameters
+    for theirs, ours in (("n_epochs", "epochs"), ("batch_size", "batch_size")):
+        if isinstance(settings.get(theirs), int):
+            train[ours] = settings[theirs]
+    if settings.get("learning_rate_multiplier", "auto") not in ("auto", None):
+        notes.append(
+            f"learning_rate_multiplier {settings['learning_rate_multiplier']} is relative to a rate that is not published: auto is used"
+        )
+    if golden is not None:
+        notes.append(f"then: tunesmith migrate compare {golden} --model <alias>")
+    name = fine_tune.model.removeprefix("ft:").replace(":", "-").replace("/", "-").strip("-")
+    project = {
+        "name": name,
+        "sources": [{"path": str(data)}],
+        "base": base,
+        "train": train,
+        "evaluate": {"metrics": ["normalized_match", "rougeL"]},
+        "deploy": {"alias": name},
+    }
+    head = [f"# A local replacement of {fine_tune.model} (base {fine_tune.base}, job {fine_tune.job or 'unknown'})."]
+    return "\n".join([*head, *(f"# {note}" for note in notes), msgspec.yaml.encode(project).decode()])
+
+
+def likeness(golden: Sequence[Example], model: Any, out: Path, sampling: Sampling, metrics: Sequence[str]) -> dict[str, Any]:
+    """How alike the new model's answers are to the recorded ones: each metric with its interval, latency and tokens of both."""
+    from tunesmith.core.stats import mean_interval
+    from tunesmith.evaluate.metrics import metric
+    from tunesmith.evaluate.run import evaluate
+
+    found = evaluate(model, golden, [metric(name) for name in metrics], sampling=sampling, out=out)
+    agreement = {}
+    for name in metrics:
+        values = [score.value for score in found.scores(name) if score.value is not None]
+        agreement[name] = msgspec.structs.asdict(mean_interval(values)) | {"missing": len(golden) - len(values)}
+    old = [float(row.meta["total_s"]) for row in golden if row.meta.get("total_s") is not None]
+    new = [row.answer.total_s for row in found.rows if row.answer.total_s is not None]
+    differing = [
+        {"asked": row.prompt[-1].text, "old": row.answer, "new": answered.answer.text}
+        for row, answered in zip(golden, found.rows, strict=True)
+        if answered.scores[0].value is not None and answered.scores[0].value < 1.0
+    ]
+    return {
+        "rows": len(golden),
+        "agreement": agreement,
+        "median_seconds": {"old": _median(old), "new": _median(new)},
+        "completion_tokens": {"old": sum(row.meta.get("completion_tokens", 0) for row in golden), "new": found.completion_tokens},
+        "differing": differing,
+    }
+
+
+def _median(values: Sequence[float]) -> float | None:
+    ordered = sorted(values)
+    return ordered[len(ordered) // 2] if ordered else None
+
+
+def report(found: Sequence[FineTune], compared: dict[str, Any] | None) -> str:
+    """One Markdown page: what there is, how long it lasts, how alike the replacement is."""
+    lines = ["# Fine-tunes and their replacements", "", "| model | base | off on | days left | source |", "| --- | --- | --- | --- | --- |"]
+    lines += [
+        f"| {one.model} | {one.base} | {one.shutdown or '–'} | {'–' if one.days_left is None else one.days_left} | {one.shutdown_source} |"
+        for one in found
+    ]
+    if compared is not None:
+        lines += [
+            "",
+            f"## New against old on {compared['rows']} recorded answers",
+            "",
+            "| metric | agreement | 95 % interval |",
+            "| --- | --- | --- |",
+        ]
+        lines += [
+            f"| {name} | {one['estimate']:.3f} | {one['low']:.3f} … {one['high']:.3f} |" for name, one in compared["agreement"].items()
+        ]
+        seconds, tokens = compared["median_seconds"], compared["completion_tokens"]
+        lines += [
+            "",
+            f"Median answer: {seconds['old']} s before, {seconds['new']} s now. "
+            f"Tokens written: {tokens['old']} before, {tokens['new']} now.",
+        ]
+        for one in compared["differing"][:10]:
+            lines += ["", f"- **asked** {one['asked']}", f"  - old: {one['old']}", f"  - new: {one['new']}"]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,174 @@
+"""The worker process: takes leases of fine-tuning jobs and runs each in a process of its own. Knows nothing about what a job does.
+
+    python -m tunesmith.flow.worker --store .tunesmith
+
+The worker shows that it lives while its child trains. A child that dies counts as a try of that job; a worker that dies takes its child
+with it and its leases run out, which counts as nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from tunesmith.core.errors import StoreError
+from tunesmith.core.store import Store
+from tunesmith.flow.job_run import folder_of, run_job
+from tunesmith.flow.jobs import Jobs, Lease, Stopped
+
+_LOG_TAIL = 2000
+
+
+class Worker:
+    """Works on one job at a time. `isolated` runs each in a child process; without it a crash would take the caller along."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        lease_s: float = 30.0,
+        poll_s: float = 0.5,
+        per_project: int | None = None,
+        threads: int | None = None,
+        isolated: bool = True,
+    ) -> None:
+        self.store, self.lease_s, self.poll_s, self.per_project = store, lease_s, poll_s, per_project
+        self.threads, self.isolated = threads, isolated
+        self.stopping = threading.Event()
+
+    def run(self) -> None:
+        """Take jobs until `stopping` is set."""
+        while not self.stopping.is_set():
+            try:
+                busy = self.once()
+            except StoreError as error:  # a full disk, a database that is away for a moment
+                print(error, file=sys.stderr, flush=True)
+                busy = False
+            if not busy:
+                self.stopping.wait(self.poll_s)
+
+    def once(self) -> bool:
+        """Take one job and work on it to its end; False when none waits."""
+        lease = Jobs(self.store).lease(seconds=self.lease_s, per_project=self.per_project)
+        if lease is None:
+            return False
+        try:
+            failure = self._child(lease) if self.isolated else self._here(lease)
+            if failure is not None and not self.stopping.is_set():
+                lease.crashed(failure)
+            else:
+                lease.release()
+        except Stopped:
+            lease.release()
+        return True
+
+    def _here(self, lease: Lease) -> str | None:
+        ended = threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(self.lease_s / 3):
+                try:
+                    lease.beat()
+                except (Stopped, StoreError):
+                    return
+
+        threading.Thread(target=beat, name="lease", daemon=True).start()
+        try:
+            return attempt(lease, self.threads)
+        finally:
+            ended.set()
+
+    def _child(self, lease: Lease) -> str | None:
+        """Run the job in a child; None when it ended well, else the last words of its log."""
+        folder = folder_of(self.store, lease.job)
+        folder.mkdir(parents=True, exist_ok=True)
+        words = ["--store", str(self.store.folder), "--job", lease.job, "--token", lease.token, "--lease", str(self.lease_s)]
+        words += ["--parent", str(os.getpid())]
+        words += ["--threads", str(self.threads)] if self.threads else []
+        with (folder / "log.txt").open("ab") as log:
+            child = subprocess.Popen([sys.executable, "-m", "tunesmith.flow.worker", *words], stdout=log, stderr=log)
+            beaten = time.monotonic()
+            while child.poll() is None:
+                if self.stopping.wait(0.05):
+                    child.terminate()
+                    child.wait()
+                if time.monotonic() - beaten > self.lease_s / 3:
+                    beaten = time.monotonic()
+                    try:
+                        lease.beat()
+                    except Stopped:
+                        child.kill()
+                        child.wait()
+                        raise
+        if child.returncode == 0:
+            return None
+        how = signal.Signals(-child.returncode).name if child.returncode < 0 else f"exit code {child.returncode}"
+        return f"{how}. {_tail(folder / 'log.txt')}".strip()
+
+
+def attempt(lease: Lease, threads: int | None = None) -> str | None:
+    """Run the job in this process; None when it ended (well, or with an error that was told), else the trace of what nobody expected."""
+    try:
+        run_job(lease, threads=threads)
+    except Stopped:
+        return None
+    except Exception:  # noqa: BLE001 - whatever it was, the job is tried again and its log has the trace
+        traceback.print_exc()
+        return traceback.format_exc(limit=-3)[-_LOG_TAIL:]
+    return None
+
+
+def _tail(log: Path) -> str:
+    lines = log.read_bytes()[-_LOG_TAIL:].decode("utf-8", "replace").strip().splitlines()
+    return " ".join(lines[-3:])
+
+
+def _die_with(parent: int) -> None:
+    """Let the kernel end this process when its parent dies, and end now if it has died already."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run a worker, or (with --job) the child of one."""
+    parser = argparse.ArgumentParser(prog="python -m tunesmith.flow.worker", description="Works on fine-tuning jobs.")
+    parser.add_argument("--store", required=True)
+    parser.add_argument("--lease", type=float, default=30.0, help="seconds after which a worker that is not heard of is thought dead")
+    parser.add_argument("--per-project", type=int, default=None, help="jobs of one project at once, over all workers")
+    parser.add_argument("--threads", type=int, default=None, help="threads that a job may use")
+    parser.add_argument("--gpu", default=None, help="the one GPU that this worker's jobs see")
+    parser.add_argument("--parent", type=int, default=None, help="the process that starts this one: end when it ends")
+    parser.add_argument("--job", default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--token", default="", help=argparse.SUPPRESS)
+    asked = parser.parse_args(words)
+    if asked.gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = asked.gpu
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if asked.parent is not None:
+        _die_with(asked.parent)
+    store = Store.open(asked.store)
+    if asked.job is not None:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # the run's folder survives any death; the parent gives the lease back
+        return 1 if attempt(Lease(store, asked.job, asked.token, asked.lease), asked.threads) else 0
+    worker = Worker(store, lease_s=asked.lease, per_project=asked.per_project, threads=asked.threads)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: worker.stopping.set())
+    worker.run()
+    store.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""Linear layers whose frozen weight is kept in 4 bits: NF4 with double quantisation (QLoRA, arXiv 2305.14314). Knows nothing of adapters.
+
+The codebook is computed from the paper's formula. A weight is dequantised for each product and never kept, in training and evaluation
+alike, so nothing depends on which of them came before.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from statistics import NormalDist
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+BLOCK, GROUP = 64, 256  # weights that share a scale; scales that share a scale of theirs
+
+
+@lru_cache
+def codebook() -> tuple[float, ...]:
+    """The 16 values of NF4, ascending, −1 to 1: quantiles of a normal, 7 below zero, zero, 8 above (the paper's appendix E)."""
+    offset = 1 - 0.5 * (1 / 32 + 1 / 30)
+    quantile = NormalDist().inv_cdf
+    above = [quantile(offset + (0.5 - offset) * i / 8) for i in range(8)]
+    below = [-quantile(offset + (0.5 - offset) * i / 7) for i in range(7)]
+    values = sorted([*below, 0.0, *above])
+    return tuple(value / values[-1] for value in values)
+
+
+@lru_cache
+def _pairs(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[256, 2]: both values that a byte stands for."""
+    values = torch.tensor(codebook(), dtype=dtype, device=device)
+    byte = torch.arange(256, device=device)
+    return torch.stack([values[byte >> 4], values[byte & 15]], 1)
+
+
+class Nf4(nn.Module):
+    """A weight [out, in] as 4-bit codes; each block of 64 has an 8-bit scale, each group of 256 scales a float32 one.
+
+    Scales are stored less their mean, as int8 (the paper: FP8, the same size).
+    """
+
+    codes: Tensor
+    scales: Tensor
+    steps: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.shape, self.dtype = weight.shape, weight.dtype
+        flat = F.pad(weight.detach().float().flatten(), (0, -weight.numel() % BLOCK)).view(-1, BLOCK)
+        peak = flat.abs().amax(1)
+        self.mean = float(peak.mean())
+        off = F.pad(peak - self.mean, (0, -len(peak) % GROUP)).view(-1, GROUP)
+        steps = off.abs().amax(1).clamp_min(1e-30) / 127
+        scales = (off / steps[:, None]).round().to(torch.int8).flatten()[: len(peak)].contiguous()
+        self.register_buffer("steps", steps, persistent=False)
+        self.register_buffer("scales", scales, persistent=False)
+        values = torch.tensor(codebook(), device=weight.device)
+        # Codes are chosen for the scale that will be there when the weight is read.
+        unit = flat / self._peaks()[:, None].clamp_min(1e-30)
+        code = torch.bucketize(unit, (values[1:] + values[:-1]) / 2).to(torch.uint8).flatten()
+        self.register_buffer("codes", (code[0::2] << 4) | code[1::2], persistent=False)
+
+    def _peaks(self) -> Tensor:
+        steps = self.steps.repeat_interleave(GROUP)[: len(self.scales)]
+        return self.scales.float().mul_(steps).add_(self.mean)
+
+    def dense(self) -> Tensor:
+        """The weight [out, in] in its own type."""
+        values = _pairs(self.dtype, self.codes.device)[self.codes.int()].view(-1, BLOCK)
+        flat = values.mul_(self._peaks().to(self.dtype)[:, None]).flatten()
+        return flat[: self.shape[0] * self.shape[1]].view(self.shape)
+
+    @property
+    def bits(self) -> float:
+        """Stored bits for each weight."""
+        stored = sum(8 * t.numel() * t.element_size() for t in (self.codes, self.scales, self.steps)) + 32
+        return stored / (self.shape[0] * self.shape[1])
+
+
+class _Nf4Product(torch.autograd.Function):
+    """y = x Wᵀ + bias with W dequantised in both passes and kept in neither."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, packed: Nf4, bias: Tensor | None) -> Tensor:
+        ctx.packed = packed
+        return F.linear(x, packed.dense(), bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad @ ctx.packed.dense(), None, None
+
+
+class Nf4Linear(nn.Module):
+    """A frozen linear layer in 4 bits. `weight` is computed anew each time it is asked for."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.packed, self.bias = Nf4(layer.weight), layer.bias
+
+    @property
+    def weight(self) -> Tensor:
+        """The dequantised weight [out, in]."""
+        return self.packed.dense()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = _Nf4Product.apply(x, self.packed, self.bias)
+        return out
+
+
+def quantise(module: nn.Module, *, keep: str) -> int:
+    """Replace every frozen linear layer inside `module` by its 4-bit form, in place, one after the other; returns how many.
+
+    Layers with `keep` in their full name stay as they are.
+    """
+    found = [
+        (parent, name, child)
+        for path, parent in module.named_modules()
+        for name, child in parent.named_children()
+        if type(child) is nn.Linear and not child.weight.requires_grad and keep not in f"{path}.{name}"
+    ]
+    for parent, name, layer in found:
+        setattr(parent, name, Nf4Linear(layer))
+    return len(found)

@@ -1,0 +1,96 @@
+"""What is done when a step goes wrong: fall back to an earlier checkpoint at half the rate. Knows nothing about models or data.
+
+What happened is written to fallen.json before the run goes on, and the rate of every step follows from that file alone; so a run that is
+killed while it recovers ends in the same weights.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import msgspec
+
+from tunesmith.core.errors import TrainingError
+from tunesmith.core.store import write_whole
+from tunesmith.core.types import Record
+from tunesmith.train import checkpoint
+from tunesmith.train.checkpoint import State
+from tunesmith.train.run import Run
+
+# Steps before a spike can be told from noise, and the weight of a new loss in the running mean.
+SETTLED, NEWEST = 20, 0.05
+
+
+class Fall(Record, frozen=True):
+    """One recovery: the step that went wrong, the step whose weights the run went back to (0: the start), why."""
+
+    failed_step: int
+    back_to: int
+    why: str
+
+
+class Diverged(Exception):
+    """A step went wrong and the plan allows another try."""
+
+    def __init__(self, step: int, why: str) -> None:
+        self.step, self.why = step, why
+        super().__init__(f"step {step}: {why}")
+
+
+def falls(out: Path) -> tuple[Fall, ...]:
+    """The recoveries of a run so far."""
+    path = out / "fallen.json"
+    return msgspec.json.decode(path.read_bytes(), type=tuple[Fall, ...]) if path.exists() else ()
+
+
+def rate_factor(fallen: tuple[Fall, ...], step: int) -> float:
+    """What the learning rate of a step is multiplied by: a half for each time that the run went back to before it."""
+    return float(0.5 ** sum(fall.back_to < step for fall in fallen))
+
+
+def judge(run: Run, state: State, step: int, loss: float, norm: float, fallen: tuple[Fall, ...]) -> None:
+    """Raises Diverged for a step whose loss or gradient is not finite or whose loss jumped, TrainingError once no recovery is left.
+
+    A jump without a recovery left is only reported.
+    """
+    plan = run.manifest.resolved
+    finite = math.isfinite(loss) and math.isfinite(norm)
+    limit = math.inf
+    if plan.spike is not None and state.seen >= SETTLED:
+        limit = state.mean + max(1.0, plan.spike * math.sqrt(state.variance))
+    if finite and loss <= limit:
+        return
+    why = f"loss {loss:.4g} above {limit:.4g}" if finite else f"loss {loss} and gradient norm {norm}"
+    if len(fallen) < plan.recoveries:
+        raise Diverged(step, why)
+    if not finite:
+        raise TrainingError(f"{why} at step {step}, after {len(fallen)} recoveries", remedy="a lower learning_rate, or dtype: float32")
+    run.emit("spike", step=step, train_loss=loss, limit=limit)
+
+
+def watched(state: State, loss: float) -> State:
+    """The state with the loss in its running mean and variance (exponential, the plain mean over the first steps)."""
+    weight = max(NEWEST, 1 / (state.seen + 1))
+    off = loss - state.mean
+    return msgspec.structs.replace(
+        state, seen=state.seen + 1, mean=state.mean + weight * off, variance=(1 - weight) * (state.variance + weight * off * off)
+    )
+
+
+def fall_back(run: Run, diverged: Diverged) -> None:
+    """Go back to the newest sound checkpoint that is older than the update before the failed step, or to the start.
+
+    The loss of a step shows what the update before it did, so a checkpoint written right after that update would only fail again. One
+    that only a pause wrote does not count: pausing must not change the result.
+    """
+    back_to = 0
+    for folder in checkpoint.found(run.out):
+        state = checkpoint.sound(folder)
+        if state is not None and state.planned and state.identity == run.identity and state.step < diverged.step - 1:
+            back_to = state.step
+            break
+    checkpoint.discard_after(run.out, back_to)
+    fallen = (*falls(run.out), Fall(failed_step=diverged.step, back_to=back_to, why=diverged.why))
+    write_whole(run.out / "fallen.json", msgspec.json.encode(fallen))
+    run.emit("fell_back", step=back_to, failed_step=diverged.step, why=diverged.why, rate_factor=rate_factor(fallen, back_to + 1))

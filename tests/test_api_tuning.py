@@ -1,0 +1,315 @@
+"""The fine-tuning API from upload to a served model, asked by the real OpenAI SDK over real sockets; jobs train for real."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import time
+
+import pytest
+
+from api_parts import MODEL, Server, chat_rows, preference_rows, running_server
+from openai_spec import assert_valid, require_spec
+
+openai = pytest.importorskip("openai")
+PARAMETERS = {"n_epochs": 2, "batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with running_server(tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+def supervised(**hyperparameters):
+    return {"type": "supervised", "supervised": {"hyperparameters": PARAMETERS | hyperparameters}}
+
+
+@pytest.fixture(scope="module")
+def finished(server: Server):
+    """A finished job with validation rows."""
+    made = server.client.fine_tuning.jobs.create(
+        model=MODEL, training_file=server.upload().id, validation_file=server.upload(chat_rows(4, first=100)).id,
+        method=supervised(lora_r=4), suffix="my-suffix", seed=7, metadata={"team": "a"},
+    )  # fmt: skip
+    assert (made.status, made.fine_tuned_model, made.error, made.seed) == ("validating_files", None, None, 7)
+    assert made.hyperparameters.learning_rate_multiplier == "auto"
+    server.work()
+    return server.client.fine_tuning.jobs.retrieve(made.id)
+
+
+def test_a_job_succeeds(server: Server, finished):
+    assert (finished.status, finished.error) == ("succeeded", None)
+    assert finished.fine_tuned_model == f"ft:{MODEL}:default:my-suffix:{finished.id[-8:]}"
+    shown = finished.hyperparameters
+    assert (shown.n_epochs, shown.batch_size, shown.learning_rate_multiplier) == (2, 4, 1.0)
+    assert finished.trained_tokens > 0
+    assert finished.finished_at >= finished.created_at
+    said = [event.message for event in server.client.fine_tuning.jobs.list_events(finished.id, limit=2)][::-1]
+    assert said[0] == f"Created fine-tuning job: {finished.id}"
+    assert said[1].startswith("Validating training file: file-")
+    assert said[2:4] == ["Files validated, moving job to queued state", "Fine-tuning job started"]
+    assert said[-2:] == [f"New fine-tuned model created: {finished.fine_tuned_model}", "The job has successfully completed"]
+    steps = [event for event in server.client.fine_tuning.jobs.list_events(finished.id, limit=1) if event.type == "metrics"]
+    trained = [event.data for event in steps if "train_loss" in event.data]
+    assert [data["step"] for data in trained] == [6, 5, 4, 3, 2, 1]
+    assert {"total_steps", "train_mean_token_accuracy"} <= trained[0].keys()
+    assert [event.data["step"] for event in steps if "full_valid_loss" in event.data] == [6, 3, 0]
+
+
+def test_its_results_are_files(server: Server, finished):
+    rows = list(csv.DictReader(io.StringIO(server.client.files.content(finished.result_files[0]).text)))
+    assert list(rows[0]) == ["step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy"]
+    assert [row["step"] for row in rows] == ["1", "2", "3", "4", "5", "6"]
+    assert [bool(row["valid_loss"]) for row in rows] == [False, False, True, False, False, True]
+    assert server.client.files.retrieve(finished.result_files[0]).purpose == "fine-tune-results"
+
+
+def test_its_checkpoints_have_weights(server: Server, finished):
+    from safetensors.torch import load
+
+    checkpoints = list(server.client.fine_tuning.jobs.checkpoints.list(finished.id, limit=1))
+    assert [one.step_number for one in checkpoints] == [6, 3]
+    assert checkpoints[0].metrics.full_valid_loss is not None
+    names = {}
+    for number in checkpoints[0].result_files:
+        names[server.client.files.retrieve(number).filename] = server.client.files.content(number).read()
+    assert names.keys() == {"step-6-adapter_config.json", "step-6-adapter_model.safetensors"}
+    assert json.loads(names["step-6-adapter_config.json"])["r"] == 4
+    assert any("lora_A" in name for name in load(names["step-6-adapter_model.safetensors"]))
+
+
+def test_the_model_answers_at_once(server: Server, finished):
+    def ask(model):
+        asked = [{"role": "user", "content": "say 3"}]
+        return (
+            server.client.chat.completions.create(model=model, messages=asked, temperature=0, logprobs=True).choices[0].logprobs.content[0]
+        )
+
+    checkpoint = server.client.fine_tuning.jobs.checkpoints.list(finished.id).data[-1].fine_tuned_model_checkpoint
+    tuned, base, early = ask(finished.fine_tuned_model), ask(MODEL), ask(checkpoint)
+    assert tuned.logprob != base.logprob
+    assert early.logprob not in (tuned.logprob, base.logprob)
+    listed = [model.id for model in server.client.models.list()]
+    assert listed[:3] == ["echo", MODEL, finished.fine_tuned_model]
+    assert server.client.models.retrieve(finished.fine_tuned_model).owned_by == "default"
+
+
+def test_bodies_are_valid(server: Server, finished):
+    require_spec()
+    jobs = "/fine_tuning/jobs"
+    assert_valid("FineTuningJob", server.request("GET", f"{jobs}/{finished.id}").json())
+    assert_valid("ListPaginatedFineTuningJobsResponse", server.request("GET", jobs).json())
+    assert_valid("ListFineTuningJobEventsResponse", server.request("GET", f"{jobs}/{finished.id}/events").json())
+    assert_valid("ListFineTuningJobCheckpointsResponse", server.request("GET", f"{jobs}/{finished.id}/checkpoints").json())
+    body = {"model": MODEL, "training_file": server.upload().id, "hyperparameters": {"n_epochs": "auto"}}
+    made = server.request("POST", jobs, json=body).json()
+    assert_valid("FineTuningJob", made)
+    for word in ("pause", "resume", "cancel"):
+        assert_valid("FineTuningJob", server.request("POST", f"{jobs}/{made['id']}/{word}").json())
+    assert_valid("ErrorResponse", server.request("GET", f"{jobs}/ftjob-nobody").json())
+
+
+def test_preferences_are_trained(server: Server):
+    method = {"type": "dpo", "dpo": {"hyperparameters": PARAMETERS | {"n_epochs": 1, "beta": 0.2}}}
+    job = server.client.fine_tuning.jobs.create(model=MODEL, training_file=server.upload(preference_rows()).id, method=method)
+    server.work()
+    job = server.client.fine_tuning.jobs.retrieve(job.id)
+    assert job.status == "succeeded", job.error
+    assert job.method.dpo.hyperparameters.beta == 0.2
+    asked = [{"role": "user", "content": "say 3"}]
+    assert server.client.chat.completions.create(model=job.fine_tuned_model, messages=asked).choices[0].finish_reason
+
+
+@pytest.mark.parametrize(
+    ("data", "method", "code", "said"),
+    [
+        (chat_rows(7), "supervised", "invalid_n_examples", "Training file has 7 example(s), but must have at least 10 examples"),
+        (preference_rows(), "supervised", "invalid_training_file", "the line is in the format 'dpo'"),
+        (chat_rows(), "dpo", "invalid_training_file", "expected 'dpo'"),
+        (b"what is this\n" * 12, "supervised", "invalid_training_file", "12 lines"),
+        (b"\xff\xfea\x00", "supervised", "invalid_training_file", "UTF-16"),
+        (b"", "supervised", "invalid_n_examples", "0 example(s)"),
+    ],
+)
+def test_a_file_that_does_not_fit_fails_the_job(server: Server, data, method, code, said):
+    made = server.client.files.create(file=("rows.jsonl", data), purpose="fine-tune")
+    job = server.client.fine_tuning.jobs.create(model=MODEL, training_file=made.id, method={"type": method})
+    server.work()
+    job = server.client.fine_tuning.jobs.retrieve(job.id)
+    assert (job.status, job.error.code, job.error.param) == ("failed", code, "training_file")
+    assert said in job.error.message
+    assert server.client.fine_tuning.jobs.list_events(job.id).data[0].level == "error"
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "code"),
+    [
+        ({"model": "gpt-9"}, "model", "model_not_available"),
+        ({"model": None}, "model", "invalid_type"),
+        ({"training_file": "file-nobody"}, "training_file", "invalid_training_file"),
+        ({"validation_file": "file-nobody"}, "validation_file", "invalid_validation_file"),
+        ({"colour": "red"}, "colour", "unknown_parameter"),
+        ({"suffix": ""}, "suffix", "invalid_value"),
+        ({"suffix": "x" * 65}, "suffix", "invalid_value"),
+        ({"seed": -1}, "seed", "invalid_value"),
+        ({"metadata": {str(i): "x" for i in range(17)}}, "metadata", "invalid_value"),
+        ({"metadata": {"a": "x" * 513}}, "metadata", "invalid_value"),
+        ({"hyperparameters": {"n_epochs": 0}}, "hyperparameters.n_epochs", "invalid_value"),
+        ({"hyperparameters": {"n_epochs": 51}}, "hyperparameters.n_epochs", "invalid_value"),
+        ({"hyperparameters": {"n_epochs": 1.5}}, "hyperparameters.n_epochs", "invalid_value"),
+        ({"hyperparameters": {"n_epochs": True}}, "hyperparameters.n_epochs", "invalid_value"),
+        ({"hyperparameters": {"batch_size": 257}}, "hyperparameters.batch_size", "invalid_value"),
+        ({"hyperparameters": {"learning_rate_multiplier": 0}}, "hyperparameters.learning_rate_multiplier", "invalid_value"),
+        ({"hyperparameters": {"beta": 0.1}}, "hyperparameters.beta", "unknown_parameter"),
+        ({"hyperparameters": {"lora_q": 8}}, "hyperparameters.lora_q", "unknown_parameter"),
+        ({"hyperparameters": {"threads": 8}}, "hyperparameters.threads", "unknown_parameter"),
+        ({"hyperparameters": {"warmup_ratio": 2}}, "hyperparameters.warmup_ratio", "invalid_value"),
+        ({"hyperparameters": {"lora": {"rank": 2}}}, "hyperparameters.adapter.rank", "invalid_value"),
+        ({"method": {"type": "magic"}}, "method.type", "invalid_type"),
+        ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 3}}}}, "method.dpo.hyperparameters.beta", "invalid_value"),
+        ({"integrations": [{"type": "wandb"}]}, "integrations[0].wandb", "missing_required_parameter"),
+    ],
+)  # fmt: skip
+def test_every_fault_is_named(server: Server, change, param, code):
+    body = {"model": MODEL, "training_file": server.upload().id} | change
+    answer = server.request("POST", "/fine_tuning/jobs", json=body)
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert (error["param"], error["code"]) == (param, code), error
+
+
+def test_a_file_of_another_purpose_is_refused(server: Server):
+    other = server.client.files.create(file=("a.jsonl", chat_rows()), purpose="batch")
+    with pytest.raises(openai.BadRequestError, match="purpose 'batch'"):
+        server.client.fine_tuning.jobs.create(model=MODEL, training_file=other.id)
+
+
+def test_a_lost_answer_leads_to_one_job(server: Server):
+    body = {"model": MODEL, "training_file": server.upload().id, "suffix": "once"}
+
+    def create(headers, **more):
+        answer = server.request("POST", "/fine_tuning/jobs", json=body | more, headers=headers)
+        return answer.json().get("id"), answer
+
+    first, _ = create({"x-stainless-retry-count": "0"})
+    assert create({"x-stainless-retry-count": "1"})[0] == first
+    assert create({"x-stainless-retry-count": "2"})[0] == first
+    assert create({"x-stainless-retry-count": "0"})[0] != first
+    keyed, _ = create({"idempotency-key": "k1"})
+    assert create({"idempotency-key": "k1"})[0] == keyed
+    assert create({"idempotency-key": "k2"})[0] != keyed
+    other = create({"idempotency-key": "k1"}, seed=1)[1]
+    assert (other.status_code, other.json()["error"]["code"]) == (400, "idempotency_key_reused")
+
+
+def test_lists_are_paged_and_filtered_by_metadata(server: Server):
+    file = server.upload().id
+    made = [
+        server.client.fine_tuning.jobs.create(model=MODEL, training_file=file, metadata={"n": str(i % 2), "x y": "ü"}).id for i in range(5)
+    ]
+    assert [job.id for job in server.client.fine_tuning.jobs.list(limit=2)][:5] == made[::-1]
+    assert [job.id for job in server.client.fine_tuning.jobs.list(limit=1, metadata={"n": "1", "x y": "ü"})] == [made[3], made[1]]
+    assert server.client.fine_tuning.jobs.list(after="ftjob-nobody").data == []
+    for number in made:
+        assert server.client.fine_tuning.jobs.cancel(number).status == "cancelled"
+
+
+def test_pause_resume_cancel_while_waiting(server: Server):
+    jobs = server.client.fine_tuning.jobs
+    job = jobs.create(model=MODEL, training_file=server.upload().id)
+    assert jobs.pause(job.id).status == "paused"
+    assert jobs.pause(job.id).status == "paused"
+    server.work()
+    assert jobs.retrieve(job.id).status == "paused"
+    assert jobs.resume(job.id).status == "queued"
+    assert jobs.cancel(job.id).status == "cancelled"
+    assert jobs.cancel(job.id).finished_at
+    for change in (jobs.pause, jobs.resume):
+        with pytest.raises(openai.BadRequestError) as caught:
+            change(job.id)
+        assert caught.value.code == "invalid_job_status"
+    with pytest.raises(openai.NotFoundError):
+        jobs.cancel("ftjob-nobody")
+
+
+def _until(check, seconds=60):
+    limit = time.monotonic() + seconds
+    while not (found := check()):
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+    return found
+
+
+@pytest.mark.slow
+def test_pause_and_cancel_act_within_a_step(server: Server):
+    jobs = server.client.fine_tuning.jobs
+    job = jobs.create(model=MODEL, training_file=server.upload(chat_rows(40)).id, hyperparameters={"n_epochs": 50, "batch_size": 2})
+
+    def steps():
+        return [e.data["step"] for e in jobs.list_events(job.id, limit=100).data if e.type == "metrics"]
+
+    with server.worker():
+        _until(lambda: (steps() or [0])[0] >= 30)
+        assert jobs.pause(job.id).status in ("running", "paused")
+        _until(lambda: _lease(server, job.id) is None)
+        reached = steps()[0]
+        assert jobs.retrieve(job.id).status == "paused"
+        time.sleep(0.5)
+        assert steps()[0] == reached < 1000
+        assert jobs.resume(job.id).status in ("queued", "running")
+        _until(lambda: steps()[0] > reached)
+        assert jobs.cancel(job.id).status == "cancelled"
+        _until(lambda: _lease(server, job.id) is None)
+    done = [e.data["step"] for e in jobs.list_events(job.id, limit=100) if e.type == "metrics"]
+    assert done == list(range(done[0], 0, -1))  # each step told once, in order, over the pause
+    assert jobs.retrieve(job.id).fine_tuned_model is None
+
+
+def _lease(server, number):
+    from tunesmith.flow.jobs import Jobs
+
+    return Jobs(server.store).find(number, None)["lease"]
+
+
+def test_events_stream(server: Server, finished):
+    text = server.request("GET", f"/fine_tuning/jobs/{finished.id}/events?stream=true").text
+    lines = text.strip().split("\n\n")
+    assert lines[-1] == "data: [DONE]"
+    streamed = [json.loads(line.removeprefix("data: "))["id"] for line in lines[:-1]]
+    assert streamed == [event.id for event in server.client.fine_tuning.jobs.list_events(finished.id)][::-1]
+
+
+def test_permissions(server: Server, finished):
+    require_spec()
+    checkpoint = server.client.fine_tuning.jobs.checkpoints.list(finished.id).data[0].fine_tuned_model_checkpoint
+    permissions = server.client.fine_tuning.checkpoints.permissions
+    made = permissions.create(checkpoint, project_ids=["a", "b", "c"])
+    assert [one.project_id for one in made] == ["a", "b", "c"]
+    assert [one.project_id for one in permissions.create(checkpoint, project_ids=["b"])] == ["b"]
+    assert [one.project_id for one in permissions.list(checkpoint, limit=2)] == ["c", "b", "a"]
+    assert [one.project_id for one in permissions.list(checkpoint, project_id="a", order="ascending")] == ["a"]
+    path = f"/fine_tuning/checkpoints/{checkpoint}/permissions"
+    assert_valid("ListFineTuningCheckpointPermissionResponse", server.request("GET", path).json())
+    assert permissions.delete(made.data[0].id, fine_tuned_model_checkpoint=checkpoint).deleted
+    with pytest.raises(openai.NotFoundError):
+        permissions.delete(made.data[0].id, fine_tuned_model_checkpoint=checkpoint)
+    with pytest.raises(openai.NotFoundError):
+        permissions.list("ft:nobody")
+
+
+def test_a_deleted_model_answers_no_more(server: Server):
+    job = server.client.fine_tuning.jobs.create(
+        model=MODEL, training_file=server.upload().id, hyperparameters={"n_epochs": 1, "batch_size": 12}
+    )
+    server.work()
+    name = server.client.fine_tuning.jobs.retrieve(job.id).fine_tuned_model
+    assert server.client.models.delete(name).deleted
+    for gone in (server.client.models.retrieve, server.client.models.delete):
+        with pytest.raises(openai.NotFoundError):
+            gone(name)
+    with pytest.raises(openai.NotFoundError):
+        server.client.chat.completions.create(model=name, messages=[{"role": "user", "content": "x"}])
+    with pytest.raises(openai.PermissionDeniedError):
+        server.client.models.delete("echo")

@@ -1,0 +1,121 @@
+"""What a run's report answers beyond the numbers, on a whole tiny circle: where not, what broke, what next."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+
+import tiny
+from test_run import project
+from tunesmith.cli import app
+from tunesmith.cli.shared import guarded
+from tunesmith.core.progress import Silent
+from tunesmith.core.store import Store
+from tunesmith.flow.circle import Circle, evaluations
+from tunesmith.flow.eval_findings import findings, findings_html, regression
+from tunesmith.flow.project import load_project
+from tunesmith.flow.stages import Runner, Stage
+from tunesmith.models.catalog import Catalog
+
+
+def unserved(*_):
+    raise AssertionError("nothing is served here")
+
+
+@pytest.fixture(scope="module")
+def circle(tmp_path_factory):
+    folder = project(tmp_path_factory.mktemp("findings"), tiny.model(tmp_path_factory.mktemp("base")))
+    store = Store.open(folder / ".tunesmith")
+    found = Circle(load_project(folder / "tunesmith.yaml"), folder, store, Catalog(), Silent(), unserved)
+    stages = [stage for stage in found.stages() if stage.name != "regression"]
+    at = next(i for i, stage in enumerate(stages) if stage.name == "report")
+    stages.insert(at, Stage("regression", partial(regression, found), found.base_digest, ("train",)))
+    found.runner = Runner(store, "findings", Silent(), stages)
+    found.runner.run("compare")
+    yield found
+    store.close()
+
+
+@pytest.mark.slow
+def test_before_regression_it_is_said_to_be_unmeasured(circle):
+    if circle.runner.peek("regression") is None:
+        found = findings(circle)
+        assert found["regression"] is None
+        assert found["answers"]["what broke"] == "not measured."
+
+
+@pytest.mark.slow
+def test_six_questions_have_answers(circle):
+    output = circle.runner.run("regression").output
+    assert len(output["abilities"]) == 6
+    together = output["together"]
+    assert together["low"] <= together["difference"] <= together["high"]
+    assert sum(one["difference"]["n"] for one in output["abilities"]) == together["rows"] <= 120
+    found = findings(circle)
+    assert list(found["answers"]) == ["better", "by how much", "sure", "where not", "what broke", "what next"]
+    assert "interval" in found["answers"]["sure"]
+    tested = [line for line in found["slices"] if line["difference"]]
+    assert all(line["p_adjusted"] is not None for line in tested)
+    assert found["slices_tested"] >= len(tested)
+    rows = {row.id for row in circle.rows("test")}
+    assert {i for group in found["failures"] for i in group["ids"]} <= rows
+    if found["failures"]:
+        assert sum(group["collect"] for group in found["failures"]) <= 1 + 1e-9
+        assert found["failures"][0]["example"]["nearest"]
+    assert len(found["openings"]) == 3  # two baselines and the tuned model
+    json.dumps(found)
+
+
+@pytest.mark.slow
+def test_the_part_of_the_report_is_escaped_and_whole(circle):
+    circle.runner.run("regression")
+    found = findings(circle)
+    found["answers"]["better"] = "<script>alert(1)</script>"
+    html = findings_html(found)
+    for title in ("Six questions", "Where not?", "What broke?", "What next?"):
+        assert f"<h2>{title}</h2>" in html
+    assert "<script>" not in html
+    assert "<svg" in html
+
+
+def call(circle, capsys, *words):
+    code = guarded(app, [*words, "--config", str(circle.folder / "tunesmith.yaml"), "--json"])
+    return code, json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_single_evaluations_agree_with_the_run_and_need_no_weights_again(circle, capsys):
+    base = str(circle.base)
+    words = ("eval", base, f"{base}+{circle.adapter}", str(circle.adapter), "--data", "test")
+    code, found = call(circle, capsys, *words)
+    assert code == 0
+    ran = evaluations(circle, ["zero-shot", "tuned"])
+    wanted = [ran["zero-shot"].values, ran["tuned"].values, ran["tuned"].values]
+    assert [one["values"] for one in found["evaluations"]] == wanted
+    assert [one["asked"] for one in found["evaluations"]][1:] == [found["evaluations"][0]["asked"], 0]
+    openings = [one["opening"] for one in found["evaluations"]]
+    assert openings[0] > 3  # the run's own looks are counted too
+    assert [one["opening"] for one in call(circle, capsys, *words)[1]["evaluations"]] == openings
+    program = (
+        "import sys; from tunesmith.cli import app\n"
+        f"app({[*words, '--config', str(circle.folder / 'tunesmith.yaml'), '--json']!r}, standalone_mode=False)\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.slow
+def test_arms_of_the_run_are_compared_and_gated(circle, capsys):
+    code, found = call(circle, capsys, "compare", "run:zero-shot", "run:tuned")
+    assert code == 0
+    assert found["comparison"]["metrics"][0]["difference"]["n"] == len(circle.rows("test"))
+    code, _ = call(circle, capsys, "gate", "run:zero-shot", "run:zero-shot", "--margin", "0.9")
+    assert code == 0
+    code, told = call(circle, capsys, "compare", "run:zero-shot", "run:best")
+    assert code == 2
+    assert "tuned" in told["error"]["message"]

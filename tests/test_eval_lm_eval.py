@@ -1,0 +1,94 @@
+"""lm-evaluation-harness, in an environment of its own, against the served model: the same task agrees with our evaluation to the row."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import tiny
+from tunesmith.api.serve import temporary
+from tunesmith.core.store import Store
+from tunesmith.core.types import Example, Message, Sampling, example_id
+from tunesmith.evaluate.importers import lm_eval_log
+from tunesmith.evaluate.metrics import metric
+from tunesmith.evaluate.run import evaluate
+from tunesmith.models.local import LocalModel
+from tunesmith.models.openai_api import OpenAIModel
+
+PEER = Path(__file__).parent.parent / ".peers" / "lm-eval" / "bin" / "python"
+TASK = """
+task: said
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+generation_kwargs: {{until: ["<|never said|>"], max_gen_toks: 12, do_sample: false, temperature: 0}}
+metric_list:
+  - {{metric: exact_match, aggregation: mean, higher_is_better: true}}
+"""
+# The harness puts "type": "text" beside role and content of a message, a key that the API's reference does not have: sent without it.
+PROGRAM = """
+from lm_eval.__main__ import cli_evaluate
+from lm_eval.api.registry import register_model
+from lm_eval.models.openai_completions import LocalChatCompletion
+
+
+@register_model("plain-chat")
+class Plain(LocalChatCompletion):
+    def _create_payload(self, messages, *args, **kwargs):
+        return super()._create_payload([{"role": m["role"], "content": m["content"]} for m in messages], *args, **kwargs)
+
+
+cli_evaluate()
+"""
+WORDS = ("credit", "bank", "york", "signed", "june", "holdings", "amended", "ohio")
+
+
+def harness(folder: Path, url: str) -> Path:
+    """Run the harness on the task in `folder` against `url`; returns its log of samples."""
+    model = f"model=tiny,base_url={url.rstrip('/')}/chat/completions,num_concurrent=1,max_retries=1,tokenized_requests=False"
+    words = ["-c", PROGRAM, "--model", "plain-chat", "--model_args", model, "--tasks", "said", "--include_path", str(folder)]
+    words += ["--apply_chat_template", "--log_samples", "--output_path", str(folder / "out")]
+    offline = {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home"), "OPENAI_API_KEY": "none"}
+    done = subprocess.run([PEER, *words], env={**os.environ, **offline}, capture_output=True, text=True, timeout=300, cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return next((folder / "out").rglob("samples_said_*.jsonl"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not PEER.exists(), reason="no lm-evaluation-harness: python -m venv .peers/lm-eval, then pip install 'lm-eval[api]' there"
+)
+def test_the_harness_and_our_evaluation_agree_to_the_row(tmp_path):
+    asked = [f"{first} {second}?" for first in WORDS for second in WORDS if first != second][:24]
+    store = Store.open(tmp_path / "store")
+    local = LocalModel(tiny.model(tmp_path / "base"), name="tiny", dtype="float32")
+    with temporary({"tiny": local}, store.engine) as url:
+        base = url if url.rstrip("/").endswith("/v1") else f"{url.rstrip('/')}/v1"
+        served = OpenAIModel("tiny", base_url=base, api_key="none")
+        rows = [(Message(role="user", content=text),) for text in asked]
+        probe = evaluate(
+            served,
+            [Example(id=example_id(row), messages=row, reference="") for row in rows],
+            [metric("length")],
+            sampling=Sampling(max_tokens=12),
+            out=tmp_path / "probe",
+        )
+        # Every second row's right answer is what the model says, so that the metric has both values.
+        wanted = [row.answer.text if i % 2 else "no" for i, row in enumerate(probe.rows)]
+        examples = [Example(id=example_id(row, (), want), messages=row, reference=want) for row, want in zip(rows, wanted, strict=True)]
+        data = tmp_path / "rows.jsonl"
+        data.write_text("".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in zip(asked, wanted, strict=True)))
+        (tmp_path / "said.yaml").write_text(TASK.format(data=data))
+        ours = evaluate(served, examples, [metric("exact_match")], sampling=Sampling(max_tokens=12), out=tmp_path / "ours")
+        theirs = lm_eval_log(harness(tmp_path, base), model="tiny").evaluation
+    store.close()
+    assert [row.answer.text for row in theirs.rows] == [row.answer.text for row in ours.rows]
+    assert [score.value for score in theirs.scores("exact_match")] == [score.value for score in ours.scores("exact_match")]
+    assert 0 < ours.values["exact_match"] < 1

@@ -1,0 +1,229 @@
+"""The queue: leases, priorities, limits, poisoned jobs, and processes that are killed at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import tiny
+from api_parts import chat_rows
+from tunesmith.core.store import Store
+from tunesmith.flow.files import Files
+from tunesmith.flow.job_request import epochs, job_request
+from tunesmith.flow.jobs import MAX_TRIES, Jobs, Stopped
+from tunesmith.flow.paging import Refused
+from tunesmith.flow.worker import Worker
+
+ROOT = Path(__file__).resolve().parent
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tiny.model(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store.open(tmp_path / "store")
+    yield store
+    store.close()
+
+
+def add(store, base, *, project="default", rows=None, **more):
+    import io
+
+    file = Files(store).put(io.BytesIO(rows or chat_rows()), project=project, filename="a.jsonl", purpose="fine-tune")
+    body = {"model": "m", "training_file": file["id"], "hyperparameters": {"n_epochs": 2, "batch_size": 4}, "seed": 1} | more
+    return Jobs(store).create(job_request(json.dumps(body).encode()), base=str(base), project=project)["id"]
+
+
+def state(store, number):
+    return Jobs(store).find(number, None)["status"]
+
+
+def test_the_highest_priority_goes_first_then_the_oldest(store, base):
+    first, second, urgent = add(store, base), add(store, base), add(store, base, priority=5)
+    order = [Jobs(store).lease(seconds=60).job for _ in range(3)]
+    assert order == [urgent, first, second]
+    assert Jobs(store).lease(seconds=60) is None
+
+
+def test_a_project_has_its_limit(store, base):
+    mine = [add(store, base) for _ in range(3)]
+    other = add(store, base, project="other")
+    leases = [Jobs(store).lease(seconds=60, per_project=1) for _ in range(3)]
+    assert [lease and lease.job for lease in leases] == [mine[0], other, None]
+    leases[0].release()
+    assert Jobs(store).lease(seconds=60, per_project=1).job == mine[0]
+
+
+def test_who_lost_the_lease_can_change_nothing(store, base):
+    number = add(store, base)
+    old = Jobs(store).lease(seconds=0.05)
+    time.sleep(0.1)
+    new = Jobs(store).lease(seconds=60)
+    for act in (old.beat, old.read, old.begin, lambda: old.fail("x", "y"), lambda: old.write(step=7)):
+        with pytest.raises(Stopped):
+            act()
+    old.release()
+    assert new.read()["id"] == number
+    new.begin()
+    assert state(store, number) == "running"
+
+
+def test_one_worker_gets_a_job_however_many_ask(store, base):
+    numbers = {add(store, base) for _ in range(5)}
+    got, errors = [], []
+
+    def take():
+        try:
+            while (lease := Jobs(store).lease(seconds=60)) is not None:
+                got.append(lease.job)
+        except Exception as error:  # noqa: BLE001 - a thread's failure must reach the test
+            errors.append(error)
+
+    threads = [threading.Thread(target=take) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (errors, sorted(got)) == ([], sorted(numbers))
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(10, 10), (12, 8), (33, 3), (34, 3), (4, 25), (8333, 3), (8334, 2), (30_000, 1)])
+def test_epochs_are_openais(rows, expected):
+    assert epochs("auto", rows) == expected
+
+
+def test_a_base_that_is_gone_fails_the_job_alone(store, base, tmp_path):
+    bad, good = add(store, tmp_path / "nowhere"), add(store, base)
+    worker = Worker(store, isolated=False)
+    while worker.once():
+        pass
+    job = Jobs(store).find(bad, None)
+    assert (job["status"], job["error"]["code"], job["error"]["param"]) == ("failed", "model_not_available", "model")
+    assert state(store, good) == "succeeded"
+
+
+def test_a_deleted_file_does_not_break_a_job_under_way(store, base):
+    number = add(store, base)
+    lease = Jobs(store).lease(seconds=60)
+    from tunesmith.flow.job_run import read_rows
+
+    read_rows(store, lease.read(), "training_file")
+    lease.release()
+    Files(store).delete(Jobs(store).find(number, None)["training_file"], "default")
+    Worker(store, isolated=False).once()
+    assert state(store, number) == "succeeded"
+    assert not list((store.folder / "jobs" / number).glob("*.jsonl"))
+
+
+@pytest.mark.slow
+def test_a_poisoned_job_fails_alone_with_its_log(store, base, tmp_path):
+    poison = tiny.model(tmp_path / "poison")
+    config = json.loads((poison / "config.json").read_text())
+    (poison / "config.json").write_text(json.dumps(config | {"num_hidden_layers": "two"}))  # nobody expects that: the process dies of it
+    bad, good = add(store, poison), add(store, base)
+    worker = Worker(store, lease_s=3, poll_s=0.05, threads=1)
+    thread = threading.Thread(target=worker.run, daemon=True)
+    thread.start()
+    limit = time.monotonic() + 120
+    while state(store, bad) != "failed" or state(store, good) != "succeeded":
+        assert time.monotonic() < limit
+        time.sleep(0.1)
+    worker.stopping.set()
+    thread.join()
+    job = Jobs(store).find(bad, None)
+    assert (job["tries"], job["error"]["code"]) == (MAX_TRIES, "server_error")
+    assert "Traceback" in (store.folder / "jobs" / bad / "log.txt").read_text()
+    said = [event["message"] for event in Jobs(store).events(bad, limit=50)[0]]
+    assert sum("died, trying again" in message for message in said) == MAX_TRIES - 1
+
+
+@pytest.mark.slow
+def test_kills_change_nothing(tmp_path, base):
+    """Server and worker die again and again under jobs and chats; the script benchmarks/kills.py does the same a hundred times."""
+    command = [sys.executable, "-m", "benchmarks.kills", "--kills", "6", "--jobs", "2", "--folder", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT.parent, capture_output=True, text=True, timeout=400, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert (said["kills"], said["lost_files"], said["lost_jobs"], said["lost_log_rows"], said["different_results"]) == (6, 0, 0, 0, 0)
+    assert said["acknowledged_log_rows"] > 0
+
+
+@pytest.mark.slow
+def test_a_worker_dies_with_its_parent(store, base):
+    number = add(store, base, rows=chat_rows(40), hyperparameters={"n_epochs": 50, "batch_size": 1})
+    script = (
+        "import os, subprocess, sys, time;"
+        f"p = subprocess.Popen([sys.executable, '-m', 'tunesmith.flow.worker', '--store', {str(store.folder)!r}, '--lease', '2', '--parent', str(os.getpid())]);"
+        "print(p.pid, flush=True); time.sleep(600)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    worker = int(parent.stdout.readline())
+    limit = time.monotonic() + 60
+    while Jobs(store).find(number, None)["step"] < 3:
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    children = Path(f"/proc/{worker}/task/{worker}/children").read_text().split()
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    for pid in [worker, *map(int, children)]:
+        while alive(pid):
+            assert time.monotonic() < limit
+            time.sleep(0.05)
+    Jobs(store).cancel(number, None)
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_random_orders_of_requests_never_break_the_life_of_a_job(store, base):
+    """Whatever clients and workers do, a job moves along the documented arrows only."""
+    arrows = {
+        "validating_files": {"queued", "paused", "cancelled", "failed"},
+        "queued": {"running", "paused", "cancelled"},
+        "running": {"paused", "cancelled", "failed", "queued"},
+        "paused": {"queued", "cancelled"},
+    }
+    rng = random.Random(5)
+    for _ in range(15):
+        number, lease = add(store, base), None
+        before = state(store, number)
+        for _ in range(12):
+            act = rng.choice(["pause", "resume", "cancel", "lease", "begin", "validated", "fail", "release"])
+            try:
+                if act in ("pause", "resume", "cancel"):
+                    getattr(Jobs(store), act)(number, None)
+                elif act == "lease":
+                    lease = Jobs(store).lease(seconds=60) or lease
+                elif lease is not None and act == "validated" and before == "validating_files":
+                    lease.write([], status="queued")
+                elif lease is not None and act == "begin" and before in ("queued", "running"):
+                    lease.begin()
+                elif lease is not None and act == "fail" and before != "queued":
+                    lease.fail("x", "y")
+                elif lease is not None and act == "release":
+                    lease.release()
+            except (Stopped, Refused):
+                pass  # the act was not allowed, which is one of the right answers
+            after = state(store, number)
+            assert after == before or after in arrows.get(before, set()), (act, before, after)
+            before = after
+        if lease is not None:
+            lease.release()
+        if before in arrows:
+            Jobs(store).cancel(number, None)
