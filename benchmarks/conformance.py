@@ -69,8 +69,8 @@ def seed(store: Any, base: Path) -> None:
         put(tables.upload_parts, id="string", upload="upload_abc123", bytes=1)
         store.put_blob("uploads/upload_abc123/string", b"x")
         put(tables.chats, id="completion_id", model="m", request={"messages": [message]}, response=chat)
-        put(tables.batches, id="batch_id", status="in_progress", endpoint="/v1/embeddings", input_file=FILE_IDS[0], window="24h", times={}, total=1,
-            lease="seed", lease_until=now + 1e6)  # fmt: skip
+        batch = {"status": "in_progress", "endpoint": "/v1/embeddings", "input_file": FILE_IDS[0], "window": "24h", "times": {}, "total": 1}
+        put(tables.batches, id="batch_id", lease="seed", lease_until=now + 1e6, **batch)
 
 
 class Seeder:

@@ -118,7 +118,7 @@ def test_no_tokens_wanted_none_shown(served, stream):
     text = served.post(ask(model="tiny", max_tokens=0, stream=stream)).text
     assert '"finish_reason":"length"' in text
     assert (
-        set(json.loads(part)["choices"][0]["delta"].get("content") or "" for part in text.replace("data: ", "").split("\n\n")[:-2]) <= {""}
+        {json.loads(part)["choices"][0]["delta"].get("content") or "" for part in text.replace("data: ", "").split("\n\n")[:-2]} <= {""}
         if stream
         else '"content":""' in text
     )
@@ -200,7 +200,9 @@ def test_models(served):
         ({"top_logprobs": 3}, 400, "top_logprobs", "logprobs"),
         ({"top_logprobs": 21, "logprobs": True}, 400, "top_logprobs", "21"),
         ({"tool_choice": "required"}, 400, "tool_choice", "required"),
-        ({"response_format": {"type": "json_schema", "json_schema": {}}}, 400, "response_format.type", "json_schema"),
+        ({"tool_choice": "sometimes"}, 400, "tool_choice", "sometimes"),
+        ({"tool_choice": {"type": "function", "function": {"name": "x"}}, "tools": [TOOL]}, 400, "tool_choice", "no such tool"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, 400, "response_format.json_schema.schema", "Missing"),
         ({"model": "tiny", "messages": [{"role": "user", "content": "no " * 500}]}, 400, None, "context"),
     ],
 )  # fmt: skip

@@ -82,6 +82,17 @@ def test_odd_columns_are_mapped_and_a_wrong_map_is_explained(here, capsys):
     assert "prompt=question" in err
 
 
+def test_a_database_is_read_by_its_query(here, capsys):
+    import sqlite3
+
+    with sqlite3.connect(here / "rows.db") as base:
+        base.execute("create table tickets (q text, a text)")
+        base.executemany("insert into tickets values (?, ?)", [(f"question {i}", f"answer {i}") for i in range(5)])
+    base.close()
+    found = told(capsys, "import", "sqlite:///rows.db#SELECT q AS prompt, a AS response FROM tickets", "--yes")
+    assert (found["inputs"], found["preview"][0]["format"]) == (5, "columns")
+
+
 def test_invalid_rows_are_refused_until_they_are_accepted(here, capsys):
     (here / "rows.jsonl").write_text("\n".join([*rows(), "{broken"]), "utf-8")
     _, err = call(capsys, "import", "rows.jsonl", "--yes", code=1)
@@ -194,18 +205,20 @@ def test_suspects_go_into_review_and_the_majority_makes_a_version(here, capsys):
     assert "lost" in waiting[0]["why"]
     _, err = call(capsys, "review", "--agreement", code=1)
     assert "two annotators" in err
-    told(capsys, "review", waiting[0]["id"], "--reject", "--as", "ann")
-    told(capsys, "review", waiting[0]["id"], "--reject", "--as", "bob", "--comment", "no")
-    told(capsys, "review", "5", "--edit", "Better.", "--as", "ann")
-    told(capsys, "review", "5", "--accept", "--as", "bob")
+    told(capsys, "verdict", waiting[0]["id"], "reject", "--as", "ann")
+    told(capsys, "verdict", waiting[0]["id"], "reject", "--as", "bob", "--comment", "no")
+    told(capsys, "verdict", "5", "edit", "Better.", "--as", "ann")
+    told(capsys, "verdict", "5", "accept", "--as", "bob")
     agreed = told(capsys, "review", "--agreement")
     assert set(agreed["agreement"]) == {"krippendorff_alpha", "cohen_kappa"}
     assert told(capsys, "review", "--as", "ann", "-n", "99")["rows"][0]["id"] != waiting[0]["id"]
     done = told(capsys, "review", "--apply")
     assert (done["changed"], sum(done["version"]["counts"].values())) == (1, 39)
     assert told(capsys, "why", "rows.jsonl:4")["rows"][0]["reason"].endswith("no")
-    _, err = call(capsys, "review", "5", "--accept", "--reject", code=2)
-    assert "one of" in err
+    _, err = call(capsys, "verdict", "5", "acept", code=2)
+    assert "did you mean 'accept'" in err
+    _, err = call(capsys, "verdict", "5", "accept", "with an answer", code=2)
+    assert "with 'edit'" in err
 
 
 def test_answers_that_differ_from_their_neighbours_or_are_not_copied():
@@ -266,10 +279,12 @@ def test_new_rows_from_documents_with_their_span_and_without_repeats(here, capsy
     row = told(capsys, "show")["rows"][0]
     assert row["origin"].startswith("synthetic:echo:")
     assert row["meta"]["document"].endswith("a.txt")
-    _, err = call(capsys, "synth", "documents", "--teacher", "echo", "--of", "docs", "--data", "none", "--price", "1/2", code=2)
+    _, err = call(capsys, "synth", "documents", "--teacher", "echo", "--of", "docs", "--data", "none", "--usd_in", "1", code=2)
     assert "--yes" in err
     _, err = call(capsys, "synth", "topic", "--teacher", "echo", code=2)
     assert "did you mean 'topics'" in err
+    _, err = call(capsys, "synth", "seeds", "--teacher", "echo", "--temprature", "1", code=2)
+    assert "did you mean 'temperature'" in err
 
 
 def test_preference_pairs_from_a_weaker_model(here, capsys):

@@ -8,9 +8,10 @@ import msgspec
 import pytest
 
 from train_parts import make_rows, tiny_base, user_plan
-from tunesmith.core.errors import TrainingError
+from tunesmith.core.errors import NotFound, TrainingError
 from tunesmith.train.estimate import estimate, lora_parameters, refuse_what_cannot_fit
 from tunesmith.train.facts import base_shape
+from tunesmith.train.gpus import ASSUMED_SHARE, on_gpu, table
 from tunesmith.train.loop import train
 from tunesmith.train.plan import Adapter, ResolvedAdapter, ResolvedPlan
 
@@ -53,3 +54,24 @@ def test_a_plan_that_cannot_fit_is_refused_with_one_that_would(tmp_path):
         refuse_what_cannot_fit(small)
     with pytest.raises(TrainingError, match="a smaller base"):
         refuse_what_cannot_fit(msgspec.structs.replace(found, available_bytes=1))
+
+
+def test_a_named_gpu_is_estimated_from_its_data_sheet(tmp_path):
+    base = tiny_base(tmp_path)
+    found = estimate(user_plan(), make_rows(10), base=base)
+    h100, t4 = (on_gpu(found, name, base=base) for name in ("h100", "T4"))
+    assert h100.seconds == pytest.approx(found.flops / (989e12 * ASSUMED_SHARE))
+    assert (h100.dtype, t4.dtype) == ("bfloat16", "float32")
+    assert t4.memory.weights == 2 * h100.memory.weights
+    assert h100.fits
+    weights = msgspec.structs.replace(t4.memory, weights=15_000_000_000)
+    assert not msgspec.structs.replace(t4, memory=weights).fits
+    with pytest.raises(NotFound, match="no GPU 'H900'") as caught:
+        on_gpu(found, "H900", base=base)
+    assert "A100" in str(caught.value)
+
+
+def test_the_table_of_gpus_is_dated_and_sourced():
+    assert table().collected.year >= 2026
+    assert set(table().gpus) == {"H100", "A100", "L4", "T4", "4090"}
+    assert all(gpu.source and gpu.memory > 0 and gpu.float32 > 0 for gpu in table().gpus.values())

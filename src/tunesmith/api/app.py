@@ -47,6 +47,7 @@ from tunesmith.core.types import Record
 from tunesmith.deploy.bases import Bases
 from tunesmith.deploy.engine import Answering, Overloaded
 from tunesmith.deploy.router import Router
+from tunesmith.deploy.upstream import Upstream
 from tunesmith.models.base import Model
 from tunesmith.models.catalog import Catalog
 from tunesmith.monitor.log import InteractionLog
@@ -64,7 +65,8 @@ class ServeConfig(Record, frozen=True):
     """Where and how a server listens. Sizes in bytes, times in seconds; `python_graders` lets clients run Python in the sandbox.
 
     `names` lets clients use OpenAI's model names: `gpt-4o-mini-2024-07-18: smollm2-135m` (a catalogue name, a folder, or a served alias).
-    `encoders` does the same for embeddings, which come as numbers always where `base64_embeddings` is off (what the published schema says). `requests_per_minute` limits each key.
+    `encoders` does the same for embeddings; they come as numbers always where `base64_embeddings` is off, as the published schema has it.
+    `requests_per_minute` limits each key.
 
     After SIGTERM the server says that it is not ready, goes on answering for `notice_s`, then takes no new connection and lets what is open
     end within `drain_s`.
@@ -192,6 +194,9 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
     state.answering.close()
     if state.log is not None:
         state.log.close()
+    for alias, _ in state.router.listed():
+        if isinstance(upstream := state.router.find(alias), Upstream):
+            await upstream.close()
 
 
 def _background(app: Starlette, state: State) -> list[Coroutine[Any, Any, None]]:

@@ -19,10 +19,13 @@ from starlette.responses import Response, StreamingResponse
 
 from tunesmith.api.errors import as_api_error
 from tunesmith.api.http import away, project_of
+from tunesmith.api.passing import passed
 from tunesmith.api.state import State, state_of
 from tunesmith.core import wire
 from tunesmith.core.types import Answer, Interaction, Prompt
+from tunesmith.deploy.constrain import constraint_of
 from tunesmith.deploy.engine import Piece, Stream
+from tunesmith.deploy.upstream import Upstream
 from tunesmith.flow.chats import Chats
 from tunesmith.flow.job_request import check_metadata
 from tunesmith.models.base import Model
@@ -110,6 +113,9 @@ async def create(request: Request) -> Response:
     """The endpoint."""
     state = state_of(request)
     body, project = await request.body(), project_of(request)
+    name = wire.model_of(body)
+    if state.router.has(name) and isinstance(upstream := state.router.find(name), Upstream):
+        return await passed(state, name, upstream, body)
     asked, ignored = wire.chat_request(body), {"x-tunesmith-ignored": names} if (names := ",".join(wire.ignored(body))) else {}
     if asked.store and state.store is None:
         raise wire.BadRequest(
@@ -119,9 +125,11 @@ async def create(request: Request) -> Response:
     model = await state.find(asked.model, project)
     prompt, sampling = asked.prompt(), asked.sampling(state.default_max_tokens)
     chat = _Chat(state, asked, prompt, model, [], time.perf_counter(), time.time(), f"chatcmpl-{secrets.token_hex(16)}", project)
+    forced = asked.must_call
+    constraint = constraint_of(None if forced else asked.schema, forced, several=asked.parallel_tool_calls is not False)
     try:
         for index in range(asked.choices):
-            chat.streams.append(state.answering.ask(model, prompt, sampling, index))
+            chat.streams.append(state.answering.ask(model, prompt, sampling, index, constraint=constraint))
     except BaseException:
         chat.cancel()
         raise

@@ -83,7 +83,7 @@ class State:
         )
 
     async def encoder(self, name: str) -> Encoder:
-        """The encoder of that name (the catalogue's, or one mapped to it or to a folder); loaded when it is first asked. Raises BadRequest."""
+        """The encoder of that name, the catalogue's or a mapped one; loaded when it is first asked. Raises BadRequest."""
         known = {**{one: one for one in Catalog().listing.encoders}, **self.encoder_names}
         if name not in known:
             said, allowed = f"The model '{name[:200]}' gives no embeddings", ", ".join(known)

@@ -92,7 +92,6 @@ def import_(
         list[str] | None, typer.Option("--map", help="The format's key = the file's column, such as prompt=question.")
     ] = None,
     format: Annotated[str, typer.Option(help="The format, where it is not to be detected.")] = "auto",
-    query: Annotated[str, typer.Option(help="SQL, where the source is a database URL.")] = "",
     max_invalid: Annotated[str, typer.Option(help="The share of rows with faults that is tolerated, such as 1%.")] = "0%",
     name: NoteOption = "",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Write without asking.")] = False,
@@ -109,7 +108,11 @@ def import_(
     from tunesmith.data.collect import Source
     from tunesmith.flow.datasets import text_of
 
-    read = [Source(path=path, format=format, map=pairs(mapping or ()), query=query) for path in sources]
+    read = []
+    for word in sources:  # a database: sqlite:///rows.db#SELECT question AS prompt, answer AS response FROM tickets
+        path, mark, query = word.partition("#")
+        is_query = bool(mark) and "://" in path and query.lstrip().lower().startswith(("select", "with"))
+        read.append(Source(path=path if is_query else word, format=format, map=pairs(mapping or ()), query=query if is_query else ""))
     with datasets(config, as_json) as desk:
         preview = desk.preview(read)
         words = []

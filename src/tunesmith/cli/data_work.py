@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tunesmith.cli.data import CONFIG, DataArgument, DataOption, app, datasets
-from tunesmith.cli.shared import Json, emit, file_option
+from tunesmith.cli.shared import OVERRIDES, Json, emit, file_option
 
 if TYPE_CHECKING:
     from tunesmith.flow.datasets import Data, Datasets
 
+AnnotatorOption = Annotated[str, typer.Option("--as", help="Who judges (default: the user's name).")]
 EncoderOption = Annotated[str, typer.Option(help="Use sentence embeddings too, such as minilm-l6-v2.")]
 
 
@@ -72,32 +73,23 @@ def _asked(entry: dict[str, Any]) -> str:
 
 @app.command()
 def review(
-    row: Annotated[str | None, typer.Argument(help="One row, with --accept, --edit or --reject.")] = None,
-    data: DataOption = "latest",
-    annotator: Annotated[str, typer.Option("--as", help="Who judges (default: the user's name).")] = "",
-    accept: Annotated[bool, typer.Option("--accept", help="The row is right.")] = False,
-    reject: Annotated[bool, typer.Option("--reject", help="The row must go.")] = False,
-    edit: Annotated[str | None, typer.Option(help="The better answer.")] = None,
-    comment: Annotated[str, typer.Option(help="Why.")] = "",
+    data: DataArgument = "latest",
+    annotator: AnnotatorOption = "",
     agreement: Annotated[bool, typer.Option("--agreement", help="How far the annotators agree, with intervals.")] = False,
     write: Annotated[bool, typer.Option("--apply", help="Put the verdicts into a new version: majority decides.")] = False,
-    rows: Annotated[int, typer.Option("--rows", "-n", help="How many rows --json lists, or are asked.")] = 20,
+    rows: Annotated[int, typer.Option("--rows", "-n", help="How many rows are listed or asked.")] = 20,
     config: file_option = CONFIG,
     as_json: Json = False,
 ) -> None:
-    """Accept, edit or reject rows, suspects first; several annotators, each on their own rows.
+    """Accept, edit or reject rows at the terminal, suspects first; in a pipe and with --json the waiting rows are listed.
 
     Example: tunesmith data review --as maria
     """
     import msgspec
 
-    from tunesmith.core.errors import UsageError
     from tunesmith.flow import data_work
 
     name = annotator or getpass.getuser()
-    actions = [word for word, on in (("accept", accept), ("reject", reject), ("edit", edit is not None)) if on]
-    if len(actions) > 1 or bool(actions) != (row is not None):
-        raise UsageError(f"row {row}, actions {actions}", allowed="ROW with one of --accept, --edit TEXT, --reject; or none of them")
     with datasets(config, as_json) as desk:
         if agreement:
             found = data_work.agreement(desk)
@@ -108,14 +100,36 @@ def review(
             version, changed = data_work.reviewed(desk, have)
             result = {"version": msgspec.to_builtins(version), "changed": changed}
             emit(result, as_json, f"{changed} rows changed or taken out; version {version.id}")
-        elif row is not None:
-            kept = _verdict(desk, have.find(row).id, name, actions[0], edit, comment)
-            emit(kept, as_json, f"{kept['action']}: {kept['row']} by {name}")
         elif as_json or not sys.stdin.isatty():
             waiting = data_work.queue(desk, have, name, rows)
             emit({"annotator": name, "rows": waiting}, as_json, "\n".join(_asking(one) for one in waiting) or "nothing is waiting")
         else:
             _interview(desk, have, name, rows)
+
+
+@app.command()
+def verdict(
+    row: Annotated[str, typer.Argument(help="The row: its id, file:line or number.")],
+    action: Annotated[str, typer.Argument(help="accept, reject or edit.")],
+    answer: Annotated[str | None, typer.Argument(help="The better answer, with edit.")] = None,
+    data: DataOption = "latest",
+    annotator: AnnotatorOption = "",
+    comment: Annotated[str, typer.Option(help="Why.")] = "",
+    config: file_option = CONFIG,
+    as_json: Json = False,
+) -> None:
+    """What one annotator says of one row; it is on disk when the command returns.
+
+    Example: tunesmith data verdict support.jsonl:17 edit "Open from nine." --as maria
+    """
+    from tunesmith.core.errors import UsageError, nearest
+
+    actions = ("accept", "reject", "edit")
+    if action not in actions:
+        raise UsageError(f"no action '{action}'", allowed=", ".join(actions), remedy=nearest(action, actions))
+    with datasets(config, as_json) as desk:
+        kept = _verdict(desk, desk.find(data).find(row).id, annotator or getpass.getuser(), action, answer, comment)
+    emit(kept, as_json, f"{kept['action']}: {kept['row']} by {kept['annotator']}")
 
 
 def _verdict(desk: Datasets, row: str, name: str, action: str, answer: str | None, comment: str) -> dict[str, Any]:
@@ -161,21 +175,12 @@ def _agreement_text(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-@app.command()
+@app.command(context_settings=OVERRIDES)
 def synth(
+    context: typer.Context,
     method: Annotated[str, typer.Argument(help="seeds, documents, topics, evolve or preferences.")],
     teacher: Annotated[str, typer.Option(help="A catalogue name, URL#MODEL, openai:MODEL, a deployed alias, or echo.")],
-    count: Annotated[int, typer.Option(help="How many to ask for (documents: for each part).")] = 20,
-    of: Annotated[str, typer.Option(help="The folder of documents, or the topic.")] = "",
     data: Annotated[str, typer.Option(help="Seeds, and what must not be repeated; 'none' for nothing.")] = "latest",
-    against: Annotated[list[str] | None, typer.Option("--against", help="Evaluation rows that must not be repeated.")] = None,
-    system: Annotated[str | None, typer.Option(help="The system prompt of every new row.")] = None,
-    judge: Annotated[str, typer.Option(help="A model that rates each new row.")] = "",
-    grader: Annotated[str, typer.Option(help="Your own module:function of a row, from 0 to 1.")] = "",
-    temperature: Annotated[float, typer.Option(help="How freely the teacher writes.")] = 0.8,
-    max_tokens: Annotated[int, typer.Option(help="Tokens an answer, at most.")] = 1024,
-    seed: Annotated[int, typer.Option(help="Another seed, other rows.")] = 0,
-    price: Annotated[str, typer.Option(help="US dollars a million tokens in and out, such as 0.3/1.2.")] = "",
     add: Annotated[bool, typer.Option("--add", help="Add the new rows to the training rows of DATA.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask the teacher without asking you first.")] = False,
     config: file_option = CONFIG,
@@ -183,23 +188,22 @@ def synth(
 ) -> None:
     """Make new rows with a teacher; the most that it can cost is said before, what it costs while it works.
 
+    More: --count 20 (documents: for each part) · --of FOLDER or TOPIC · --system PROMPT · --judge MODEL · --criterion TEXT ·
+    --grader module:function · --against '[test.jsonl]' · --temperature 0.8 · --max_tokens 1024 · --near 0.7 · --min_score 0.5 ·
+    --seed 0 · --usd_in 0.3 --usd_out 1.2 (US dollars a million tokens, where the price list does not know the teacher).
+
     Example: tunesmith data synth seeds --teacher openai:gpt-4.1-mini --count 100 --yes
     """
     import msgspec
 
-    from tunesmith.core.errors import UsageError, nearest
-    from tunesmith.data.synth import Synth
+    from tunesmith.core.errors import UsageError
     from tunesmith.flow import data_synth
     from tunesmith.flow.datasets import evaluation_rows
 
-    if method not in data_synth.METHODS:
-        raise UsageError(f"no method '{method}'", allowed=", ".join(data_synth.METHODS), remedy=nearest(method, data_synth.METHODS))
-    usd_in, usd_out = _price(price)
-    settings = Synth(temperature=temperature, max_tokens=max_tokens, seed=seed, usd_in=usd_in, usd_out=usd_out)
-    wish = data_synth.Wish(method, teacher, count, of, system, judge, grader=grader, settings=settings)
+    wish = data_synth.wished(method, teacher, context.args)
     with datasets(config, as_json) as desk, data_synth.Teachers(desk) as models:
         have = None if data == "none" else desk.find(data)
-        if method == "preferences":
+        if wish.method == "preferences":
             if have is None:
                 raise UsageError("preference pairs need rows with good answers", allowed="--data DATA")
             rows, refused = data_synth.pairs(desk, wish, have, models)
@@ -208,7 +212,7 @@ def synth(
             asked = data_synth.requests(wish, have, models.resolve(teacher))
             cost = data_synth.estimate(asked, wish)
             _ask_first(cost, yes, as_json, teacher)
-            made = data_synth.make(desk, wish, have, asked, evaluation_rows(desk, against or ()), models)
+            made = data_synth.make(desk, wish, have, asked, evaluation_rows(desk, wish.against), models)
             rows, refused, cost = list(made.rows), made.refused, {**cost, "usd_spent": made.usd}
         version = data_synth.keep(desk, wish, rows, have, add=add and method != "preferences") if rows else None
     reasons: dict[str, int] = {}
@@ -222,18 +226,6 @@ def synth(
 
 def _not_kept(reasons: dict[str, int]) -> list[str]:
     return [f"  not kept: {n} × {reason}" for reason, n in sorted(reasons.items(), key=lambda item: -item[1])[:8]]
-
-
-def _price(text: str) -> tuple[float, float]:
-    from tunesmith.core.errors import UsageError
-
-    if not text:
-        return 0.0, 0.0
-    try:
-        usd_in, usd_out = (float(part) for part in text.split("/"))
-    except ValueError as error:
-        raise UsageError(f"--price {text}", allowed="IN/OUT in US dollars a million tokens, such as 0.3/1.2") from error
-    return usd_in, usd_out
 
 
 def _ask_first(cost: dict[str, float], yes: bool, as_json: bool, teacher: str) -> None:

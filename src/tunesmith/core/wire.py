@@ -118,6 +118,23 @@ class ChatRequest(Record, frozen=True):
         return 1 if self.n is None else self.n
 
     @property
+    def schema(self) -> dict[str, Any] | None:
+        """The JSON Schema that the answer must satisfy, None for free text."""
+        wanted = self.response_format
+        if wanted is None or wanted.type == "text":
+            return None
+        found = (wanted.json_schema or {}).get("schema") if wanted.type == "json_schema" else None
+        return {"type": "object"} if found is None else found
+
+    @property
+    def must_call(self) -> tuple[dict[str, Any], ...]:
+        """The tools of which one must be called, none when the model is free."""
+        tools, choice = tuple(msgspec.to_builtins(tool) for tool in self.tools or ()), self.tool_choice
+        if isinstance(choice, dict):
+            return tuple(tool for tool in tools if tool["function"]["name"] == _chosen(choice))
+        return tools if choice == "required" else ()
+
+    @property
     def silent(self) -> bool:
         """Whether no word of the answer is wanted (a limit of 0 tokens)."""
         return 0 in (self.max_completion_tokens, self.max_tokens if self.max_completion_tokens is None else None)
@@ -198,17 +215,27 @@ def chat_request(body: bytes) -> ChatRequest:
     take_ignored(tree)
     _functions(tree)
     request = convert(tree, ChatRequest)
-    choice = request.tool_choice
-    if choice not in (None, "auto", "none"):
-        raise BadRequest(f"'tool_choice' is {choice!r}", param="tool_choice", code="unsupported_value", allowed="auto, none")
-    if request.response_format is not None and request.response_format.type != "text":
-        raise BadRequest(
-            f"'response_format' of type {request.response_format.type!r} is not supported by this server",
-            param="response_format.type",
-            code="unsupported_value",
-            allowed="text",
-        )
+    _form(request)
     return request
+
+
+def _chosen(choice: dict[str, Any]) -> str | None:
+    function = choice.get("function")
+    return function.get("name") if choice.get("type") == "function" and isinstance(function, dict) else None
+
+
+def _form(request: ChatRequest) -> None:
+    """Refuse forms of answers that nothing can have. Raises BadRequest."""
+    choice = request.tool_choice
+    if isinstance(choice, str) and choice not in ("auto", "none", "required"):
+        raise BadRequest(f"'tool_choice' is {choice[:50]!r}", param="tool_choice", code="unsupported_value", allowed="auto, none, required")
+    if (choice == "required" and not request.tools) or (isinstance(choice, dict) and not request.must_call):
+        said = f"'tool_choice' is {str(choice)[:100]}, and no such tool is given"
+        raise BadRequest(said, param="tool_choice", code="invalid_value", allowed="a tool of 'tools'")
+    wanted = request.response_format
+    if wanted is not None and wanted.type == "json_schema" and not isinstance((wanted.json_schema or {}).get("schema"), dict):
+        param = "response_format.json_schema.schema"
+        raise BadRequest(f"Missing required parameter: '{param}'", param=param, code="missing_required_parameter")
 
 
 def take_ignored(tree: dict[str, Any]) -> list[str]:
@@ -231,6 +258,21 @@ def _functions(tree: dict[str, Any]) -> None:
         tree.setdefault("tool_choice", call)
     elif isinstance(call, dict):
         tree.setdefault("tool_choice", {"type": "function", "function": call})
+
+
+class _Named(msgspec.Struct):
+    model: str = ""
+
+
+_named = msgspec.json.Decoder(_Named)
+
+
+def model_of(body: bytes) -> str:
+    """The model that a request's body names, empty when it names none or is no JSON; a look ahead that refuses nothing."""
+    try:
+        return _named.decode(body).model
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
 
 
 def decode_object(body: bytes) -> dict[str, Any]:

@@ -56,4 +56,4 @@ class Encoder:
                 for i, vector in zip(batch, means, strict=True):
                     found[i] = vector
         vectors = np.stack(found)[:, :dimensions]
-        return (vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+        return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), dtype=np.float32)

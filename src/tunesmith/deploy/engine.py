@@ -13,12 +13,17 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from tunesmith.core.errors import TunesmithError
+from msgspec.structs import replace
+
+from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.types import Answer, Message, Prompt, Sampling
+from tunesmith.deploy.constrain import Constraint, HeldDecoder
 from tunesmith.models.base import Model
 from tunesmith.models.local import LocalModel
+from tunesmith.models.openai_api import OpenAIModel
 from tunesmith.models.reply import Reply
 
 
@@ -84,6 +89,7 @@ class _Job:
     ids: list[int]
     stream: Stream
     asked: float
+    constraint: Constraint | None = None
     sent_logprobs: int = 0
 
 
@@ -91,10 +97,10 @@ class _Decoding:
     """The thread that owns the decoder of one base."""
 
     def __init__(self, model: LocalModel) -> None:
-        self._decoder = model.decoder()
+        self._decoder = HeldDecoder(model)
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._rows: dict[int, tuple[_Job, Reply]] = {}
-        self._new_decoder = model.decoder
+        self._new_decoder: Callable[[], HeldDecoder] = partial(HeldDecoder, model)
         self.load = (0, 0)
         self.cache_use = 0.0
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
@@ -132,6 +138,13 @@ class _Decoding:
         except TunesmithError as error:
             job.stream.put(error)
             return
+        if job.constraint is not None:
+            try:
+                self._decoder.hold(number, job.constraint)
+            except TunesmithError as error:
+                self._decoder.cancel(number)
+                job.stream.put(error)
+                return
         reply = Reply(job.model.renderer, job.prompt, job.sampling, prompt_tokens=len(job.ids), started=job.asked)
         self._rows[number] = (job, reply)
 
@@ -176,10 +189,17 @@ class Answering:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="answer")
         self._lock = threading.Lock()
 
-    def ask(self, model: Model, prompt: Prompt, sampling: Sampling, choice: int = 0) -> Stream:
-        """The answer of `model` as a stream; `choice` tells the n answers to one apart. Raises DataError, UsageError, Overloaded."""
+    def ask(self, model: Model, prompt: Prompt, sampling: Sampling, choice: int = 0, *, constraint: Constraint | None = None) -> Stream:
+        """The answer of `model` as a stream; `choice` tells the n answers to one apart. Raises DataError, UsageError, Overloaded.
+
+        A local model is held to `constraint`; another model is asked for its schema, and cannot be held to calling a tool.
+        """
+        if constraint is not None and not isinstance(model, LocalModel):
+            if not isinstance(model, OpenAIModel) or constraint.schema is None:
+                raise UsageError(f"'{model.name}' cannot be held to a form of answer", allowed="local models; schemas at endpoints")
+            prompt = replace(prompt, response_schema=constraint.schema)
         if isinstance(model, LocalModel):
-            return self._decode(model, prompt, sampling, choice, model.renderer.prompt(prompt))
+            return self._decode(model, prompt, sampling, choice, model.renderer.prompt(prompt), constraint)
         stream = Stream(lambda _: None)
         self._pool.submit(_whole, model, prompt, _seeded(sampling, choice), stream)
         return stream
@@ -192,12 +212,14 @@ class Answering:
             return self._decode(model, prompt, sampling, choice, ids or [min(model.renderer.stop_ids)])
         return self.ask(model, prompt, sampling, choice)
 
-    def _decode(self, model: LocalModel, prompt: Prompt, sampling: Sampling, choice: int, ids: list[int]) -> Stream:
+    def _decode(
+        self, model: LocalModel, prompt: Prompt, sampling: Sampling, choice: int, ids: list[int], constraint: Constraint | None = None
+    ) -> Stream:
         decoding = self._decoding_of(model)
         if decoding.load[1] >= self._max_waiting:
             raise Overloaded(decoding.load[1])
         stream = Stream(decoding.cancel)
-        decoding.submit(_Job(model, prompt, sampling, choice, ids, stream, time.perf_counter()))
+        decoding.submit(_Job(model, prompt, sampling, choice, ids, stream, time.perf_counter(), constraint))
         return stream
 
     def load(self) -> tuple[int, int, float]:
@@ -222,8 +244,6 @@ class Answering:
 def _seeded(sampling: Sampling, choice: int) -> Sampling:
     if sampling.seed is None or choice == 0:
         return sampling
-    from msgspec.structs import replace
-
     return replace(sampling, seed=sampling.seed + choice)
 
 

@@ -126,7 +126,7 @@ class Circle:
         return prepare.collect_rows(self.sources, self.project.max_invalid, work)
 
     def _split(self, work: Path) -> Output:
-        return prepare.clean_and_split(self.runner.folder("collect"), self.project.clean, self.project.split, work)
+        return prepare.clean_and_split(self.runner.folder("collect"), self.project.clean, self.project.split, self.catalog, work)
 
     def _tokens(self, work: Path) -> Output:
         return prepare.tokenize(self.runner.folder("split"), self.base, self.project.train, work)

@@ -4,17 +4,17 @@ asked for and filtered is the data room's."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from tunesmith.core.errors import UsageError
+from tunesmith.core.config import convert, parse_overrides
+from tunesmith.core.errors import ConfigError, UsageError, nearest
 from tunesmith.core.load import resolve
 from tunesmith.core.rows import Row
 from tunesmith.core.store import Store
-from tunesmith.core.types import Answer, Example
+from tunesmith.core.types import Answer, Example, Record
 from tunesmith.data import synth, version
 from tunesmith.data.synth import Judge, Made, Synth
 from tunesmith.data.version import DatasetVersion
@@ -29,10 +29,10 @@ TEXTS = (".txt", ".md", ".rst")
 _JUDGED = (1, 5)
 
 
-@dataclass(frozen=True)
-class Wish:
+class Wish(Record, frozen=True):
     """What is wanted. `of`: a folder or file of texts (documents), or the root of the tree (topics). `count`: rows, for documents rows a
-    part. `system`: the first turn of every new row. `criterion`: what the judge asks of a row. `grader`: a user's `module:function`."""
+    part. `system`: the first turn of every new row. `criterion`: what the judge asks of a row. `grader`: a user's `module:function`.
+    `against`: evaluation rows that must not be repeated."""
 
     method: Method
     teacher: str
@@ -42,7 +42,22 @@ class Wish:
     judge: str = ""
     criterion: str = "The question is clear and could be asked by a user; the answer is correct, complete and in the style of the task."
     grader: str = ""
-    settings: Synth = field(default_factory=Synth)
+    against: tuple[str, ...] = ()
+    settings: Synth = Synth()
+
+
+def wished(method: str, teacher: str, words: Sequence[str]) -> Wish:
+    """The wish that `--count 5 --temperature 0.3` words describe; Synth's keys go to its settings. Raises ConfigError with the nearest."""
+    if method not in METHODS:
+        raise UsageError(f"no method '{method}'", allowed=", ".join(METHODS), remedy=nearest(method, METHODS))
+    tree: dict[str, Any] = {"method": method, "teacher": teacher, "settings": {}}
+    for key, value in parse_overrides(words):
+        name = ".".join(key)
+        known = (*Wish.__struct_fields__[2:-1], *Synth.__struct_fields__)
+        if name not in known:
+            raise ConfigError(f"unknown option '--{name}'", allowed=", ".join(f"--{one}" for one in known), remedy=nearest(name, known))
+        (tree["settings"] if name in Synth.__struct_fields__ else tree)[name] = value
+    return convert(tree, Wish)
 
 
 def priced(wish: Wish) -> Synth:

@@ -34,7 +34,7 @@ class Files:
         row = self.prepare(stream, project=project, filename=filename, purpose=purpose, keep_s=keep_s, most=most)
         with self._store.writing() as connection:
             connection.execute(sa.insert(files).values(**row))
-        return row
+        return self.find(row["id"], project)
 
     def prepare(
         self, stream: IO[bytes], *, project: str, filename: str, purpose: str, keep_s: float | None = None, most: int | None = None

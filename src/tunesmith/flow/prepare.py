@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tunesmith.data.ledger import Ledger
 from tunesmith.data.sources import files
 from tunesmith.data.split import Split, split
 from tunesmith.data.summary import summary
+from tunesmith.flow.data_vectors import embed
 from tunesmith.models.catalog import Catalog
 from tunesmith.train.plan import Plan
 
@@ -57,10 +59,11 @@ def collect_rows(sources: Sequence[Source], max_invalid: float, work: Path) -> d
     return {"inputs": found.inputs, "invalid": found.invalid, "rows": len(found.rows), "formats": sorted(set(found.formats.values()))}
 
 
-def clean_and_split(rows_folder: Path, cleaning: Clean, splitting: Split, work: Path) -> dict[str, Any]:
+def clean_and_split(rows_folder: Path, cleaning: Clean, splitting: Split, catalog: Catalog, work: Path) -> dict[str, Any]:
     """Clean the rows and divide them; writes one Parquet file a part, clusters.json and the ledger of both."""
     ledger = Ledger.read(rows_folder / "ledger.jsonl")
-    cleaned = clean(list(read_parquet(rows_folder / "rows.parquet")), cleaning, ledger)
+    encoder = partial(embed, catalog=catalog, encoder=cleaning.semantic_duplicates.encoder)
+    cleaned = clean(list(read_parquet(rows_folder / "rows.parquet")), cleaning, ledger, encoder=encoder)
     parts = split(cleaned.rows, splitting, cleaned.clusters)
     for name in PARTS:
         write_parquet(work / f"{name}.parquet", getattr(parts, name))

@@ -33,6 +33,7 @@ class InteractionLog:
         self._statement: Any = insert(interactions).on_conflict_do_nothing(index_elements=["id"])
         self._queue: queue.SimpleQueue[tuple[Interaction, Future[None]] | None] = queue.SimpleQueue()
         self._closed = False
+        self._crowded = False  # one client alone is not made to wait for others
         self._thread = threading.Thread(target=self._run, name="interaction-log", daemon=True)
         self._thread.start()
 
@@ -55,6 +56,7 @@ class InteractionLog:
             batch, last = self._gather()
             if batch:
                 self._commit(batch)
+                self._crowded = len(batch) > 1
             if last:
                 return
 
@@ -70,7 +72,7 @@ class InteractionLog:
             if entry is None:
                 return batch, True
             batch.append(entry)
-            until = until or time.monotonic() + _GATHER_S
+            until = until or time.monotonic() + (_GATHER_S if self._crowded else 0.0)
         return batch, False
 
     def _commit(self, batch: list[tuple[Interaction, Future[None]]]) -> None:

@@ -95,7 +95,8 @@ def lora_parameters(config: dict[str, Any], plan: ResolvedPlan) -> int:
     return sum(plan.adapter.r * (o + i) + (o if plan.adapter.dora else 0) for o, i in chosen) * int(config["num_hidden_layers"])
 
 
-def _memory(config: dict[str, Any], plan: ResolvedPlan, trainable: int, largest_pack: int) -> Memory:
+def memory(config: dict[str, Any], plan: ResolvedPlan, trainable: int, largest_pack: int) -> Memory:
+    """Peak bytes of a plan whose largest pack computes so many tokens; `config` as `base_shape` gives it."""
     size = 2 if plan.dtype == "bfloat16" else 4
     full = plan.adapter.kind == "none"
     hidden, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
@@ -157,7 +158,7 @@ def estimate(plan: Plan, rows: Sequence[Row], validation: Sequence[Row] = (), *,
         trainable_parameters=trainable,
         flops=flops,
         seconds=flops / rate + SECONDS_FIXED + SECONDS_PER_PARAMETER * int(config["parameters"]),
-        memory=_memory(config, resolved, trainable, largest),
+        memory=memory(config, resolved, trainable, largest),
         available_bytes=available_bytes(),
     )
 

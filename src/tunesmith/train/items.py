@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -38,15 +39,17 @@ Row = Rendered | tuple[Rendered, Rendered] | Labelled
 
 def as_items(method: Method, rows: Sequence[Row]) -> list[Item]:
     """The rows as items of the method. Raises DataError naming every row that is of another method's kind or has nothing to train."""
-    wanted = {"sft": Rendered, "kto": Labelled}.get(method, tuple)
+    wanted = {"sft": Rendered, "text": Rendered, "kto": Labelled}.get(method, tuple)
     wrong = [i for i, row in enumerate(rows) if not isinstance(row, wanted) or (wanted is tuple and isinstance(row, Labelled))]
     if wrong:
-        kind = {"sft": "a rendered row", "kto": "a labelled row"}.get(method, "a pair: preferred, other")
+        kind = {"sft": "a rendered row", "text": "a rendered row", "kto": "a labelled row"}.get(method, "a pair: preferred, other")
         faults = [Fault(f"row {i}", "wrong_kind", f"{type(rows[i]).__name__} is not {kind}") for i in wrong]
         raise DataError(
             f"{len(wrong)} of {len(rows)} rows do not fit the method {method}", faults=faults, allowed=kind, where="train.method"
         )
     items = [_item(row) for row in rows]
+    if method == "text":
+        items = [Item((replace(item.rows[0], mask=np.ones(len(item.rows[0].ids), np.uint8)),)) for item in items]
     faults = [
         Fault(row.example_id, "nothing_trained", "no token of this row is trained")
         for item in items
@@ -85,12 +88,15 @@ def mismatch(items: Sequence[Item]) -> list[Item]:
 def usable(items: Sequence[Item], max_length: int, over_length: str) -> tuple[list[Item], list[str], list[str]]:
     """The items to train on, and the ids of those dropped and truncated because a row is longer than `max_length`.
 
-    Raises TrainingError when nothing is left.
+    `over_length` split makes several items of such a row; each starts anew, and nothing of the row is lost. Raises TrainingError when
+    nothing is left.
     """
     kept, dropped, truncated = [], [], []
     for item in items:
         if all(len(row.ids) <= max_length for row in item.rows):
             kept.append(item)
+        elif over_length == "split":
+            kept += split(item, max_length)
         elif over_length == "truncate" and all(row.mask[1:max_length].any() for row in item.rows):
             kept.append(item._replace(rows=tuple(row.limited(max_length) for row in item.rows)))
             truncated.append(item.rows[0].example_id)
@@ -103,3 +109,17 @@ def usable(items: Sequence[Item], max_length: int, over_length: str) -> tuple[li
     if not items:
         raise TrainingError("there are no rows to train on")
     return kept, dropped, truncated
+
+
+def split(item: Item, max_length: int) -> list[Item]:
+    """The item's row in pieces of nearly equal length, at most `max_length` tokens.
+
+    Each piece begins with the last token of the piece before it, so that every token but the row's first is predicted once.
+    """
+    (row,) = item.rows
+    count = -(-(len(row.ids) - 1) // (max_length - 1))
+    bounds = np.linspace(0, len(row.ids) - 1, count + 1).round().astype(int)
+    return [
+        item._replace(rows=(replace(row, example_id=f"{row.example_id}/{i}", ids=row.ids[a : b + 1], mask=row.mask[a : b + 1]),))
+        for i, (a, b) in enumerate(pairwise(bounds))
+    ]

@@ -181,7 +181,7 @@ class KTO:
 
 def objective_of(plan: ResolvedPlan) -> Objective:
     """The plan's method."""
-    if plan.method == "sft":
+    if plan.method in ("sft", "text"):
         return SFT()
     if plan.method == "kto":
         return KTO(plan.preference)

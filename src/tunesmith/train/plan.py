@@ -15,7 +15,7 @@ from tunesmith.core.errors import ConfigError
 from tunesmith.core.types import Record
 
 Auto = Literal["auto"]
-Method = Literal["sft", "dpo", "orpo", "kto"]
+Method = Literal["sft", "dpo", "orpo", "kto", "text"]
 Init = Literal["default", "gaussian", "pissa", "olora", "orthogonal"]
 
 
@@ -61,6 +61,8 @@ class Preference(Record, frozen=True):
 class Plan(Record, frozen=True):
     """Everything a training run needs; the `train:` section of a configuration is this record.
 
+    Method text is continued pre-training: every token of a row is trained, and a row longer than `max_length` is split (`over_length`
+    split, for this method alone).
     `batch_size` counts rows of one optimiser step; `micro_batch_tokens` is how many tokens one pack computes at most (memory only: the
     result does not depend on it); `lanes` packs are computed side by side, each on threads / lanes cores. `epochs` counts passes over the
     rows; `eval_every` and `checkpoint_every` count steps, None means at the end of each epoch. `keep: best` takes the weights of the
@@ -77,7 +79,7 @@ class Plan(Record, frozen=True):
     batch_size: int | Auto = "auto"
     micro_batch_tokens: int | Auto = "auto"
     max_length: int | Auto = "auto"
-    over_length: Literal["drop", "truncate"] = "drop"
+    over_length: Literal["drop", "truncate", "split"] = "drop"
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_ratio: float = 0.05
     weight_decay: float = 0.0
@@ -156,6 +158,8 @@ OPENAI_EPOCHS = (
 )
 
 Choice = tuple[Any, str, str]
+TOKEN_METHODS = ("sft", "text")  # the loss is a sum over tokens
+TEXT_LENGTH = 2048
 
 
 def _epochs(facts: Facts) -> Choice:
@@ -168,7 +172,7 @@ def _epochs(facts: Facts) -> Choice:
 
 
 def _learning_rate(facts: Facts, lora: bool, method: Method) -> Choice:
-    if method != "sft":
+    if method not in TOKEN_METHODS:
         why = f"{method}: 5e-6 for full training, ten times that for LoRA"
         return (5e-5 if lora else 5e-6), why, f"upper end of the published DPO rates; {LORA_WITHOUT_REGRET}"
     rate = min(1e-3, 3e-4 * math.sqrt(8e9 / facts.parameters))
@@ -193,7 +197,14 @@ def _rank(facts: Facts) -> Choice:
     return rank, why, f"capacity in parameters should exceed the data's information: {LORA_WITHOUT_REGRET}"
 
 
-def _max_length(facts: Facts) -> Choice:
+def _max_length(facts: Facts, method: Method) -> Choice:
+    if method == "text":
+        length = min(facts.longest, facts.positions, TEXT_LENGTH)
+        return (
+            length,
+            f"the longest text, at most {TEXT_LENGTH} and the model's {facts.positions} positions; the rest is split off",
+            "the data",
+        )
     return min(facts.longest, facts.positions), f"the longest row, at most the model's {facts.positions} positions", "the data"
 
 
@@ -257,7 +268,8 @@ def resolve(plan: Plan, facts: Facts) -> tuple[ResolvedPlan, tuple[Reason, ...]]
         "learning_rate": auto("learning_rate", plan.learning_rate, _learning_rate(facts, lora, plan.method)),
         "batch_size": batch,
         "micro_batch_tokens": auto("micro_batch_tokens", plan.micro_batch_tokens, tokens),
-        "max_length": auto("max_length", plan.max_length, _max_length(facts)),
+        "max_length": auto("max_length", plan.max_length, _max_length(facts, plan.method)),
+        "over_length": "split" if plan.method == "text" else plan.over_length,
         "dtype": auto("dtype", plan.dtype, _dtype(facts)),
         "threads": threads,
         "lanes": auto("lanes", plan.lanes, _lanes(device, threads, batch)),
@@ -298,9 +310,16 @@ def check(plan: Plan) -> None:
     ):
         if not isinstance(value, str) and not low <= value <= high:
             raise ConfigError(f"{name} is {value}", where=f"train.{name}", allowed=f"{low} to {high}")
-    if plan.method == "sft" and plan.preference != Preference():
+    if (plan.over_length == "split" and plan.method != "text") or (plan.over_length == "truncate" and plan.method == "text"):
+        what = f"over_length {plan.over_length} and method {plan.method} exclude each other"
+        raise ConfigError(what, where="train.over_length", remedy="text is split, rows of chats are dropped or truncated")
+    if plan.method == "text" and plan.max_length == 1:
+        raise ConfigError("max_length is 1", where="train.max_length", allowed="2 or more: the first token predicts the second")
+    if plan.method in TOKEN_METHODS and plan.preference != Preference():
         raise ConfigError(
-            "preference means nothing to method sft", where="train.preference", remedy="method: dpo, orpo or kto, or leave it out"
+            f"preference means nothing to method {plan.method}",
+            where="train.preference",
+            remedy="method: dpo, orpo or kto, or leave it out",
         )
     if plan.preference.beta <= 0:
         raise ConfigError(f"preference.beta is {plan.preference.beta}", where="train.preference.beta", allowed="a number above 0")

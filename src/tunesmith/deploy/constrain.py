@@ -1,0 +1,124 @@
+"""Answers held to a grammar: at each token only those that the grammar allows can be drawn. Knows nothing about who asks.
+
+The grammars run in llguidance (MIT), which turns JSON Schemas and Lark grammars into masks over the vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tunesmith.core.errors import UsageError
+from tunesmith.core.load import need
+from tunesmith.core.types import Record
+from tunesmith.models.decode import Decoder, Token
+from tunesmith.models.local import LocalModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Constraint(Record, frozen=True):
+    """What an answer must be: JSON after a schema, or calls of one of `tools` (the API's tool objects)."""
+
+    schema: dict[str, Any] | None = None
+    tools: tuple[dict[str, Any], ...] = ()
+    several: bool = True
+
+    def lark(self) -> str:
+        """The constraint as a Lark grammar."""
+        if self.schema is not None:
+            return f"start: value\nvalue: %json {_json(self.schema)}"
+        calls = [_call(tool["function"]) for tool in self.tools]
+        call = f"call: %json {_json({'anyOf': calls})}"
+        more = "+" if self.several else ""
+        return f'start: one{more}\none: "<tool_call>" call "</tool_call>"\n{call}'
+
+
+def _json(schema: dict[str, Any]) -> str:
+    """The schema without free white space: a model that likes spaces would never come to the end of its answer."""
+    return json.dumps({**schema, "x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}})
+
+
+def _call(function: dict[str, Any]) -> dict[str, Any]:
+    """The schema of one call of a function, as models write it."""
+    properties = {"name": {"const": function["name"]}, "arguments": function.get("parameters") or {"type": "object"}}
+    return {"type": "object", "properties": properties, "required": ["name", "arguments"], "additionalProperties": False}
+
+
+class Grammars:
+    """Constraints compiled for one base's vocabulary."""
+
+    def __init__(self, model: LocalModel) -> None:
+        self._library = need("llguidance", extra="serve")
+        self.stop_ids = model.renderer.stop_ids
+        size = model.engine.model.get_output_embeddings().weight.shape[0]
+        self._tokenizer = self._library.LLTokenizer(str(model.base / "tokenizer.json"), n_vocab=size, eos_token=sorted(self.stop_ids))
+        self.size = size
+
+    def matcher(self, constraint: Constraint) -> Any:
+        """A fresh automaton. Raises UsageError when the schema cannot be followed, saying why."""
+        grammar = constraint.lark()
+        made = self._library.LLMatcher(self._tokenizer, grammar, log_level=0)
+        if made.is_error():
+            raise UsageError(f"the schema cannot be followed: {made.get_error()[:500]}", allowed="JSON Schema without remote references")
+        return made
+
+
+class HeldDecoder(Decoder):
+    """A decoder some of whose rows are held to a grammar. It steps in where the logits of a step become tokens (`Decoder._said`)."""
+
+    def __init__(self, model: LocalModel) -> None:
+        super().__init__(model.engine, max_rows=model.max_rows)
+        self._model = model
+        self._grammars: Grammars | None = None
+        self._matchers: dict[int, Any] = {}
+
+    def hold(self, number: int, constraint: Constraint) -> None:
+        """Hold a row that was just added. Raises UsageError for a schema that cannot be followed."""
+        self._grammars = self._grammars or Grammars(self._model)
+        self._matchers[number] = self._grammars.matcher(constraint)
+
+    def cancel(self, number: int) -> None:
+        """Forget a row."""
+        self._matchers.pop(number, None)
+        super().cancel(number)
+
+    def _said(self, rows: list[Any], logits: Tensor) -> list[Token]:
+        import torch
+
+        held = [(i, self._matchers[row.number]) for i, row in enumerate(rows) if row.number in self._matchers]
+        if held:
+            logits = logits.clone()
+        for i, matcher in held:
+            allowed = _allowed(matcher, logits.shape[1], rows[i].request.stop_ids)
+            logits[i, torch.from_numpy(~allowed).to(logits.device)] = float("-inf")
+        tokens = super()._said(rows, logits)
+        for token in tokens:
+            matcher = self._matchers.get(token.row)
+            if matcher is not None and token.finish is None:
+                matcher.consume_token(token.id)
+            elif matcher is not None:
+                del self._matchers[token.row]
+        return tokens
+
+
+def _allowed(matcher: Any, size: int, stop_ids: frozenset[int]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which ids may come next: bool [size]. Where the automaton gave up (a grammar beyond its limits) only the end: others go on."""
+    allowed = np.zeros(size, dtype=bool)
+    if not matcher.is_error():
+        bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")[:size]
+        allowed[: len(bits)] = bits.astype(bool)
+    if not allowed.any():
+        allowed[sorted(stop_ids)] = True
+    return allowed
+
+
+def constraint_of(schema: dict[str, Any] | None, tools: Sequence[dict[str, Any]], *, several: bool = True) -> Constraint | None:
+    """The constraint of a schema or of tools of which one must be called; None when there is neither."""
+    if schema is None and not tools:
+        return None
+    return Constraint(schema=schema, tools=tuple(tools), several=several)
