@@ -295,7 +295,8 @@ MISSED = """## Aims that are missed
 - Interval of a rate: the worst cell of Wilson's interval covers .904 (exact; n = 10, rate .99), the aim is .905. A wider interval would
   miss the upper aim elsewhere.
 - The gate at a tolerance of 5 points and 10 % discordance: the planned 314 rows pass an equal model in .763 (exact), the aim is .80 ± .03.
-  The plan rests on the normal approximation and the gate on Tango's interval, which is wider with few discordant rows: a tenth more rows pass it in .81.
+  The plan rests on the normal approximation and the gate on Tango's interval, which is wider with few discordant rows: a tenth more
+  rows pass it in .81.
 - Clusters of very unequal size with correlation .9 reach 6 % only within simulation error (10,000 runs: .060).
 """
 
