@@ -51,7 +51,7 @@ def ours(tmp_path, base, rows, **changes):
     return [e["train_loss"] for e in events if e["event"] == "step"], load_file(Path(result.artifact) / "adapter_model.safetensors")
 
 
-def same(mine, theirs):
+def assert_same(mine, theirs):
     losses, adapter = mine
     assert losses == pytest.approx(theirs[0], rel=1e-6, abs=1e-5)
     for name, value in adapter.items():
@@ -72,7 +72,7 @@ def test_sft(base, tmp_path, changes, accumulation):
     order = epoch_order(16, seed=0, epoch=0)
     job = [{"input_ids": rows[i].ids.tolist(), "completion_mask": rows[i].mask.tolist()} for i in order]
     theirs = trl(tmp_path, base, method="sft", batch=4 // accumulation, accumulation=accumulation, epochs=1, learning_rate=5e-3, rows=job)
-    same(ours(tmp_path, base, rows, **changes), theirs)
+    assert_same(ours(tmp_path, base, rows, **changes), theirs)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_dpo(base, tmp_path, loss_type, preference):
         (prompt, chosen), (_, rejected) = (split(row) for row in pairs[i])
         job.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
     theirs = trl(tmp_path, base, method="dpo", batch=4, epochs=1, learning_rate=5e-3, rows=job, loss_type=loss_type)
-    same(ours(tmp_path, base, pairs, method="dpo", preference=preference), theirs)
+    assert_same(ours(tmp_path, base, pairs, method="dpo", preference=preference), theirs)
 
 
 def test_kto(base, tmp_path):
@@ -98,4 +98,4 @@ def test_kto(base, tmp_path):
         for i in range(9)
     ]
     theirs = trl(tmp_path, base, method="kto", batch=9, epochs=3, learning_rate=5e-3, rows=job)
-    same(ours(tmp_path, base, rows, method="kto", batch_size=9, epochs=3), theirs)
+    assert_same(ours(tmp_path, base, rows, method="kto", batch_size=9, epochs=3), theirs)
