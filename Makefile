@@ -4,7 +4,7 @@ BIN := .venv/bin
 ARGS ?=
 # One process a core, each file in one process; every process computes with one thread (tests/conftest.py).
 PARALLEL ?= -n auto --dist loadfile
-.PHONY: demo test test-fast check bench install clean
+.PHONY: demo test test-fast check bench conformance install clean
 
 install: .venv/.ready
 
@@ -32,6 +32,13 @@ check: install
 
 bench: install
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+bench-%: install
+	@$(BIN)/python -m benchmarks $*
+
+# openai-python's own API tests, from its source distribution, against our server.
+conformance: install
+	@$(BIN)/python -m benchmarks.conformance $(ARGS)
 
 clean:
 	rm -rf .venv .peers

