@@ -32,28 +32,13 @@ generation_kwargs: {{until: ["<|never said|>"], max_gen_toks: 12, do_sample: fal
 metric_list:
   - {{metric: exact_match, aggregation: mean, higher_is_better: true}}
 """
-# The harness puts "type": "text" beside role and content of a message, a key that the API's reference does not have: sent without it.
-PROGRAM = """
-from lm_eval.__main__ import cli_evaluate
-from lm_eval.api.registry import register_model
-from lm_eval.models.openai_completions import LocalChatCompletion
-
-
-@register_model("plain-chat")
-class Plain(LocalChatCompletion):
-    def _create_payload(self, messages, *args, **kwargs):
-        return super()._create_payload([{"role": m["role"], "content": m["content"]} for m in messages], *args, **kwargs)
-
-
-cli_evaluate()
-"""
 WORDS = ("credit", "bank", "york", "signed", "june", "holdings", "amended", "ohio")
 
 
 def harness(folder: Path, url: str) -> Path:
     """Run the harness on the task in `folder` against `url`; returns its log of samples."""
     model = f"model=tiny,base_url={url.rstrip('/')}/chat/completions,num_concurrent=1,max_retries=1,tokenized_requests=False"
-    words = ["-c", PROGRAM, "--model", "plain-chat", "--model_args", model, "--tasks", "said", "--include_path", str(folder)]
+    words = ["-m", "lm_eval", "--model", "local-chat-completions", "--model_args", model, "--tasks", "said", "--include_path", str(folder)]
     words += ["--apply_chat_template", "--log_samples", "--output_path", str(folder / "out")]
     offline = {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home"), "OPENAI_API_KEY": "none"}
     done = subprocess.run([PEER, *words], env={**os.environ, **offline}, capture_output=True, text=True, timeout=300, cwd=folder)

@@ -64,6 +64,7 @@ class _Message(Record, frozen=True):
     annotations: Any = None  # the SDK sends back what it was given; no meaning here
     audio: None = None
     function_call: None = None
+    type: Literal["text", "message"] | None = None  # evaluation harnesses send it; no meaning here
 
 
 class _Function(Record, frozen=True):
