@@ -134,6 +134,7 @@ class Circle:
     def _train(self, work: Path) -> Output:
         from tunesmith.flow.training import train_rows
 
+        self.__dict__.pop("model", None)  # the answering model's memory is free for training; the next stage loads it again
         return train_rows(self, work)
 
     def rows(self, part: str) -> list[Example]:

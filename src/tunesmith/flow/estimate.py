@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Shares of the matrix-product rate that reading prompts and writing answers reach (SmolLM2-135M, two cores): an estimate must not
 # take as long as the thing.
-_READ, _WRITE = 0.40, 0.30
+_READ, _WRITE = 0.40, 0.16
 # How much of the allowed length an answer fills: an untrained base runs on, one that was shown examples or trained stops earlier.
 _FILLED = {"zero": 0.75, "shots": 0.15}
 _LOADING_S = 5.0
@@ -61,7 +61,7 @@ class RunEstimate:
         return (
             f"this will take about {_time(sum(self.seconds.values()))} on this machine: {', '.join(parts) or 'nothing long'}\n"
             f"training: {one.steps} steps in {one.plan.epochs} epochs, {one.tokens:,} tokens ({one.computed_tokens:,} after packing, "
-            f"{one.trained_tokens:,} with loss), about {one.memory.total / 2**30:.1f} GiB of memory"
+            f"{one.trained_tokens:,} with loss), about {one.memory.total / 2**30:.1f} GiB of memory for training itself"
         )
 
 
