@@ -273,6 +273,7 @@ def test_webhooks_are_signed_as_openai_signs_them(tmp_path):
 # keys
 
 
+@pytest.mark.slow
 def test_keys_open_what_their_scopes_say(tmp_path):
     with running_server(tmp_path) as server:
         keys = Keys(server.store)

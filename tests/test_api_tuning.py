@@ -216,6 +216,7 @@ def test_lists_are_paged_and_filtered_by_metadata(server: Server):
         assert server.client.fine_tuning.jobs.cancel(number).status == "cancelled"
 
 
+@pytest.mark.slow
 def test_pause_resume_cancel_while_waiting(server: Server):
     jobs = server.client.fine_tuning.jobs
     job = jobs.create(model=MODEL, training_file=server.upload().id)

@@ -87,6 +87,7 @@ def test_the_dated_table_matches_the_longest_name():
     assert migrate._ended(migrate.FineTune(model="ft:x", base="llama"), None, TODAY).days_left is None
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_there_is_one_clear_message(capsys):
     code, found, _ = call(capsys, "migrate", "inventory", "--base-url", "http://127.0.0.1:9/v1", "--api-key", "none")
     assert code == 1
