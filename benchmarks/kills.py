@@ -53,7 +53,7 @@ class Run:
 
     def start(self, name: str) -> None:
         """Start the server or a worker (again)."""
-        worker = ["tunesmith.flow.worker", "--store", str(self.folder / "store"), "--lease", str(LEASE_S), "--threads", "1"]
+        worker = ["tunesmith.flow.jobs.worker", "--store", str(self.folder / "store"), "--lease", str(LEASE_S), "--threads", "1"]
         command = ["benchmarks.kills", "--serve", str(self.folder), "--port", str(self.port)] if name == "server" else worker
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen([sys.executable, "-m", *command], stdout=log, stderr=log)
@@ -119,8 +119,8 @@ def wait(run: Run, made: list[str], limit_s: float) -> None:
 def results(folder: Path, made: list[str]) -> list[Any]:
     """What each job came to: result files byte by byte, steps as told, checkpoints."""
     from tunesmith.core.store import Store
-    from tunesmith.flow.files import Files
-    from tunesmith.flow.jobs import Jobs
+    from tunesmith.flow.jobs.queue import Jobs
+    from tunesmith.flow.server.files import Files
 
     store = Store.open(folder / "store")
     found = []

@@ -54,7 +54,7 @@ class Server:
 
     def work(self):
         """Work on every job that waits, here and now."""
-        from tunesmith.flow.worker import Worker
+        from tunesmith.flow.jobs.worker import Worker
 
         worker = Worker(self.store, isolated=False, lease_s=30)
         while worker.once():
@@ -63,7 +63,7 @@ class Server:
     @contextlib.contextmanager
     def worker(self, **more):
         """A worker in a thread for as long as the block lasts."""
-        from tunesmith.flow.worker import Worker
+        from tunesmith.flow.jobs.worker import Worker
 
         worker = Worker(self.store, isolated=False, poll_s=0.02, **more)
         thread = threading.Thread(target=worker.run, daemon=True)

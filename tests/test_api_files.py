@@ -66,7 +66,7 @@ def test_files_expire(server: Server):
     from sqlalchemy import update
 
     from tunesmith.core.tables import files
-    from tunesmith.flow.files import Files
+    from tunesmith.flow.server.files import Files
 
     with server.store.engine.begin() as connection:
         connection.execute(update(files).where(files.c.id == made.id).values(expires=1.0))

@@ -269,7 +269,7 @@ def test_pause_and_cancel_act_within_a_step(server: Server):
 
 
 def _lease(server, number):
-    from tunesmith.flow.jobs import Jobs
+    from tunesmith.flow.jobs.queue import Jobs
 
     return Jobs(server.store).find(number, None)["lease"]
 

@@ -168,7 +168,7 @@ def test_check_says_what_to_do_in_text_and_in_one_offline_file(here, capsys):
 def test_mask_shows_trained_read_and_cut_tokens(here, capsys):
     from tunesmith.core.chat import Renderer
     from tunesmith.core.types import Example, Message, example_id
-    from tunesmith.flow.data_tokens import mask
+    from tunesmith.flow.datasets.tokens import mask
 
     renderer = Renderer.load(templates.save(here / "base", "qwen"))
     turns = (Message(role="user", content="who calls?"), Message(role="assistant", content="the system"))
@@ -222,7 +222,7 @@ def test_suspects_go_into_review_and_the_majority_makes_a_version(here, capsys):
 
 
 def test_answers_that_differ_from_their_neighbours_or_are_not_copied():
-    from tunesmith.flow.data_work import disagreeing, not_copied
+    from tunesmith.flow.datasets.people import disagreeing, not_copied
 
     asked = [f"the agreement between {a} and {b} is dated as of june" for a, b in zip(SUBJECTS, SUBJECTS[1:] + SUBJECTS[:1], strict=True)]
     asked += [
@@ -320,7 +320,7 @@ def test_every_command_has_an_example_and_json(capsys, command):
 
 
 def test_answers_that_leave_out_what_others_repeat():
-    from tunesmith.flow.data_work import omitted
+    from tunesmith.flow.datasets.people import omitted
 
     asked = [f"payment number {i} goes from Borrower to the treasury" for i in range(20)] + [
         f"nothing of note on day {i}" for i in range(30)
@@ -336,7 +336,7 @@ def test_answers_that_leave_out_what_others_repeat():
 def test_what_the_data_stage_found_is_one_offline_section(here):
     from tunesmith.core.rows import Row
     from tunesmith.data.collect import Source, collect
-    from tunesmith.flow.data_findings import of_rows, section
+    from tunesmith.flow.datasets.findings import of_rows, section
 
     found: list[Row] = collect(Source(path="rows.jsonl")).rows
     result = of_rows({"train": found[:40], "validation": [], "test": found[40:]}, lengths=[9] * 40, max_length=8)

@@ -16,7 +16,7 @@ from tunesmith.cli.shared import guarded
 from tunesmith.core.progress import Silent
 from tunesmith.core.store import Store
 from tunesmith.flow.circle import Circle, evaluations
-from tunesmith.flow.eval_findings import findings, findings_html, regression
+from tunesmith.flow.evaluation.findings import findings, findings_html, regression
 from tunesmith.flow.project import load_project
 from tunesmith.flow.stages import Runner, Stage
 from tunesmith.models.catalog import Catalog

@@ -17,11 +17,11 @@ import pytest
 import tiny
 from api_parts import chat_rows
 from tunesmith.core.store import Store
-from tunesmith.flow.files import Files
-from tunesmith.flow.job_request import epochs, job_request
-from tunesmith.flow.jobs import MAX_TRIES, Jobs, Stopped
-from tunesmith.flow.paging import Refused
-from tunesmith.flow.worker import Worker
+from tunesmith.flow.jobs.queue import MAX_TRIES, Jobs, Stopped
+from tunesmith.flow.jobs.request import epochs, job_request
+from tunesmith.flow.jobs.worker import Worker
+from tunesmith.flow.server.files import Files
+from tunesmith.flow.server.paging import Refused
 
 ROOT = Path(__file__).resolve().parent
 
@@ -117,7 +117,7 @@ def test_a_base_that_is_gone_fails_the_job_alone(store, base, tmp_path):
 def test_a_deleted_file_does_not_break_a_job_under_way(store, base):
     number = add(store, base)
     lease = Jobs(store).lease(seconds=60)
-    from tunesmith.flow.job_run import read_rows
+    from tunesmith.flow.jobs.run import read_rows
 
     read_rows(store, lease.read(), "training_file")
     lease.release()
@@ -165,7 +165,7 @@ def test_a_worker_dies_with_its_parent(store, base):
     number = add(store, base, rows=chat_rows(40), hyperparameters={"n_epochs": 50, "batch_size": 1})
     script = (
         "import os, subprocess, sys, time;"
-        f"p = subprocess.Popen([sys.executable, '-m', 'tunesmith.flow.worker', '--store', {str(store.folder)!r}, '--lease', '2', '--parent', str(os.getpid())]);"
+        f"p = subprocess.Popen([sys.executable, '-m', 'tunesmith.flow.jobs.worker', '--store', {str(store.folder)!r}, '--lease', '2', '--parent', str(os.getpid())]);"
         "print(p.pid, flush=True); time.sleep(600)"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)

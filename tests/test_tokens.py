@@ -14,7 +14,7 @@ from tunesmith.core.chat import Renderer
 from tunesmith.core.errors import NotFound, UsageError
 from tunesmith.core.tokens import HARD, Tokens, openai_encoding, rendered, spread
 from tunesmith.core.types import Example, Function, Message, ToolCall
-from tunesmith.flow.data_tokens import price_of, prices, training_cost
+from tunesmith.flow.datasets.tokens import price_of, prices, training_cost
 
 FAMILIES = tuple(templates.SOURCES)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)

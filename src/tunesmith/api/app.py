@@ -97,7 +97,7 @@ def create_app(
     """The application that serves `models_by_alias`; each request is logged to the store's engine `log` (None: nowhere).
 
     With a `store` it also keeps files, fine-tuning jobs and what they make, and logs there. Jobs are worked on by processes of their own
-    (`python -m tunesmith.flow.worker`).
+    (`python -m tunesmith.flow.jobs.worker`).
     """
     config = config or ServeConfig()
     log = log if log is not None or store is None else store.engine

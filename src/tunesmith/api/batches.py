@@ -18,9 +18,9 @@ from tunesmith.core import wire
 from tunesmith.core.store import Store
 from tunesmith.core.types import Record
 from tunesmith.core.wire import BadRequest
-from tunesmith.flow.batches import ENDPOINTS, UNSERVED, Batches, Line, batch_object, output_line
-from tunesmith.flow.job_request import check_metadata
-from tunesmith.flow.paging import Row
+from tunesmith.flow.jobs.request import check_metadata
+from tunesmith.flow.server.batches import ENDPOINTS, UNSERVED, Batches, Line, batch_object, output_line
+from tunesmith.flow.server.paging import Row
 
 _log = logging.getLogger("tunesmith.api")
 _LEASE_S, _POLL_S, _AT_ONCE = 30.0, 0.5, 16

@@ -26,8 +26,8 @@ from tunesmith.core.types import Answer, Interaction, Prompt
 from tunesmith.deploy.constrain import constraint_of
 from tunesmith.deploy.engine import Piece, Stream
 from tunesmith.deploy.upstream import Upstream
-from tunesmith.flow.chats import Chats
-from tunesmith.flow.job_request import check_metadata
+from tunesmith.flow.jobs.request import check_metadata
+from tunesmith.flow.server.chats import Chats
 from tunesmith.models.base import Model
 
 _GONE = 499  # nginx's word for a client that left; it is logged, never sent

@@ -11,8 +11,8 @@ import sqlalchemy as sa
 
 from tunesmith.core.store import Store
 from tunesmith.deploy.processes import Processes
-from tunesmith.flow.keys import Keys
 from tunesmith.flow.project import load_project
+from tunesmith.flow.server.keys import Keys
 from tunesmith.models.base import Model
 from tunesmith.models.catalog import Catalog
 
@@ -46,7 +46,7 @@ def serve_project(
             models[alias] = base.with_adapter(Path(record["adapter"]), alias)
         app = create_app(models, config=settings, store=store)
         words = ["--store", str(store.folder), "--parent", str(os.getpid())]
-        with Processes("tunesmith.flow.worker", words, workers, store.folder / "workers.log"):
+        with Processes("tunesmith.flow.jobs.worker", words, workers, store.folder / "workers.log"):
             serve(app, settings, on_ready=lambda url: say(f"serving {', '.join(models)} at {url} (ctrl-C stops)"))
     finally:
         store.close()

@@ -19,7 +19,7 @@ from tunesmith.deploy.bases import Bases
 from tunesmith.deploy.embedding import Encoder
 from tunesmith.deploy.engine import Answering
 from tunesmith.deploy.router import Router
-from tunesmith.flow.permissions import TunedModels
+from tunesmith.flow.server.permissions import TunedModels
 from tunesmith.models.base import Model
 from tunesmith.models.catalog import Catalog
 from tunesmith.models.local import LocalModel

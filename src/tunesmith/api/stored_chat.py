@@ -11,9 +11,9 @@ from tunesmith.api.http import away, limit_of, listing, metadata_of, oldest_firs
 from tunesmith.api.state import store_of
 from tunesmith.core import wire
 from tunesmith.core.types import Record
-from tunesmith.flow.chats import Chats
-from tunesmith.flow.job_request import check_metadata
-from tunesmith.flow.paging import Row
+from tunesmith.flow.jobs.request import check_metadata
+from tunesmith.flow.server.chats import Chats
+from tunesmith.flow.server.paging import Row
 
 
 class _Update(Record, frozen=True):

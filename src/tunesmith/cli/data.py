@@ -14,7 +14,7 @@ import typer
 from tunesmith.cli.shared import OVERRIDES, Json, emit, file_option, told
 
 if TYPE_CHECKING:
-    from tunesmith.flow.datasets import Datasets
+    from tunesmith.flow.datasets.versions import Datasets
 
 app = typer.Typer(help="Data that can be trusted: a fate and a reason for every row.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -28,7 +28,7 @@ Against = Annotated[list[str] | None, typer.Option("--against", help="Evaluation
 @contextmanager
 def datasets(config: Path, as_json: bool, overrides: Sequence[str] = ()) -> Iterator[Datasets]:
     """The data of the project beside `config`, with progress for people."""
-    from tunesmith.flow.datasets import Datasets
+    from tunesmith.flow.datasets.versions import Datasets
 
     with told(as_json) as progress:
         yield Datasets.open(config, progress, overrides)
@@ -106,7 +106,7 @@ def import_(
 
     from tunesmith.core.errors import UsageError
     from tunesmith.data.collect import Source
-    from tunesmith.flow.datasets import text_of
+    from tunesmith.flow.datasets.versions import text_of
 
     read = []
     for word in sources:  # a database: sqlite:///rows.db#SELECT question AS prompt, answer AS response FROM tickets
@@ -148,15 +148,15 @@ def check(
 
     Example: tunesmith data check support.jsonl --base smollm2-135m
     """
-    from tunesmith.flow import data_check
-    from tunesmith.flow.datasets import evaluation_rows
+    from tunesmith.flow.datasets import check
+    from tunesmith.flow.datasets.versions import evaluation_rows
 
     with datasets(config, as_json) as desk:
         found = desk.find(data)
-        result = data_check.checked(desk, found, base=base, max_length=max_length, wanted=evaluation_rows(desk, wanted or ()))
-        data_check.write_html(result, found.rows, out)
+        result = check.checked(desk, found, base=base, max_length=max_length, wanted=evaluation_rows(desk, wanted or ()))
+        check.write_html(result, found.rows, out)
         result["report"] = str(out)
-        emit(result, as_json, f"{data_check.text_of(result)}\nreport: {out}")
+        emit(result, as_json, f"{check.text_of(result)}\nreport: {out}")
         if not result["usable"]:
             raise typer.Exit(3)
 
@@ -177,7 +177,7 @@ def clean(
     """
     import msgspec
 
-    from tunesmith.flow.datasets import evaluation_rows
+    from tunesmith.flow.datasets.versions import evaluation_rows
 
     limit = ["--clean.max_dropped", str(share(max_dropped))] if max_dropped is not None else []
     data, overrides = words_of(context.args, data)
@@ -238,7 +238,7 @@ def show(
 
     Example: tunesmith data show --split test -n 3
     """
-    from tunesmith.flow.datasets import shown, text_of
+    from tunesmith.flow.datasets.versions import shown, text_of
 
     with datasets(config, as_json) as desk:
         found = desk.find(data)
@@ -266,7 +266,7 @@ def mask(
     """
     from tunesmith.core.chat import Renderer
     from tunesmith.core.errors import UsageError
-    from tunesmith.flow import data_tokens
+    from tunesmith.flow.datasets import tokens
 
     with datasets(config, as_json) as desk:
         base = base or desk.settings.base
@@ -275,7 +275,7 @@ def mask(
                 "whose tokens?", allowed="--base NAME or FOLDER", remedy="--base smollm2-135m, or put base: into tunesmith.yaml"
             )
         found = desk.find(data).find(row)
-        sides = data_tokens.mask(found, Renderer.load(desk.catalog.model(base)), max_length)
+        sides = tokens.mask(found, Renderer.load(desk.catalog.model(base)), max_length)
     if as_json:
         emit({"row": found.id, "origin": found.origin, "base": base, "sides": sides}, True, "")
         return
@@ -323,7 +323,7 @@ def why(
 
     Example: tunesmith data why support.jsonl:17
     """
-    from tunesmith.flow.datasets import text_of
+    from tunesmith.flow.datasets.versions import text_of
 
     with datasets(config, as_json) as desk:
         found = desk.find(data)
@@ -418,7 +418,7 @@ def diff(
 
     Example: tunesmith data diff 3f2a 9c01
     """
-    from tunesmith.flow.datasets import differences, text_of
+    from tunesmith.flow.datasets.versions import differences, text_of
 
     with datasets(config, as_json) as desk:
         found = differences(desk, old, new)

@@ -12,7 +12,7 @@ from tunesmith.cli.data import CONFIG, DataArgument, DataOption, app, datasets
 from tunesmith.cli.shared import OVERRIDES, Json, emit, file_option
 
 if TYPE_CHECKING:
-    from tunesmith.flow.datasets import Data, Datasets
+    from tunesmith.flow.datasets.versions import Data, Datasets
 
 AnnotatorOption = Annotated[str, typer.Option("--as", help="Who judges (default: the user's name).")]
 EncoderOption = Annotated[str, typer.Option(help="Use sentence embeddings too, such as minilm-l6-v2.")]
@@ -31,10 +31,10 @@ def labels(
 
     Example: tunesmith data labels --encoder minilm-l6-v2
     """
-    from tunesmith.flow import data_work
+    from tunesmith.flow.datasets import people
 
     with datasets(config, as_json) as desk:
-        found = data_work.suspects(desk, desk.find(data), encoder=encoder, base=base)
+        found = people.suspects(desk, desk.find(data), encoder=encoder, base=base)
     words = [f"{one['origin']}  {one['row']}  [{one['method']} {one['score']:.2f}]\n    {one['reason']}" for one in found[:rows]]
     counts: dict[str, int] = {}
     for one in found:
@@ -57,12 +57,12 @@ def next_(
 
     Example: tunesmith data next pool.jsonl --rows 50
     """
-    from tunesmith.flow import data_synth, data_work
+    from tunesmith.flow.datasets import people, synth
 
-    with datasets(config, as_json) as desk, data_synth.Teachers(desk) as models:
+    with datasets(config, as_json) as desk, synth.Teachers(desk) as models:
         have = None if known == "none" else desk.find(known)
         asked = models.resolve(model) if model else None
-        found = data_work.choose_next(desk, desk.find(pool), have, number, model=asked, encoder=encoder)
+        found = people.choose_next(desk, desk.find(pool), have, number, model=asked, encoder=encoder)
     words = [f"{one['origin']}  uncertain {one['uncertainty']:.2f}, far {one['distance']:.2f}\n    {_asked(one)[:160]}" for one in found]
     emit({"rows": found}, as_json, "\n".join(words))
 
@@ -87,21 +87,21 @@ def review(
     """
     import msgspec
 
-    from tunesmith.flow import data_work
+    from tunesmith.flow.datasets import people
 
     name = annotator or getpass.getuser()
     with datasets(config, as_json) as desk:
         if agreement:
-            found = data_work.agreement(desk)
+            found = people.agreement(desk)
             emit(found, as_json, _agreement_text(found))
             return
         have = desk.find(data)
         if write:
-            version, changed = data_work.reviewed(desk, have)
+            version, changed = people.reviewed(desk, have)
             result = {"version": msgspec.to_builtins(version), "changed": changed}
             emit(result, as_json, f"{changed} rows changed or taken out; version {version.id}")
         elif as_json or not sys.stdin.isatty():
-            waiting = data_work.queue(desk, have, name, rows)
+            waiting = people.queue(desk, have, name, rows)
             emit({"annotator": name, "rows": waiting}, as_json, "\n".join(_asking(one) for one in waiting) or "nothing is waiting")
         else:
             _interview(desk, have, name, rows)
@@ -136,7 +136,7 @@ def _verdict(desk: Datasets, row: str, name: str, action: str, answer: str | Non
     import msgspec
 
     from tunesmith.data.review import Verdict, append
-    from tunesmith.flow.data_work import verdicts_file
+    from tunesmith.flow.datasets.people import verdicts_file
 
     said = Verdict(row=row, annotator=name, action=action, answer=answer, comment=comment)  # type: ignore[arg-type]
     found: dict[str, Any] = msgspec.structs.asdict(append(verdicts_file(desk), said))
@@ -144,16 +144,16 @@ def _verdict(desk: Datasets, row: str, name: str, action: str, answer: str | Non
 
 
 def _asking(entry: dict[str, Any]) -> str:
-    from tunesmith.flow.datasets import text_of
+    from tunesmith.flow.datasets.versions import text_of
 
     return text_of(entry) + (f"\n  suspect: {entry['why']}" if entry["why"] else "")
 
 
 def _interview(desk: Datasets, have: Data, name: str, rows: int) -> None:
     """One row after the other at the terminal; each verdict is on disk before the next row is shown."""
-    from tunesmith.flow import data_work
+    from tunesmith.flow.datasets import people
 
-    waiting = data_work.queue(desk, have, name, rows)
+    waiting = people.queue(desk, have, name, rows)
     for number, entry in enumerate(waiting, start=1):
         typer.echo(f"\n--- {number} of {len(waiting)} ---\n{_asking(entry)}")
         word = typer.prompt("[a]ccept, [e]dit, [r]eject, [s]kip, [q]uit; a comment may follow", default="a")
@@ -197,24 +197,24 @@ def synth(
     import msgspec
 
     from tunesmith.core.errors import UsageError
-    from tunesmith.flow import data_synth
-    from tunesmith.flow.datasets import evaluation_rows
+    from tunesmith.flow.datasets import synth
+    from tunesmith.flow.datasets.versions import evaluation_rows
 
-    wish = data_synth.wished(method, teacher, context.args)
-    with datasets(config, as_json) as desk, data_synth.Teachers(desk) as models:
+    wish = synth.wished(method, teacher, context.args)
+    with datasets(config, as_json) as desk, synth.Teachers(desk) as models:
         have = None if data == "none" else desk.find(data)
         if wish.method == "preferences":
             if have is None:
                 raise UsageError("preference pairs need rows with good answers", allowed="--data DATA")
-            rows, refused = data_synth.pairs(desk, wish, have, models)
+            rows, refused = synth.pairs(desk, wish, have, models)
             cost: dict[str, float] = {}
         else:
-            asked = data_synth.requests(wish, have, models.resolve(teacher))
-            cost = data_synth.estimate(asked, wish)
+            asked = synth.requests(wish, have, models.resolve(teacher))
+            cost = synth.estimate(asked, wish)
             _ask_first(cost, yes, as_json, teacher)
-            made = data_synth.make(desk, wish, have, asked, evaluation_rows(desk, wish.against), models)
+            made = synth.make(desk, wish, have, asked, evaluation_rows(desk, wish.against), models)
             rows, refused, cost = list(made.rows), made.refused, {**cost, "usd_spent": made.usd}
-        version = data_synth.keep(desk, wish, rows, have, add=add and method != "preferences") if rows else None
+        version = synth.keep(desk, wish, rows, have, add=add and method != "preferences") if rows else None
     reasons: dict[str, int] = {}
     for reason, _ in refused:
         reasons[reason] = reasons.get(reason, 0) + 1
@@ -258,13 +258,13 @@ def contamination(
     Example: tunesmith data contamination test.jsonl
     """
     from tunesmith.data.contamination import Contamination
-    from tunesmith.flow import data_work
-    from tunesmith.flow.datasets import evaluation_rows
+    from tunesmith.flow.datasets import people
+    from tunesmith.flow.datasets.versions import evaluation_rows
 
     with datasets(config, as_json) as desk:
         have = desk.find(data)
         asked = evaluation_rows(desk, evaluation)
-        found = data_work.leaks(have, asked, Contamination(threshold=threshold, containment=containment))
+        found = people.leaks(have, asked, Contamination(threshold=threshold, containment=containment))
     words = [f"{len(found)} of {len(have.rows)} rows hold one of {len(asked)} evaluation items"]
     for one in found[:rows]:
         how = f"Jaccard {one['jaccard']:.2f}" if one["jaccard"] else f"{one['containment']:.0%} of its word pairs"
@@ -287,10 +287,10 @@ def pii(
     Example: tunesmith data pii support.jsonl --kind email
     """
     from tunesmith.data.pii import KINDS
-    from tunesmith.flow import data_work
+    from tunesmith.flow.datasets import people
 
     with datasets(config, as_json) as desk:
-        found = data_work.personal(desk.find(data), tuple(kinds) if kinds else KINDS, samples=samples)
+        found = people.personal(desk.find(data), tuple(kinds) if kinds else KINDS, samples=samples)
     words = [f"{found['with_any']} of {found['rows']} rows hold personal data or secrets (persons and addresses are not looked for)"]
     for kind, n in found["kinds"].items():
         words.append(f"  {kind}: {n} rows")

@@ -11,7 +11,7 @@ import typer
 from tunesmith.cli.shared import OVERRIDES, Json, emit, file_option, told
 
 if TYPE_CHECKING:
-    from tunesmith.flow.eval_kept import Kept
+    from tunesmith.flow.evaluation.kept import Kept
 
 DATA = Annotated[
     str | None,
@@ -48,8 +48,8 @@ def evaluate(
     Example: tunesmith eval smollm2-135m my-alias --data test --metrics exact_match
     Example: tunesmith eval plan --difference 0.05 --discordance 0.2
     """
-    from tunesmith.flow.eval_options import Question, options, plan, split_words
-    from tunesmith.flow.evaluating import Ask, bench, run_eval
+    from tunesmith.flow.evaluation.options import Question, options, plan, split_words
+    from tunesmith.flow.evaluation.run import Ask, bench, run_eval
 
     models, overrides = split_words(words)
     if models[:1] == ["plan"]:
@@ -80,9 +80,9 @@ def compare(
     Example: tunesmith compare smollm2-135m my-alias --data test
     Example: tunesmith compare run:zero-shot run:tuned
     """
-    from tunesmith.flow.eval_compare import Weigh, compare_results, forgotten, sides
-    from tunesmith.flow.eval_options import options, pair, split_words
-    from tunesmith.flow.evaluating import Ask, bench
+    from tunesmith.flow.evaluation.compare import Weigh, compare_results, forgotten, sides
+    from tunesmith.flow.evaluation.options import options, pair, split_words
+    from tunesmith.flow.evaluation.run import Ask, bench
 
     names, overrides = split_words(words)
     given = _words({"slices": slices, "judge": judge, "human": human, "data": data})
@@ -124,11 +124,11 @@ def gate(
     Example: tunesmith gate run:zero-shot run:tuned --margin 0.02 --junit gate.xml
     """
     from tunesmith.core.store import write_whole
-    from tunesmith.flow.eval_compare import Weigh, compare_results, sides
-    from tunesmith.flow.eval_compare import gate as decide
-    from tunesmith.flow.eval_compare import junit as junit_of
-    from tunesmith.flow.eval_options import options, pair, split_words
-    from tunesmith.flow.evaluating import Ask, bench
+    from tunesmith.flow.evaluation.compare import Weigh, compare_results, sides
+    from tunesmith.flow.evaluation.compare import gate as decide
+    from tunesmith.flow.evaluation.compare import junit as junit_of
+    from tunesmith.flow.evaluation.options import options, pair, split_words
+    from tunesmith.flow.evaluation.run import Ask, bench
 
     names, overrides = split_words(words)
     weigh, ask = options(_words({"margin": margin, "only": only, "data": data}) + overrides, Weigh, Ask)
@@ -158,10 +158,10 @@ def report(
 
     Example: tunesmith report run:zero-shot run:tuned --out report
     """
-    from tunesmith.flow.eval_compare import Weigh
-    from tunesmith.flow.eval_options import options, split_words
-    from tunesmith.flow.eval_report import markdown, write_report
-    from tunesmith.flow.evaluating import bench
+    from tunesmith.flow.evaluation.compare import Weigh
+    from tunesmith.flow.evaluation.options import options, split_words
+    from tunesmith.flow.evaluation.report import markdown, write_report
+    from tunesmith.flow.evaluation.run import bench
 
     names, overrides = split_words(words or [])
     (weigh,) = options(overrides, Weigh)

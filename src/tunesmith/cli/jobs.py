@@ -46,7 +46,7 @@ def list_jobs(
 
     Example: tunesmith jobs list --limit 5
     """
-    from tunesmith.flow.jobs import Jobs
+    from tunesmith.flow.jobs.queue import Jobs
 
     with _store(config) as store:
         rows, _ = Jobs(store).listed(None, limit=limit)
@@ -61,8 +61,8 @@ def logs(job: _Job, config: file_option = _DEFAULT, as_json: Json = False) -> No
 
     Example: tunesmith jobs logs ftjob-abc123
     """
-    from tunesmith.flow.job_run import folder_of
-    from tunesmith.flow.jobs import Jobs
+    from tunesmith.flow.jobs.queue import Jobs
+    from tunesmith.flow.jobs.run import folder_of
 
     with _store(config) as store:
         Jobs(store).find(job, None)
@@ -79,7 +79,7 @@ def logs(job: _Job, config: file_option = _DEFAULT, as_json: Json = False) -> No
 
 
 def _change(word: str, job: str, config: Path, as_json: bool) -> None:
-    from tunesmith.flow.jobs import Jobs
+    from tunesmith.flow.jobs.queue import Jobs
 
     with _store(config) as store:
         row = getattr(Jobs(store), word)(job, None)
@@ -125,7 +125,7 @@ def work(
 
     Example: tunesmith jobs work --gpu 1
     """
-    from tunesmith.flow.worker import main
+    from tunesmith.flow.jobs.worker import main
 
     with _store(config) as store:
         words = ["--store", str(store.folder)]
@@ -151,7 +151,7 @@ def create(
 
     Example: tunesmith keys create laptop --scopes serve
     """
-    from tunesmith.flow.keys import Keys
+    from tunesmith.flow.server.keys import Keys
 
     with _store(config) as store:
         row, secret = Keys(store).create(name, project=project, scopes=[word.strip() for word in scopes.split(",") if word.strip()])
@@ -164,7 +164,7 @@ def list_keys(config: file_option = _DEFAULT, as_json: Json = False) -> None:
 
     Example: tunesmith keys list
     """
-    from tunesmith.flow.keys import Keys
+    from tunesmith.flow.server.keys import Keys
 
     with _store(config) as store:
         rows = Keys(store).listed()
@@ -182,7 +182,7 @@ def revoke(key: _Key, config: file_option = _DEFAULT, as_json: Json = False) -> 
 
     Example: tunesmith keys revoke key_abc123
     """
-    from tunesmith.flow.keys import Keys
+    from tunesmith.flow.server.keys import Keys
 
     with _store(config) as store:
         row = Keys(store).revoke(key)
@@ -200,7 +200,7 @@ def rotate(
 
     Example: tunesmith keys rotate key_abc123 --grace-s 3600
     """
-    from tunesmith.flow.keys import Keys
+    from tunesmith.flow.server.keys import Keys
 
     with _store(config) as store:
         row, secret = Keys(store).rotate(key, grace_s=grace_s)

@@ -17,7 +17,7 @@ from tunesmith.core.progress import Progress
 from tunesmith.core.store import Store
 from tunesmith.core.types import Example, Sampling, digest
 from tunesmith.data.collect import Source
-from tunesmith.flow import prepare
+from tunesmith.flow.datasets import prepare
 from tunesmith.flow.project import Baseline, Project
 from tunesmith.flow.stages import Output, Runner, Stage
 from tunesmith.models.base import Model
@@ -195,7 +195,7 @@ class Circle:
         }
 
     def _compare(self, work: Path) -> Output:
-        from tunesmith.flow.verdict import judge
+        from tunesmith.flow.evaluation.verdict import judge
 
         return judge(self, work)
 
@@ -205,7 +205,7 @@ class Circle:
         return ask(self, work)
 
     def _regression(self, work: Path) -> Output:
-        from tunesmith.flow.eval_findings import regression
+        from tunesmith.flow.evaluation.findings import regression
 
         return regression(self, work)
 

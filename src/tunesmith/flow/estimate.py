@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tunesmith.core.load import need
-from tunesmith.flow.prepare import load_rendered
+from tunesmith.flow.datasets.prepare import load_rendered
 from tunesmith.train.estimate import Estimate, linear_shapes, refuse_what_cannot_fit
 from tunesmith.train.estimate import estimate as estimate_training
 from tunesmith.train.facts import base_shape

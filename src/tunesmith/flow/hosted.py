@@ -17,7 +17,7 @@ from tunesmith.core.store import write_whole
 from tunesmith.core.tokens import OpenAITokens, openai_encoding
 from tunesmith.core.types import Example, digest
 from tunesmith.data.export import export
-from tunesmith.flow.data_tokens import training_cost
+from tunesmith.flow.datasets.tokens import training_cost
 from tunesmith.flow.pipeline import opened
 from tunesmith.flow.project import Project
 from tunesmith.flow.stages import only_one

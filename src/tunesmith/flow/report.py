@@ -17,11 +17,12 @@ from tunesmith._version import __version__
 from tunesmith.core.store import write_whole
 from tunesmith.evaluate.compare import Comparison
 from tunesmith.evaluate.metrics import metric
-from tunesmith.flow import data_findings, plots
-from tunesmith.flow.eval_findings import findings, findings_html
+from tunesmith.flow import plots
+from tunesmith.flow.datasets import findings as in_rows
+from tunesmith.flow.evaluation.findings import findings, findings_html
+from tunesmith.flow.evaluation.verdict import load_comparisons
 from tunesmith.flow.stages import Output
 from tunesmith.flow.training import events
-from tunesmith.flow.verdict import load_comparisons
 
 if TYPE_CHECKING:
     from tunesmith.flow.circle import Circle
@@ -46,7 +47,7 @@ def _report(circle: Circle) -> dict[str, Any]:
     comparisons = load_comparisons(circle.runner.folder("compare"))
     compared = outputs["compare"]
     best = compared["best_baseline"]
-    found, in_data = findings(circle), data_findings.findings(circle)
+    found, in_data = findings(circle), in_rows.findings(circle)
     return {
         "name": circle.project.name,
         "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -63,7 +64,7 @@ def _report(circle: Circle) -> dict[str, Any]:
         "findings": found,
         "findings_html": findings_html(found),
         "data_findings": in_data,
-        "data_html": data_findings.section(in_data),
+        "data_html": in_rows.section(in_data),
         "data": _data(circle, outputs),
         "training": _training(circle, outputs["train"]),
         "questions": outputs["ask"]["questions"],

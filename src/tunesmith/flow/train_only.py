@@ -11,8 +11,8 @@ import msgspec
 from tunesmith.core.errors import TrainingError
 from tunesmith.core.progress import Progress
 from tunesmith.flow.circle import Circle
+from tunesmith.flow.datasets.prepare import load_rendered
 from tunesmith.flow.pipeline import opened
-from tunesmith.flow.prepare import load_rendered
 from tunesmith.flow.project import Project
 from tunesmith.flow.stages import only_one
 

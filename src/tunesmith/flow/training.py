@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from tunesmith.flow.prepare import load_rendered
+from tunesmith.flow.datasets.prepare import load_rendered
 from tunesmith.flow.stages import Output
 
 if TYPE_CHECKING:

@@ -17,11 +17,11 @@ from tunesmith.evaluate.prompts import as_given
 from tunesmith.evaluate.regression import GENERAL, fetch_suite, forgetting, run_suite, sized
 from tunesmith.evaluate.slices import Slice, slices
 from tunesmith.flow import plots
-from tunesmith.flow.eval_compare import slicers
-from tunesmith.flow.eval_kept import Result
-from tunesmith.flow.eval_report import failing, render
+from tunesmith.flow.evaluation.compare import slicers
+from tunesmith.flow.evaluation.kept import Result
+from tunesmith.flow.evaluation.report import failing, render
+from tunesmith.flow.evaluation.verdict import load_comparisons
 from tunesmith.flow.stages import Output
-from tunesmith.flow.verdict import load_comparisons
 
 if TYPE_CHECKING:
     from tunesmith.evaluate.run import Evaluation

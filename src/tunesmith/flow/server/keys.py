@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from tunesmith.core.errors import UsageError
 from tunesmith.core.store import Store
 from tunesmith.core.tables import api_keys
-from tunesmith.flow.paging import Missing, Row, exclusive, new_id
+from tunesmith.flow.server.paging import Missing, Row, exclusive, new_id
 
 SCOPES = ("read", "train", "serve", "admin")
 DEFAULT_PROJECT = "default"

@@ -12,8 +12,8 @@ import sqlalchemy as sa
 
 from tunesmith.core.store import Store
 from tunesmith.core.tables import files, upload_parts, uploads
-from tunesmith.flow.files import Files, remove_blob, safe_name, write_blob
-from tunesmith.flow.paging import Missing, Refused, Row, exclusive, new_id
+from tunesmith.flow.server.files import Files, remove_blob, safe_name, write_blob
+from tunesmith.flow.server.paging import Missing, Refused, Row, exclusive, new_id
 
 LIFE_S = 3600.0
 MAX_BYTES = 8 << 30

@@ -18,9 +18,9 @@ from tunesmith.core.types import Answer, Example, Record
 from tunesmith.data import synth, version
 from tunesmith.data.synth import Judge, Made, Synth
 from tunesmith.data.version import DatasetVersion
-from tunesmith.flow.data_tokens import price_of
-from tunesmith.flow.datasets import ALL, Data, Datasets, copied, entered
-from tunesmith.flow.eval_models import Models
+from tunesmith.flow.datasets.tokens import price_of
+from tunesmith.flow.datasets.versions import ALL, Data, Datasets, copied, entered
+from tunesmith.flow.evaluation.models import Models
 from tunesmith.models.base import Model
 
 Method = Literal["seeds", "documents", "topics", "evolve", "preferences"]

@@ -33,8 +33,8 @@ from tunesmith.data.collect import Collected, Source, collect, stream
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.split import Split, Splits, split
 from tunesmith.data.version import DatasetVersion
-from tunesmith.flow import prepare
-from tunesmith.flow.data_vectors import embed
+from tunesmith.flow.datasets import prepare
+from tunesmith.flow.datasets.vectors import embed
 from tunesmith.flow.project import Project, load_project
 from tunesmith.models.catalog import Catalog
 

@@ -19,10 +19,10 @@ from tunesmith.evaluate.failures import collect_next, confusion, failure_groups
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.openings import openings
 from tunesmith.flow import plots
-from tunesmith.flow.eval_compare import Compared, Weigh, compare_results
-from tunesmith.flow.eval_data import build
-from tunesmith.flow.eval_kept import Kept, Result, kept_all, result
-from tunesmith.flow.evaluating import Bench
+from tunesmith.flow.evaluation.compare import Compared, Weigh, compare_results
+from tunesmith.flow.evaluation.kept import Kept, Result, kept_all, result
+from tunesmith.flow.evaluation.rows import build
+from tunesmith.flow.evaluation.run import Bench
 
 _SHOWN = 5
 _SLICES = 12
@@ -37,7 +37,7 @@ def write_report(words: Sequence[str], at: Bench, out: Path, weigh: Weigh = Weig
     """
     report = collected(words, at, weigh)
     write_whole(out / "report.json", json.dumps(report, indent=1, default=str))
-    write_whole(out / "report.html", render("eval_report.html.j2", report))
+    write_whole(out / "report.html", render("report.html.j2", report))
     write_whole(out / "report.md", markdown(report))
     return report
 
@@ -47,7 +47,7 @@ def render(template: str, report: dict[str, Any]) -> str:
     import jinja2
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    source = resources.files("tunesmith.flow").joinpath(template).read_text("utf-8")
+    source = resources.files("tunesmith.flow.evaluation").joinpath(template).read_text("utf-8")
     return environment.from_string(source).render(r=report)
 
 

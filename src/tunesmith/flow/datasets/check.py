@@ -16,8 +16,9 @@ from tunesmith.core.errors import TunesmithError
 from tunesmith.core.rows import Row
 from tunesmith.core.store import write_whole
 from tunesmith.data.check import check, held_out_power
-from tunesmith.flow import data_tokens, plots
-from tunesmith.flow.datasets import Data, Datasets, shown
+from tunesmith.flow import plots
+from tunesmith.flow.datasets.tokens import lengths, training_cost
+from tunesmith.flow.datasets.versions import Data, Datasets, shown
 
 _SIZES = (25, 50, 100, 200, 400, 800, 1600, 3200)
 
@@ -30,7 +31,7 @@ def checked(datasets: Datasets, data: Data, *, base: str = "", max_length: int |
     if base:
         datasets.progress.say(f"counting the tokens of {len(data.rows)} rows for {base}")
         try:
-            counts, tokens = data_tokens.lengths(data.rows, base, datasets.catalog)
+            counts, tokens = lengths(data.rows, base, datasets.catalog)
         except TunesmithError as error:  # the check is worth having without a tokenizer; the report says what is missing
             tokens = {"base": base, "error": str(error)}
     datasets.progress.say("looking at the rows")
@@ -41,7 +42,7 @@ def checked(datasets: Datasets, data: Data, *, base: str = "", max_length: int |
         "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "usable": found.usable,
         **msgspec.to_builtins(found),
-        "tokens": tokens | ({"lengths": counts, "price": data_tokens.training_cost(counts, base)} if counts is not None else {}),
+        "tokens": tokens | ({"lengths": counts, "price": training_cost(counts, base)} if counts is not None else {}),
         "fates": data.fates.counts(),
         "rules": data.fates.rules(),
     }
@@ -72,7 +73,7 @@ def text_of(result: dict[str, Any]) -> str:
 def write_html(result: dict[str, Any], rows: Sequence[Row], path: Path) -> None:
     """The report as one file without outside parts."""
     examples = {row.origin: shown(row) for row in rows if any(row.origin in one.get("rows", ()) for one in result["advice"])}
-    source = resources.files("tunesmith.flow").joinpath("data_check.html.j2").read_text("utf-8")
+    source = resources.files("tunesmith.flow.datasets").joinpath("check.html.j2").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     write_whole(path, environment.from_string(source).render(r=result, plots=_plots(result, rows), examples=examples))
 

@@ -1,6 +1,6 @@
 """The worker process: takes leases of fine-tuning jobs and runs each in a process of its own. Knows nothing about what a job does.
 
-    python -m tunesmith.flow.worker --store .tunesmith
+    python -m tunesmith.flow.jobs.worker --store .tunesmith
 
 The worker shows that it lives while its child trains. A child that dies counts as a try of that job; a worker that dies takes its child
 with it and its leases run out, which counts as nothing.
@@ -21,8 +21,8 @@ from pathlib import Path
 
 from tunesmith.core.errors import StoreError
 from tunesmith.core.store import Store
-from tunesmith.flow.job_run import folder_of, run_job
-from tunesmith.flow.jobs import Jobs, Lease, Stopped
+from tunesmith.flow.jobs.queue import Jobs, Lease, Stopped
+from tunesmith.flow.jobs.run import folder_of, run_job
 
 _LOG_TAIL = 2000
 
@@ -94,7 +94,7 @@ class Worker:
         words += ["--parent", str(os.getpid())]
         words += ["--threads", str(self.threads)] if self.threads else []
         with (folder / "log.txt").open("ab") as log:
-            child = subprocess.Popen([sys.executable, "-m", "tunesmith.flow.worker", *words], stdout=log, stderr=log)
+            child = subprocess.Popen([sys.executable, "-m", "tunesmith.flow.jobs.worker", *words], stdout=log, stderr=log)
             beaten = time.monotonic()
             while child.poll() is None:
                 if self.stopping.wait(0.05):
@@ -143,7 +143,7 @@ def _die_with(parent: int) -> None:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run a worker, or (with --job) the child of one."""
-    parser = argparse.ArgumentParser(prog="python -m tunesmith.flow.worker", description="Works on fine-tuning jobs.")
+    parser = argparse.ArgumentParser(prog="python -m tunesmith.flow.jobs.worker", description="Works on fine-tuning jobs.")
     parser.add_argument("--store", required=True)
     parser.add_argument("--lease", type=float, default=30.0, help="seconds after which a worker that is not heard of is thought dead")
     parser.add_argument("--per-project", type=int, default=None, help="jobs of one project at once, over all workers")

@@ -17,9 +17,9 @@ import sqlalchemy as sa
 
 from tunesmith.core.store import Store
 from tunesmith.core.tables import batch_lines, batches, files
-from tunesmith.flow.files import Files
-from tunesmith.flow.jobs import announce
-from tunesmith.flow.paging import Missing, Refused, Row, exclusive, new_id, page
+from tunesmith.flow.jobs.queue import announce
+from tunesmith.flow.server.files import Files
+from tunesmith.flow.server.paging import Missing, Refused, Row, exclusive, new_id, page
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 # Documented by OpenAI: a batch for one of them is taken and fails with that reason.

@@ -21,7 +21,7 @@ from tunesmith.core.types import Example, Record, Sampling
 from tunesmith.evaluate.compare import merged
 from tunesmith.evaluate.metrics import Metric, metric
 from tunesmith.evaluate.run import Evaluation, load_evaluation
-from tunesmith.flow.eval_data import build
+from tunesmith.flow.evaluation.rows import build
 
 if TYPE_CHECKING:
     from tunesmith.flow.circle import Circle

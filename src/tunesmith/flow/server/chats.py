@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from tunesmith.core.store import Store
 from tunesmith.core.tables import chats
-from tunesmith.flow.paging import Missing, Row, page
+from tunesmith.flow.server.paging import Missing, Row, page
 
 
 class Chats:

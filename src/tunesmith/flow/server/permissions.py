@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from tunesmith.core.store import Store
 from tunesmith.core.tables import checkpoints, permissions, tuned_models
-from tunesmith.flow.paging import Missing, Row, exclusive, new_id, page
+from tunesmith.flow.server.paging import Missing, Row, exclusive, new_id, page
 
 
 class TunedModels:

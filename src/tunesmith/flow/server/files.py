@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from tunesmith.core.errors import StoreError
 from tunesmith.core.store import Store
 from tunesmith.core.tables import files
-from tunesmith.flow.paging import Missing, Refused, Row, new_id, page
+from tunesmith.flow.server.paging import Missing, Refused, Row, new_id, page
 
 _CHUNK = 1 << 20
 

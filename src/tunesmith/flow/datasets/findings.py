@@ -23,9 +23,9 @@ from tunesmith.data.labels import label_errors
 from tunesmith.data.quality import contradictions
 from tunesmith.data.text import answer_of, normalised, question_of
 from tunesmith.flow import plots
-from tunesmith.flow.data_work import disagreeing, not_copied, omitted, personal
-from tunesmith.flow.datasets import Data, entered
-from tunesmith.flow.prepare import PARTS
+from tunesmith.flow.datasets.people import disagreeing, not_copied, omitted, personal
+from tunesmith.flow.datasets.prepare import PARTS
+from tunesmith.flow.datasets.versions import Data, entered
 
 if TYPE_CHECKING:
     from tunesmith.flow.circle import Circle
@@ -176,6 +176,6 @@ def section(found: dict[str, Any]) -> str:
         "test": plots.lines("test size", curves, "rows held out", "points"),
         "topics": plots.bars("topics", topics, "% of the rows") if topics else "",
     }
-    source = resources.files("tunesmith.flow").joinpath("data_findings.html.j2").read_text("utf-8")
+    source = resources.files("tunesmith.flow.datasets").joinpath("findings.html.j2").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(source).render(f=found, plots=drawn)

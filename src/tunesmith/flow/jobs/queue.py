@@ -18,8 +18,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from tunesmith.core.store import Store
 from tunesmith.core.tables import checkpoints, deliveries, idempotency, job_events, jobs, tuned_models
-from tunesmith.flow.job_request import JobRequest
-from tunesmith.flow.paging import Missing, Refused, Row, exclusive, new_id, page
+from tunesmith.flow.jobs.request import JobRequest
+from tunesmith.flow.server.paging import Missing, Refused, Row, exclusive, new_id, page
 
 ACTIVE = ("validating_files", "queued", "running")
 FINAL = ("succeeded", "failed", "cancelled")

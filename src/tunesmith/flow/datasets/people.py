@@ -26,8 +26,8 @@ from tunesmith.data.pii import KINDS, count, find_all
 from tunesmith.data.quality import texts_of
 from tunesmith.data.text import answer_of, normalised, question_of
 from tunesmith.data.version import DatasetVersion
-from tunesmith.flow.data_vectors import embed
-from tunesmith.flow.datasets import ALL, Data, Datasets, copied, shown
+from tunesmith.flow.datasets.vectors import embed
+from tunesmith.flow.datasets.versions import ALL, Data, Datasets, copied, shown
 
 if TYPE_CHECKING:
     from tunesmith.models.base import Model

@@ -22,7 +22,7 @@ from tunesmith.data.ledger import Ledger
 from tunesmith.data.sources import files
 from tunesmith.data.split import Split, split
 from tunesmith.data.summary import summary
-from tunesmith.flow.data_vectors import embed
+from tunesmith.flow.datasets.vectors import embed
 from tunesmith.models.catalog import Catalog
 from tunesmith.train.plan import Plan
 

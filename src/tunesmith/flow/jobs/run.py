@@ -27,10 +27,10 @@ from tunesmith.core.store import Store
 from tunesmith.core.tables import checkpoints, files, tuned_models
 from tunesmith.data.format import FORMATS, parse_line
 from tunesmith.data.objects import load_object
-from tunesmith.flow.files import Files, remove_blob
-from tunesmith.flow.job_request import PLAN_METHODS, epochs, plan
-from tunesmith.flow.jobs import Lease, keep_model
-from tunesmith.flow.paging import Missing, Row, new_id
+from tunesmith.flow.jobs.queue import Lease, keep_model
+from tunesmith.flow.jobs.request import PLAN_METHODS, epochs, plan
+from tunesmith.flow.server.files import Files, remove_blob
+from tunesmith.flow.server.paging import Missing, Row, new_id
 from tunesmith.flow.stages import only_one
 from tunesmith.models.catalog import Catalog
 from tunesmith.train.plan import Plan, Preference

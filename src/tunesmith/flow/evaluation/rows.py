@@ -21,8 +21,8 @@ from tunesmith.evaluate.metrics import Measured, Metric, metric
 
 if TYPE_CHECKING:
     from tunesmith.flow.circle import Circle
-    from tunesmith.flow.eval_models import Models
-    from tunesmith.flow.evaluating import Ask
+    from tunesmith.flow.evaluation.models import Models
+    from tunesmith.flow.evaluation.run import Ask
 
 PARTS = ("train", "validation", "test")
 

@@ -30,9 +30,9 @@ from tunesmith.evaluate.openings import open_sealed, openings
 from tunesmith.evaluate.prompts import Variant, as_given, few_shot, instructed
 from tunesmith.evaluate.run import Evaluation, dataset_digest, evaluate
 from tunesmith.flow.circle import Circle
-from tunesmith.flow.eval_data import Data, build, find
-from tunesmith.flow.eval_kept import Kept
-from tunesmith.flow.eval_models import Metered, Models
+from tunesmith.flow.evaluation.kept import Kept
+from tunesmith.flow.evaluation.models import Metered, Models
+from tunesmith.flow.evaluation.rows import Data, build, find
 from tunesmith.flow.project import load_project
 from tunesmith.models.base import Model
 from tunesmith.models.catalog import Catalog

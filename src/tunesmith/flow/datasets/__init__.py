@@ -1,0 +1,1 @@
+"""Data sets of a project at work: versions, checks, people's work, the data stages of the circle. Knows no rule of cleaning."""
