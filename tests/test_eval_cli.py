@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
+from tunesmith.api.serve import temporary
 from tunesmith.cli import app
 from tunesmith.cli.shared import guarded
 from tunesmith.core.errors import ConfigError, UsageError
+from tunesmith.core.store import Store
 from tunesmith.core.types import Answer, Message, Prompt, Sampling
 from tunesmith.flow.evaluation.compare import Weigh
 from tunesmith.flow.evaluation.models import Paced
@@ -83,13 +87,62 @@ def test_the_key_covers_a_file_that_the_prompt_includes(here, capsys):
     assert call(capsys, *words)[1]["evaluations"][0]["asked"] == 120
 
 
-def test_a_thousand_rows_come_again_within_two_seconds(here, capsys):
-    rows(here / "many.jsonl", 1000)
-    words = ("eval", "echo", "--data", "many.jsonl", "--metrics", "exact_match,rougeL")
-    call(capsys, *words)
-    start = time.perf_counter()
-    assert call(capsys, *words)[1]["evaluations"][0]["asked"] == 0
-    assert time.perf_counter() - start < 2
+class Slow(EchoModel):
+    """Takes its time over each row."""
+
+    def answer(self, prompts: list[Prompt], sampling: Sampling, on_answer=None) -> list[Answer]:
+        time.sleep(0.02)
+        return super().answer(prompts, sampling, on_answer)
+
+
+@pytest.mark.slow
+def test_kill_9_pays_for_nothing_twice(here):
+    """`tunesmith eval` against a server on a real port, killed at four moments: the server's own log says what it was asked."""
+    rows(here / "rows.jsonl", 200)
+    store, kills, at_once = Store.open(here / "served"), 4, 2
+    with temporary({"echo": Slow()}, store.engine) as url:
+        words = [f"{url.rstrip('/')}#echo", "--data", "rows.jsonl", "--concurrency", str(at_once), "--json"]
+        command = [sys.executable, "-m", "tunesmith", "eval", *words]
+
+        def asked() -> list[str]:
+            with store.engine.connect() as connection:
+                logged = connection.exec_driver_sql("SELECT messages FROM interactions")
+                return [json.loads(messages)[-1]["content"] for (messages,) in logged]
+
+        for _ in range(kills):
+            before = len(asked())
+            process = subprocess.Popen(command, cwd=here, stdout=subprocess.DEVNULL)
+            while len(asked()) < before + 30 and process.poll() is None:
+                time.sleep(0.02)
+            process.kill()
+            process.wait()
+        done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True)
+        questions = asked()
+    found = json.loads(done.stdout)["evaluations"][0]
+    assert (found["rows"], found["values"]["exact_match"]) == (200, pytest.approx(133 / 200))
+    assert len(set(questions)) == 200
+    assert len(questions) <= 200 + kills * at_once  # what was in flight at a kill was never received
+
+
+def test_what_failed_is_handed_to_the_choice_of_new_rows(here, capsys):
+    call(capsys, "eval", "echo", "--data", "rows.jsonl")
+    kept = next((here / ".tunesmith" / "evaluations").glob("*/kept.json")).parent.name
+    assert call(capsys, "report", kept, "--out", "shown")[0] == 0
+    failed = [json.loads(line) for line in (here / "shown" / "failures.jsonl").read_text().splitlines()]
+    assert {one["question"] for one in failed} == {f"topic{i % 5} question {i}" for i in range(0, 120, 3)}
+    groups = {one["group"]: one["collect"] for one in failed}
+    assert sum(groups.values()) == pytest.approx(1)
+    pool = ["bread and butter pudding", "topic0 question 3", "topic0 question 300", "wholly other words"]
+    lines = [{"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "?"}]} for text in pool]
+    (here / "pool.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = ("data", "next", "pool.jsonl", "--known", "none", "--rows", "2")
+    code, found, _ = call(capsys, *words, "--failures", "shown/failures.jsonl")
+    assert code == 0
+    assert {one["turns"][0]["text"] for one in found["rows"]} == {"topic0 question 3", "topic0 question 300"}
+    assert all(one["wanted"] > 0.5 for one in found["rows"])
+    code, refused, _ = call(capsys, *words, "--failures", "pool.jsonl")
+    assert code != 0
+    assert "pool.jsonl:1" in json.dumps(refused)
 
 
 def test_samples_are_seeds_and_their_noise_is_shown(here, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -50,21 +51,27 @@ def next_(
     known: Annotated[str, typer.Option(help="What is labelled already; 'none' for nothing.")] = "latest",
     model: Annotated[str, typer.Option(help="Take its uncertainty into account (it answers the whole pool).")] = "",
     encoder: EncoderOption = "",
+    failures: Annotated[Path | None, typer.Option(help="A report's failures.jsonl: rows like what went wrong first.")] = None,
     config: file_option = CONFIG,
     as_json: Json = False,
 ) -> None:
-    """Which rows to label next: those that a model is unsure of and that are unlike what is known and each other.
+    """Which rows to label next: those that a model is unsure of, that are like its failures, and unlike what is known and each other.
 
     Example: tunesmith data next pool.jsonl --rows 50
+    Example: tunesmith data next pool.jsonl --failures evaluation-report/failures.jsonl
     """
     from tunesmith.flow.datasets import people, synth
 
     with datasets(config, as_json) as desk, synth.Teachers(desk) as models:
         have = None if known == "none" else desk.find(known)
         asked = models.resolve(model) if model else None
-        found = people.choose_next(desk, desk.find(pool), have, number, model=asked, encoder=encoder)
-    words = [f"{one['origin']}  uncertain {one['uncertainty']:.2f}, far {one['distance']:.2f}\n    {_asked(one)[:160]}" for one in found]
+        found = people.choose_next(desk, desk.find(pool), have, number, model=asked, encoder=encoder, failures=failures)
+    words = [f"{one['origin']}  {_why(one)}\n    {_asked(one)[:160]}" for one in found]
     emit({"rows": found}, as_json, "\n".join(words))
+
+
+def _why(one: dict[str, Any]) -> str:
+    return f"uncertain {one['uncertainty']:.2f}, wanted {one['wanted']:.2f}, far {one['distance']:.2f}"
 
 
 def _asked(entry: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
-"""What to label next: rows of a pool that a model is unsure of and that differ from each other and from what is known; no labels needed.
+"""What to label next: rows of a pool that a model is unsure of, that are like what went wrong, and that differ from each other and from
+what is known; no labels needed.
 
-Greedy k-centre (Sener and Savarese 2018) with each distance weighted by the row's uncertainty.
+Greedy k-centre (Sener and Savarese 2018) with each distance weighted by the row's uncertainty and by how much rows like it are wanted.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class Choice(NamedTuple):
-    """A row to label: its index in the pool, its uncertainty (0 to 1), its distance (1 − cosine) to all that was known or chosen."""
+    """A row to label: its index in the pool, its uncertainty and how much it is wanted (0 to 1), its distance (1 − cosine) to all that was
+    known or chosen."""
 
     row: int
     uncertainty: float
+    wanted: float
     distance: float
 
 
@@ -30,18 +33,19 @@ def choose(
     *,
     known: Sequence[str] = (),
     uncertainty: Sequence[float] | None = None,
+    wanted: Sequence[float] | None = None,
     vectors: tuple[Floats, Floats] | None = None,
 ) -> list[Choice]:
     """Up to `count` rows of the pool in the order in which they should be labelled. Deterministic.
 
-    `uncertainty`: for each row of the pool, from 0 (sure) to 1; None treats all alike. `vectors`: embeddings of pool and known rows
-    (n × d each) to be used instead of shared vocabulary. Raises ConfigError for wrong lengths or values.
+    `uncertainty`: for each row of the pool, from 0 (sure) to 1; None treats all alike. `wanted`: the same for how much rows like it are
+    wanted (`like_failures`). `vectors`: embeddings of pool and known rows (n × d each) to be used instead of shared vocabulary. Raises
+    ConfigError for wrong lengths or values.
     """
-    if count < 0 or (uncertainty is not None and len(uncertainty) != len(pool)):
-        raise ConfigError(f"{count} rows of a pool of {len(pool)}", allowed="a count from 0, and one uncertainty a row")
-    weight = np.ones(len(pool)) if uncertainty is None else np.asarray(uncertainty, dtype=np.float64)
-    if len(weight) and not (np.isfinite(weight).all() and weight.min() >= 0 and weight.max() <= 1):
-        raise ConfigError("an uncertainty is no number from 0 to 1", allowed="0 (sure) to 1")
+    if count < 0:
+        raise ConfigError(f"{count} rows of a pool", allowed="a count from 0")
+    unsure, asked_for = _weights("uncertainty", uncertainty, len(pool)), _weights("wanted", wanted, len(pool))
+    weight = unsure * asked_for
     ours, theirs = _unit_vectors(pool, known, vectors)
     distance = np.full(len(pool), 2.0)
     for begin in range(0, len(theirs), 1_000):
@@ -51,10 +55,32 @@ def choose(
     for _ in range(min(count, len(pool))):
         value = np.where(left, weight * np.maximum(distance, 1e-9), -1.0)
         best = int(value.argmax())
-        chosen.append(Choice(best, float(weight[best]), float(distance[best])))
+        chosen.append(Choice(best, float(unsure[best]), float(asked_for[best]), float(distance[best])))
         left[best] = False
         distance = np.minimum(distance, 1 - ours @ ours[best])
     return chosen
+
+
+def like_failures(pool: Sequence[str], failures: Sequence[tuple[str, float]]) -> list[float]:
+    """How much each row of the pool is wanted, 0 to 1: its likeness (cosine over shared vocabulary) to the failed question that it is most
+    like, times that failure's weight as a share of the greatest. Raises ConfigError when there are no failures or none has weight."""
+    greatest = max((weight for _, weight in failures), default=0.0)
+    if greatest <= 0:
+        raise ConfigError(f"{len(failures)} failures with a greatest weight of {greatest:g}", allowed="at least one, with a weight above 0")
+    both = latent([*pool, *(text for text, _ in failures)])
+    alike = np.clip(both[: len(pool)] @ both[len(pool) :].T, 0, 1) * (np.array([weight for _, weight in failures]) / greatest)
+    return [float(value) for value in alike.max(axis=1)]
+
+
+def _weights(name: str, given: Sequence[float] | None, rows: int) -> Floats:
+    if given is None:
+        return np.ones(rows)
+    if len(given) != rows:
+        raise ConfigError(f"{len(given)} values of {name} for {rows} rows", allowed="one a row")
+    found = np.asarray(given, dtype=np.float64)
+    if rows and not (np.isfinite(found).all() and found.min() >= 0 and found.max() <= 1):
+        raise ConfigError(f"a value of {name} is no number from 0 to 1", allowed="0 to 1")
+    return found
 
 
 def _unit_vectors(pool: Sequence[str], known: Sequence[str], vectors: tuple[Floats, Floats] | None) -> tuple[Floats, Floats]:

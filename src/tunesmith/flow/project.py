@@ -13,7 +13,7 @@ from tunesmith.core.types import Record
 from tunesmith.data.clean import Clean
 from tunesmith.data.collect import Source
 from tunesmith.data.split import Split
-from tunesmith.train.plan import Plan
+from tunesmith.train.plan import Plan, check
 
 DEFAULT_FILE = Path("tunesmith.yaml")
 
@@ -81,7 +81,9 @@ class Project(Record, frozen=True):
 
 def load_project(file: Path, overrides: list[str] | None = None) -> Project:
     """The project that a file describes. Raises ConfigError with file, line and key."""
-    return load(file, Project, overrides or [])
+    project = load(file, Project, overrides or [])
+    check(project.train)
+    return project
 
 
 def write_template(file: Path, *, path: str, base: str = "smollm2-135m", metric: str = "exact_match", name: str = "my-model") -> None:

@@ -21,6 +21,7 @@ from tunesmith.flow import plots
 from tunesmith.flow.datasets import findings as in_rows
 from tunesmith.flow.evaluation.findings import findings, findings_html
 from tunesmith.flow.evaluation.verdict import load_comparisons
+from tunesmith.flow.failures import write_failures
 from tunesmith.flow.stages import Output
 from tunesmith.flow.training import events
 
@@ -32,13 +33,14 @@ _PACKAGES = ("torch", "transformers", "peft", "tokenizers", "numpy", "scipy", "o
 
 
 def write_report(circle: Circle, work: Path) -> Output:
-    """Write report.json (every figure with its interval) and report.html (the same for people)."""
+    """Write report.json (every figure with its interval), report.html (the same for people) and failures.jsonl (for `data next`)."""
     report = _report(circle)
     write_whole(work / "report.json", json.dumps(report, indent=1, default=str))
     source = resources.files("tunesmith.flow").joinpath("report.html.j2").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     write_whole(work / "report.html", environment.from_string(source).render(r=report))
-    return {"files": ["report.html", "report.json"]}
+    write_failures(work / "failures.jsonl", report["findings"]["failures"])
+    return {"files": ["report.html", "report.json", "failures.jsonl"]}
 
 
 def _report(circle: Circle) -> dict[str, Any]:

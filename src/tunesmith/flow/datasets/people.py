@@ -17,7 +17,7 @@ from tunesmith.core.rows import Row
 from tunesmith.core.store import write_whole
 from tunesmith.core.types import Example, Message
 from tunesmith.data import review
-from tunesmith.data.choose import choose, uncertainty_of
+from tunesmith.data.choose import choose, like_failures, uncertainty_of
 from tunesmith.data.clean import apply
 from tunesmith.data.contamination import Contamination, contaminated
 from tunesmith.data.dedup import near_duplicates
@@ -28,6 +28,7 @@ from tunesmith.data.text import answer_of, normalised, question_of
 from tunesmith.data.version import DatasetVersion
 from tunesmith.flow.datasets.vectors import embed
 from tunesmith.flow.datasets.versions import ALL, Data, Datasets, copied, shown
+from tunesmith.flow.failures import read_failures
 
 if TYPE_CHECKING:
     from tunesmith.models.base import Model
@@ -171,10 +172,18 @@ def _unexplained(datasets: Datasets, data: Data, base: str) -> list[Suspect]:
 
 
 def choose_next(
-    datasets: Datasets, pool: Data, known: Data | None, number: int, *, model: Model | None = None, encoder: str = ""
+    datasets: Datasets,
+    pool: Data,
+    known: Data | None,
+    number: int,
+    *,
+    model: Model | None = None,
+    encoder: str = "",
+    failures: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows of the pool in the order in which they should be labelled: uncertain (of `model`, by its tokens' probabilities) and unlike what
-    is known and each other. Raises UsageError when the model tells no probabilities."""
+    """Rows of the pool in the order in which they should be labelled: uncertain (of `model`, by its tokens' probabilities), like the
+    failures that a report wrote into `failures`, and unlike what is known and each other. Raises UsageError when the model tells no
+    probabilities, DataError for a file that no report wrote."""
     from tunesmith.core.types import Prompt, Sampling
 
     rows, texts = pool.rows, [question_of(row) for row in pool.rows]
@@ -191,8 +200,9 @@ def choose_next(
         if not any(answer.logprobs for answer in answers):
             raise UsageError(f"'{model.name}' tells no probabilities", allowed="a local model, or an endpoint with logprobs")
         uncertainty = uncertainty_of([[float(one["logprob"]) for one in answer.logprobs] for answer in answers])
-    chosen = choose(texts, number, known=theirs, uncertainty=uncertainty, vectors=vectors)
-    return [{**shown(rows[one.row]), "uncertainty": one.uncertainty, "distance": one.distance} for one in chosen]
+    wanted = like_failures(texts, read_failures(failures)) if failures is not None else None
+    chosen = choose(texts, number, known=theirs, uncertainty=uncertainty, wanted=wanted, vectors=vectors)
+    return [{**shown(rows[one.row]), "uncertainty": one.uncertainty, "wanted": one.wanted, "distance": one.distance} for one in chosen]
 
 
 def _suspects_file(datasets: Datasets) -> Path:

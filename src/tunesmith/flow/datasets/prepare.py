@@ -97,11 +97,14 @@ def tokenize(split_folder: Path, base: Path, plan: Plan, work: Path) -> dict[str
     facts: dict[str, Any] = {"template": renderer.digest}
     for part in ("train", "validation"):
         rows = examples(split_folder, part)
-        kept = _fitting(renderer.examples(rows), rows, plan, ledger)
+        rendered = renderer.examples(rows)
+        kept = _fitting(rendered, rows, plan, ledger)
         if part == "train" and not any(row.trained for row in kept):
-            raise DataError(
-                "no token of any row would be trained", where="mask gate", remedy="rows need an assistant turn within max_length"
-            )
+            shortest = min((len(row.ids) for row in rendered if row.trained), default=None)
+            mend = "rows need an assistant turn whose weight is not 0"
+            if shortest is not None:
+                mend = f"max_length is {plan.max_length}, and the shortest of {len(rows)} rows has {shortest} tokens"
+            raise DataError("no token of any row would be trained", where="mask gate", remedy=mend)
         save_rendered(work / f"{part}.npz", kept)
         lengths = [len(row.ids) for row in kept]
         facts[part] = {

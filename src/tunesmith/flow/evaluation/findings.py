@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tunesmith.flow.circle import Circle
 
 ROWS = 20  # of each ability: a look at each, and a fair view of all together
-_SHOWN_SLICES, _SHOWN_GROUPS = 10, 6
+_SHOWN_SLICES = 10
 
 
 def regression(circle: Circle, work: Path) -> Output:
@@ -105,7 +105,7 @@ def findings(circle: Circle) -> dict[str, Any]:
         "slices_tested": sum(line.difference is not None for line in table),
         "slices_small": sum(line.difference is None for line in table),
         "regression": _regression(done.output) if done else None,
-        "failures": groups[:_SHOWN_GROUPS],
+        "failures": groups,
         "failed": sum(group["rows"] for group in groups),
         "openings": [{"who": opening.who, "why": opening.why, "time": opening.time} for opening in looked],
     }

@@ -15,6 +15,7 @@ import msgspec
 from tunesmith._version import __version__
 from tunesmith.core.errors import NotFound
 from tunesmith.core.store import write_whole
+from tunesmith.core.types import Example
 from tunesmith.evaluate.failures import collect_next, confusion, failure_groups
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.openings import openings
@@ -23,6 +24,7 @@ from tunesmith.flow.evaluation.compare import Compared, Weigh, compare_results
 from tunesmith.flow.evaluation.kept import Kept, Result, kept_all, result
 from tunesmith.flow.evaluation.rows import build
 from tunesmith.flow.evaluation.run import Bench
+from tunesmith.flow.failures import write_failures
 
 _SHOWN = 5
 _SLICES = 12
@@ -30,7 +32,7 @@ LABELS = ("accuracy", "balanced_accuracy", "macro_f1", "mcc")
 
 
 def write_report(words: Sequence[str], at: Bench, out: Path, weigh: Weigh = Weigh()) -> dict[str, Any]:
-    """Write report.html, report.json and report.md into `out`; returns what report.json holds.
+    """Write report.html, report.json, report.md and failures.jsonl (for `data next`) into `out`; returns what report.json holds.
 
     The leaderboard has every kept evaluation. With `words`, the first is the baseline that the others are compared with, at a level that
     holds for all of those comparisons together (1 − α/k each). Raises NotFound for a word that names no result, and for an empty store.
@@ -39,6 +41,8 @@ def write_report(words: Sequence[str], at: Bench, out: Path, weigh: Weigh = Weig
     write_whole(out / "report.json", json.dumps(report, indent=1, default=str))
     write_whole(out / "report.html", render("report.html.j2", report))
     write_whole(out / "report.md", markdown(report))
+    if report["failures"]:
+        write_failures(out / "failures.jsonl", report["failures"]["groups"])
     return report
 
 
@@ -64,7 +68,7 @@ def collected(words: Sequence[str], at: Bench, weigh: Weigh) -> dict[str, Any]:
         "version": __version__,
         "boards": leaderboard(kept),
         "comparisons": [comparison_part(named[0], other, compare_results(named[0], other, shared, at)) for other in named[1:]],
-        "failures": failures_part(named[-1]) if named else None,
+        "failures": failures_part(named[-1], _taught(words[-1], at)) if named else None,
         "openings": [
             {
                 "when": datetime.datetime.fromtimestamp(one.time).isoformat(timespec="seconds"),
@@ -82,6 +86,11 @@ def _named(word: str, at: Bench) -> Result:
         known = ", ".join(f"{one.id} ({one.model} on {one.data})" for one in kept_all(at.folder)[:8])
         raise NotFound(f"'{word}' names no result", allowed=known or "none is kept yet", remedy="tunesmith eval MODEL --data FILE")
     return found
+
+
+def _taught(word: str, at: Bench) -> list[Example]:
+    """The rows that an arm of the project's run was trained on; of other models they are not known."""
+    return at.circle.rows("train") if at.circle is not None and word.startswith("run:") else []
 
 
 def leaderboard(kept: Sequence[Kept]) -> list[dict[str, Any]]:
@@ -174,8 +183,9 @@ def comparison_part(a: Result, b: Result, compared: Compared) -> dict[str, Any]:
     }
 
 
-def failures_part(of: Result) -> dict[str, Any] | None:
-    """The failures of one result in named groups, and, for a label metric, the confusion. None where the rows are not at hand."""
+def failures_part(of: Result, train: Sequence[Example]) -> dict[str, Any] | None:
+    """The failures of one result in named groups with the training rows nearest to them, and, for a label metric, the confusion. None
+    where the rows are not at hand."""
     first, whole = of.metrics[0], of.whole
     if [row.example_id for row in whole.rows] != [row.id for row in of.examples]:
         return None
@@ -183,7 +193,7 @@ def failures_part(of: Result) -> dict[str, Any] | None:
     return {
         "model": of.name,
         "metric": first.name,
-        "groups": failing(of.examples, of, first, []),
+        "groups": failing(of.examples, of, first, train),
         "confusion": msgspec.to_builtins(confusion(of.runs[0].scores(labelled.name))) if labelled else None,
     }
 
@@ -213,6 +223,7 @@ def failing(examples: Sequence[Any], of: Result, metric: Metric, train: Sequence
             "interval": _share(len(group.example_ids), group.share),
             "collect": weights[group.name],
             "ids": list(group.example_ids),
+            "questions": [rows[one].prompt[-1].text for one in group.example_ids],
             "example": {
                 "asked": rows[group.example_ids[0]].prompt[-1].text,
                 "reference": rows[group.example_ids[0]].answer,
