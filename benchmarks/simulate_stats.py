@@ -259,7 +259,7 @@ mid-p in the four rows below are .049, .048, .049 and .041.""",
         gates,
         "The gate",
         """pass: the interval lies above −tolerance; block: below it; cannot tell: neither. With the planned n a truly equal candidate
-passes in about 80 %; the plan rests on the normal approximation, and at a tolerance of 5 points with 314 rows the exact share is .763.""",
+passes in 80 %: the plan counts exactly. The usual formula's 314 rows at a tolerance of 5 points would pass it in .763.""",
     ),
     (planner, "The planner", "Rows from `sample_size_…`, and how often that many rows decide."),
     (
@@ -294,9 +294,6 @@ MISSED = """## Aims that are missed
 
 - Interval of a rate: the worst cell of Wilson's interval covers .904 (exact; n = 10, rate .99), the aim is .905. A wider interval would
   miss the upper aim elsewhere.
-- The gate at a tolerance of 5 points and 10 % discordance: the planned 314 rows pass an equal model in .763 (exact), the aim is .80 ± .03.
-  The plan rests on the normal approximation and the gate on Tango's interval, which is wider with few discordant rows: a tenth more
-  rows pass it in .81.
 - Clusters of very unequal size with correlation .9 reach 6 % only within simulation error (10,000 runs: .060).
 """
 

@@ -11,6 +11,7 @@ from tunesmith.core.stats.paired import mcnemar, paired_difference, permutation_
 from tunesmith.core.stats.pooled import paired_pooled, paired_pooled_f1, pooled_f1_interval, pooled_interval, row_f1
 from tunesmith.core.stats.power import (
     power_means,
+    power_non_inferiority,
     sample_size_means,
     sample_size_non_inferiority,
     sample_size_paired_rates,
@@ -51,6 +52,7 @@ __all__ = [
     "pooled_interval",
     "post_stratified_mean",
     "power_means",
+    "power_non_inferiority",
     "ppi_mean",
     "rate_interval",
     "row_f1",

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from math import ceil, sqrt
 
+import numpy as np
+
 from tunesmith.core.errors import UsageError
 from tunesmith.core.stats.distributions import nct_cdf, t_quantile, z_quantile
 from tunesmith.core.stats.records import Difference, share
+
+_EXACT_UP_TO = 100_000  # rows; beyond, the normal approximation is exact to three figures
 
 
 def _z_sum(power: float, alpha: float) -> float:
@@ -75,11 +79,48 @@ def sample_size_paired_rates(difference: float, discordance: float, *, power: fl
 def sample_size_non_inferiority(
     margin: float, discordance: float, *, difference: float = 0.0, power: float = 0.8, alpha: float = 0.05
 ) -> int:
-    """Rows for a gate with tolerance `margin` to pass a model whose true difference is `difference` (0: truly equal) with this power."""
+    """Rows for a gate with tolerance `margin` to pass a model whose true difference is `difference` (0: truly equal) with this power.
+
+    The usual normal approximation, (z_{1−α/2} + z_power)² (discordance − difference²) / (margin + difference)², is only the start: with few
+    discordant rows the gate's score interval is wider than it says (at margin .05 and discordance .1 its 314 rows have power .763), so
+    rows are added until `power_non_inferiority`, which is exact, reaches the power.
+    """
     room = _positive(_positive(margin, "the margin") + difference, "margin + difference")
     if not abs(difference) <= discordance <= 1:
         raise UsageError(f"discordance {discordance} with a difference of {difference}", allowed="from the difference to 1")
-    return ceil(_z_sum(power, alpha) ** 2 * (discordance - difference**2) / room**2)
+    n = max(2, ceil(_z_sum(power, alpha) ** 2 * (discordance - difference**2) / room**2))
+    while n < _EXACT_UP_TO and power_non_inferiority(n, margin, discordance, difference=difference, alpha=alpha) < power:
+        n += max(1, n // 200)
+    return n
+
+
+def power_non_inferiority(n: int, margin: float, discordance: float, *, difference: float = 0.0, alpha: float = 0.05) -> float:
+    """The exact chance that Tango's interval over `n` paired right/wrong rows lies above −margin: summed over all counts of wins and
+    losses, whose probabilities are multinomial. The bound lies above −margin where the score statistic at −margin exceeds z (Tango 1998).
+    """
+    from scipy import special
+
+    if n < 1:
+        raise UsageError(f"{n} rows", allowed="at least 1")
+    won, lost = (discordance + difference) / 2, (discordance - difference) / 2
+    least, most = _likely(n, lost)
+    losses = np.arange(least, most + 1, dtype=np.float64)[:, None]
+    wins = np.arange(*_likely(n, won), dtype=np.float64)[None, :]
+    ties = n - wins - losses
+    with np.errstate(invalid="ignore"):
+        log = special.gammaln(n + 1) - special.gammaln(wins + 1) - special.gammaln(losses + 1) - special.gammaln(ties + 1)
+        log += special.xlogy(wins, won) + special.xlogy(losses, lost) + special.xlogy(ties, 1 - won - lost)
+    linear = -wins - losses - (2 * n - wins + losses) * margin
+    loss_rate = (np.sqrt(np.maximum(linear**2 - 8 * n * losses * margin * (1 + margin), 0.0)) - linear) / (4 * n)
+    variance = n * (2 * loss_rate - margin * (1 + margin))
+    passes = (ties >= 0) & (wins - losses + n * margin > z_quantile(1 - share(alpha, "alpha") / 2) * np.sqrt(np.maximum(variance, 0.0)))
+    return float(np.exp(log[passes]).sum())
+
+
+def _likely(n: int, rate: float) -> tuple[int, int]:
+    """Counts outside of which a binomial has less than 1e-15 of its probability."""
+    reach = 8.5 * sqrt(n * rate * (1 - rate)) + 40
+    return max(0, int(n * rate - reach)), min(n, int(n * rate + reach)) + 1
 
 
 def smallest_detectable_rates(n: int, discordance: float, *, power: float = 0.8, alpha: float = 0.05) -> float:
