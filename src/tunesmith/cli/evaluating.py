@@ -187,7 +187,7 @@ def _table(found: Sequence[Kept]) -> list[str]:
         lines.append(f"{one.id[:8]}  {one.model} ({one.variant}) on {one.data}, {one.rows} rows{_spent(one)}")
         for name in one.metrics:
             value, interval = one.values[name], one.intervals[name]
-            span = f"  {interval.level:.0%} interval {interval.low:.4g} to {interval.high:.4g}" if interval else ""
+            span = f"  {100 * interval.level:.3g}% interval {interval.low:.4g} to {interval.high:.4g}" if interval else ""
             noise = f"  sd over {len(one.seeds)} seeds {one.noise[name]:.3g}" if name in one.noise else ""
             gone = f"  missing {one.missing[name]}" if one.missing[name] else ""
             lines.append(f"  {name:<18} {'–' if value is None else f'{value:.4g}'}{span}{noise}{gone}")

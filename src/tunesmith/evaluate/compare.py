@@ -100,6 +100,12 @@ def compare(
         raise UsageError(
             f"no common metric: {names[0]} has {sorted(by_a)}, {names[1]} has {sorted(by_b)}", remedy="evaluate both with the same metrics"
         )
+    if not set(by_a[wanted[0].name]) & set(by_b[wanted[0].name]):
+        raise UsageError(
+            f"{names[0]} and {names[1]} have no row in common",
+            where="compare",
+            remedy="evaluate both on the same --data, then compare those",
+        )
     measured = [_measure(one, by_a[one.name], by_b[one.name], clusters or {}, level) for one in wanted]
     measured = [_noisy(one, runs[one.metric]) if runs and one.metric in runs else one for one in measured]
     tested = [one.difference.p_value for one in measured if one.difference is not None]
@@ -227,13 +233,18 @@ def estimate(metric: Metric, scores: Sequence[Score], clusters: Mapping[str, str
 
 def _single(metric: Metric, scores: Sequence[Score], groups: Sequence[Hashable], level: float) -> Interval:
     if metric.kind == "mean":
-        found = mean_interval(np.array([score.value for score in scores], dtype=np.float64), groups, level)
+        found = mean_interval(np.array([score.value for score in scores], dtype=np.float64), groups, level, _span(metric))
         # A mean of shares cannot lie above 1.
         return replace(found, low=max(found.low, metric.low), high=min(found.high, metric.high))
     pool = metric.pool(scores)
     if metric.pool is f1_pool:
         return pooled_f1_interval(pool.rows, groups, level=level)
     return pooled_interval(pool.rows, pool.value, groups, bounds=_bounds(metric), level=level)
+
+
+def _span(metric: Metric) -> float:
+    """The length of the metric's scale; 0 where it has no end, so that only the values say how long it is."""
+    return metric.high - metric.low if _bounds(metric) else 0.0
 
 
 def _bounds(metric: Metric) -> tuple[float, float] | None:
@@ -246,7 +257,7 @@ def _intervals(
     """The interval of each model and of the difference, as fits the metric. Raises DataError for too few rows or clusters."""
     if metric.kind == "mean":
         x, y = (np.array([score.value for score in side], dtype=np.float64) for side in (a, b))
-        return _single(metric, a, groups, level), _single(metric, b, groups, level), paired_difference(x, y, groups, level)
+        return _single(metric, a, groups, level), _single(metric, b, groups, level), paired_difference(x, y, groups, level, _span(metric))
     sides, value = metric.pools(a, b)
     if metric.pool is f1_pool:
         first, second = (pooled_f1_interval(rows, groups, level=level) for rows in sides)
@@ -269,7 +280,7 @@ def _judge(metric: Metric, one: MetricComparison, p_adjusted: float | None, *, n
     verdict = _verdict(metric, d, p_adjusted, tolerance)
     p = "p < 0.001" if p_adjusted < 0.001 else f"p = {p_adjusted:.3f}"
     clusters = f" in {d.clusters} clusters" if d.clusters is not None else ""
-    interval = f"{d.level:.0%} interval {d.low:+.3g} to {d.high:+.3g}, {p}"
+    interval = f"{100 * d.level:.3g}% interval {d.low:+.3g} to {d.high:+.3g}, {p}"
     numbers = f"{b.estimate:.3g} against {a.estimate:.3g}, difference {d.estimate:+.3g} ({interval}) over {one.rows} rows{clusters}."
     head, tail = {
         "better": (f"{names[1]} is better than {names[0]}", ""),

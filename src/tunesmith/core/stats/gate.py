@@ -64,7 +64,7 @@ def _positive(margin: float) -> float:
 def _decide(difference: Difference, edge: float, said: tuple[str, str, str]) -> Gate:
     """The true difference that the power is of lies one margin above the edge: 0 for non-inferiority, twice the margin for superiority."""
     margin = abs(edge)
-    seen = f"{difference.estimate:+.4g} ({difference.level:.0%} interval {difference.low:+.4g} to {difference.high:+.4g})"
+    seen = f"{difference.estimate:+.4g} ({100 * difference.level:.3g}% interval {difference.low:+.4g} to {difference.high:+.4g})"
     needed = ceil(difference.n * ((z_for(difference.level) + z_quantile(0.8)) * difference.se / margin) ** 2)
     reach = z_for(difference.level) if difference.df is None else t_for(difference.level, difference.df)
     power = z_cdf(margin / difference.se - reach) if difference.se > 0 else 1.0

@@ -83,11 +83,11 @@ def rate_interval(values: ArrayLike, clusters: Clusters | None = None, level: fl
     return Interval(estimate=rate, low=low, high=high, level=level, method=f"clustered Wilson, t({df:.3g})", n=rows.size, clusters=count)
 
 
-def mean_interval(values: ArrayLike, clusters: Clusters | None = None, level: float = 0.95) -> Interval:
+def mean_interval(values: ArrayLike, clusters: Clusters | None = None, level: float = 0.95, span: float = 1.0) -> Interval:
     """Interval of a mean: t(n−1); in clusters CR2 (for equal sizes: CR1 with t(C−1)); 0/1 values go to `rate_interval`.
 
     Raises DataError for missing values, for fewer than 2 rows (unless they are 0/1) and for fewer than 2 clusters. Values that do not
-    vary give no standard error: then the interval is what `unvarying` says.
+    vary give no standard error: then the interval is what `unvarying` says of a scale from 0 to `span`.
     """
     rows = column(values)
     if is_binary(rows):
@@ -97,15 +97,14 @@ def mean_interval(values: ArrayLike, clusters: Clusters | None = None, level: fl
     if variance > 0:
         method, half = f"{'t' if codes is None else 'CR2, t'}({df:.3g})", t_for(share(level, "level"), df) * sqrt(variance)
     else:
-        method, half = "no variation: Wilson's bound", unvarying(rows, count, level)
+        method, half = "no variation: Wilson's bound", unvarying(rows, count, level, span)
     clustered = None if codes is None else count
     return Interval(estimate=mean, low=mean - half, high=mean + half, level=level, method=method, n=rows.size, clusters=clustered)
 
 
-def unvarying(values: Floats, units: int, level: float) -> float:
+def unvarying(values: Floats, units: int, level: float, span: float = 1.0) -> float:
     """Half-width for the mean of `units` equal values: Wilson's upper bound of "0 of `units` deviate" times the span of the scale.
 
-    A standard error of 0 would claim certainty after two rows. The span is at least that of [0, 1] and covers all the values.
+    A standard error of 0 would claim certainty after two rows. The scale goes at least from 0 to `span` and covers all the values.
     """
-    span = max(1.0, float(np.max(values))) - min(0.0, float(np.min(values)))
-    return wilson(0, units, level).high * span
+    return wilson(0, units, level).high * (max(span, float(np.max(values))) - min(0.0, float(np.min(values))))

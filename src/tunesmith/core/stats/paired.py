@@ -19,12 +19,13 @@ from tunesmith.core.stats.intervals import unvarying
 from tunesmith.core.stats.records import Clusters, Difference, Floats, Interval, cluster_codes, is_binary, pair, share
 
 
-def paired_difference(a: ArrayLike, b: ArrayLike, clusters: Clusters | None = None, level: float = 0.95) -> Difference:
+def paired_difference(a: ArrayLike, b: ArrayLike, clusters: Clusters | None = None, level: float = 0.95, span: float = 1.0) -> Difference:
     """Mean of B minus mean of A on the same rows.
 
-    0/1 scores: McNemar mid-p and Tango's interval; other scores: paired t; in clusters (of more than one row): CR2 for both (`clustered`).
-    When no row differs from another in its difference there is no standard error: see `_unvarying`. Raises DataError for missing scores,
-    for fewer than 2 rows (1 for 0/1 scores) and for fewer than 2 clusters; UsageError when the lengths differ.
+    0/1 scores: McNemar mid-p and Tango's interval; other scores: paired t; in clusters (of more than one row): CR2 for both
+    (`clustered`). When no row differs from another in its difference there is no standard error: the interval is what `unvarying` says of a
+    scale from 0 to `span`. Raises DataError for missing scores, for fewer than 2 rows (1 for 0/1 scores) and for fewer than 2 clusters;
+    UsageError when the lengths differ.
     """
     before, after = pair(a, b)
     codes = cluster_codes(clusters, before.size)
@@ -35,7 +36,8 @@ def paired_difference(a: ArrayLike, b: ArrayLike, clusters: Clusters | None = No
     mean, residuals = centred(differences)
     variance, units, df = mean_spread(residuals, codes)
     if variance == 0:
-        return _unvarying(before, after, units, None if codes is None else units, level)
+        half = unvarying(np.concatenate([before, after]), units, level, span)
+        return _unvarying(before, after, half, None if codes is None else units, level)
     se = sqrt(variance)
     half = t_for(level, df) * se
     return Difference(
@@ -60,16 +62,15 @@ def outcomes(a: Floats, b: Floats) -> dict[str, int]:
     return {"wins": wins, "losses": losses, "ties": a.size - wins - losses}
 
 
-def _unvarying(a: Floats, b: Floats, units: int, clusters: int | None, level: float) -> Difference:
+def _unvarying(a: Floats, b: Floats, half: float, clusters: int | None, level: float) -> Difference:
     """All differences are equal. The interval allows for the rows that were not seen (`unvarying`); the p-value is that of sign flips."""
     estimate = float((b - a).mean())
-    half = unvarying(np.concatenate([a, b]), units, level)
     return Difference(
         estimate=estimate,
         low=estimate - half,
         high=estimate + half,
         level=level,
-        p_value=1.0 if estimate == 0 else 2.0 ** (1 - units),
+        p_value=1.0 if estimate == 0 else 2.0 ** (1 - (clusters or a.size)),
         method="no variation: Wilson's bound, sign flip",
         se=half / z_for(level),
         n=a.size,

@@ -153,7 +153,7 @@ def _answers(one: Any, table: list[Slice], better: str, broke: Output, groups: l
     sure = one.sentence
     if d:
         seen = f"these rows show a difference from {one.smallest_detectable:.3f} on (80 % power)"
-        sure = f"{d.level:.0%} interval {d.low:+.3f} to {d.high:+.3f}, p = {one.p_adjusted:.2g}; {seen}."
+        sure = f"{100 * d.level:.3g}% interval {d.low:+.3f} to {d.high:+.3f}, p = {one.p_adjusted:.2g}; {seen}."
     return {
         "better": f"{one.verdict}.",
         "by how much": f"{d.estimate:+.3f} on {one.metric}." if d else "cannot be said.",

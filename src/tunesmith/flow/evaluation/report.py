@@ -51,6 +51,7 @@ def render(template: str, report: dict[str, Any]) -> str:
     import jinja2
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"signed": lambda value: f"{value:+.3g}", "brief": lambda value: f"{value:.3g}"}
     source = resources.files("tunesmith.flow.evaluation").joinpath(template).read_text("utf-8")
     return environment.from_string(source).render(r=report)
 
