@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,19 @@ def harness(folder: Path, url: str) -> Path:
     return next((folder / "out").rglob("samples_said_*.jsonl"))
 
 
+def by_task(folder: Path, url: str) -> dict:
+    """`tunesmith eval --data lm-eval:said@FOLDER` in our environment with the harness's packages behind it; returns the evaluation."""
+    packages = next((PEER.parent.parent / "lib").glob("python*/site-packages"))
+    start = f"import site; site.addsitedir({str(packages)!r}); import sys; from tunesmith.cli import main; main()"
+    words = ["eval", f"{url}#tiny", "--data", f"lm-eval:said@{folder}", "--json"]
+    offline = {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home")}
+    done = subprocess.run(
+        [sys.executable, "-c", start, *words], env={**os.environ, **offline}, capture_output=True, text=True, timeout=300, cwd=folder
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])["evaluations"][0]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     not PEER.exists(), reason="no lm-evaluation-harness: python -m venv .peers/lm-eval, then pip install 'lm-eval[api]' there"
@@ -73,7 +87,9 @@ def test_the_harness_and_our_evaluation_agree_to_the_row(tmp_path):
         (tmp_path / "said.yaml").write_text(TASK.format(data=data))
         ours = evaluate(served, examples, [metric("exact_match")], sampling=Sampling(max_tokens=12), out=tmp_path / "ours")
         theirs = lm_eval_log(harness(tmp_path, base), model="tiny").evaluation
+        mine = by_task(tmp_path, base)
     store.close()
+    assert mine["values"]["lm_eval"] == pytest.approx(theirs.values["exact_match"])
     assert [row.answer.text for row in theirs.rows] == [row.answer.text for row in ours.rows]
     assert [score.value for score in theirs.scores("exact_match")] == [score.value for score in ours.scores("exact_match")]
     assert 0 < ours.values["exact_match"] < 1

@@ -65,12 +65,10 @@ class Local:
 
 
 @dataclass
-class Paced:
-    """A model that is asked at most `per_minute` questions a minute: `batch` at a time, then a pause."""
+class Around:
+    """A model behind which another answers, with the other's name and digest: what is put around it changes no answer."""
 
     model: Model
-    per_minute: float
-    batch: int = 8
 
     @property
     def name(self) -> str:
@@ -79,8 +77,16 @@ class Paced:
 
     @property
     def digest(self) -> str:
-        """The model's: pace changes no answer."""
+        """The model's."""
         return self.model.digest
+
+
+@dataclass
+class Paced(Around):
+    """A model that is asked at most `per_minute` questions a minute: `batch` at a time, then a pause."""
+
+    per_minute: float
+    batch: int = 8
 
     def answer(self, prompts: Sequence[Prompt], sampling: Sampling, on_answer: OnAnswer | None = None) -> list[Answer]:
         """See `Model.answer`."""
@@ -95,23 +101,12 @@ class Paced:
 
 
 @dataclass
-class Metered:
+class Metered(Around):
     """A model whose new answers are counted, so that what this run paid is told apart from what is kept."""
 
-    model: Model
     asked: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
-
-    @property
-    def name(self) -> str:
-        """The model's."""
-        return self.model.name
-
-    @property
-    def digest(self) -> str:
-        """The model's."""
-        return self.model.digest
 
     def answer(self, prompts: Sequence[Prompt], sampling: Sampling, on_answer: OnAnswer | None = None) -> list[Answer]:
         """See `Model.answer`."""

@@ -3,6 +3,7 @@
 train, validation, test     a part of the project's split; `test` is sealed: each look at it is logged
 catalog:NAME                a data set of the catalogue
 suite:general               the regression suite: six abilities, each with its own rows and metric
+lm-eval:TASK[@FOLDER]       a task of an installed lm-evaluation-harness (from a folder of its task files)
 promptfoo:FILE              a promptfoo configuration with its assertions
 openai-evals:FILE           a samples file, or an eval object with its graders
 anything else               a file, folder, pattern or URL in any format of the data room
@@ -53,6 +54,8 @@ def find(word: str, ask: Ask, models: Models, circle: Circle | None) -> list[Dat
         return [_part(word, circle)]
     if kind == "suite":
         return _suite(rest, ask.limit, models)
+    if kind == "lm-eval":
+        return [_harness(rest, sealed)]
     if kind == "promptfoo":
         from tunesmith.evaluate.importers import promptfoo
 
@@ -105,6 +108,14 @@ def _suite(name: str, limit: int | None, models: Models) -> list[Data]:
     ]
 
 
+def _harness(word: str, sealed: bool) -> Data:
+    from tunesmith.evaluate.harness import harness_task
+
+    name, _, folder = word.partition("@")
+    task = harness_task(name, folder or None)
+    return Data(name, task.rows(), metrics={"lm_eval": {"task": name, "folder": folder}}, max_tokens=task.max_tokens, sealed=sealed)
+
+
 def _openai(path: Path, sealed: bool) -> Data:
     from tunesmith.evaluate.importers import openai_eval, openai_rows
 
@@ -120,7 +131,8 @@ def _openai(path: Path, sealed: bool) -> Data:
 
 
 def build(name: str, options: Mapping[str, Any], models: Models | None = None, cache: Path | None = None) -> Metric:
-    """The metric of a name and its options: a registered one, `module:function`, promptfoo's, one of OpenAI's graders, or a rubric.
+    """The metric of a name and its options: a registered one, `module:function`, promptfoo's, a task's of lm-evaluation-harness, one of
+    OpenAI's graders, or a rubric.
 
     Without `models` a grader or rubric that asks one only reads scores that are there.
     """
@@ -128,6 +140,10 @@ def build(name: str, options: Mapping[str, Any], models: Models | None = None, c
         from tunesmith.evaluate.importers import promptfoo_metric
 
         return promptfoo_metric()
+    if name == "lm_eval":
+        from tunesmith.evaluate.harness import harness_metric
+
+        return harness_metric(str(options["task"]), str(options["folder"]) or None)
     if "grader" in options:
         return _graded(name, options["grader"], models)
     if "judge" in options:
