@@ -12,7 +12,7 @@ import random
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +92,11 @@ def rows(n: int) -> Path:
 MADE = """
 import json, random, sys
 from faker import Faker
-draw = random.Random(3)
-locales = ["en_US", "en_GB", "de_DE", "fr_FR", "es_ES", "it_IT"]
+asked = json.load(sys.stdin)
+draw, locales = random.Random(asked["seed"]), asked["locales"]
 fakers = {}
-for name in locales:
-    fakers[name] = Faker(name); fakers[name].seed_instance(5)
+for name in [*locales, "en_US"]:
+    fakers[name] = Faker(name); fakers[name].seed_instance(asked["seed"])
 hexes = lambda n: "".join(draw.choices("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789", k=n))
 kinds = {
     "email": lambda f: f.email(), "phone": lambda f: f.phone_number(), "card": lambda f: f.credit_card_number(),
@@ -105,27 +105,33 @@ kinds = {
     "api_key": lambda f: draw.choice(["sk-" + hexes(40), "AKIA" + hexes(16).upper(), "ghp_" + hexes(36), "hf_" + hexes(34)]),
 }
 frames = {
-    "date_of_birth": ["She was born on {}.", "Date of birth: {}", "DOB {}"], "email": ["Write to {} today."],
-    "phone": ["Call me at {} please.", "My phone is {}.", "Tel. {}"], "ip": ["The server at {} is down."],
-    "card": ["I paid with {} yesterday."], "iban": ["Send it to {} please."],
-    "ssn": ["My SSN is {}."], "api_key": ["Use the key {} for it."],
+    "date_of_birth": ["She was born on {}.", "Date of birth: {}", "Birthday: {}", "the child was born in Rome, {}, at night"],
+    "phone": ["Call me at {} please.", "Tel. {}", "or ring {} tonight", "{} is my mobile"],
+    "email": ["Write to {} today.", "cc {};"], "ip": ["The server at {} is down.", "host={}"],
+    "card": ["I paid with {} yesterday.", "{} exp 04/29"], "iban": ["Send it to {} please.", "transfer to {}, ref 7"],
+    "ssn": ["My SSN is {}.", "SSN={}"], "api_key": ["Use the key {} for it.", "Authorization: Bearer {}"],
 }
-for i, text in enumerate(json.load(sys.stdin)):
-    spans, made = [], text[:300]
+for i, text in enumerate(asked["texts"]):
+    spans, made, locale = [], text[:300], draw.choice(locales)
     if i % 2 == 0:
-        kind = draw.choice(list(kinds)); value = kinds[kind](fakers[draw.choice(locales)])
+        kind = draw.choice(list(kinds)); value = kinds[kind](fakers[locale])
         frame = draw.choice(frames[kind]); at = len(made) + 1 + frame.index("{}")
         made = made + " " + frame.format(value); spans.append([kind, at, at + len(value)])
-    print(json.dumps({"text": made, "spans": spans}, ensure_ascii=False))
+    print(json.dumps({"text": made, "spans": spans, "locale": locale}, ensure_ascii=False))
 """
 
 
-def personal(python: str, n: int = 2_000) -> Path:
-    """`n` real texts, half of them with one made-up piece of personal data and its place; `python` has Faker."""
-    path = FOLDER / f"personal-{n}.jsonl"
+LOCALES = ("en_US", "en_GB", "de_DE", "fr_FR", "es_ES", "it_IT")  # of the sets that the patterns were written on
+OTHERS = ("nl_NL", "pl_PL", "pt_BR", "pt_PT", "sv_SE", "da_DK", "no_NO", "fi_FI", "cs_CZ", "tr_TR", "en_IN", "ja_JP")
+SEED = 90_210  # no pattern was changed after the first look at what this seed makes
+
+
+def personal(python: str, n: int = 2_000, seed: int = SEED, locales: Sequence[str] = LOCALES + OTHERS) -> Path:
+    """`n` real texts, half of them with one made-up piece of personal data, its place and its locale; `python` has Faker."""
+    path = FOLDER / f"personal-{n}-{seed}-{len(locales)}.jsonl"
     if not path.exists():
-        texts = json.dumps([question for question, _ in pairs(n)])
-        done = subprocess.run([python, "-c", MADE], input=texts, capture_output=True, text=True, check=True)
+        asked = {"texts": [question for question, _ in pairs(n)], "seed": seed, "locales": locales}
+        done = subprocess.run([python, "-c", MADE], input=json.dumps(asked), capture_output=True, text=True, check=True)
         path.write_text(done.stdout, "utf-8")
     return path
 

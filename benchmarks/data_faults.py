@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.data_corpus import FOLDER, downloaded, pairs, personal
+from benchmarks.data_corpus import FOLDER, LOCALES, OTHERS, downloaded, pairs, personal
 
 HEADLINES = ("label_errors_vs_cleanlab",)
 SIDES = str(Path(__file__).parent / "data_sides.py")
@@ -115,17 +115,23 @@ def rows_found() -> list[list[Any]]:
 
 
 def personal_found(python: str) -> list[list[Any]]:
-    """Personal data of six locales made with Faker in real texts: rows found by kind, and real rows that were flagged."""
+    """Personal data made with Faker in real texts, of the locales that the patterns were written on and of others: rows found by kind, and
+    real rows that were flagged."""
     from tunesmith.data.pii import find_all
 
     rows = [json.loads(line) for line in personal(python).read_text("utf-8").splitlines()]
     spans = find_all([row["text"] for row in rows])
     table = []
     for kind in sorted({span[0] for row in rows for span in row["spans"]}):
-        planted = [(row["spans"][0], found) for row, found in zip(rows, spans, strict=True) if row["spans"] and row["spans"][0][0] == kind]
-        hits = sum(any(one.start <= span[1] and one.end >= span[2] for one in found) for span, found in planted)
         wrong = sum(any(one.kind == kind for one in found) for row, found in zip(rows, spans, strict=True) if not row["spans"])
-        table.append([f"personal data: {kind}", len(planted), hits, wrong, "personal_data"])
+        for where, locales in (("", LOCALES), (", other locales", OTHERS)):
+            planted = [
+                (row["spans"][0], found)
+                for row, found in zip(rows, spans, strict=True)
+                if row["spans"] and row["spans"][0][0] == kind and row["locale"] in locales
+            ]
+            hits = sum(any(one.start <= span[1] and one.end >= span[2] for one in found) for span, found in planted)
+            table.append([f"personal data: {kind}{where}", len(planted), hits, wrong if not where else "", "personal_data"])
     return table
 
 

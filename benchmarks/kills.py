@@ -49,6 +49,7 @@ class Run:
         self.url = f"http://127.0.0.1:{self.port}/v1"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.chats: list[str] = []
+        self.killed: list[str] = []
         self.stop = threading.Event()
 
     def start(self, name: str) -> None:
@@ -94,8 +95,8 @@ class Run:
             process.wait()
 
 
-def create(run: Run, jobs: int) -> tuple[list[str], list[str]]:
-    """(file ids, job ids) as acknowledged."""
+def create(run: Run, jobs: int, wave: int = 0) -> tuple[list[str], list[str]]:
+    """(file ids, job ids) as acknowledged; each wave makes the same jobs once more."""
     from api_parts import chat_rows
 
     files, made = [], []
@@ -103,7 +104,7 @@ def create(run: Run, jobs: int) -> tuple[list[str], list[str]]:
         data = {"file": ("a.jsonl", chat_rows(24, first=100 * i))}
         files.append(run.call("POST", "/files", files=data, data={"purpose": "fine-tune"})["id"])
         body = {"model": MODEL, "training_file": files[-1], "seed": i, "hyperparameters": {"n_epochs": 6, "batch_size": 2, "lora_r": 4}}
-        made.append(run.call("POST", "/fine_tuning/jobs", json=body, headers={"idempotency-key": f"job-{i}"})["id"])
+        made.append(run.call("POST", "/fine_tuning/jobs", json=body, headers={"idempotency-key": f"job-{wave}-{i}"})["id"])
     return files, made
 
 
@@ -136,79 +137,129 @@ def results(folder: Path, made: list[str]) -> list[Any]:
     return found
 
 
-def kill(run: Run, kills: int, rng: random.Random) -> None:
-    """Kill the server or a worker, and start it again."""
-    for _ in range(kills):
+def watch(run: Run, made: list[str], seen: set[str]) -> None:
+    """Read the jobs' events all the time, and remember the ids of what was told."""
+    import httpx
+
+    while not run.stop.is_set():
+        for number in list(made):
+            try:
+                answer = httpx.get(f"{run.url}/fine_tuning/jobs/{number}/events", params={"limit": 100}, timeout=20)
+                seen.update(event["id"] for event in answer.json()["data"])
+            except (httpx.TransportError, KeyError, ValueError):
+                pass
+            run.stop.wait(0.1)
+        run.stop.wait(0.1)
+
+
+def kill(run: Run, kills: int, seconds: float, rng: random.Random) -> None:
+    """Kill the server or a worker, and start it again; `kills` times, or until the time is over."""
+    limit = time.monotonic() + seconds
+    while len(run.killed) < kills and time.monotonic() < limit:
         time.sleep(rng.uniform(0.2, 5.0))
         name = rng.choice(list(run.processes))
         run.processes[name].send_signal(signal.SIGKILL)
         run.processes[name].wait()
+        run.killed.append(name)
         run.start(name)
 
 
-def measure(folder: Path, kills: int, jobs: int, seed: int) -> dict[str, Any]:
-    """Both runs and what was lost."""
-    from sqlalchemy import select
+def undisturbed(folder: Path, base: Path, jobs: int) -> list[Any]:
+    """What the jobs come to when nobody is killed."""
+    run = Run(folder, base)
+    for name in ("server", "worker"):
+        run.start(name)
+    wait(run, made := create(run, jobs)[1], 900)
+    run.end()
+    return results(folder, made)
 
+
+def measure(folder: Path, asked: argparse.Namespace) -> dict[str, Any]:
+    """Both runs and what was lost. Jobs are made anew, the same ones, for as long as somebody is killed."""
     import tiny
-    from tunesmith.core.store import Store
-    from tunesmith.core.tables import interactions
 
     base = tiny.model(folder / "base")
-    quiet = Run(folder / "quiet", base)
-    for name in ("server", "worker"):
-        quiet.start(name)
-    wait(quiet, expected := create(quiet, jobs)[1], 600)
-    quiet.end()
+    expected = undisturbed(folder / "quiet", base, asked.jobs)
     run, started = Run(folder / "killed", base), time.monotonic()
-    for name in ("server", "worker-1", "worker-2"):
+    for name in ("server", *(f"worker-{i}" for i in range(asked.jobs))):
         run.start(name)
-    threads = [threading.Thread(target=run.chat, daemon=True) for _ in range(2)]
-    for thread in threads:
+    files, made, events = list[str](), list[str](), set[str]()
+    killer = threading.Thread(target=kill, args=(run, asked.kills, asked.seconds, random.Random(asked.seed)))
+    threads = [threading.Thread(target=run.chat), threading.Thread(target=run.chat)]
+    threads += [threading.Thread(target=watch, args=(run, made, events))]
+    for thread in (killer, *threads):
         thread.start()
-    killer = threading.Thread(target=kill, args=(run, kills, random.Random(seed)))
-    killer.start()
-    files, made = create(run, jobs)
+    while killer.is_alive() or not made:
+        for found, new in zip((files, made), create(run, asked.jobs, wave=len(made) // asked.jobs), strict=True):
+            found += new
+        wait(run, made, 900)
     killer.join()
-    wait(run, made, 600)
     run.end()
     for thread in threads:
         thread.join()
-    store = Store.open(folder / "killed" / "store")
-    with store.engine.connect() as connection:
-        logged = set(connection.execute(select(interactions.c.id)).scalars())
-    listed = {path.name for path in (store.folder / "blobs" / "files").iterdir()}
-    store.close()
-    different = sum(a != b for a, b in zip(results(folder / "quiet", expected), results(folder / "killed", made), strict=True))
+    kept, found = kept_rows(folder / "killed"), results(folder / "killed", made)
     return {
-        "kills": kills,
-        "jobs": jobs,
+        "kills": len(run.killed),
+        "kills_of_the_server": run.killed.count("server"),
+        "jobs": len(made),
         "acknowledged_log_rows": len(run.chats),
-        "lost_log_rows": len(set(run.chats) - logged),
-        "lost_files": len(set(files) - listed),
-        "lost_jobs": len(made) - len(set(made)),
-        "different_results": different,
+        "acknowledged_events": len(events),
         "seconds": round(time.monotonic() - started, 1),
+        "lost_log_rows": len(set(run.chats) - kept["interactions"]),
+        "lost_events": len(events - kept["job_events"]),
+        "lost_files": len(set(files) - kept["files"]),
+        "lost_jobs": len(made) - len(set(made) & kept["jobs"]),
+        "different_results": [parts for i, one in enumerate(found) if (parts := different(expected[i % asked.jobs], one))],
     }
 
 
-def main() -> None:
-    """Run it and print one JSON line."""
+def different(expected: Any, found: Any) -> list[str]:
+    """What of a job's results is not as it would have been: the names of files and parts."""
+    files = {name for name in expected[1].keys() | found[1].keys() if expected[1].get(name) != found[1].get(name)}
+    parts = zip(("status", "steps", "checkpoints"), (0, 2, 3), strict=True)
+    return sorted(files) + [name for name, i in parts if expected[i] != found[i]]
+
+
+def kept_rows(folder: Path) -> dict[str, set[str]]:
+    """The ids in the store, by table; a file counts when its bytes are there too."""
+    from sqlalchemy import select
+
+    from tunesmith.core import tables
+    from tunesmith.core.store import Store
+
+    store, found = Store.open(folder / "store"), {}
+    with store.engine.connect() as connection:
+        for table in (tables.interactions, tables.job_events, tables.files, tables.jobs):
+            found[table.name] = set(connection.execute(select(table.c.id)).scalars())
+    found["files"] &= {path.name for path in (store.folder / "blobs" / "files").iterdir()}
+    store.close()
+    return found
+
+
+def main() -> int:
+    """Run it, print what was lost; 1 when anything was."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--jobs", type=int, default=4)
+    parser.add_argument("--seconds", type=float, default=3600.0, help="stop killing after so long")
+    parser.add_argument("--jobs", type=int, default=4, help="jobs, and workers, at once")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=None)
-    parser.add_argument("--serve", type=Path, default=None)
-    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--serve", type=Path, default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--port", type=int, default=0, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.serve is not None:
-        return serve(asked.serve, asked.port)
+        serve(asked.serve, asked.port)
+        return 0
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(measure(asked.folder or Path(folder), asked.kills, asked.jobs, asked.seed)))
-    return None
+        found = measure(asked.folder or Path(folder), asked)
+    print(json.dumps(found))
+    lost = {name: count for name, count in found.items() if name.startswith(("lost_", "different_")) and count}
+    print(
+        f"{found['kills']} kills in {found['seconds']} s, {found['jobs']} jobs: {lost or 'nothing lost, every job ended as it would have'}"
+    )
+    return 1 if lost else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -37,6 +37,12 @@ def preference_rows(n=12):
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
+def reward_rows(n=12, first=0):
+    """A reinforcement file of `n` prompts with the answer that a grader compares with."""
+    rows = [{"messages": [{"role": "user", "content": f"say {i}"}], "answer": f"the bank of York {i}"} for i in range(first, first + n)]
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
 class Server:
     """A running server; `client` is the real SDK without retries."""
 

@@ -327,6 +327,10 @@ def test_keys_open_what_their_scopes_say(tmp_path):
         with server.store.engine.connect() as connection:
             everything = "\n".join(connection.connection.driver_connection.iterdump())
         assert fresh not in everything
+        for one in keys.listed():
+            keys.revoke(one["id"])
+        time.sleep(2.1)
+        assert status("GET", "/models", None) == status("GET", "/models", fresh) == 401, "without a key in force nobody gets in"
 
 
 def test_limits_say_when_to_come_again(tmp_path):

@@ -90,3 +90,109 @@ def test_the_first_piece_does_not_wait_for_the_next():
     loop.call_soon_threadsafe(loop.stop)
     assert len(times) == 3
     assert times[0] < 0.4 < times[1] < times[2]
+
+
+def scripted(*answers: list[bytes], keep: bool = True):
+    """A server that answers request after request with these pieces of bytes; what it saw is (connections, requests)."""
+    import asyncio
+    import threading
+
+    seen, left = {"connections": 0, "requests": 0}, list(answers)
+
+    async def serve(reader, writer):
+        seen["connections"] += 1
+        while left:
+            try:
+                head = await reader.readuntil(b"\r\n\r\n")
+            except asyncio.IncompleteReadError:
+                break
+            await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
+            seen["requests"] += 1
+            for piece in left.pop(0):
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(0.02)
+            if not keep:
+                break
+        writer.close()
+
+    loop = asyncio.new_event_loop()
+    server = loop.run_until_complete(asyncio.start_server(serve, "127.0.0.1", 0))
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    return f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", seen
+
+
+def said(number="a" * 30, text="yes"):
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+    body = json.dumps({"id": number, "choices": [choice], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}).encode()
+    return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+
+
+def event(text):
+    return b"data: " + json.dumps({"id": "b" * 30, "choices": [{"index": 0, "delta": {"content": text}}]}).encode() + b"\n\n"
+
+
+STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
+
+
+def asked(store, upstream, count=1, **more):
+    from tunesmith.api.app import ServeConfig, create_app, running
+    from tunesmith.deploy.upstream import Upstream
+
+    app = create_app({"m": Upstream("x", base_url=upstream, timeout_s=1)}, store=store, config=ServeConfig(port=0, names={"gpt-4o": "m"}))
+    with running(app) as url:
+        body = {"model": "m", "messages": [{"role": "user", "content": "q"}], **more}
+        answers = [httpx.post(f"{url}/chat/completions", json=body, timeout=20) for _ in range(count)]
+    return answers, rows(store)
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store.open(tmp_path / "store")
+    yield store
+    store.close()
+
+
+def test_connections_are_kept_and_replaced_when_the_server_closed_them(store):
+    upstream, seen = scripted([said("a" * 30)], [said("b" * 30)], [said("c" * 30)])
+    answers, logged = asked(store, upstream, 3, model="gpt-4o")  # a mapped name
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert seen == {"connections": 1, "requests": 3}
+    assert [row["alias"] for row in logged] == ["gpt-4o"] * 3
+    upstream, seen = scripted([said("d" * 30)], [said("e" * 30)], keep=False)
+    assert [answer.status_code for answer in asked(store, upstream, 2)[0]] == [200] * 2
+    assert seen == {"connections": 2, "requests": 2}
+
+
+def test_answers_with_the_same_small_id_are_rows_of_their_own(store):
+    upstream, _ = scripted([said("chatcmpl-7")], [said("chatcmpl-7")])
+    answers, logged = asked(store, upstream, 2)
+    assert [answer.json()["id"] for answer in answers] == ["chatcmpl-7"] * 2
+    assert len({row["id"] for row in logged if row["id"].startswith("chatcmpl-7-")}) == 2
+
+
+@pytest.mark.parametrize("cut", range(1, 14, 3))
+def test_the_mark_of_the_end_may_come_in_two_pieces(store, cut):
+    end = b"data: [DONE]\n\n"
+    upstream, _ = scripted([STREAM, event("one"), end[:cut], end[cut:]], keep=False)
+    (answer,), (row,) = asked(store, upstream, stream=True)
+    assert answer.content == event("one") + end
+    assert (row["answer"], row["status"]) == ("one", 200)
+
+
+def test_an_answer_that_breaks_off_is_told_and_logged(store):
+    head = STREAM.replace(b"\r\n\r\n", b"\r\ntransfer-encoding: chunked\r\n\r\n")
+    piece = event("one")
+    upstream, _ = scripted([head, b"%x\r\n%b\r\n" % (len(piece), piece)], keep=False)
+    (answer,), (row,) = asked(store, upstream, stream=True)
+    assert answer.content.startswith(piece)
+    assert "upstream_unreachable" in answer.text
+    assert (row["answer"], row["status"]) == ("one", 502)
+
+
+@pytest.mark.parametrize("answer", [b"SMTP hello\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nabc", b""])
+def test_what_is_no_answer_is_a_502(store, answer):
+    upstream, _ = scripted([answer], keep=False)
+    assert [one.status_code for one in asked(store, upstream)[0]] == [502]
+    silent, _ = scripted([])
+    assert asked(store, silent)[0][0].json()["error"]["code"] == "upstream_unreachable"

@@ -2,11 +2,12 @@
 
 import random
 
+import msgspec
 import pytest
 
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.stats import wilson
-from tunesmith.core.types import Example, Message, example_id
+from tunesmith.core.types import Example, Function, Message, ToolCall, example_id
 from tunesmith.data.check import check, held_out_power, rows_for
 from tunesmith.data.topics import topics
 
@@ -56,6 +57,18 @@ def test_each_planted_fault_is_told_with_its_rows():
     }  # fmt: skip
     assert {code: found[code].rows[0] for code in expected} == expected
     assert all(found[code].do for code in expected)
+
+
+def test_calls_that_nothing_can_read_and_rows_that_are_nearly_the_same():
+    call = ToolCall(id="c", function=Function(name="f", arguments="{broken"))
+    rows = made(60)
+    rows.append(
+        msgspec.structs.replace(rows[0], messages=(*rows[0].messages[:-1], Message(role="assistant", tool_calls=(call,))), origin="f:90")
+    )
+    rows += [row(" ".join(WORDS["fraud"]) + more, "answer", place) for more, place in (("", 91), (" too", 92))]
+    found = codes(check(rows))
+    assert (found["tool_arguments"].level, found["tool_arguments"].rows) == ("fix", ("f:90",))
+    assert found["near_duplicates"].rows == ("f:91", "f:92")
 
 
 def test_too_few_rows_stop():

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import select
+import shutil
+import subprocess
+import sys
 
 import pytest
 from tests import templates
@@ -107,9 +112,10 @@ def test_import_clean_split_and_the_fate_of_every_row(here, capsys):
     cleaned = told(capsys, "clean", "--clean.personal_data.action", "redact")
     assert cleaned["rules"] == {"exact_duplicate": 1, "repair_text": 1, "personal_data": 1}
     assert (cleaned["before"], cleaned["after"]) == (65, 64)
-    divided = told(capsys, "split", "--split.salt", "x")
+    divided = told(capsys, "split", "--split.salt", "x", "--split.semantic.action", "off")
     assert sum(divided["version"]["counts"].values()) == 64
     assert divided["leakage"]["test"]["near"] == 0
+    assert divided["meaning"]["test"]["why"] == "split.semantic.action is off"
     assert "parent" not in told(capsys, "log")["versions"][-1]
     copy = told(capsys, "why", "61")["rows"][0]
     assert (copy["fate"], copy["rule"], copy["other"]) == ("duplicate_of", "exact_duplicate", "rows.jsonl:5")
@@ -122,6 +128,8 @@ def test_import_clean_split_and_the_fate_of_every_row(here, capsys):
     assert sum(listed["fates"].values()) == listed["inputs"] == 65
     changes = told(capsys, "diff", first[:8], "latest")
     assert changes["counts"] == {"added": 0, "removed": 1, "changed": 2, "moved": 62}
+    _, err = call(capsys, "ledger", "--fate", "droped", code=2)
+    assert "did you mean 'dropped'" in err
     _, err = call(capsys, "ledger", "--rule", "exact_duplicates", code=2)
     assert "did you mean 'exact_duplicate'" in err
 
@@ -154,7 +162,7 @@ def test_check_says_what_to_do_in_text_and_in_one_offline_file(here, capsys):
     out, _ = call(capsys, "check", "rows.jsonl", "--out", "report.html")
     assert "personal_data" in (here / "report.html").read_text("utf-8")
     assert "email (1)" in out
-    assert "1 rows repeat another" in out
+    assert "1 row repeats another" in out
     html = (here / "report.html").read_text("utf-8")
     assert "<svg" in html
     assert not re.findall(r"""(?:src|href)=["']https?:""", html)
@@ -163,6 +171,34 @@ def test_check_says_what_to_do_in_text_and_in_one_offline_file(here, capsys):
     assert levels == sorted(levels, key=["stop", "fix", "consider", "fine"].index)
     (here / "few.jsonl").write_text("\n".join(rows()[:5]))
     assert told(capsys, "check", "few.jsonl", code=3)["advice"][0]["code"] == "too_few_rows"
+
+
+@pytest.mark.slow
+def test_the_report_is_readable_offline_on_a_desk_a_phone_and_in_the_dark(here, capsys):
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    found = told(capsys, "check", "rows.jsonl", "--out", "report.html")
+    todo = sum(one["level"] != "fine" for one in found["advice"])
+    complaints: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-background-networking"])
+        for width, scheme in ((1200, "light"), (390, "dark")):
+            page = browser.new_context(offline=True, viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
+            page.on("console", lambda message: complaints.append(message.text))
+            page.on("requestfailed", lambda request: complaints.append(request.url))
+            page.goto((here / "report.html").as_uri())
+            page.locator("summary").first.click()
+            assert page.locator("ol.todo > li").count() == todo
+            assert page.locator("ol.todo .row").first.is_visible()
+            assert page.locator("svg").count() >= 2
+            assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 1
+            paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+            assert paper == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 24, 29)"}[scheme]
+        browser.close()
+    assert complaints == []
 
 
 def test_mask_shows_trained_read_and_cut_tokens(here, capsys):
@@ -215,10 +251,38 @@ def test_suspects_go_into_review_and_the_majority_makes_a_version(here, capsys):
     done = told(capsys, "review", "--apply")
     assert (done["changed"], sum(done["version"]["counts"].values())) == (1, 39)
     assert told(capsys, "why", "rows.jsonl:4")["rows"][0]["reason"].endswith("no")
+    (here / ".tunesmith" / "review" / "suspects.json").write_text("[{")
+    _, err = call(capsys, "review", code=1)
+    assert "suspects.json" in err
+    assert "tunesmith data labels" in err
     _, err = call(capsys, "verdict", "5", "acept", code=2)
     assert "did you mean 'accept'" in err
     _, err = call(capsys, "verdict", "5", "accept", "with an answer", code=2)
     assert "with 'edit'" in err
+
+
+@pytest.mark.slow
+def test_review_at_a_terminal_asks_until_it_understands_and_keeps_each_verdict(here, capsys):
+    imported(capsys)
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "tunesmith", "data", "review", "--as", "ann", "-n", "4"]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"})
+    os.close(theirs)
+    shown = b""
+    for answer in ("what", "reject not a question", "edit", "A better one.", "skip", "quit"):
+        before = len(shown)
+        while not re.search(rb"(may follow|better answer)[^\n]*: ?$", shown[before:]):
+            assert select.select([ours], [], [], 60)[0], shown
+            shown += os.read(ours, 65536)
+        os.write(ours, f"{answer}\n".encode())
+    assert process.wait(60) == 0
+    os.close(ours)
+    assert b"'what' is none of accept, edit, reject, skip, quit" in shown
+    kept = [json.loads(line) for line in (here / ".tunesmith" / "review" / "verdicts.jsonl").read_text().splitlines()]
+    assert [(one["action"], one.get("answer"), one.get("comment", "")) for one in kept] == [
+        ("reject", None, "not a question"),
+        ("edit", "A better one.", ""),
+    ]
 
 
 def test_answers_that_differ_from_their_neighbours_or_are_not_copied():
@@ -345,7 +409,11 @@ def test_what_the_data_stage_found_is_one_offline_section(here):
     assert len(result["contradictions"]) == 1
     assert result["personal_data"]["kinds"] == {"email": 1}
     assert result["tokens"]["too_long"] == 40
-    html = section(result)
+    measured = {"found": 1, "looked_at": 25, "threshold": 0.95, "why": "", "examples": [["a/f:1", "b/f:2", 0.97]]}
+    html = section({**result, "meaning": {"test": measured, "validation": {**measured, "why": "it is off"}}})
+    assert "1 of 25 rows say the same as a training row" in html
+    assert "f:1 ≈ f:2 (0.97)" in html
+    assert "not measured: it is off" in html
     assert html.strip().startswith("<section")
     assert "ja••••••••••••••••rg" in html
     assert "jane.doe@example.org" not in json.dumps(result["personal_data"])

@@ -8,10 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunesmith.core.errors import ConfigError, DataError, NotFound
+from tunesmith.core.rows import read_parquet
 from tunesmith.core.types import Message, Preference
+from tunesmith.data.clean import Clean, clean
 from tunesmith.data.collect import Source, collect
 from tunesmith.data.format import FORMATS, detect, parse_line, parse_row
+from tunesmith.data.intake import add_up, intake
 from tunesmith.data.ledger import Ledger
+from tunesmith.data.version import digest_of
 
 USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"x": {"type": "string"}}}}}
@@ -31,6 +35,7 @@ ROWS = {
     "alpaca": {"instruction": "q", "input": "", "output": "a"},
     "sharegpt": {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
     "columns": {"prompt": "q", "response": "a"},
+    "text": {"text": "a"},
     "interaction": {"id": "i1", "alias": "bot", "variant": "v2", "messages": [USER], "answer": "a", "status": 200, "total_s": 0.1},
     "kiln": {
         "v": 1,
@@ -63,6 +68,8 @@ def test_each_format_is_detected_and_read(name, tmp_path):
     row = collect(written(tmp_path, [ROWS[name]])).rows[0]
     if isinstance(row, Preference):
         assert (row.messages, row.preferred.text, row.non_preferred.text) == (QUESTION_AND_ANSWER[:1], "a", "b")
+    elif name == "text":
+        assert row.messages == QUESTION_AND_ANSWER[1:]
     elif name == "rft":
         assert (row.messages, row.meta) == (QUESTION_AND_ANSWER[:1], {"answer": "a"})
     else:
@@ -137,6 +144,8 @@ BAD = {
     "wrong_format": {"question": "q"},
     "wrong_tool_call": {"messages": [USER, {"role": "assistant", "tool_calls": [{"id": "1", "function": "f"}]}]},
 }
+
+BAD_LINES = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in BAD.values() if len(str(row)) < 1_000]
 
 
 @pytest.mark.parametrize("code", BAD)
@@ -233,7 +242,7 @@ def test_the_ledger_adds_up_for_any_input(tmp_path_factory, rows, name):
     folder = tmp_path_factory.mktemp("any")
     lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
     lines = [b" ".join(line.split()) for line in lines]
-    expected = sum(bool(line) for line in lines)
+    expected = sum(bool(line.removeprefix(b"\xef\xbb\xbf")) for line in lines[:1]) + sum(bool(line) for line in lines[1:])
     source = written(folder, [line.replace(b"\x00", b"0") for line in lines])
     try:
         found = collect(Source(path=source.path, format=name), max_invalid=1.0)
@@ -263,3 +272,88 @@ def test_a_ledger_refuses_what_cannot_be(tmp_path):
     assert list(Ledger.read(tmp_path / "ledger.jsonl")) == list(ledger)
     assert (ledger.find("f:1")[0].fate, ledger.find("f:1")[0].rule) == ("truncated", "text, length")
     assert ledger.counts() == {"truncated": 1, "dropped": 1}
+
+
+def test_a_reject_names_file_line_byte_path_and_code(tmp_path):
+    good = json.dumps(ROWS["chat"]).encode()
+    source = written(tmp_path, [good, {"messages": [USER, {**ASSISTANT, "weight": 2}]}])
+    collect(source, max_invalid=0.5, rejects=tmp_path / "rejects.jsonl")
+    reject = json.loads((tmp_path / "rejects.jsonl").read_text())
+    assert (reject["file"], reject["line"], reject["offset"]) == (source.path, 2, len(good) + 1)
+    (fault,) = reject["faults"]
+    assert (fault["path"], fault["code"]) == ("$.messages[1].weight", "wrong_weight")
+    assert json.loads(reject["row"])["messages"][1]["weight"] == 2
+
+
+def test_texts_are_rows_by_file_or_by_paragraph(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_text("\ufeffFirst line.\nSecond line.\n\n\nOther paragraph.\n", "utf-8")
+    (folder / "b.md").write_text("# Title\n", "utf-8")
+    whole = collect(Source(path=str(folder))).rows
+    assert [row.messages for row in whole] == [
+        (Message(role="assistant", content="First line.\nSecond line.\n\n\nOther paragraph."),),
+        (Message(role="assistant", content="# Title"),),
+    ]
+    split = collect(Source(path=str(folder), format="paragraphs")).rows
+    assert [(row.answer, row.origin.rpartition("/")[2], row.group) for row in split] == [
+        ("First line.\nSecond line.", "a.txt:1", str(folder / "a.txt")),
+        ("Other paragraph.", "a.txt:5", str(folder / "a.txt")),
+        ("# Title", "b.md:1", str(folder / "b.md")),
+    ]
+    (folder / "bad.txt").write_bytes(b"caf\xe9")
+    (folder / "empty.txt").write_bytes(b" \n")
+    found = collect(Source(path=str(folder)), max_invalid=0.5)
+    assert [fault.code for fault in found.faults] == ["invalid_utf8", "no_text"]
+    (folder / "rows.jsonl").write_text(json.dumps(ROWS["chat"]) + "\n")
+    assert len(collect(Source(path=str(folder))).rows) == 1, "beside files of rows a text is about them"
+
+
+def test_texts_are_not_one_cluster_for_asking_nothing(tmp_path):
+    for name, said in (("a", "the cat sat on the mat"), ("b", "an entirely different story"), ("c", "a third one about ships")):
+        (tmp_path / f"{name}.txt").write_text(said)
+    found = collect(Source(path=str(tmp_path)))
+    assert clean(found.rows, Clean(), found.ledger).clusters.tolist() == [0, 1, 2]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.sampled_from([json.dumps(ROWS["chat"]).encode(), json.dumps(ROWS["evals"]).encode(), *BAD_LINES]), min_size=1))
+def test_intake_writes_what_collect_holds(tmp_path_factory, lines):
+    folder = tmp_path_factory.mktemp("intake")
+    source = written(folder, lines)
+    source = Source(path=source.path, format="chat", unique_ids=False)
+    files = (folder / "rows.parquet", folder / "ledger.jsonl")
+    try:
+        held = collect(source, max_invalid=1.0, rejects=folder / "held.jsonl")
+    except DataError:
+        with pytest.raises(DataError):
+            intake(source, *files, max_invalid=1.0)
+        assert not any(file.exists() for file in files)
+        return
+    found = intake(source, *files, max_invalid=1.0, rejects=folder / "rejects.jsonl")
+    assert list(read_parquet(files[0])) == held.rows
+    assert list(Ledger.read(files[1])) == list(held.ledger)
+    assert (found.inputs, found.invalid, found.rows, found.faults) == (held.inputs, held.invalid, len(held.rows), held.faults)
+    assert dict(found.fates) == held.ledger.counts()
+    assert found.digest == digest_of(held.rows)
+    assert (folder / "rejects.jsonl").exists() == bool(held.invalid)
+    if held.invalid:
+        assert (folder / "rejects.jsonl").read_bytes() == (folder / "held.jsonl").read_bytes()
+
+
+def test_a_source_that_breaks_off_leaves_nothing(tmp_path):
+    packed = gzip.compress(b"\n".join(json.dumps({**ROWS["chat"], "n": i}).encode() for i in range(20_000)))
+    (tmp_path / "rows.jsonl.gz").write_bytes(packed[: len(packed) * 9 // 10])
+    with pytest.raises(DataError, match=r"damaged after line 1\d{4}"):
+        intake(Source(path=str(tmp_path / "rows.jsonl.gz")), tmp_path / "rows.parquet", tmp_path / "ledger.jsonl")
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl.gz"]
+
+
+def test_an_import_whose_counts_do_not_add_up_fails(tmp_path):
+    found = intake(written(tmp_path, [ROWS["chat"]] * 3), tmp_path / "rows.parquet", tmp_path / "ledger.jsonl")
+    add_up(found, 3)
+    with pytest.raises(DataError, match="3 rows came in, 0 have faults, 2 were written"):
+        add_up(found, 2)
+    found.fates["kept"] -= 1
+    with pytest.raises(DataError, match="does not add up"):
+        add_up(found, 3)

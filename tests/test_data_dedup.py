@@ -164,3 +164,20 @@ def test_nothing_in_nothing_out():
     assert components(near_duplicates(["a"]), 1).tolist() == [0]
     index, value = best_matches(["a"], [])
     assert (index.tolist(), value.tolist()) == ([-1], [0.0])
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.8])
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=40), min_size=2, max_size=40), st.integers(1, 3))
+def test_rows_of_one_template_are_joined_as_brute_force_does(threshold, numbers, spread):
+    """Rows that share nearly everything: the filters must keep every pair; long sets, in which the parities of 128 bits say little, too."""
+    texts = [" ".join(f"the sum of part {k} and {n * spread} is" for k, n in enumerate(row)) for row in numbers]
+    found = linked(near_duplicates(texts, threshold, compiled=True), texts)
+    expected = slow_pairs(texts, threshold)
+    assert found.keys() == expected.keys()
+    new, old = texts[::2], texts[1::2]
+    _, value = best_matches(new, old, threshold, compiled=True)
+    for text, best in zip(new, value.tolist(), strict=True):
+        mine = shingle_set(text)
+        exact = max(len(mine & other) / len(mine | other) for other in map(shingle_set, old))
+        assert best == pytest.approx(exact if exact >= threshold - 1e-12 else 0.0)

@@ -3,7 +3,11 @@
 import gzip
 import json
 import sqlite3
+import subprocess
+import sys
+from pathlib import Path
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -176,18 +180,55 @@ def test_files_come_back_whole(tmp_path_factory, made, ending):
     assert all(same(a, b) for a, b in zip(made, back, strict=True))
 
 
+ENDINGS = ["a.jsonl", "a.jsonl.gz", "a.json", "a.csv", "a.tsv", "a.parquet"]
+
+
+@st.composite
+def fitting(draw, name):
+    """A row that format `name` has a place for."""
+    turns = (Message(role="user", content=draw(TEXT)), Message(role="assistant", content=draw(TEXT)))
+    if name not in ("kiln", "label_studio") and draw(st.booleans()):
+        turns = (Message(role="system", content=draw(TEXT)), *turns)
+    meta = draw(META) if draw(st.booleans()) else {}
+    if name in ("dpo", "trl_preference"):
+        bad = Message(role="assistant", content=turns[-1].text + "!")
+        return Preference(id="p", messages=turns[:-1], preferred=turns[-1], non_preferred=bad, group=draw(OPTIONAL), meta=meta)
+    turns = {"rft": turns[:-1], "text": turns[-1:]}.get(name, turns)
+    reference = turns[-1].text if name == "rft" else None
+    return Example(id=example_id(turns, (), reference), messages=turns, reference=reference, group=draw(OPTIONAL), meta=meta)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data(), st.sampled_from(list(WRITERS)), st.sampled_from(ENDINGS))
+def test_a_file_of_any_format_comes_back_the_same_or_is_not_written(tmp_path_factory, data, name, ending):
+    path = tmp_path_factory.mktemp("any") / ending
+    made = data.draw(st.lists(fitting(name), min_size=1, max_size=3))
+    try:
+        export(made, path, name)
+    except DataError:
+        assert not path.exists()
+        return
+    back = collect(Source(path=str(path), format=name, unique_ids=False)).rows
+    assert all(same(a, b) for a, b in zip(made, back, strict=True))
+
+
 def test_every_format_is_written_and_detected(tmp_path):
     turns = (Message(role="system", content="s"), Message(role="user", content="q"), Message(role="assistant", content="a"))
     row = Example(id=example_id(turns), messages=turns, label="l", meta={"k": 1}, origin="f:1")
     ask = Example(id=example_id(turns[:2], (), "a"), messages=turns[:2], reference="a", origin="f:1")
     pair = Preference(id="", messages=turns[:2], preferred=turns[2], non_preferred=Message(role="assistant", content="b"), origin="f:1")
+    plain = Example(id=example_id(turns[1:]), messages=turns[1:], label="l", meta={"k": 1}, origin="f:1")
+    text = Example(id=example_id(turns[2:]), messages=turns[2:], origin="f:1")
+    rows = {"dpo": pair, "trl_preference": pair, "rft": ask, "text": text, "kiln": plain, "label_studio": plain}
     for name in WRITERS:
-        one = pair if name in ("dpo", "trl_preference") else ask if name == "rft" else row
+        one = rows.get(name, row)
         path = tmp_path / f"{name}.jsonl"
         export([one], path, name)
         assert detect([json.loads(path.read_text())]) == name
         assert same(one, collect(Source(path=str(path))).rows[0])
-    assert set(FORMATS) - set(WRITERS) == {"interaction", "kiln", "label_studio"}
+        export([one], tmp_path / f"{name}.parquet", name)
+        assert same(one, collect(Source(path=str(tmp_path / f"{name}.parquet"), format=name)).rows[0])
+    assert set(FORMATS) - set(WRITERS) == {"interaction"}, "a log is written by a server, not by hand"
     export([row], tmp_path / "bare.jsonl", "chat", extras=False)
     assert json.loads((tmp_path / "bare.jsonl").read_text()).keys() == {"messages"}
 
@@ -210,3 +251,23 @@ def test_tables_and_refusals(tmp_path):
         export([row], tmp_path / "a.xls")
     with pytest.raises(DataError, match="a table holds only texts"):
         export([row], tmp_path / "c.csv", "chat")
+    several = [msgspec.structs.replace(row, meta={"seen": {key: 1}}) for key in "ab"]
+    with pytest.raises(DataError, match="Parquet's columns would change row 1"):
+        export(several, tmp_path / "d.parquet", "chat")
+    mixed = [msgspec.structs.replace(row, meta={"seen": value}) for value in (1, "one")]
+    with pytest.raises(DataError, match="Parquet cannot hold these rows"):
+        export(mixed, tmp_path / "d.parquet", "chat")
+    assert not (tmp_path / "d.parquet").exists()
+    export(several, tmp_path / "d.parquet", "tunesmith")
+    assert all(same(a, b) for a, b in zip(several, collect(Source(path=str(tmp_path / "d.parquet"))).rows, strict=True))
+
+
+@pytest.mark.slow
+def test_broken_rows_and_files_never_end_in_a_traceback():
+    command = [sys.executable, "-m", "benchmarks.fuzz_data", "5000", "11"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert (found["rows"], found["failed_files"]) == (5000, 0)
+    assert found["fates"]["kept"] > 100
+    assert found["fates"]["dropped"] > 100

@@ -40,6 +40,8 @@ ANNOUNCED = {
     "born on {}": ("date_of_birth", ["12 May 1980", "1980-05-12", "12.05.1980", "May 12, 1980"]),
     "DOB: {}": ("date_of_birth", ["05/12/1980"]),
     "geboren am {}": ("date_of_birth", ["3. März 1971", "03.03.1971"]),
+    "{} is her birthday": ("date_of_birth", ["05/12/1980", "12 May 1980"]),
+    "tel. {}": ("phone", ["204 9 428", "(+358) 626000705"]),
     "call me at {}": ("phone", ["5552345678", "234 5678", "(351) 921 765 757"]),
     "password = {}": ("password", ["hunter2abc9"]),
     '"api_key": "{}"': ("password", ["x8Zk29slQ0"]),
@@ -55,6 +57,8 @@ LEFT = [
     "999.999.999.999",
     "the password is secret",
     "1999-2003 2004/2005 12/03/1980",
+    "call us before 12 03 1980 or 2004-05-06",
+    "12/03/1980 is the date, not a birthplace",
 ]
 ALL = [(kind, "so {} it is", value) for kind, values in FOUND.items() for value in values]
 ALL += [(kind, frame, value) for frame, (kind, values) in ANNOUNCED.items() for value in values]

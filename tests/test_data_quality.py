@@ -11,11 +11,12 @@ from tunesmith.core.errors import ConfigError, DataError
 from tunesmith.core.types import Example, Function, Message, Preference, ToolCall, example_id
 from tunesmith.data.clean import Clean, NearDuplicates, clean
 from tunesmith.data.contamination import Contamination, contaminated
-from tunesmith.data.labels import label_errors, mismatched_answers, unexplained_answers
+from tunesmith.data.labels import label_errors, mismatched_answers, unexpected_answers, unexplained_answers
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.pii import PersonalData
 from tunesmith.data.quality import Length, contradictions, repaired
 from tunesmith.data.semantic import SemanticDuplicates, earlier
+from tunesmith.data.toxicity import Toxicity, profanity
 
 PLAIN = Clean(personal_data=PersonalData(action="keep"), near_duplicates=NearDuplicates(action="keep"))
 
@@ -182,6 +183,55 @@ def test_free_text_faults_are_ranked():
     answers = questions + rng.normal(0, 0.1, (50, 8))
     answers[3] = -questions[3]
     assert [one.row for one in mismatched_answers(questions, answers)] == [3]
+
+
+def test_answers_that_the_other_rows_do_not_expect():
+    rng = np.random.default_rng(0)
+    kinds = rng.integers(0, 6, 300)
+    questions, answers = (np.eye(6)[kinds] + 0.1 * rng.standard_normal((300, 6)) for _ in range(2))
+    swapped = [3, 70, 150]
+    answers[swapped] = np.eye(6)[(kinds[swapped] + 2) % 6]
+    found = unexpected_answers(questions, answers)
+    assert sorted(one.row for one in found[:3]) == swapped
+    assert len(found) == 6
+    assert "expects another answer" in found[0].reason
+    assert unexpected_answers(questions[:40], answers[:40]) == []
+
+
+def test_offensive_words_are_found_and_innocent_ones_are_not():
+    bad = ["you sh1t", "B!tch, go", "what a fucking day", "so eine Scheiße", "quelle merde"]
+    good = ["Scunthorpe is a town", "it costs $50 for the 1st class", "assess the shiitake", "Dick is a name", "a prickly pear"]
+    scores = profanity([*bad, *good])
+    assert [score >= 0.5 for score in scores] == [True] * 5 + [False] * 5
+    rows = [row(text, place=i) for i, text in enumerate([*bad, *good])]
+    assert len(cleaned(rows, PLAIN)[0].rows) == 10, "off until it is asked for"
+    left, lines = cleaned(rows, Clean(toxicity=Toxicity(action="drop"), near_duplicates=NearDuplicates(action="keep")))
+    assert [one.origin for one in left.rows] == [f"f.jsonl:{i}" for i in range(5, 10)]
+    assert lines["f.jsonl:0"].reason.startswith("a text scores 0.50, allowed is less than 0.5: 'you sh1t'")
+
+
+def test_the_scorer_of_toxicity_is_the_users(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "def long(texts):\n    return [len(text) / 100 for text in texts]\ndef odd(texts):\n    return [7.0]\n"
+    )
+    rows = [row("short"), row("a much longer question than that " * 2, place=1)]
+    left, _ = cleaned(rows, Clean(toxicity=Toxicity(action="drop", scorer="mine.py:long")))
+    assert [one.origin for one in left.rows] == ["f.jsonl:0"]
+    with pytest.raises(ConfigError, match="1 scores for 4 texts"):
+        cleaned(rows, Clean(toxicity=Toxicity(action="drop", scorer="mine.py:odd")))
+
+
+def test_a_rule_of_the_user_that_fails_names_the_row(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fails.py").write_text("def rule(row):\n    return 1 / 0\n")
+    with pytest.raises(ConfigError, match=r"fails.py:rule failed for f.jsonl:3: ZeroDivisionError: division by zero"):
+        cleaned([row("why?", place=3)], Clean(rules=("fails.py:rule",)))
+
+
+def test_a_language_that_is_none_is_refused():
+    with pytest.raises(ConfigError, match=r"(?s)no language 'english'.*did you mean 'en'"):
+        cleaned([row("is this english or not?")], Clean(languages=("english",)))
 
 
 def test_rows_that_mean_the_same_are_dropped_only_when_asked_and_only_with_an_encoder():

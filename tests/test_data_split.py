@@ -202,3 +202,54 @@ def test_leakage_is_measured_and_refused():
     told = summary(left.rows, clusters=left.clusters, splits=whole)
     assert told["splits"] == {"train": len(whole.train), "validation": len(whole.validation), "test": len(whole.test)}
     assert msgspec.json.decode(msgspec.json.encode(told)) == told
+
+
+def test_a_few_large_clusters_do_not_take_the_shares():
+    """Twelve clusters of 400 rows among 5,000 rows: hashed whole, they would decide what the test set is."""
+    groups = [f"g{i % 12}" if i < 4_800 else f"own {i}" for i in range(10_000)]
+    rows = [row(f"question {i}", place=i, group=name) for i, name in enumerate(groups)]
+    for salt in "abcd":
+        sides, notes = assign(rows, Split(by="group", salt=salt), None)
+        held = np.bincount(sides, minlength=3)
+        assert abs(held[2] - 0.2 * 5_200) < 150
+        assert "12 clusters or groups with 4800 rows" in notes[0]
+
+
+@pytest.mark.parametrize("leaks", [False, True])
+def test_sets_that_are_known_give_the_same_split(leaks):
+    rows = made(400)
+    done = clean(rows, Clean(), entered(rows))
+    clusters = None if leaks else done.clusters
+    settings_ = Split(max_leakage=1.0)
+    again, shared = split(done.rows, settings_, clusters), split(done.rows, settings_, clusters, done.sets)
+    assert (again.leakage, again.train, again.test) == (shared.leakage, shared.train, shared.test)
+    assert bool(shared.leakage["test"].near) == leaks
+
+
+def test_clusters_of_any_size_have_the_same_chance():
+    groups = [f"pair {i % 1_500}" for i in range(3_000)] + [f"twenty {i % 150}" for i in range(3_000)] + [f"own {i}" for i in range(3_000)]
+    sides, _ = assign([row(f"question {i}", place=i, group=name) for i, name in enumerate(groups)], Split(by="cluster"), None)
+    rows = [row(f"question {i}", place=i) for i in range(9_000)]
+    linked = np.arange(9_000)
+    linked[3_000:6_000] = 3_000 + np.arange(3_000) % 150  # the same by near-duplicates instead of groups
+    for held in (sides, assign(rows, Split(), linked)[0]):
+        for part in (slice(0, 3_000), slice(3_000, 6_000), slice(6_000, 9_000)):
+            assert (held[part] == 2).mean() == pytest.approx(0.2, abs=0.11)
+    assert (sides == 2).mean() == pytest.approx(0.2, abs=0.05)
+
+
+def test_progress_of_each_rule_is_told():
+    told = []
+
+    class Heard:
+        def say(self, text):
+            raise AssertionError(text)
+
+        def bar(self, label, done, total):
+            told.append((label, done, total))
+
+    rows = [row(f"question {i} of many", place=i) for i in range(2_500)]
+    quiet, loud = clean(rows, Clean(), entered(rows)), clean(rows, Clean(), entered(rows), progress=Heard())
+    assert quiet.rows == loud.rows
+    assert [done for label, done, total in told if label == "repair_text"] == [0, 1_000, 2_000]
+    assert {label for label, _, _ in told} == {"repair_text", "empty_answer", "personal_data", "exact_duplicate"}

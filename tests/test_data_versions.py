@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 
 from tunesmith.core.errors import ConfigError, DataError, NotFound, UsageError
+from tunesmith.core.progress import Silent
 from tunesmith.core.types import Answer, Example, Message, example_id
 from tunesmith.data import synth, version
 from tunesmith.data.choose import choose, uncertainty_of
 from tunesmith.data.clean import apply
+from tunesmith.data.collect import Source, collect
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.review import Verdict, agreement, append, reviewed, verdicts, waiting
+from tunesmith.flow.datasets.versions import Datasets
 from tunesmith.models.echo import EchoModel
 
 
@@ -195,3 +198,20 @@ def test_topics_evolution_and_preferences():
     pairs, refused = synth.preferences([*ROWS[:2], row("same", "same")], EchoModel(), settings)
     assert [(one.preferred.text, one.non_preferred.text) for one in pairs] == [(f"answer {i}", f"question number {i}") for i in range(2)]
     assert refused == [("the weaker model gave the same answer", "same")]
+
+
+def test_an_import_is_the_version_that_freezing_its_rows_would_make(tmp_path):
+    lines = [{"messages": [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": "a"}]} for i in range(50)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, [*lines, {"messages": []}])))
+    desk, source = Datasets.open(tmp_path / "tunesmith.yaml", Silent()), Source(path=str(tmp_path / "rows.jsonl"))
+    kept, found = desk.keep([source], max_invalid=0.1, note="first")
+    held = collect(source, max_invalid=0.1)
+    frozen = version.freeze(tmp_path / "other", {"all": held.rows}, kept.recipe, ledger=held.ledger)
+    assert (kept.id, kept.counts, kept.digests, kept.fates) == (frozen.id, frozen.counts, frozen.digests, frozen.fates)
+    assert (found.inputs, found.invalid, kept.note) == (51, 1, "first")
+    assert version.rows_of(desk.root, kept, "all") == held.rows
+    assert desk.keep([source], max_invalid=0.1)[0] == kept
+    assert sorted(path.name for path in desk.root.iterdir()) == sorted([kept.id, "rejects.jsonl"])
+    with pytest.raises(DataError, match="cannot be used"):
+        desk.keep([source])
+    assert [one.id for one in version.log(desk.root)] == [kept.id]

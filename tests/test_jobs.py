@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import tiny
-from api_parts import chat_rows
+from api_parts import MODEL, chat_rows, reward_rows, running_server
 from tunesmith.core.store import Store
 from tunesmith.flow.jobs.queue import MAX_TRIES, Jobs, Stopped
 from tunesmith.flow.jobs.request import epochs, job_request
@@ -80,6 +81,26 @@ def test_who_lost_the_lease_can_change_nothing(store, base):
     assert state(store, number) == "running"
 
 
+def test_a_worker_learns_of_a_pause_a_resume_and_a_cancel(store, base):
+    number = add(store, base)
+    lease = Jobs(store).lease(seconds=60)
+    lease.begin()
+    assert not lease.pausing()
+    Jobs(store).pause(number, None)
+    assert lease.pausing()
+    lease.write([{"key": "step:7", "message": "x"}], pausing=True, step=7)
+    with pytest.raises(Stopped):
+        lease.write(step=8)
+    Jobs(store).resume(number, None)  # before the worker has let go: it runs on
+    assert not lease.pausing()
+    assert (state(store, number), Jobs(store).find(number, None)["step"]) == ("running", 7)
+    assert not lease.cancelled()
+    Jobs(store).cancel(number, None)
+    assert lease.cancelled()
+    with pytest.raises(Stopped):
+        lease.pausing()
+
+
 def test_one_worker_gets_a_job_however_many_ask(store, base):
     numbers = {add(store, base) for _ in range(5)}
     got, errors = [], []
@@ -127,6 +148,95 @@ def test_a_deleted_file_does_not_break_a_job_under_way(store, base):
     assert not list((store.folder / "jobs" / number).glob("*.jsonl"))
 
 
+@contextlib.contextmanager
+def at_work(store):
+    """A worker that runs each job in a process of its own."""
+    worker = Worker(store, lease_s=5, poll_s=0.02, threads=1)
+    thread = threading.Thread(target=worker.run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        worker.stopping.set()
+        thread.join()
+
+
+def until(check, seconds=90):
+    limit = time.monotonic() + seconds
+    while not (found := check()):
+        assert time.monotonic() < limit
+        time.sleep(0.1)
+    return found
+
+
+def rewarded(source_or_metric="fuzzy_match", **hyperparameters):
+    grader = {"name": "g", "type": "text_similarity", "input": "{{ sample.output_text }}", "reference": "{{ item.answer }}"}
+    grader |= {"evaluation_metric": source_or_metric}
+    if "def grade" in source_or_metric:
+        grader = {"name": "g", "type": "python", "source": source_or_metric}
+    settings = {"max_tokens": 6, "learning_rate_multiplier": 100, "compute_multiplier": 0.25} | hyperparameters
+    return {"type": "reinforcement", "reinforcement": {"grader": grader, "hyperparameters": settings}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["supervised", "reinforcement"])
+def test_a_paused_job_keeps_a_checkpoint_and_ends_as_it_would_have(tmp_path, base, kind):
+    settings, steps_each = ({"n_epochs": 10, "batch_size": 2}, 10) if kind == "supervised" else ({"n_epochs": 4, "batch_size": 2}, 6)
+    rows = (chat_rows if kind == "supervised" else reward_rows)(2 * steps_each)
+    method = {"type": kind, kind: {"hyperparameters": settings}} if kind == "supervised" else rewarded(**settings)
+    with running_server(tmp_path, base) as server, at_work(server.store):
+        jobs, file = server.client.fine_tuning.jobs, server.upload(rows).id
+        whole, paused = (jobs.create(model=MODEL, training_file=file, method=method, seed=5).id for _ in range(2))
+
+        def steps():
+            return [event.data["step"] for event in jobs.list_events(paused, limit=100).data if event.type == "metrics"]
+
+        until(lambda: (steps() or [0])[0] >= 3)
+        jobs.pause(paused)
+        until(lambda: jobs.retrieve(paused).status == "paused")
+        reached = steps()[0]
+        assert reached < settings["n_epochs"] * steps_each
+        kept = jobs.checkpoints.list(paused).data[0]
+        assert kept.step_number == reached
+        assert kept.metrics.train_loss is not None
+        asked = [{"role": "user", "content": "say 3"}]
+        assert server.client.chat.completions.create(model=kept.fine_tuned_model_checkpoint, messages=asked, max_tokens=2).usage
+        assert (server.store.folder / "jobs" / paused / "run" / "checkpoints" / f"checkpoint-{reached}").is_dir()
+        jobs.resume(paused)
+        until(lambda: {jobs.retrieve(one).status for one in (whole, paused)} == {"succeeded"})
+        said = [event.message for event in jobs.list_events(paused)]
+        assert [message for message in said if "paused" in message or "resumed" in message] == [
+            "Fine-tuning job resumed",
+            "Fine-tuning job paused",
+        ]
+        told = [event.data["step"] for event in jobs.list_events(paused) if event.type == "metrics"]
+        assert told == list(range(settings["n_epochs"] * steps_each, 0, -1))
+        first, second = (adapter(server, jobs.retrieve(one)) for one in (whole, paused))
+        assert first == second
+        assert server.client.chat.completions.create(model=kept.fine_tuned_model_checkpoint, messages=asked, max_tokens=2).usage
+
+
+def adapter(server, job):
+    names = {server.client.files.retrieve(number).filename: number for number in job.result_files}
+    return server.client.files.content(names["adapter_model.safetensors"]).read()
+
+
+@pytest.mark.slow
+def test_a_cancelled_job_does_not_end_its_step(tmp_path, base):
+    """A Python grader that takes its time, in the sandbox; the step would last for minutes."""
+    slow = "import time\ndef grade(sample, item):\n    time.sleep(8)\n    return len(sample['output_text']) / 100"
+    with running_server(tmp_path, base, python_graders=True) as server, at_work(server.store):
+        jobs = server.client.fine_tuning.jobs
+        job = jobs.create(model=MODEL, training_file=server.upload(reward_rows()).id, method=rewarded(slow, n_epochs=1, batch_size=12)).id
+        until(lambda: jobs.retrieve(job).status == "running")
+        time.sleep(2)
+        started = time.monotonic()
+        assert jobs.cancel(job).status == "cancelled"
+        until(lambda: Jobs(server.store).find(job, None)["lease"] is None)
+        assert time.monotonic() - started < 4
+        assert not [event for event in jobs.list_events(job) if event.type == "metrics"]
+
+
 @pytest.mark.slow
 def test_a_poisoned_job_fails_alone_with_its_log(store, base, tmp_path):
     poison = tiny.model(tmp_path / "poison")
@@ -155,7 +265,7 @@ def test_kills_change_nothing(tmp_path, base):
     command = [sys.executable, "-m", "benchmarks.kills", "--kills", "6", "--jobs", "2", "--folder", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT.parent, capture_output=True, text=True, timeout=400, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    said = json.loads(done.stdout.splitlines()[-1])
+    said = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
     assert (said["kills"], said["lost_files"], said["lost_jobs"], said["lost_log_rows"], said["different_results"]) == (6, 0, 0, 0, 0)
     assert said["acknowledged_log_rows"] > 0
 

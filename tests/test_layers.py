@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tunesmith.models.layers import FusedLoraLinear, SeededDropout, Span, dropout_seed, fuse_norms, tree_attention
+from tunesmith.models.blocks import fuse_blocks
+from tunesmith.models.layers import FusedLoraLinear, SeededDropout, Span, dropout_seed, fuse_norms, register_attention, tree_attention
 
 
 @st.composite
@@ -156,3 +157,67 @@ def test_fused_norm_replaces_only_what_it_equals():
     plain(theirs).backward(slope)
     torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(weight_grad, plain.weight.grad, rtol=1e-5, atol=1e-5)
+
+
+def decoder(kind="llama", **changes):
+    """A tiny decoder with adapters whose B is not zero."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    options = {"vocab_size": 31, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = AutoConfig.for_model(kind, **(options | {"num_key_value_heads": 2, "head_dim": 6} | changes.pop("config", {})))
+    model = AutoModelForCausalLM.from_config(config)
+    model.set_attn_implementation(register_attention())
+    lora = LoraConfig(task_type="CAUSAL_LM", r=3, lora_alpha=4, **({"target_modules": "all-linear"} | changes))
+    lora._register_custom_module({nn.Linear: FusedLoraLinear})
+    model = get_peft_model(model, lora)
+    for name, p in model.named_parameters():
+        if "lora_B" in name or name.endswith("bias"):
+            nn.init.normal_(p)
+    return model
+
+
+def gradients_of(model):
+    ids, positions = torch.arange(9)[None] % 31, torch.tensor([[0, 1, 2, 3, 3, 0, 1, 2, 3]])
+    spans = (Span(0, 3, 5), Span(3, 4, 4), Span(4, 5, 5), Span(5, 9, 9))
+    hidden = model.get_base_model().model(input_ids=ids, position_ids=positions, use_cache=False, spans=spans, longest=4).last_hidden_state
+    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    slopes = torch.autograd.grad((hidden * torch.linspace(-1, 1, 24)).square().sum(), list(weights.values()))
+    return hidden, dict(zip(weights, slopes, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "blocks"),
+    [
+        ("llama", {}, 4),
+        ("llama", {"target_modules": ["q_proj", "down_proj"]}, 4),  # the others have no adapter
+        ("llama", {"target_modules": ["v_proj"], "use_rslora": True}, 4),
+        ("llama", {"use_dora": True}, 4),  # laid over, and falls back to the modules' own forward
+        ("qwen2", {}, 4),  # biases
+        ("qwen3", {}, 2),  # norms inside its attention: only the MLPs are the same
+        ("llama", {"config": {"hidden_act": "gelu"}}, 2),
+        ("llama", {"config": {"num_key_value_heads": 1}}, 4),
+    ],
+)
+def test_fused_blocks_give_the_same_states_and_gradients(kind, changes, blocks):
+    model = decoder(kind, **changes)
+    states, slopes = gradients_of(model)
+    assert fuse_blocks(model) == blocks
+    mine, found = gradients_of(model)
+    torch.testing.assert_close(mine, states, rtol=1e-5, atol=1e-5)
+    for name, slope in slopes.items():
+        torch.testing.assert_close(found[name], slope, rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_fused_blocks_follow_adapters_that_are_switched_off():
+    model = decoder()
+    fuse_blocks(model)
+    with model.disable_adapter(), torch.no_grad():
+        bare = model.get_base_model().model(input_ids=torch.arange(4)[None], spans=(Span(0, 4, 4),), longest=4).last_hidden_state
+    for name, p in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.zeros_(p)
+    with torch.no_grad():
+        zero = model.get_base_model().model(input_ids=torch.arange(4)[None], spans=(Span(0, 4, 4),), longest=4).last_hidden_state
+    torch.testing.assert_close(bare, zero, rtol=1e-5, atol=1e-5)

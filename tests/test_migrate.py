@@ -47,7 +47,7 @@ def test_from_an_old_job_id_to_a_compared_replacement(provider, tmp_path, capsys
     assert (one["job"], one["days_left"], one["shutdown"]) == (job.id, 53, "2027-01-14")
 
     (tmp_path / "prompts.jsonl").write_bytes(chat_rows(12))
-    record = ["migrate", "record", job.fine_tuned_model, "prompts.jsonl", "--max-tokens", "4", *where]
+    record = ["migrate", "record", job.fine_tuned_model, "prompts.jsonl", "--max-tokens", "4", "--yes", *where]
     code, found, _ = call(capsys, *record)
     assert (code, found["rows"]) == (0, 12)
     golden = (tmp_path / "golden.jsonl").read_bytes()
@@ -70,6 +70,23 @@ def test_from_an_old_job_id_to_a_compared_replacement(provider, tmp_path, capsys
     code, _, _ = call(capsys, "migrate", "report", "--golden", "golden.jsonl", "--today", TODAY.isoformat(), *where)
     assert code == 0
     assert job.fine_tuned_model in (tmp_path / "migration.md").read_text()
+
+
+def test_what_recording_costs_is_known_before():
+    pytest.importorskip("bpe_openai")
+    from tunesmith.core.types import Example, Message
+
+    row = Example(id="a", messages=(Message(role="user", content="hello"), Message(role="assistant", content="yes")), origin="x")
+    usd = migrate.most_usd("ft:gpt-4o-mini-2024-07-18:acme::abc", [row] * 1000, 100)
+    assert 1000 * 100 * 1.2e-6 < usd < 0.125  # the answers at 1.2 USD a million tokens, and some tokens for the prompts
+    assert migrate.most_usd("llama", [row], 100) is None
+
+
+def test_a_report_without_its_comparison_says_what_to_do(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, found, _ = call(capsys, "migrate", "report", "--golden", "golden.jsonl")
+    assert code == 2
+    assert "migrate compare golden.jsonl" in found["error"]["message"]
 
 
 @pytest.mark.slow

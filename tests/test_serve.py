@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import signal
@@ -41,22 +42,47 @@ def store(tmp_path):
     store.close()
 
 
+def write(log, rows):
+    async def all_rows():
+        await asyncio.gather(*(log.write(row) for row in rows))
+
+    asyncio.run(all_rows())
+
+
 def test_rows_are_written_once_however_often_they_are_sent(store):
     log = InteractionLog(store.engine)
-    for future in [log.write(interaction(i % 10)) for i in range(40)]:
-        future.result(10)
+    write(log, [interaction(i % 10) for i in range(40)])
     assert status(store.engine)["requests"] == 10
     log.close()
     with pytest.raises(StoreError, match="closed"):
-        log.write(interaction(1))
+        write(log, [interaction(1)])
 
 
 def test_closing_writes_what_is_queued(store):
     log = InteractionLog(store.engine)
-    futures = [log.write(interaction(i)) for i in range(300)]
-    log.close()
-    assert all(future.done() for future in futures)
+
+    async def leave():
+        tasks = [asyncio.ensure_future(log.write(interaction(i))) for i in range(300)]
+        await asyncio.sleep(0)
+        log.close()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(leave())
     assert status(store.engine)["requests"] == 300
+
+
+def test_a_row_whose_writer_left_is_written_all_the_same(store):
+    log = InteractionLog(store.engine)
+
+    async def leave():
+        task = asyncio.ensure_future(log.write(interaction(1)))
+        await asyncio.sleep(0)
+        task.cancel()
+
+    asyncio.run(leave())
+    write(log, [interaction(2)])
+    log.close()
+    assert status(store.engine)["requests"] == 2
 
 
 def test_a_row_that_cannot_be_written_is_told(store):
@@ -64,7 +90,7 @@ def test_a_row_that_cannot_be_written_is_told(store):
     with store.engine.begin() as connection:
         connection.exec_driver_sql("DROP TABLE interactions")
     with pytest.raises(StoreError, match="could not be logged"):
-        log.write(interaction(1)).result(10)
+        write(log, [interaction(1)])
     log.close()
 
 
@@ -72,8 +98,7 @@ def test_status_counts_by_alias_and_variant(store):
     log = InteractionLog(store.engine)
     rows = [interaction(i, variant=f"v{i % 2}", total_s=0.1 * (i + 1), first_token_s=0.05) for i in range(20)]
     rows.append(interaction(99, status=500, error="broken", finish_reason="error"))
-    for future in [log.write(row) for row in rows]:
-        future.result(10)
+    write(log, rows)
     log.close()
     said = status(store.engine)
     assert (said["requests"], said["errors"], said["prompt_tokens"], said["completion_tokens"]) == (21, 1, 63, 42)
@@ -242,3 +267,56 @@ def test_kill_loses_no_acknowledged_row(tmp_path):
         rows = {row[0] for row in connection.exec_driver_sql("SELECT id FROM interactions")}
     assert len(seen) > 50
     assert set(seen) <= rows
+
+
+PROJECT = """
+name: bot
+sources: [{{path: rows.jsonl}}]
+base: {base}
+serve:
+  workers: 0
+  names: {{gpt-4o-mini: {base}}}
+  upstreams:
+    far: {{base_url: {upstream}, model: echo}}
+"""
+
+
+@pytest.mark.slow
+def test_the_section_serve_and_the_command_line_are_one_record(tmp_path):
+    import tiny
+    from tunesmith.api.app import create_app, running
+
+    base = tiny.model(tmp_path / "base")
+    with running(create_app({"echo": EchoModel()})) as upstream:
+        (tmp_path / "tunesmith.yaml").write_text(PROJECT.format(base=base, upstream=upstream))
+        words = [sys.executable, "-m", "tunesmith", "serve", "--config", str(tmp_path / "tunesmith.yaml"), "--port", "0", "--json"]
+        process = subprocess.Popen([*words, "--set", "requests_per_minute=7"], stdout=subprocess.PIPE, text=True)
+        url = process.stdout.readline().split(" at ")[1].split()[0]
+        try:
+            far = httpx.post(f"{url}/chat/completions", json={**BODY, "model": "far"}, timeout=20)
+            assert far.json()["choices"][0]["message"]["content"] == "hello"
+            assert far.headers["x-ratelimit-limit-requests"] == "7"
+            mapped = httpx.post(f"{url}/chat/completions", json={**BODY, "model": "gpt-4o-mini", "max_tokens": 2}, timeout=60)
+            assert mapped.json()["usage"]["completion_tokens"] <= 2
+        finally:
+            process.terminate()
+        assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("  hots: x", "unknown key 'hots'"),
+        ("  upstreams: {far: {base_url: far, model: m}}", "http://"),
+        ("  requests_per_minute: 0", "1 or more"),
+        ("  upstreams: {far: {base_url: 'http://x/v1', model: m, api_key_from: NO_SUCH_KEY}}", "NO_SUCH_KEY"),
+    ],
+)
+def test_a_wrong_section_is_refused_with_its_place(tmp_path, line, said):
+    from tunesmith.api.serve import serve_project
+    from tunesmith.core.errors import ConfigError
+
+    file = tmp_path / "tunesmith.yaml"
+    file.write_text(f"name: bot\nsources: [{{path: rows.jsonl}}]\nbase: smollm2-135m\nserve:\n{line}\n")
+    with pytest.raises((ConfigError, UsageError), match=said):
+        serve_project(file)

@@ -7,11 +7,14 @@ import json
 import msgspec
 import pytest
 
+import tiny
 from train_parts import make_rows, tiny_base, user_plan
 from tunesmith.core.errors import NotFound, TrainingError
-from tunesmith.train.estimate import estimate, lora_parameters, refuse_what_cannot_fit
+from tunesmith.train import fit, gpus
+from tunesmith.train.estimate import estimate, lora_parameters, memory
 from tunesmith.train.facts import base_shape
-from tunesmith.train.gpus import ASSUMED_SHARE, on_gpu, table
+from tunesmith.train.fit import refuse_what_cannot_fit
+from tunesmith.train.gpus import ASSUMED_SHARE, SECONDS_FIXED, SECONDS_PER_BLOCK, on_gpu, table
 from tunesmith.train.loop import train
 from tunesmith.train.plan import Adapter, ResolvedAdapter, ResolvedPlan
 
@@ -45,27 +48,70 @@ def test_parameters_come_from_the_weights_themselves(tmp_path):
     assert base_shape(base)["parameters"] == sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(base).parameters())
 
 
-def test_a_plan_that_cannot_fit_is_refused_with_one_that_would(tmp_path):
-    found = estimate(user_plan(), make_rows(10), base=tiny_base(tmp_path))
-    refuse_what_cannot_fit(found)
+BIG = {
+    "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "vocab_size": 128256, "parameters": 8_030_261_248,
+}  # fmt: skip
+
+
+def test_a_plan_that_cannot_fit_is_refused_with_what_would(tmp_path):
+    base = tiny_base(tmp_path)
+    found = estimate(user_plan(), make_rows(10), base=base)
+    refuse_what_cannot_fit(found, base=base)
     without = found.memory.total - found.memory.activations
     small = msgspec.structs.replace(found, available_bytes=without + found.memory.activations // 2)
-    with pytest.raises(TrainingError, match="micro_batch_tokens: "):
-        refuse_what_cannot_fit(small)
+    with pytest.raises(TrainingError, match="to mend it: lanes: 1"):
+        refuse_what_cannot_fit(small, base=base)
     with pytest.raises(TrainingError, match="a smaller base"):
-        refuse_what_cannot_fit(msgspec.structs.replace(found, available_bytes=1))
+        refuse_what_cannot_fit(msgspec.structs.replace(found, available_bytes=1), base=base)
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("gigabytes", [4, 6, 8, 10, 14, 20, 30, 60])
+def test_every_change_that_is_proposed_does_fit(tmp_path, monkeypatch, gigabytes, full):
+    """An 8 B shape with rows of 8,000 tokens: each line of the remedy, put into the plan, is within the limit, and the plan was not."""
+    monkeypatch.setattr(fit, "base_shape", lambda _: BIG)
+    adapter = ResolvedAdapter(kind="none") if full else ResolvedAdapter()
+    plan = ResolvedPlan(dtype="bfloat16", max_length=8192, micro_batch_tokens=16384, lanes=2, threads=2, adapter=adapter, device="cuda")
+    found = estimate(user_plan(), make_rows(10), base=tiny_base(tmp_path))
+    found = msgspec.structs.replace(found, longest=8000, largest_pack=16384)
+    limit = gigabytes * 10**9
+    assert fit.peak(BIG, plan, found).total > 60e9
+    lines = fit.what_fits(found, plan, limit, base=tmp_path)
+    for line in lines:
+        tree = {key: convert(value) for key, value in (part.split(": ", 1) for part in line.split(" and "))}
+        if "adapter" in tree:
+            tree["adapter"] = ResolvedAdapter(quantise="nf4" if "nf4" in tree["adapter"] else "none")
+        assert fit.peak(BIG, msgspec.structs.replace(plan, **tree), found).total <= limit
+    assert bool(lines) == (gigabytes >= 8), lines
+    if gigabytes == 60 and not full:
+        assert lines == ("activation_checkpointing: true", "max_length: 2000 and micro_batch_tokens: 2000")
+    if gigabytes == 8:
+        assert "quantise: nf4" in lines[0]
+
+
+def convert(value: str) -> object:
+    return value if value.startswith("{") else value == "true" if value in ("true", "false") else int(value)
 
 
 def test_a_named_gpu_is_estimated_from_its_data_sheet(tmp_path):
     base = tiny_base(tmp_path)
     found = estimate(user_plan(), make_rows(10), base=base)
     h100, t4 = (on_gpu(found, name, base=base) for name in ("h100", "T4"))
-    assert h100.seconds == pytest.approx(found.flops / (989e12 * ASSUMED_SHARE))
-    assert (h100.dtype, t4.dtype) == ("bfloat16", "float32")
+    packs = max(found.steps, found.computed_tokens / found.plan.micro_batch_tokens)
+    assert h100.seconds == pytest.approx(SECONDS_FIXED + packs * 2 * SECONDS_PER_BLOCK)  # a tiny model waits for its kernels
+    many = msgspec.structs.replace(found, flops=1e18)
+    assert on_gpu(many, "H100", base=base).seconds == pytest.approx(1e18 / (989e12 * ASSUMED_SHARE) + SECONDS_FIXED)
+    assert on_gpu(many, "L4", base=base).seconds > 8 * on_gpu(many, "H100", base=base).seconds
+    assert (h100.plan.dtype, t4.plan.dtype, h100.plan.lanes) == ("bfloat16", "float32", 1)
     assert t4.memory.weights == 2 * h100.memory.weights
     assert h100.fits
+    gpus.refuse_what_cannot_fit(found, h100, base=base)
     weights = msgspec.structs.replace(t4.memory, weights=15_000_000_000)
-    assert not msgspec.structs.replace(t4, memory=weights).fits
+    over = msgspec.structs.replace(t4, memory=weights)
+    assert not over.fits
+    with pytest.raises(TrainingError, match=r"15\.\d GB and 14\.4 GB can be used on one T4"):
+        gpus.refuse_what_cannot_fit(found, over, base=base)
     with pytest.raises(NotFound, match="no GPU 'H900'") as caught:
         on_gpu(found, "H900", base=base)
     assert "A100" in str(caught.value)
@@ -73,5 +119,31 @@ def test_a_named_gpu_is_estimated_from_its_data_sheet(tmp_path):
 
 def test_the_table_of_gpus_is_dated_and_sourced():
     assert table().collected.year >= 2026
-    assert set(table().gpus) == {"H100", "A100", "L4", "T4", "4090"}
-    assert all(gpu.source and gpu.memory > 0 and gpu.float32 > 0 for gpu in table().gpus.values())
+    assert {"H200", "H100", "A100", "L40S", "L4", "T4", "4090"} <= set(table().gpus)
+    assert all(gpu.source and gpu.memory > 0 and gpu.float32 > 0 and gpu.bandwidth > 0 for gpu in table().gpus.values())
+
+
+def test_a_base_in_four_bits_needs_its_whole_size_once_on_a_cpu_and_never_on_a_gpu():
+    four = {"adapter": ResolvedAdapter(r=16, quantise="nf4"), "dtype": "bfloat16", "max_length": 512, "micro_batch_tokens": 512}
+    cpu, gpu = (memory(BIG, ResolvedPlan(device=device, **four), 42_000_000, 512) for device in ("cpu", "cuda"))
+    assert cpu.loading == 2 * BIG["parameters"]
+    assert cpu.total == cpu.runtime + cpu.loading
+    assert gpu.loading == 0
+    assert gpu.total < 11e9
+
+
+@pytest.mark.slow
+def test_the_estimate_of_a_project_names_gpu_and_prices(tmp_path):
+    from test_run import project, tunesmith
+
+    folder = project(tmp_path, tiny.model(tmp_path / "base"))
+    _, found, _ = tunesmith(folder, "estimate", "--gpu", "h100", "--usd-per-hour", "3.6", "--split.semantic.action", "off", check=0)
+    assert found["gpu"]["name"] == "H100"
+    assert found["gpu"]["usd"] == pytest.approx(found["gpu"]["seconds"] / 1000)
+    assert [offer["usd"] for offer in found["hosted"]] == sorted(offer["usd"] for offer in found["hosted"])
+    assert all(offer["tokens"] > 0 and offer["as_of"] for offer in found["hosted"])
+    assert "H100" in found["text"]
+    assert "assumed" in found["text"]
+    code, _, said = tunesmith(folder, "estimate", "--gpu", "H900", "--split.semantic.action", "off")
+    assert code == 2
+    assert "4090" in said

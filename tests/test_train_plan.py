@@ -6,19 +6,22 @@ import msgspec
 import pytest
 
 from tunesmith.core.errors import ConfigError
-from tunesmith.train.plan import Adapter, Facts, Plan, check, resolve
+from tunesmith.train.plan import Adapter, Distillation, Facts, Plan, Reinforcement, check, resolve
 
 FACTS = Facts(
     parameters=134_500_000, hidden_size=576, layers=30, positions=8192, rows=600, trained_tokens=7000, longest=655, cores=2, bfloat16=True
 )
 
 
-def test_every_auto_becomes_a_number_with_reason_and_source():
-    resolved, reasons = resolve(Plan(), FACTS)
+@pytest.mark.parametrize("plan", [Plan(), Plan(method="grpo"), Plan(method="distil", distillation=Distillation(teacher="x"))])
+def test_every_auto_becomes_a_number_with_reason_and_source(plan):
+    resolved, reasons = resolve(plan, FACTS)
     values = msgspec.to_builtins(resolved)
     assert "auto" not in str(values)
-    given = {name for name, value in msgspec.structs.asdict(Plan()).items() if value == "auto"}
+    given = {name for name, value in msgspec.structs.asdict(plan).items() if value == "auto"}
     given |= {f"adapter.{name}" for name, value in msgspec.structs.asdict(Adapter()).items() if value == "auto"}
+    if plan.method == "grpo":
+        given |= {"reinforcement.samples", "reinforcement.max_tokens"}
     assert {reason.field for reason in reasons} == given
     assert all(reason.why and reason.source for reason in reasons)
 
@@ -37,6 +40,13 @@ def test_epochs_follow_the_number_of_rows(rows, epochs):
 def test_full_training_gets_a_tenth_of_the_rate():
     lora, full = (resolve(Plan(adapter=Adapter(kind=kind)), FACTS)[0].learning_rate for kind in ("lora", "none"))
     assert lora == pytest.approx(10 * full)
+
+
+def test_answers_have_room_beside_the_longest_prompt():
+    wanted = Plan(method="grpo", reinforcement=Reinforcement(max_tokens=100))
+    assert resolve(wanted, FACTS)[0].max_length == 655 + 100
+    assert resolve(wanted, msgspec.structs.replace(FACTS, positions=700))[0].max_length == 700
+    assert resolve(Plan(method="grpo"), msgspec.structs.replace(FACTS, positions=128))[0].reinforcement.max_tokens == 64
 
 
 def test_rank_grows_with_the_data_and_max_length_stops_at_the_model():

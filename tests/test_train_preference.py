@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +17,7 @@ from tunesmith.core.errors import ConfigError, DataError
 from tunesmith.train.items import Labelled
 from tunesmith.train.loop import train
 from tunesmith.train.packing import pack
-from tunesmith.train.plan import Plan, Preference, check
+from tunesmith.train.plan import Adapter, Plan, Preference, check
 
 
 @pytest.fixture
@@ -141,6 +145,46 @@ def test_it_learns_what_is_preferred_and_resumes_to_the_same_bytes(base, tmp_pat
     name = "adapter/adapter_model.safetensors"
     assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert result.rows == len(rows)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_train_preference import ROWS, USER
+from tunesmith.train.loop import train
+
+seen = 0
+def on_event(event):
+    global seen
+    seen += 1
+    if seen == {at}:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+train(USER[{name!r}], ROWS[{name!r}], base=Path({base!r}), out=Path({out!r}), on_event=on_event)
+"""
+NF4 = Adapter(r=4, dropout=0.1, quantise="nf4")
+USER = {
+    "dpo": user_plan(method="dpo", checkpoint_every=2, adapter=Adapter(r=4, dropout=0.1)),
+    "qlora": user_plan(checkpoint_every=2, adapter=NF4),
+    "qlora dpo": user_plan(method="dpo", checkpoint_every=2, adapter=NF4),
+}
+ROWS = {"dpo": make_pairs(16), "qlora": make_rows(16), "qlora dpo": make_pairs(16)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", USER)
+def test_killed_anywhere_it_ends_in_the_same_bytes(base, tmp_path, name):
+    train(USER[name], ROWS[name], base=base, out=tmp_path / "whole")
+    out = tmp_path / "killed"
+    for at in (4, 5):
+        code = KILLED.format(tests=str(Path(__file__).parent), base=str(base), out=str(out), at=at, name=name)
+        assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == -signal.SIGKILL
+    events: list[dict] = []
+    train(USER[name], ROWS[name], base=base, out=out, on_event=events.append)
+    assert events[0]["resumed"]
+    weights = "adapter/adapter_model.safetensors"
+    assert (out / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
 
 
 def test_rows_of_another_kind_are_refused(base, tmp_path):

@@ -6,6 +6,8 @@ import importlib.util
 
 import pytest
 
+import tiny
+from test_run import project, tunesmith
 from train_parts import make_rows, tiny_base, user_plan
 from tunesmith.core.errors import MissingExtra
 from tunesmith.train import sinks
@@ -92,3 +94,21 @@ def test_wandb_keeps_what_was_reported(tmp_path):
     report_to(sinks.wandb("tried", mode="offline", dir=str(tmp_path)))
     (stored,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     assert b"train_loss" in stored.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_project_names_its_trackers_and_they_change_nothing(tmp_path):
+    folder = project(tmp_path, tiny.model(tmp_path / "base"))
+    apart = ("--split.semantic.action", "off")
+    code, _, said = tunesmith(folder, "train", "--trackers", "[tensorbord]", *apart)
+    assert code == 2
+    assert "tensorbord" in said
+    code, _, said = tunesmith(folder, "train", "--trackers", "[tensorboard]", *apart)
+    if importlib.util.find_spec("tensorboard") is None:
+        assert code == 2
+        assert "pip install tensorboard" in said
+    else:
+        assert code == 0
+        assert [*folder.glob(".tunesmith/trackers/tensorboard/*.tfevents.*")]
+    _, plain, _ = tunesmith(folder, "train", *apart, check=0)
+    assert plain["cached"] == (code == 0)

@@ -39,15 +39,15 @@ from tunesmith.api import (
 from tunesmith.api.auth import Auth
 from tunesmith.api.door import Door
 from tunesmith.api.errors import APIError
+from tunesmith.api.passing import Passing
 from tunesmith.api.state import State, state_of
-from tunesmith.api.webhooks import Webhook
 from tunesmith.core.errors import DataError, TunesmithError, UsageError
 from tunesmith.core.store import Store
-from tunesmith.core.types import Record
 from tunesmith.deploy.bases import Bases
 from tunesmith.deploy.engine import Answering, Overloaded
 from tunesmith.deploy.router import Router
 from tunesmith.deploy.upstream import Upstream
+from tunesmith.flow.server.settings import ServeConfig
 from tunesmith.models.base import Model
 from tunesmith.models.catalog import Catalog
 from tunesmith.monitor.log import InteractionLog
@@ -55,36 +55,6 @@ from tunesmith.monitor.metrics import ServerMetrics
 
 # OpenAI's names for embeddings, so that unchanged code gets vectors; their sizes are the local encoder's.
 _ENCODERS = {"text-embedding-3-small": "minilm-l6-v2", "text-embedding-ada-002": "minilm-l6-v2"}
-
-
-# OpenAI's names for embeddings and the encoder of the catalogue that answers to them.
-_ENCODERS = {"text-embedding-3-small": "minilm-l6-v2", "text-embedding-ada-002": "minilm-l6-v2"}
-
-
-class ServeConfig(Record, frozen=True):
-    """Where and how a server listens. Sizes in bytes, times in seconds; `python_graders` lets clients run Python in the sandbox.
-
-    `names` lets clients use OpenAI's model names: `gpt-4o-mini-2024-07-18: smollm2-135m` (a catalogue name, a folder, or a served alias).
-    `encoders` does the same for embeddings; they come as numbers always where `base64_embeddings` is off, as the published schema has it.
-    `requests_per_minute` limits each key.
-
-    After SIGTERM the server says that it is not ready, goes on answering for `notice_s`, then takes no new connection and lets what is open
-    end within `drain_s`.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    max_body_bytes: int = 16 << 20
-    default_max_tokens: int = 1024
-    max_waiting: int = 512
-    python_graders: bool = False
-    names: dict[str, str] = {}
-    encoders: dict[str, str] = {}
-    base64_embeddings: bool = True
-    requests_per_minute: int | None = None
-    webhooks: tuple[Webhook, ...] = ()
-    notice_s: float = 0.0
-    drain_s: float = 60.0
 
 
 def create_app(
@@ -120,6 +90,7 @@ def create_app(
     )
     app = Starlette(routes=_routes(), lifespan=_lifespan, exception_handlers=_handlers())
     app.state.tunesmith = state
+    app.add_middleware(Passing, state=state)
     app.add_middleware(Door, auth=state.auth, max_body_bytes=config.max_body_bytes, local_only=is_loopback(config.host))
     return app
 
@@ -196,14 +167,14 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
         state.log.close()
     for alias, _ in state.router.listed():
         if isinstance(upstream := state.router.find(alias), Upstream):
-            await upstream.close()
+            upstream.close()
 
 
 def _background(app: Starlette, state: State) -> list[Coroutine[Any, Any, None]]:
     """What the server does besides answering: batches, and webhooks where there are any."""
     if state.store is None:
         return []
-    inner = ExceptionMiddleware(app.router, handlers=_handlers())
+    inner = Passing(ExceptionMiddleware(app.router, handlers=_handlers()), state=state)
 
     def inside(project: str) -> Any:
         """The application behind its door, for requests that were let in before."""

@@ -18,19 +18,16 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from tunesmith.api.errors import as_api_error
-from tunesmith.api.http import away, project_of
-from tunesmith.api.passing import passed
+from tunesmith.api.http import GONE, away, project_of
 from tunesmith.api.state import State, state_of
 from tunesmith.core import wire
 from tunesmith.core.types import Answer, Interaction, Prompt
 from tunesmith.deploy.constrain import constraint_of
 from tunesmith.deploy.engine import Piece, Stream
-from tunesmith.deploy.upstream import Upstream
 from tunesmith.flow.jobs.request import check_metadata
 from tunesmith.flow.server.chats import Chats
 from tunesmith.models.base import Model
 
-_GONE = 499  # nginx's word for a client that left; it is logged, never sent
 _encode = msgspec.json.Encoder().encode
 
 
@@ -83,7 +80,7 @@ class _Chat:
         total_s = time.perf_counter() - self.started
         first_token_s = min((a.first_token_s for a in answers if a.first_token_s is not None), default=total_s)
         tokens = (first.prompt_tokens if first else 0, sum(answer.completion_tokens for answer in answers))
-        finish = first.finish_reason if first else "cancelled" if status == _GONE else "error"
+        finish = first.finish_reason if first else "cancelled" if status == GONE else "error"
         if status < 400:
             self.state.metrics.answered(self.request.model, finish, tokens, first_token_s, total_s)
         else:
@@ -106,16 +103,13 @@ class _Chat:
             error=error,
             tool_calls=first.tool_calls if first else (),
         )
-        await asyncio.shield(asyncio.wrap_future(self.state.log.write(row)))
+        await asyncio.shield(self.state.log.write(row))
 
 
 async def create(request: Request) -> Response:
     """The endpoint."""
     state = state_of(request)
     body, project = await request.body(), project_of(request)
-    name = wire.model_of(body)
-    if state.router.has(name) and isinstance(upstream := state.router.find(name), Upstream):
-        return await passed(state, name, upstream, body)
     asked, ignored = wire.chat_request(body), {"x-tunesmith-ignored": names} if (names := ",".join(wire.ignored(body))) else {}
     if asked.store and state.store is None:
         raise wire.BadRequest(
@@ -150,8 +144,8 @@ async def _whole(request: Request, chat: _Chat) -> Response:
         if not work.done():
             work.cancel()
             chat.cancel()
-            await chat.log([], _GONE, "the client left")
-            return Response(status_code=_GONE)
+            await chat.log([], GONE, "the client left")
+            return Response(status_code=GONE)
         answers = [_limited(chat.request, answer) for answer in work.result()]
     except Exception as error:
         chat.cancel()
@@ -221,7 +215,7 @@ async def _events(chat: _Chat) -> AsyncIterator[bytes]:
     finally:
         chat.cancel()
         if not logged:  # the client left: this task is being cancelled, so the log is written by one of its own
-            chat.state.spawn(chat.log(list(answers.values()), _GONE, "the client left"))
+            chat.state.spawn(chat.log(list(answers.values()), GONE, "the client left"))
 
 
 def _chunk(

@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any
 
 from tunesmith.api import errors
 from tunesmith.api.auth import Auth
 from tunesmith.api.errors import APIError
+from tunesmith.api.http import Receive, Scope, Send
 from tunesmith.api.limits import MAX_FILE_BYTES, MAX_PART_BYTES
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
 
 _ENVELOPE = 1 << 20  # what a multipart body may have besides the file
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})

@@ -14,7 +14,7 @@ from tunesmith.api.state import state_of
 from tunesmith.core import wire
 from tunesmith.core.types import Record
 from tunesmith.core.wire import BadRequest
-from tunesmith.deploy.embedding import Encoder
+from tunesmith.models.encoder import Encoder
 
 _MOST = 2048
 

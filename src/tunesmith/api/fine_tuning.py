@@ -82,8 +82,9 @@ def checkpoint_object(row: Row) -> dict[str, Any]:
 
 async def create(request: Request) -> Response:
     """POST /fine_tuning/jobs."""
-    asked = job_request(await request.body())
-    base = state_of(request).base_of(asked.model)
+    state = state_of(request)
+    asked = job_request(await request.body(), python=state.python_graders, base_of=state.base_of)
+    base = state.base_of(asked.model)
     key = request.headers.get("idempotency-key")
     again = request.headers.get("x-stainless-retry-count", "0") not in ("", "0")
     row = await away(_create, request, asked, base, key, again)

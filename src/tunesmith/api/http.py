@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, ParamSpec, TypeVar
 
 import msgspec
@@ -17,6 +17,12 @@ from tunesmith.core.wire import BadRequest
 P = ParamSpec("P")
 T = TypeVar("T")
 _encode = msgspec.json.Encoder().encode
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+GONE = 499  # nginx's word for a client that left; it is logged, never sent
 _METADATA = re.compile(r"metadata\[(.*)\]")
 
 

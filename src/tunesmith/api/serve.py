@@ -3,53 +3,67 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import sqlalchemy as sa
 
+from tunesmith.core.config import load
+from tunesmith.core.errors import UsageError
 from tunesmith.core.store import Store
 from tunesmith.deploy.processes import Processes
-from tunesmith.flow.project import load_project
+from tunesmith.deploy.upstream import Upstream
+from tunesmith.flow.project import Project
 from tunesmith.flow.server.keys import Keys
+from tunesmith.flow.server.settings import Elsewhere, ServeConfig
 from tunesmith.models.base import Model
 from tunesmith.models.catalog import Catalog
 
 
 def serve_project(
-    file: Path,
-    host: str | None = None,
-    port: int | None = None,
-    say: Callable[[str], None] = print,
-    *,
-    names: Mapping[str, str] | None = None,
-    workers: int = 1,
+    file: Path, overrides: Sequence[str] = (), say: Callable[[str], None] = print, *, names: Mapping[str, str] | None = None
 ) -> None:
-    """Serve the project's base, every deployed alias and the fine-tuning API; blocks until SIGTERM or ctrl-C.
+    """Serve the project's base, every deployed alias, its upstreams and the fine-tuning API; blocks until SIGTERM or ctrl-C.
 
-    `names` are other names for bases (OpenAI's, for unchanged code); `workers` processes work on fine-tuning jobs. Raises UsageError when
-    the port is taken, or the host can be reached from elsewhere and there is no API key.
+    `overrides` are `--serve.key value` as on the command line; `names` are further names for bases (OpenAI's, for unchanged code). Raises
+    UsageError when the port is taken, or the host can be reached from elsewhere and there is no API key.
     """
-    from tunesmith.api.app import ServeConfig, create_app, listen, serve
+    from tunesmith.api.app import create_app, listen, serve
     from tunesmith.models.local import LocalModel
 
-    project = load_project(file)
-    settings = ServeConfig(host=host or project.deploy.host, port=project.deploy.port if port is None else port, names=dict(names or {}))
+    project = load(file, Project, overrides)
+    settings = _settings(project, names or {})
     store = Store.open(file.resolve().parent / project.store)
     try:
         # A taken port is said before the model is loaded.
         listen(settings.host, settings.port, keyed=Keys(store).exist()).close()
         base = LocalModel(Catalog().model(project.base), name=project.base)
-        models = {project.base: base}
+        models: dict[str, Model] = {project.base: base}
         for alias, record in store.deployed().items():
             models[alias] = base.with_adapter(Path(record["adapter"]), alias)
+        models |= {name: _upstream(name, one) for name, one in settings.upstreams.items()}
         app = create_app(models, config=settings, store=store)
         words = ["--store", str(store.folder), "--parent", str(os.getpid())]
-        with Processes("tunesmith.flow.jobs.worker", words, workers, store.folder / "workers.log"):
+        with Processes("tunesmith.flow.jobs.worker", words, settings.workers, store.folder / "workers.log"):
             serve(app, settings, on_ready=lambda url: say(f"serving {', '.join(models)} at {url} (ctrl-C stops)"))
     finally:
         store.close()
+
+
+def _settings(project: Project, names: Mapping[str, str]) -> ServeConfig:
+    """The section with the names of the command line."""
+    return msgspec.structs.replace(project.serve, names={**project.serve.names, **names})
+
+
+def _upstream(name: str, one: Elsewhere) -> Upstream:
+    if one.api_key_from is not None and one.api_key_from not in os.environ:
+        raise UsageError(
+            f"the upstream '{name}' takes its key from {one.api_key_from}, which is not set", remedy=f"export {one.api_key_from}=…"
+        )
+    key = os.environ[one.api_key_from] if one.api_key_from else "none"
+    return Upstream(one.model, base_url=one.base_url, api_key=key, timeout_s=one.timeout_s)
 
 
 @contextmanager

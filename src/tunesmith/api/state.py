@@ -12,16 +12,17 @@ from starlette.requests import Request
 
 from tunesmith.api.auth import Auth
 from tunesmith.api.errors import APIError
-from tunesmith.api.webhooks import Webhook
 from tunesmith.core.store import Store
 from tunesmith.core.wire import BadRequest
 from tunesmith.deploy.bases import Bases
-from tunesmith.deploy.embedding import Encoder
 from tunesmith.deploy.engine import Answering
 from tunesmith.deploy.router import Router
+from tunesmith.deploy.upstream import Upstream
 from tunesmith.flow.server.permissions import TunedModels
+from tunesmith.flow.server.settings import Webhook
 from tunesmith.models.base import Model
 from tunesmith.models.catalog import Catalog
+from tunesmith.models.encoder import Encoder
 from tunesmith.models.local import LocalModel
 from tunesmith.monitor.log import InteractionLog
 from tunesmith.monitor.metrics import ServerMetrics
@@ -64,6 +65,12 @@ class State:
             base = self.names[name]
             return self.router.find(base) if self.router.has(base) else await asyncio.to_thread(self.bases.base, base)
         return self.router.find(name)  # raises, with the nearest name
+
+    def upstream(self, name: str) -> Upstream | None:
+        """The other server that answers to a name, where one does."""
+        alias = name if self.router.has(name) else self.names.get(name, "")
+        model = self.router.find(alias) if self.router.has(alias) else None
+        return model if isinstance(model, Upstream) else None
 
     def base_of(self, name: str) -> str:
         """The base that a job on `name` trains: mapped, served without an adapter, or in the catalogue. Raises BadRequest."""

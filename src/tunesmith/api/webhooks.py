@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import hashlib
 import hmac
 import logging
@@ -20,29 +19,12 @@ import msgspec
 import sqlalchemy as sa
 
 from tunesmith.api.http import away
-from tunesmith.core.errors import ConfigError
 from tunesmith.core.store import Store
 from tunesmith.core.tables import deliveries
-from tunesmith.core.types import Record
+from tunesmith.flow.server.settings import Webhook
 
 _log = logging.getLogger("tunesmith.api")
 _POLL_S, _TIMEOUT_S, _LONGEST_S, _GIVE_UP_S, _MOST = 0.5, 10.0, 3600.0, 3 * 86_400.0, 100
-
-
-class Webhook(Record, frozen=True):
-    """Where events go. `secret` is `whsec_` and base64, as OpenAI's client reads it; `events` empty means all."""
-
-    url: str
-    secret: str
-    events: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        try:
-            base64.b64decode(self.secret.removeprefix("whsec_"), validate=True)
-        except binascii.Error as error:
-            raise ConfigError("a webhook's secret is not base64", where="webhooks.secret", allowed="whsec_ and base64") from error
-        if not self.url.startswith(("http://", "https://")):
-            raise ConfigError(f"a webhook's URL is '{self.url}'", where="webhooks.url", allowed="http:// or https://")
 
 
 def signed(secret: str, number: str, now: int, body: bytes) -> dict[str, str]:

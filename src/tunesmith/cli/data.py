@@ -52,7 +52,7 @@ def share(text: str) -> float:
     from tunesmith.core.errors import UsageError
 
     try:
-        value = float(text.rstrip("% ")) / (100 if text.rstrip().endswith("%") else 1)
+        value = float(text.strip().removesuffix("%")) / (100 if text.rstrip().endswith("%") else 1)
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:
@@ -206,11 +206,15 @@ def clean(
 def split(
     context: typer.Context, data: DataOption = "latest", name: NoteOption = "", config: file_option = CONFIG, as_json: Json = False
 ) -> None:
-    """Divide by the `split` section: deterministic, near-duplicates and groups whole, leakage measured and refused (exit 3).
+    """Divide by the `split` section: deterministic, near-duplicates and groups whole; leakage in words and in meaning is measured and
+    refused above its limit (exit 3).
 
     Example: tunesmith data split --split.test 0.1 --split.by stratified
     """
     import msgspec
+
+    from tunesmith.flow.datasets.leaks import as_plain
+    from tunesmith.flow.datasets.leaks import told as told_overlap
 
     data, overrides = words_of(context.args, data)
     with datasets(config, as_json, overrides) as desk:
@@ -220,8 +224,9 @@ def split(
             f"{part}: {found.exact} exact and {found.near} near-duplicates of training rows among {found.rows}"
             for part, found in parts.leakage.items()
         ]
-        result = {"version": msgspec.to_builtins(version), "leakage": leaks, "notes": list(parts.notes)}
-        emit(result, as_json, "\n".join([_version_text(version), *words, *parts.notes]))
+        overlap = as_plain(parts.meaning)
+        result = {"version": msgspec.to_builtins(version), "leakage": leaks, "meaning": overlap, "notes": list(parts.notes)}
+        emit(result, as_json, "\n".join([_version_text(version), *words, *told_overlap(parts.meaning), *parts.notes]))
 
 
 @app.command()
@@ -351,9 +356,12 @@ def ledger(
 
     Example: tunesmith data ledger --rule near_duplicate
     """
+    from typing import get_args
+
     import msgspec
 
-    from tunesmith.core.errors import NotFound, nearest
+    from tunesmith.core.errors import NotFound, UsageError, nearest
+    from tunesmith.core.types import Fate
 
     with datasets(config, as_json) as desk:
         found = desk.find(data)
@@ -364,6 +372,8 @@ def ledger(
             raise NotFound(
                 f"no row was decided by '{rule}'", allowed=", ".join(known) or "no rule did anything", remedy=nearest(rule, known)
             )
+        if fate is not None and fate not in get_args(Fate):
+            raise UsageError(f"no fate '{fate}'", allowed=", ".join(get_args(Fate)), remedy=nearest(fate, get_args(Fate)))
         lines = [line for line in found.fates if (rule is None or rule in line.rule.split(", ")) and (fate is None or line.fate == fate)]
         head = [f"{found.name}: {len(found.fates)} rows came in; " + ", ".join(f"{name} {n}" for name, n in fates.items())]
         head += [f"  {name:<18}{n:>7} rows" for name, n in rules.items()]
@@ -435,7 +445,8 @@ def export(
     out: Annotated[Path, typer.Argument(help="The file: .jsonl, .jsonl.gz, .json, .csv, .tsv or .parquet.")],
     data: DataOption = "latest",
     format: Annotated[
-        str, typer.Option(help="tunesmith, chat, rft, dpo, evals, trl, trl_preference, alpaca, sharegpt or columns.")
+        str,
+        typer.Option(help="tunesmith, chat, rft, dpo, evals, trl, trl_preference, alpaca, sharegpt, columns, text, kiln or label_studio."),
     ] = "chat",
     part: Annotated[str | None, typer.Option("--split", help="Only this split.")] = None,
     extras: Annotated[bool, typer.Option("--extras/--strict", help="Strict leaves out all that is not the format's own.")] = True,

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import getpass
+import os
+import shlex
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -163,16 +167,35 @@ def _interview(desk: Datasets, have: Data, name: str, rows: int) -> None:
     waiting = people.queue(desk, have, name, rows)
     for number, entry in enumerate(waiting, start=1):
         typer.echo(f"\n--- {number} of {len(waiting)} ---\n{_asking(entry)}")
-        word = typer.prompt("[a]ccept, [e]dit, [r]eject, [s]kip, [q]uit; a comment may follow", default="a")
-        letter, comment = word[:1].lower(), word[1:].strip()
-        if letter == "q":
+        action, comment = _said()
+        if action == "quit":
             break
-        if letter == "e":
-            answer = str(typer.prompt("the better answer", default=entry["answer"]))
-            _verdict(desk, entry["id"], name, "edit", answer.strip(), comment)
-        elif letter in "ar":
-            _verdict(desk, entry["id"], name, "accept" if letter == "a" else "reject", None, comment)
+        if action != "skip":
+            answer = _better(entry["answer"]) if action == "edit" else None
+            _verdict(desk, entry["id"], name, action, answer, comment)
     typer.echo(f"{len(waiting)} rows were shown; tunesmith data review --apply puts the verdicts into a version")
+
+
+def _said() -> tuple[str, str]:
+    """What the annotator does with a row, asked until it is one of the actions, and the comment after it."""
+    actions = ("accept", "edit", "reject", "skip", "quit")
+    while True:
+        word, _, comment = str(typer.prompt("[a]ccept, [e]dit, [r]eject, [s]kip, [q]uit; a comment may follow", default="a")).partition(" ")
+        for action in actions:
+            if word and action.startswith(word.lower()):
+                return action, comment.strip()
+        typer.echo(f"'{word}' is none of {', '.join(actions)}", err=True)
+
+
+def _better(answer: str) -> str:
+    """The better answer, typed at the terminal; one of several lines is edited in $EDITOR."""
+    if "\n" not in answer:
+        return str(typer.prompt("the better answer", default=answer)).strip()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "answer.txt"
+        file.write_text(answer, "utf-8")
+        subprocess.run([*shlex.split(os.environ.get("EDITOR", "vi")), str(file)], check=False)
+        return file.read_text("utf-8").strip("\n")
 
 
 def _agreement_text(found: dict[str, Any]) -> str:
@@ -216,7 +239,7 @@ def synth(
             rows, refused = synth.pairs(desk, wish, have, models)
             cost: dict[str, float] = {}
         else:
-            asked = synth.requests(wish, have, models.resolve(teacher))
+            asked = synth.requests(wish, have, models.teacher(teacher))
             cost = synth.estimate(asked, wish)
             _ask_first(cost, yes, as_json, teacher)
             made = synth.make(desk, wish, have, asked, evaluation_rows(desk, wish.against), models)
@@ -225,7 +248,10 @@ def synth(
     reasons: dict[str, int] = {}
     for reason, _ in refused:
         reasons[reason] = reasons.get(reason, 0) + 1
-    words = [f"{len(rows)} new rows" + (f": version {version.id}" if version else "; nothing was written"), *_not_kept(reasons)]
+    words = [
+        f"{len(rows)} new rows" + (f": version {version.id}, now the latest" if version else "; nothing was written"),
+        *_not_kept(reasons),
+    ]
     spent = [f"it cost ${cost['usd_spent']:.4f}"] if cost.get("usd_spent") else []
     kept = msgspec.to_builtins(version) if version else None
     emit({"version": kept, "rows": len(rows), "refused": reasons, "cost": cost}, as_json, "\n".join([*words, *spent]))
@@ -239,7 +265,7 @@ def _ask_first(cost: dict[str, float], yes: bool, as_json: bool, teacher: str) -
     from tunesmith.core.errors import UsageError
 
     said = f"{cost['requests']:.0f} requests to {teacher}, about {cost['prompt_tokens']:,.0f} tokens in and at most "
-    said += f"{cost['completion_tokens']:,.0f} out" + (f": at most ${cost['usd']:.2f}" if cost["usd"] else "; no price is known for it")
+    said += f"{cost['completion_tokens']:,.0f} out" + (f": at most ${cost['usd']:.4f}" if cost["usd"] else "; no price is known for it")
     if not as_json:
         typer.echo(said, err=True)
     if yes or not cost["usd"]:

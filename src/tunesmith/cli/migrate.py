@@ -54,6 +54,7 @@ def record(
     out: Annotated[Path, typer.Option(help="Where the golden set is written.")] = Path("golden.jsonl"),
     max_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 1024,
     concurrency: Annotated[int, typer.Option(help="Requests at a time.")] = 4,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before spending money.")] = False,
     base_url: BaseURL = None,
     api_key: Key = None,
     as_json: Json = False,
@@ -67,7 +68,13 @@ def record(
     from tunesmith.models.openai_api import OpenAIModel
 
     old = OpenAIModel(model, base_url=base_url, api_key=api_key, concurrency=concurrency)
-    found = migrate.record(old, migrate.prompts_of(prompts), out, Sampling(max_tokens=max_tokens))
+    rows = migrate.prompts_of(prompts)
+    usd = migrate.most_usd(model, rows, max_tokens)
+    if usd is not None:
+        typer.echo(f"{len(rows)} rows, at most {usd:.2f} USD at OpenAI's prices", err=True)
+        if not yes:
+            typer.confirm("ask the old model?", abort=True, err=True)
+    found = migrate.record(old, rows, out, Sampling(max_tokens=max_tokens))
     emit(
         found,
         as_json,
@@ -108,7 +115,9 @@ def retrain(
     if file.exists():
         raise NotFound(f"'{file}' is already there", remedy="give another --folder")
     write_whole(file, migrate.translated(chosen, base=base, data=training, golden=golden))
-    emit({"project": str(file)}, as_json, f"wrote {file}; look it over, then: tunesmith run --config {file}")
+    name = migrate.local_name(chosen)
+    said = f"wrote {file}; look it over, then: tunesmith run --config {file}\nthe replacement will answer as {name}"
+    emit({"project": str(file), "alias": name}, as_json, said)
 
 
 @migrate_app.command("compare")
@@ -151,9 +160,13 @@ def report(
 
     Example: tunesmith migrate report --golden golden.jsonl
     """
+    from tunesmith.core.errors import NotFound
     from tunesmith.core.store import write_whole
     from tunesmith.flow import migrate
 
-    compared = json.loads((golden.with_suffix(".compare") / "compare.json").read_text("utf-8")) if golden else None
+    kept = golden.with_suffix(".compare") / "compare.json" if golden else None
+    if kept is not None and not kept.is_file():
+        raise NotFound(f"no comparison '{kept}'", remedy=f"tunesmith migrate compare {golden} --model NAME")
+    compared = json.loads(kept.read_text("utf-8")) if kept else None
     write_whole(out, migrate.report(migrate.inventory(migrate.client_for(base_url, api_key), _date(today)), compared))
     emit({"written": str(out)}, as_json, f"wrote {out}")

@@ -18,12 +18,13 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on (default: the project's).")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
     name: Annotated[list[str] | None, typer.Option(help="Another name for a base, NAME=BASE; may be given several times.")] = None,
-    workers: Annotated[int, typer.Option(help="Processes that work on fine-tuning jobs.")] = 1,
+    workers: Annotated[int | None, typer.Option(help="Processes that work on fine-tuning jobs.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Any key of 'serve:', KEY=VALUE; several times.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Answer OpenAI's API: the project's base, its deployed models, files and fine-tuning jobs.
+    """Answer OpenAI's API: the project's base, its deployed models, files and fine-tuning jobs, as 'serve:' in its file says.
 
-    Example: tunesmith serve --name gpt-4o-mini-2024-07-18=smollm2-135m
+    Example: tunesmith serve --name gpt-4o-mini-2024-07-18=smollm2-135m --set requests_per_minute=600
     """
     from tunesmith.api.serve import serve_project
     from tunesmith.core.errors import UsageError
@@ -31,7 +32,9 @@ def serve(
     names = dict(pair.split("=", 1) for pair in name or () if "=" in pair)
     if len(names) < len(name or ()):
         raise UsageError(f"--name {' --name '.join(name or ())}", allowed="NAME=BASE, each NAME once")
-    serve_project(config, host, port, lambda text: emit({"serving": text}, as_json, text), names=names, workers=workers)
+    given = [("host", host), ("port", port), ("workers", workers), *(pair.partition("=")[::2] for pair in settings or ())]
+    overrides = [f"--serve.{key}={value}" for key, value in given if value is not None]
+    serve_project(config, overrides, lambda text: emit({"serving": text}, as_json, text), names=names)
 
 
 @monitor_app.callback()

@@ -14,16 +14,23 @@ if TYPE_CHECKING:
     from tunesmith.flow.project import Project
 
 
-def estimate(context: typer.Context, config: file_option = Path("tunesmith.yaml"), as_json: Json = False) -> None:
-    """Time, memory and tokens of a run on this machine, and every `auto` as a number with its reason; trains nothing.
+def estimate(
+    context: typer.Context,
+    config: file_option = Path("tunesmith.yaml"),
+    gpu: Annotated[str | None, typer.Option(help="Training on one of these instead: H200, H100, A100, L40S, L4, T4, 4090.")] = None,
+    usd_per_hour: Annotated[float | None, typer.Option(min=0, help="What an hour of that GPU costs.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Time, memory, tokens and price of a run here, on a GPU and at OpenAI; every `auto` as a number with its reason. Trains nothing.
 
-    Example: tunesmith estimate --train.adapter.r 64
+    Example: tunesmith estimate --gpu H100 --usd-per-hour 2.5 --train.adapter.r 64
     """
+    from tunesmith.flow.estimate import Elsewhere
     from tunesmith.flow.pipeline import dry_run
     from tunesmith.flow.project import load_project
 
     with told(as_json) as progress:
-        found = dry_run(load_project(config, context.args), config.resolve().parent, progress)
+        found = dry_run(load_project(config, context.args), config.resolve().parent, progress, Elsewhere(gpu, usd_per_hour))
     reasons = [f"  {one['field']} = {one['value']}: {one['why']} ({one['source']})" for one in found["reasons"]]
     emit(found, as_json, "\n".join([found["text"], *reasons]))
 
@@ -31,24 +38,23 @@ def estimate(context: typer.Context, config: file_option = Path("tunesmith.yaml"
 def train(
     context: typer.Context,
     config: file_option = Path("tunesmith.yaml"),
-    overfit: Annotated[int, typer.Option(help="Train on so many rows until they are known by heart, to prove that it can learn.")] = 0,
+    overfit: Annotated[int, typer.Option(min=0, help="Train on so many rows until they are known by heart: proves that it can learn.")] = 0,
     resume: Annotated[bool, typer.Option("--resume/--fresh", help="Continue an interrupted run, or forget it.")] = True,
-    backend: Annotated[str, typer.Option(help="local; openai (and any server that speaks its API); azure.")] = "local",
-    model: Annotated[str | None, typer.Option(help="The provider's base model, for a backend that is not local.")] = None,
-    base_url: Annotated[str | None, typer.Option(help="Its address (default: OpenAI, or OPENAI_BASE_URL).")] = None,
+    backend: Annotated[str, typer.Option(help="local, openai:MODEL (or any server that speaks its API), azure:MODEL.")] = "local",
+    base_url: Annotated[str | None, typer.Option(help="The provider's address (default: OpenAI, or OPENAI_BASE_URL).")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before a job is paid for.")] = False,
     as_json: Json = False,
 ) -> None:
     """Prepare the data and train; interrupted, the next call continues to the same weights.
 
-    Example: tunesmith train --backend openai --model gpt-4.1-mini-2025-04-14
+    Example: tunesmith train --backend openai:gpt-4.1-mini-2025-04-14
     """
     from tunesmith.flow import train_only
     from tunesmith.flow.project import load_project
 
     project, folder = load_project(config, context.args), config.resolve().parent
     if backend != "local":
-        _hosted(project, folder, _provider(backend, model, base_url), yes=yes, as_json=as_json)
+        _hosted(project, folder, _provider(backend, base_url), yes=yes, as_json=as_json)
         return
     with told(as_json) as progress:
         if overfit:
@@ -61,17 +67,16 @@ def train(
     emit(found, as_json, f"training {done}{loss}\nadapter: {found['adapter']}")
 
 
-def _provider(backend: str, model: str | None, base_url: str | None) -> Provider:
+def _provider(backend: str, base_url: str | None) -> Provider:
     from tunesmith.core.errors import UsageError
     from tunesmith.core.load import need
     from tunesmith.flow.hosted import Provider
     from tunesmith.flow.migrate import client_for
 
-    if backend not in ("openai", "azure"):
-        raise UsageError(f"no backend '{backend}'", where="--backend", allowed="local, openai, azure")
-    if model is None:
-        raise UsageError("which base model of the provider?", where="--model", remedy="--model gpt-4.1-mini-2025-04-14, for one")
-    if backend == "openai":
+    name, _, model = backend.partition(":")
+    if name not in ("openai", "azure") or not model:
+        raise UsageError(f"no backend '{backend}'", where="--backend", allowed="local, openai:MODEL, azure:MODEL")
+    if name == "openai":
         return Provider(client_for(base_url), model)
     openai = need("openai", extra="openai")
     try:

@@ -27,7 +27,8 @@ class Silent:
 
 
 class Terminal:
-    """Bars and sentences on standard error, so that standard output stays clean; bars only where it is a terminal."""
+    """Bars and sentences on standard error, so that standard output stays clean; bars only where it is a terminal, and drawn only while one
+    moves: what a command asks at the terminal is not painted over."""
 
     def __init__(self) -> None:
         self._live: Any = None
@@ -41,7 +42,6 @@ class Terminal:
 
             columns = (TextColumn("  {task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
             self._live = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True)
-            self._live.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -50,9 +50,7 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """One line that stays; finished bars go."""
-        for task in self._tasks.values():
-            self._live.remove_task(task)
-        self._tasks.clear()
+        self._clear()
         if self._live is not None:
             self._live.console.print(text, markup=False, highlight=False)
         else:
@@ -62,6 +60,18 @@ class Terminal:
         """Move (or start) the bar with that label."""
         if self._live is None:
             return
+        if not self._tasks:
+            self._live.start()
         if label not in self._tasks:
             self._tasks[label] = self._live.add_task(label, total=total or None)
         self._live.update(self._tasks[label], completed=done, total=total or None)
+        if self._live.finished:
+            self._clear()
+
+    def _clear(self) -> None:
+        """Take finished bars off the screen and stop drawing."""
+        for task in self._tasks.values():
+            self._live.remove_task(task)
+        self._tasks.clear()
+        if self._live is not None:
+            self._live.stop()

@@ -20,7 +20,7 @@ import msgspec
 
 from tunesmith.core.errors import DataError, Fault, NotFound, StoreError
 from tunesmith.core.load import need
-from tunesmith.core.types import Example, Preference, canonical
+from tunesmith.core.types import Example, Message, Preference, canonical
 
 T = TypeVar("T")
 Row = Example | Preference
@@ -165,7 +165,13 @@ _TEXT_COLUMNS: dict[type, tuple[str, ...]] = {
     Example: ("id", "messages", "tools", "reference", "group", "label", "meta", "origin"),
     Preference: ("id", "messages", "preferred", "non_preferred", "tools", "group", "meta", "origin"),
 }
-_JSON_COLUMNS = frozenset({"messages", "tools", "meta", "preferred", "non_preferred"})
+_JSON_COLUMNS: dict[str, msgspec.json.Decoder[Any]] = {
+    "messages": msgspec.json.Decoder(tuple[Message, ...]),
+    "preferred": msgspec.json.Decoder(Message),
+    "non_preferred": msgspec.json.Decoder(Message),
+    "tools": msgspec.json.Decoder(tuple[dict[str, Any], ...]),
+    "meta": msgspec.json.Decoder(dict[str, Any]),
+}
 
 
 def write_parquet(path: str | Path, rows: Iterable[Row], *, batch: int = 20_000) -> int:
@@ -204,8 +210,10 @@ def read_parquet(path: str | Path) -> Iterator[Row]:
                 "a Parquet file, but not one of Tunesmith's rows", where=str(path), remedy="tunesmith data import reads foreign files"
             )
         for table in opened.iter_batches(batch_size=20_000):
-            for columns in table.to_pylist():
-                yield msgspec.convert({name: _value(name, value) for name, value in columns.items() if value is not None}, kind)
+            names = table.schema.names
+            columns = [_values(name, column.to_pylist()) for name, column in zip(names, table.columns, strict=True)]
+            for values in zip(*columns, strict=True):
+                yield kind(**{name: value for name, value in zip(names, values, strict=True) if value is not None})
 
 
 def _schema(pa: Any, kind: type) -> Any:
@@ -228,8 +236,9 @@ def _cell(name: str, value: Any) -> Any:
     return canonical(value).decode() if value else None
 
 
-def _value(name: str, value: Any) -> Any:
-    return msgspec.json.decode(value) if name in _JSON_COLUMNS else value
+def _values(name: str, cells: list[Any]) -> list[Any]:
+    decoder = _JSON_COLUMNS.get(name)
+    return cells if decoder is None else [None if cell is None else decoder.decode(cell) for cell in cells]
 
 
 def _batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:

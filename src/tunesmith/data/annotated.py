@@ -11,6 +11,8 @@ from tunesmith.data import convert
 from tunesmith.data.convert import Notes, shown
 from tunesmith.data.shapes import Fields, Format, example
 
+# What the tools themselves have no place for stands under this key when Tunesmith writes their format.
+OWN = "tunesmith"
 _QUESTION_KEYS = ("prompt", "question", "text", "input", "instruction", "dialogue")
 
 
@@ -46,7 +48,15 @@ def _kiln(row: Fields, notes: Notes) -> Row | None:
     rating = output.get("rating") or {}
     meta = {"id": row.get("id"), "rating": rating.get("value") if isinstance(rating, dict) else None, "tags": row.get("tags") or None}
     turns = (Message(role="user", content=row["input"]), Message(role="assistant", content=said))
-    return example(turns, {"meta": {key: value for key, value in meta.items() if value is not None}}, notes)
+    return example(turns, _rest(row, {"meta": {key: value for key, value in meta.items() if value is not None}}, notes), notes)
+
+
+def _rest(row: Fields, otherwise: Fields, notes: Notes) -> Fields:
+    """What Tunesmith wrote beside the tool's own keys, else what the tool's keys say."""
+    own = row.get(OWN)
+    if own is not None and not isinstance(own, dict):
+        notes.fault(f"$.{OWN}", "wrong_type", f"expected an object, got {shown(own)}")
+    return dict(own) if isinstance(own, dict) else otherwise
 
 
 def _is_label_studio(row: Mapping[str, Any]) -> bool:
@@ -76,20 +86,24 @@ def _label_studio(row: Fields, notes: Notes) -> Row | None:
         meta["annotations"] = [" ".join(_results(one["result"])[0] or _results(one["result"])[1]) for one in done]
     turns = (Message(role="user", content=texts[key]), Message(role="assistant", content="\n".join(written or chosen)))
     label = {"label": ", ".join(chosen)} if chosen else {}
-    return example(turns, {"meta": meta, **label}, notes)
+    return example(turns, _rest(row, {"meta": meta, **label}, notes), notes)
 
 
-def _results(results: list[Any]) -> tuple[list[str], list[str]]:
-    """The texts that were written and the choices that were made, in their order."""
+def _results(results: Any) -> tuple[list[str], list[str]]:
+    """The texts that were written and the choices that were made, in their order; what is neither is passed over."""
     written: list[str] = []
     chosen: list[str] = []
-    for one in results:
+    for one in results if isinstance(results, list) else ():
         value = one.get("value") if isinstance(one, dict) else None
         if isinstance(value, dict):
             text = value.get("text") if one.get("type") == "textarea" else None
-            written += [text] if isinstance(text, str) else [item for item in text or () if isinstance(item, str)]
-            chosen += [item for item in value.get("choices") or () if isinstance(item, str)]
+            written += [text] if isinstance(text, str) else _texts(text)
+            chosen += _texts(value.get("choices"))
     return written, chosen
+
+
+def _texts(found: Any) -> list[str]:
+    return [item for item in found if isinstance(item, str)] if isinstance(found, list) else []
 
 
 FORMATS: dict[str, Format] = {

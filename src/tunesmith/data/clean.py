@@ -15,6 +15,7 @@ import numpy as np
 
 from tunesmith.core.errors import ConfigError, DataError, GateRefused
 from tunesmith.core.load import resolve
+from tunesmith.core.progress import Progress
 from tunesmith.core.rows import Row
 from tunesmith.core.types import Example, Preference, Record, example_id
 from tunesmith.data.bulk import no_cycles
@@ -25,7 +26,9 @@ from tunesmith.data.pii import PersonalData
 from tunesmith.data.quality import Change, Length, Rule, contradictory, language, length, personal_data, refusals, repair_text
 from tunesmith.data.semantic import Encoder, SemanticDuplicates, semantic_duplicates
 from tunesmith.data.shapes import preference_id
+from tunesmith.data.shingle import Shingles, shingles
 from tunesmith.data.text import answer_of, comparison_text, exact_key, prompt_key
+from tunesmith.data.toxicity import Toxicity, toxicity
 
 
 class NearDuplicates(Record, frozen=True):
@@ -44,8 +47,9 @@ class Clean(Record, frozen=True):
     """What is done to rows before they are split, in this order.
 
     `repair_text` (mojibake, control characters, Unicode NFC) · `length` limits · `languages` (ISO 639-1 codes; none: any) ·
-    `empty_answers` · `refusals` · the user's own `rules` (`module:function`) · `personal_data` · `exact_duplicates` ·
-    `contradictions` (same question, other answer) · `semantic_duplicates` · `contamination` with evaluation rows · `near_duplicates`.
+    `empty_answers` · `refusals` · `toxicity` (offensive words, or a scorer of the user's) · the user's own `rules` (`module:function`) ·
+    `personal_data` · `exact_duplicates` · `contradictions` (same question, other answer) · `semantic_duplicates` · `contamination` with
+    evaluation rows · `near_duplicates`.
     `max_dropped`: a share of the input; losing more is refused.
     """
 
@@ -54,6 +58,7 @@ class Clean(Record, frozen=True):
     languages: tuple[str, ...] = ()
     empty_answers: Literal["drop", "keep"] = "drop"
     refusals: Literal["drop", "keep"] = "keep"
+    toxicity: Toxicity = Toxicity()
     rules: tuple[str, ...] = ()
     personal_data: PersonalData = PersonalData()
     exact_duplicates: Literal["drop", "keep"] = "drop"
@@ -67,13 +72,14 @@ class Clean(Record, frozen=True):
 @dataclass(frozen=True)
 class Cleaned:
     """The rows that are left, the cluster of each (index of the cluster's first row), the similar pairs as evidence, how many rows had
-    each kind of personal data, and which rows held evaluation items."""
+    each kind of personal data, which rows held evaluation items, and the rows' shingle sets (None where none were made)."""
 
     rows: list[Row]
     clusters: Ints
     pairs: Pairs
     personal_data: dict[str, int] = field(default_factory=dict)
     contaminated: list[Held] = field(default_factory=list)
+    sets: Shingles | None = None
 
     @property
     def examples(self) -> list[Example]:
@@ -85,10 +91,16 @@ class Cleaned:
 
 @no_cycles()
 def clean(
-    rows: Sequence[Row], settings: Clean, ledger: Ledger, *, evaluation: Sequence[Row] = (), encoder: Encoder | None = None
+    rows: Sequence[Row],
+    settings: Clean,
+    ledger: Ledger,
+    *,
+    evaluation: Sequence[Row] = (),
+    encoder: Encoder | None = None,
+    progress: Progress | None = None,
 ) -> Cleaned:
     """Apply the rules in the order that `Clean` names; `evaluation` are rows that must not be trained on, `encoder` gives the vectors that
-    semantic duplicates are found by.
+    semantic duplicates are found by, `progress` is told how far each rule is.
 
     Every change is marked in `ledger`, where each row must already be entered under its `origin`. Raises GateRefused when more than
     `max_dropped` of the ledger's rows are lost by now, DataError when nothing is left or the counts do not add up.
@@ -96,18 +108,35 @@ def clean(
     left = list(rows)
     personal: dict[str, int] = {}
     for name, rule in rules(settings, personal, encoder):
-        left = apply(left, name, rule, ledger)
+        left = apply(left, name, rule, ledger, progress)
     held = contaminated(left, evaluation, settings.contamination) if evaluation else []
     if settings.contamination.action == "drop":
         left = apply(left, "contamination", lambda found: _contaminated(held, evaluation), ledger)
-    pairs, clusters = near_clusters(left, settings.near_duplicates)
-    if settings.near_duplicates.action == "drop":
-        left, clusters, pairs = _drop_near(left, clusters, pairs, settings.near_duplicates, ledger)
+    near = settings.near_duplicates
+    sets = shingles([comparison_text(row) for row in left]) if near.action != "keep" else None
+    pairs, clusters = near_clusters(left, near, sets)
+    if near.action == "drop":
+        sets = None
+        left, clusters, pairs = _drop_near(left, clusters, pairs, near, ledger)
     ledger.check(len(ledger), len(left))
     if not left:
         raise DataError("no rows are left after cleaning", remedy=f"see the ledger; rows by rule: {ledger.rules()}")
     gate_dropped(ledger, settings.max_dropped)
-    return Cleaned(left, clusters, pairs, personal, held)
+    return Cleaned(left, clusters, pairs, personal, held, sets)
+
+
+class _Watched(list[Row]):
+    """Rows that tell which of them a rule has come to."""
+
+    def __init__(self, rows: Sequence[Row], label: str, progress: Progress) -> None:
+        super().__init__(rows)
+        self._label, self._progress = label, progress
+
+    def __iter__(self) -> Iterator[Row]:
+        for i, row in enumerate(super().__iter__()):
+            if i % 1_000 == 0:
+                self._progress.bar(self._label, i, len(self))
+            yield row
 
 
 def rules(settings: Clean, personal: dict[str, int], encoder: Encoder | None = None) -> list[tuple[str, Rule]]:
@@ -122,6 +151,7 @@ def rules(settings: Clean, personal: dict[str, int], encoder: Encoder | None = N
         ("language", language(settings.languages) if settings.languages else None),
         ("empty_answer", empty_answers if settings.empty_answers == "drop" else None),
         ("refusal", refusals if settings.refusals == "drop" else None),
+        ("toxicity", toxicity(settings.toxicity) if settings.toxicity.action == "drop" else None),
         *((name, user_rule(name)) for name in settings.rules),
         ("personal_data", personal_data(settings.personal_data, personal) if settings.personal_data.action != "keep" else None),
         ("exact_duplicate", exact_duplicates if settings.exact_duplicates == "drop" else None),
@@ -137,10 +167,10 @@ def _contaminated(held: Sequence[Held], evaluation: Sequence[Row]) -> Iterator[C
         yield Change(one.row, "dropped", f"it holds the evaluation item {evaluation[one.item].origin} ({how})")
 
 
-def apply(rows: Sequence[Row], name: str, rule: Rule, ledger: Ledger) -> list[Row]:
+def apply(rows: Sequence[Row], name: str, rule: Rule, ledger: Ledger, progress: Progress | None = None) -> list[Row]:
     """The rows that a rule leaves, mended where it says so; each change is marked in the ledger."""
     result: list[Row | None] = list(rows)
-    for change in rule(rows):
+    for change in rule(rows if progress is None else _Watched(rows, name, progress)):
         row = rows[change.at]
         other = rows[change.other].origin if change.other is not None else None
         mended = change.row
@@ -181,7 +211,10 @@ def user_rule(reference: str) -> Rule:
 
     def rule(rows: Sequence[Row]) -> Iterator[Change]:
         for i, row in enumerate(rows):
-            said = function(row)
+            try:
+                said = function(row)
+            except Exception as error:  # whatever a user's code raises is told with its row
+                raise ConfigError(f"the rule {reference} failed for {row.origin}: {type(error).__name__}: {error}") from error
             if isinstance(said, str):
                 yield Change(i, "dropped", said)
             elif isinstance(said, Example | Preference):
@@ -196,16 +229,18 @@ def user_rule(reference: str) -> Rule:
     return rule
 
 
-def near_clusters(rows: Sequence[Row], settings: NearDuplicates) -> tuple[Pairs, Ints]:
-    """Similar pairs, and the cluster of each row (the index of its first row): linked by similarity or by the same prompt."""
+def near_clusters(rows: Sequence[Row], settings: NearDuplicates, sets: Shingles | None = None) -> tuple[Pairs, Ints]:
+    """Similar pairs, and the cluster of each row (the index of its first row): linked by similarity or by the same prompt. `sets` are the
+    shingles of the rows' comparison texts (None: made here)."""
     if settings.action == "keep":
         empty = Pairs(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0))
         return empty, np.arange(len(rows), dtype=np.int64)
-    pairs = near_duplicates([comparison_text(row) for row in rows], settings.threshold)
+    pairs = near_duplicates(sets if sets is not None else [comparison_text(row) for row in rows], settings.threshold)
     if not settings.same_prompt or settings.action == "drop":
         return pairs, components(pairs, len(rows))
     first: dict[bytes, int] = {}
-    same = [(earlier, i) for i, row in enumerate(rows) if (earlier := first.setdefault(prompt_key(row), i)) != i]
+    asks = [(i, row) for i, row in enumerate(rows) if len(row.messages) > 1 or isinstance(row, Preference)]  # plain text asks nothing
+    same = [(earlier, i) for i, row in asks if (earlier := first.setdefault(prompt_key(row), i)) != i]
     more = np.array(same, dtype=np.int64).reshape(-1, 2)
     linked = Pairs(np.concatenate([pairs.left, more[:, 0]]), np.concatenate([pairs.right, more[:, 1]]), np.zeros(0))
     return pairs, components(linked, len(rows))

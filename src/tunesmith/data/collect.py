@@ -9,19 +9,19 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
 from tunesmith.core.errors import ConfigError, DataError, Fault
 from tunesmith.core.rows import Row, write_jsonl
-from tunesmith.core.types import Example, Record
+from tunesmith.core.types import Example, LedgerLine, Record
 from tunesmith.data.bulk import no_cycles
 from tunesmith.data.convert import Notes
 from tunesmith.data.format import Parsed, check_format, detect, parse_line, parse_row, rename
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.objects import load_object
-from tunesmith.data.sources import Item, Unread, read_items
+from tunesmith.data.sources import Item, Unread, is_text, read_items
 
 SAMPLE = 200  # rows that the format is detected from
 
@@ -30,7 +30,8 @@ class Source(Record, frozen=True):
     """Where rows come from.
 
     `path`: a file, a folder, a pattern (`data/*.jsonl`) or a URL; with a `query`, a database (`sqlite:///rows.db`).
-    `format`: 'auto' or a name of `data.format.FORMATS`.
+    `format`: 'auto' or a name of `data.format.FORMATS`; 'paragraphs' reads .txt and .md files with a row for each paragraph, which 'text'
+    (and 'auto') read as one row a file.
     `map`: the format's key → the file's column, such as {"prompt": "question", "response": "answer"}.
     `unique_ids`: an `id` that comes twice is a fault (turn it off where `id` names a document, not a row).
     """
@@ -43,13 +44,34 @@ class Source(Record, frozen=True):
 
 
 class Incoming(NamedTuple):
-    """One input row: where it is, the record (None when it has faults), its faults, its mends, and its text for the rejects."""
+    """One input row: where it is, the record (None when it has faults), its faults, its mends, its text for the rejects, and the byte of
+    its file (unpacked) that it begins at, where it is a line."""
 
     origin: str
     row: Row | None
     faults: tuple[tuple[str, str], ...]
     mends: tuple[str, ...]
     raw: bytes | dict[str, Any]
+    offset: int | None = None
+
+    @property
+    def fate(self) -> LedgerLine:
+        """Its line in the ledger: kept, mended (the rules are the mends) or dropped as invalid."""
+        if self.row is None:
+            reason = "; ".join(message for _, message in self.faults)
+            return LedgerLine(row=_raw_id(self.raw), origin=self.origin, fate="dropped", rule="invalid", reason=reason)
+        if self.mends:
+            return LedgerLine(row=self.row.id, origin=self.origin, fate="mended", rule=", ".join(self.mends))
+        return LedgerLine(row=self.row.id, origin=self.origin, fate="kept")
+
+    @property
+    def reject(self) -> dict[str, Any]:
+        """What is kept of a row with faults: its file, line and byte, each fault with its path in the row, and the row itself (the first
+        10,000 characters)."""
+        file, _, line = self.origin.rpartition(":")
+        shown = self.raw.decode("utf-8", "replace")[:10_000] if isinstance(self.raw, bytes) else msgspec.to_builtins(self.raw, enc_hook=str)
+        faults = [{"code": code, "path": _path(message), "message": message} for code, message in self.faults]
+        return {"origin": self.origin, "file": file, "line": int(line), "offset": self.offset, "faults": faults, "row": shown}
 
 
 @dataclass
@@ -78,34 +100,43 @@ def collect(sources: Source | Sequence[Source], *, max_invalid: float = 0.0, rej
     Raises NotFound, or DataError: a source that cannot be read or has no rows, mixed kinds of rows, or a share of invalid rows
     above `max_invalid` (with every fault, after the rejects were written).
     """
-    sources = [sources] if isinstance(sources, Source) else list(sources)
     found, bad = Collected(), []
-    for source in sources:
-        before = found.inputs
-        for incoming in stream(source, found.formats):
-            found.inputs += 1
-            found.ledger.enter(incoming.origin, incoming.row.id if incoming.row else _raw_id(incoming.raw))
-            if incoming.row is not None:
-                found.rows.append(incoming.row)
-                if incoming.mends:
-                    found.ledger.mark(incoming.origin, "mended", ", ".join(incoming.mends))
-                continue
-            found.invalid += 1
-            found.faults += [Fault(incoming.origin, code, message) for code, message in incoming.faults]
-            found.ledger.mark(incoming.origin, "dropped", "invalid", "; ".join(message for _, message in incoming.faults))
-            bad.append(_reject(incoming))
-        if found.inputs == before:
-            raise DataError(
-                "there are no rows in it", where=source.path, remedy="check that this is the right file and that it is complete"
-            )
+    for incoming in stream_all(sources, found.formats):
+        found.inputs += 1
+        if incoming.row is not None and not incoming.mends:  # nearly all
+            found.ledger.enter(incoming.origin, incoming.row.id)
+        else:
+            found.ledger.add(incoming.fate)
+        if incoming.row is not None:
+            found.rows.append(incoming.row)
+            continue
+        found.invalid += 1
+        found.faults += faults_of(incoming)
+        bad.append(incoming.reject)
     if rejects is not None and bad:
         write_jsonl(rejects, bad)
-    _refuse(found, max_invalid, rejects)
+    refuse_invalid(found, max_invalid, rejects)
+    if len({type(row) for row in found.rows}) > 1:
+        raise DataError("some sources hold examples and others preference pairs", remedy="collect them one kind at a time")
     found.ledger.check(found.inputs, len(found.rows))
     return found
 
 
-def _refuse(found: Collected, max_invalid: float, rejects: str | Path | None) -> None:
+def faults_of(incoming: Incoming) -> list[Fault]:
+    """The faults of one row with its place."""
+    return [Fault(incoming.origin, code, message) for code, message in incoming.faults]
+
+
+class Counted(Protocol):
+    """What is known of an import's rows when it is over."""
+
+    inputs: int
+    invalid: int
+    faults: list[Fault]
+
+
+def refuse_invalid(found: Counted, max_invalid: float, rejects: str | Path | None) -> None:
+    """Raise DataError when a larger share of the rows than `max_invalid` has faults, or all of them have."""
     if not 0 <= max_invalid <= 1:
         raise ConfigError(f"max_invalid is {max_invalid}", allowed="a share of the rows from 0 to 1, such as 0.01")
     if found.invalid > max_invalid * found.inputs:
@@ -116,10 +147,28 @@ def _refuse(found: Collected, max_invalid: float, rejects: str | Path | None) ->
             allowed=f"at most {max_invalid:.1%} of the rows (max_invalid)",
             remedy=f"mend them, or accept their loss with max_invalid: {min(1.0, found.invalid / found.inputs * 1.05):.3f}",
         )
-    if len({type(row) for row in found.rows}) > 1:
-        raise DataError("some sources hold examples and others preference pairs", remedy="collect them one kind at a time")
-    if not found.rows:
+    if found.invalid == found.inputs:
         raise DataError(f"none of the {found.inputs} rows can be used", faults=found.faults)
+
+
+def stream_all(sources: Source | Sequence[Source], formats: dict[str, str]) -> Iterator[Incoming]:
+    """The rows of all sources, one by one. Raises as `stream`, and DataError for a source without rows or a file that is named twice."""
+    for source in [sources] if isinstance(sources, Source) else sources:
+        before, named = len(formats), 0
+        mine: dict[str, str] = {}
+        for incoming in stream(source, mine):
+            if len(mine) > named:  # a file begins
+                named, path = len(mine), next(reversed(mine))
+                if path in formats:
+                    raise DataError(
+                        "its rows were entered twice: is the same file named twice?", where=path, remedy="name each source once"
+                    )
+                formats[path] = mine[path]
+            yield incoming
+        if len(formats) == before:
+            raise DataError(
+                "there are no rows in it", where=source.path, remedy="check that this is the right file and that it is complete"
+            )
 
 
 def stream(source: Source, formats: dict[str, str] | None = None) -> Iterator[Incoming]:
@@ -128,8 +177,9 @@ def stream(source: Source, formats: dict[str, str] | None = None) -> Iterator[In
     Raises NotFound, ConfigError, or DataError when the source cannot be read or its format is not recognised.
     """
     seen: dict[str, str] = {}
-    for path, items in read_items(source.path, source.query):
-        name = source.format
+    by_paragraph = source.format == "paragraphs"
+    for path, items in read_items(source.path, source.query, by_paragraph):
+        name = "text" if by_paragraph or (source.format == "auto" and is_text(path)) else source.format
         check_format(name) if name != "auto" else None
         sample, rest = _peek(items)
         if name == "auto" and sample:
@@ -137,11 +187,13 @@ def stream(source: Source, formats: dict[str, str] | None = None) -> Iterator[In
         if formats is not None:
             formats[path] = name
         for item in _chain(sample, rest):
+            if by_paragraph and isinstance(item.data, dict):  # a split keeps the paragraphs of a file together
+                item = item._replace(data={"group": path, **item.data})
             origin = f"{path}:{item.number}"
             parsed = _parse(item, name, source, origin)
             if source.unique_ids and parsed.row is not None and (twice := _same_id(parsed.row, seen)):
                 parsed = Parsed(None, (("duplicate_id", f"its id {parsed.row.meta['id']!r} was already used at {twice}"),))
-            yield Incoming(origin, *parsed, item.data if not isinstance(item.data, Unread) else b"")
+            yield Incoming(origin, *parsed, item.data if not isinstance(item.data, Unread) else b"", item.offset)
 
 
 def _parse(item: Item, name: str, source: Source, origin: str) -> Parsed:
@@ -197,8 +249,7 @@ def _raw_id(raw: bytes | dict[str, Any]) -> str:
     return "raw-" + hashlib.blake2b(data, digest_size=10).hexdigest()
 
 
-def _reject(incoming: Incoming) -> dict[str, Any]:
-    raw = incoming.raw
-    shown = raw.decode("utf-8", "replace")[:10_000] if isinstance(raw, bytes) else msgspec.to_builtins(raw, enc_hook=str)
-    faults = [{"code": code, "message": message} for code, message in incoming.faults]
-    return {"origin": incoming.origin, "faults": faults, "row": shown}
+def _path(message: str) -> str:
+    """The path in the row that a message ends with; the whole row where it names none."""
+    _, found, path = message.rpartition(" (at ")
+    return path.removesuffix(")") if found else "$"

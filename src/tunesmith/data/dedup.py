@@ -1,8 +1,8 @@
 """Near-duplicates: every pair of texts whose shingle sets have a Jaccard similarity of at least a threshold, exactly, with that value.
 
-Exact means: no pair is missed and none is false, up to 56-bit hash collisions (one wrong shingle among 10⁸ has a chance of about 7 %, and
-would change one Jaccard by 1/n). Deterministic. Small inputs go through scipy's sparse product, large ones through the compiled join: the
-pairs are the same. Rows are plain texts here; which text a row has is `text.comparison_text`.
+Exact means: no pair is missed and none is false, up to collisions of 64-bit hashes (two different shingles among 10⁸ are confused with a
+chance of 0.03 %, and that would change one Jaccard by 1/n). Deterministic. Small inputs go through scipy's sparse product, large ones
+through the compiled join: the pairs are the same. Rows are plain texts here; which text a row has is `text.comparison_text`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.load import need
-from tunesmith.data.shingle import Shingles, shingles
+from tunesmith.data.shingle import Shingles, joined, shingles
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -38,13 +38,13 @@ def near_duplicates(texts: Sequence[str] | Shingles, threshold: float = 0.8, *, 
     k². Texts without a word are in no pair. Raises ConfigError for a threshold outside (0, 1].
     """
     sets = _sets(texts, size, compiled, threshold)
-    first = _first_equal(sets)
+    first = _first_equal(sets, compiled)
     distinct = np.flatnonzero((first == np.arange(len(sets))) & (np.diff(sets.starts) > 0))
     left, right, jaccard = _pairs(sets, distinct, np.zeros(len(distinct), dtype=np.uint8), False, threshold, compiled)
     copies = np.flatnonzero((first != np.arange(len(sets))) & (np.diff(sets.starts) > 0))
     left, right = np.concatenate([np.minimum(left, right), first[copies]]), np.concatenate([np.maximum(left, right), copies])
     jaccard = np.concatenate([jaccard, np.ones(len(copies))])
-    order = np.lexsort((right, left))
+    order = np.argsort(left * len(sets) + right)  # one sort of one number instead of two: no pair comes twice
     return Pairs(left[order], right[order], jaccard[order])
 
 
@@ -55,8 +55,8 @@ def best_matches(
     (0.0 for none). Serves leakage, contamination and adding rows to a set."""
     fresh, known = _sets(new, size, compiled, threshold), _sets(old, size, compiled, threshold)
     n_new = len(fresh)
-    both = Shingles(np.concatenate([fresh.hashes, known.hashes]), np.concatenate([fresh.starts, known.starts[1:] + len(fresh.hashes)]))
-    first = np.concatenate([_first_equal(fresh), _first_equal(known) + n_new])
+    both = joined([fresh, known])
+    first = np.concatenate([_first_equal(fresh, compiled), _first_equal(known, compiled) + n_new])
     distinct = np.flatnonzero((first == np.arange(len(both))) & (np.diff(both.starts) > 0))
     left, right, jaccard = _pairs(both, distinct, (distinct >= n_new).astype(np.uint8), True, threshold, compiled)
     news, olds = np.minimum(left, right), np.maximum(left, right) - n_new
@@ -84,8 +84,13 @@ def _sets(texts: Sequence[str] | Shingles, size: int, compiled: bool | None, thr
     return texts if isinstance(texts, Shingles) else shingles(texts, size=size, compiled=compiled)
 
 
-def _first_equal(sets: Shingles) -> Ints:
+def _first_equal(sets: Shingles, compiled: bool | None) -> Ints:
     """For each set the index of the first set that is equal to it."""
+    if compiled or (compiled is None and len(sets) > SMALL_ROWS):
+        need("numba", extra="data")
+        from tunesmith.data import join
+
+        return np.asarray(join.first_equal(sets.hashes, sets.starts), dtype=np.int64)
     seen: dict[bytes, int] = {}
     data, starts = sets.hashes, sets.starts.tolist()
     return np.array([seen.setdefault(data[starts[i] : starts[i + 1]].tobytes(), i) for i in range(len(sets))], dtype=np.int64)
@@ -103,12 +108,9 @@ def _pairs(sets: Shingles, rows: Ints, sides: Any, cross: bool, threshold: float
     from tunesmith.data import join
 
     order = np.argsort(np.diff(sets.starts)[rows], kind="stable")
-    bits = max(10, min(26, int(2 * len(sets.hashes) + 1).bit_length()))
-    keys, begins = join.ordered_keys(sets.hashes, sets.starts, rows[order], bits)
-    entries = join.count_entries(begins, keys, threshold, cross)
-    left, right, jaccard = join.join(keys, begins, sides[order], cross, threshold, entries)
-    back = rows[order]
-    return back[left], back[right], jaccard
+    bits = max(10, min(24, int(2 * len(sets.hashes) + 1).bit_length()))  # of the table of counts: at most 32 MB
+    left, right, jaccard = join.join(sets.hashes, sets.starts, rows[order], sides[order], cross, threshold, bits)
+    return left, right, jaccard
 
 
 def _pairs_scipy(

@@ -6,6 +6,7 @@ What a format has no place for goes beside its own keys: `group`, `label`, `refe
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,14 @@ from typing import Any
 import msgspec
 
 from tunesmith.core.errors import ConfigError, DataError, Fault, nearest
+from tunesmith.core.load import need
 from tunesmith.core.rows import Row, atomic, write_jsonl, write_parquet
 from tunesmith.core.types import Example, Message, Preference, canonical
-from tunesmith.data.format import FORMATS, parse_row
+from tunesmith.data.annotated import OWN
+from tunesmith.data.format import parse_row
 from tunesmith.data.shapes import Fields
+
+WHOLE = ("tunesmith", "kiln", "label_studio")
 
 
 def to_format(row: Row, name: str) -> Fields:
@@ -28,7 +33,7 @@ def to_format(row: Row, name: str) -> Fields:
         raise DataError(
             f"format '{name}' cannot hold this row: {_why(row)}", where=row.origin, remedy="export it as tunesmith, or as chat or dpo"
         )
-    return fields if name == "tunesmith" else _with_rest(fields, row, name)
+    return fields if name in WHOLE else _with_rest(fields, row, name)
 
 
 def export(rows: Iterable[Row], path: str | Path, name: str = "chat", *, extras: bool = True) -> int:
@@ -41,7 +46,7 @@ def export(rows: Iterable[Row], path: str | Path, name: str = "chat", *, extras:
     path = Path(path)
     for row in rows:
         try:
-            fields = to_format(row, name) if extras or name == "tunesmith" else WRITERS[name](row)
+            fields = to_format(row, name) if extras or name == "tunesmith" else _strict(WRITERS[name](row))
         except DataError as error:
             faults.append(Fault(row.origin, "cannot_hold", error.what))
             continue
@@ -55,6 +60,10 @@ def export(rows: Iterable[Row], path: str | Path, name: str = "chat", *, extras:
         )
     _write(made, path, name)
     return len(made)
+
+
+def _strict(fields: Fields | None) -> Fields | None:
+    return fields and {key: value for key, value in fields.items() if key != OWN}
 
 
 def same(a: Row, b: Row | None) -> bool:
@@ -72,19 +81,48 @@ def _write(made: Sequence[Fields], path: Path, name: str) -> None:
     elif kind == ".parquet" and name == "tunesmith":
         pairs: list[Row] = [msgspec.convert(one, Preference) for one in made if "preferred" in one]
         write_parquet(path, [*pairs, *(msgspec.convert(one, Example) for one in made if "preferred" not in one)])
+    elif kind == ".parquet":
+        _write_columns(made, path, name)
     elif kind in (".jsonl", ".ndjson"):
         write_jsonl(path, made)
     else:
         raise ConfigError(
             f"cannot tell what to write from the ending '{kind}'",
             where=str(path),
-            allowed=".jsonl .jsonl.gz .json .csv .tsv; .parquet (as tunesmith)",
+            allowed=".jsonl .jsonl.gz .json .csv .tsv .parquet",
         )
+
+
+def _write_columns(made: Sequence[Fields], path: Path, name: str) -> None:
+    """Parquet with nested columns, as trainers read it. Arrow gives all structs of a column the same keys and plants nulls where a row has
+    none: what would not come back the same is refused."""
+    pa, pq = need("pyarrow", extra="data"), need("pyarrow.parquet", extra="data")
+    packed = io.BytesIO()
+    try:
+        table = pa.Table.from_pylist(_with_all_keys(made))
+        pq.write_table(table, packed, compression="zstd")
+    except pa.ArrowException as error:
+        raise DataError(f"Parquet cannot hold these rows: {error}", where=str(path), remedy="export as tunesmith, or as .jsonl") from error
+    back = [{key: value for key, value in one.items() if value is not None} for one in table.to_pylist()]
+    for number, (one, now) in enumerate(zip(made, back, strict=True), start=1):
+        if _other(parse_row(one, name).row, parse_row(now, name).row):
+            raise DataError(f"Parquet's columns would change row {number}", where=str(path), remedy="export as tunesmith, or as .jsonl")
+    with atomic(path) as stream:
+        stream.write(packed.getvalue())
+
+
+def _with_all_keys(made: Sequence[Fields]) -> list[Fields]:
+    """Every row with every key: Arrow takes its columns from the first row alone."""
+    header = dict.fromkeys(key for one in made for key in one)
+    return [{key: one.get(key) for key in header} for one in made]
+
+
+def _other(a: Row | None, b: Row | None) -> bool:
+    return a is None or not same(a, b)
 
 
 def _write_table(made: Sequence[Fields], path: Path, delimiter: str) -> None:
     import csv
-    import io
 
     header = list(dict.fromkeys(key for one in made for key in one))
     wrong = next((one for one in made if not all(isinstance(value, str) and value and "\r" not in value for value in one.values())), None)
@@ -111,12 +149,7 @@ def _why(row: Row) -> str:
 
 def _with_rest(fields: Fields, row: Row, name: str) -> Fields:
     """The format's keys, then group, label, reference and meta."""
-    rest: Fields = {}
-    for key in ("group", "label", "reference"):
-        value = getattr(row, key, None)
-        if value is not None:
-            rest[key] = value
-    meta = row.meta
+    rest, meta = _rest(row), row.meta
     flat = {**fields, **rest, **meta}
     if meta.keys().isdisjoint({*fields, *rest, "meta", "group", "label", "reference"}) and same(row, parse_row(flat, name).row):
         return flat
@@ -205,6 +238,36 @@ def _columns(row: Row) -> Fields | None:
     return None if found is None else {**found[0], "prompt": found[1], "response": found[2]}
 
 
+def _text(row: Row) -> Fields | None:
+    whole = isinstance(row, Example) and not row.tools and len(row.messages) == 1 and _plain(row.messages[0], "assistant")
+    return {"text": row.messages[0].text} if whole else None
+
+
+def _kiln(row: Row) -> Fields | None:
+    found = _question_answer(row)
+    if found is None or found[0]:
+        return None
+    return {"model_type": "task_run", "input": found[1], "output": {"output": found[2]}, **_own(row)}
+
+
+def _label_studio(row: Row) -> Fields | None:
+    found = _question_answer(row)
+    if found is None or found[0]:
+        return None
+    result = {"from_name": "answer", "to_name": "text", "type": "textarea", "value": {"text": [found[2]]}}
+    return {"data": {"text": found[1]}, "annotations": [{"result": [result]}], **_own(row)}
+
+
+def _own(row: Row) -> Fields:
+    rest = _rest(row)
+    return {OWN: {**rest, "meta": row.meta}} if rest or row.meta else {}
+
+
+def _rest(row: Row) -> Fields:
+    """Group, label and reference, where there are any."""
+    return {key: value for key in ("group", "label", "reference") if (value := getattr(row, key, None)) is not None}
+
+
 def _sharegpt(row: Row) -> Fields | None:
     if isinstance(row, Preference) or not row.messages or row.messages[-1].role != "assistant":
         return None
@@ -226,5 +289,7 @@ WRITERS: dict[str, Callable[[Row], Fields | None]] = {
     "alpaca": _alpaca,
     "sharegpt": _sharegpt,
     "columns": _columns,
+    "text": _text,
+    "kiln": _kiln,
+    "label_studio": _label_studio,
 }
-READ_ONLY = tuple(name for name in FORMATS if name not in WRITERS)

@@ -1,8 +1,10 @@
 """Compiled kernels: shingling a batch of text, and the exact set-similarity join; imported only where numba pays.
 
 The join is PPJoin (Xiao, Wang, Lin, Yu: Efficient similarity joins for near-duplicate detection, 2008): two sets with Jaccard ≥ t
-share one of the first n − ⌈t·n⌉ + 1 elements under any common order; positional filter; then true overlaps by merging. The order puts
-rare elements first, by a table of counts without a dictionary: hash collisions in the table change only the speed.
+share one of the first n − ⌈t·n⌉ + 1 elements under any common order. The order puts rare elements first, by a table of counts without a
+dictionary: hash collisions in the table change only the speed. Rows of one template share even those elements; what keeps them cheap is
+the bitmap filter (Sandes, Teodoro, Melo: Bitmap filter: speeding up exact set similarity joins with bitwise operations, 2020): the
+parities of a set's elements in 128 bits differ in no more bits than the sets differ in elements. What is left is counted by merging.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.extending import intrinsic
 
 Array = Any  # numpy arrays; numba gives their types at the first call
 F = TypeVar("F", bound=Callable[..., Any])
@@ -22,7 +25,9 @@ _inlined: Callable[[F], F] = njit(cache=True, inline="always")
 _M1, _M2, _GOLD = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB), np.uint64(0x9E3779B97F4A7C15)
 _S27, _S30, _S31, _S32 = np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(32)
 _LETTER, _ALONE, _END = 1, 2, 3
-_RARE = np.uint64(56)  # the top byte of a key is the bucket of its count; 0 means that it occurs once
+_S16, _S48, _S57, _S6 = np.uint64(16), np.uint64(48), np.uint64(57), np.uint64(6)
+_LOW6, _LOW32 = np.uint64(63), np.uint64(0xFFFFFFFF)
+_ONE = np.uint64(1)
 
 
 @_inlined
@@ -102,40 +107,37 @@ def shingle_batch(points: Array, table: Array, size: int) -> tuple[Array, Array]
 
 
 @_compiled
-def ordered_keys(hashes: Array, starts: Array, order: Array, bits: int) -> tuple[Array, Array]:
-    """Sets of the rows in `order`, each element as a key (bucket of its count, 56 bits of hash), ascending: rare elements first."""
-    table = np.zeros(1 << bits, dtype=np.uint16)  # small enough for the cache; counts stop at the top
-    shift = np.uint64(64 - bits)
-    total = 0
-    for row in order:
-        total += starts[row + 1] - starts[row]
-        for j in range(starts[row], starts[row + 1]):
-            slot = hashes[j] >> shift
-            if table[slot] < 65535:
-                table[slot] += 1
-    keys = np.empty(total, dtype=np.uint64)
-    begins = np.zeros(len(order) + 1, dtype=np.int64)
-    at = 0
-    for i, row in enumerate(order):
-        for j in range(starts[row], starts[row + 1]):
-            keys[at] = (_bucket(table[hashes[j] >> shift]) << _RARE) | (hashes[j] >> np.uint64(8))
-            at += 1
-        begins[i + 1] = at
-        _sort(keys, begins[i], at)
-    return keys, begins
+def first_equal(hashes: Array, starts: Array) -> Array:
+    """For each set the index of the first set that is equal to it; equal fingerprints are compared element by element."""
+    n = len(starts) - 1
+    bits = 4
+    while (1 << bits) < 2 * n:
+        bits += 1
+    mask = np.uint64((1 << bits) - 1)
+    slots = np.full(1 << bits, -1, dtype=np.int64)
+    first = np.empty(n, dtype=np.int64)
+    for i in range(n):
+        fingerprint = np.uint64(starts[i + 1] - starts[i])
+        for k in range(starts[i], starts[i + 1]):
+            fingerprint = _mix(fingerprint ^ hashes[k])
+        at = np.int64(fingerprint & mask)
+        while slots[at] >= 0 and not _equal(hashes, starts, slots[at], i):
+            at = np.int64(np.uint64(at + 1) & mask)
+        if slots[at] < 0:
+            slots[at] = i
+        first[i] = slots[at]
+    return first
 
 
 @_inlined
-def _bucket(count: Any) -> Any:
-    """Quarter octaves of a count: 1 → 0, 2 → 1, … below 128; grows with the count."""
-    count = np.int64(count)
-    if count < 2:
-        return np.uint64(0)
-    octave = 0
-    while (count >> (octave + 1)) > 0:
-        octave += 1
-    quarter = ((count << 2) >> octave) & 3
-    return np.uint64(4 * octave + quarter - 3)
+def _equal(hashes: Array, starts: Array, i: int, j: int) -> bool:
+    a, b, size = starts[i], starts[j], starts[i + 1] - starts[i]
+    if starts[j + 1] - b != size:
+        return False
+    same = 0
+    while same < size and hashes[a + same] == hashes[b + same]:
+        same += 1
+    return bool(same == size)
 
 
 @_inlined
@@ -144,9 +146,117 @@ def _ceil(x: float) -> int:
     return int(np.ceil(x - 1e-9))
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def _ones(typing: Any, x: Any) -> Any:
+    """How many bits of a number are set, by the machine's own instruction."""
+    return types.int64(types.uint64), lambda context, builder, signature, args: builder.ctpop(args[0])
+
+
+@_compiled
+def prefixes(hashes: Array, starts: Array, order: Array, threshold: float, bits: int) -> tuple[Array, Array, Array]:
+    """The rarest elements of the rows in `order`, as many as must be probed, as keys (count, 48 bits of hash), ascending.
+
+    Returns the keys, where each row's begin (n + 1), and how many of its elements come before them: those that occur once, which no
+    other row can share.
+    """
+    counts = np.zeros(1 << bits, dtype=np.uint16)  # they stop at the top
+    shift = np.uint64(64 - bits)
+    total = longest = 0
+    for row in order:
+        n = starts[row + 1] - starts[row]
+        longest = max(longest, n)
+        total += n - _ceil(threshold * n) + 1
+        for k in range(starts[row], starts[row + 1]):
+            slot = hashes[k] >> shift
+            if counts[slot] < 65535:
+                counts[slot] += 1
+    keys, begins = np.empty(total, dtype=np.uint64), np.zeros(len(order) + 1, dtype=np.int64)
+    alone, own = np.zeros(len(order), dtype=np.int32), np.empty(longest, dtype=np.uint64)
+    at = 0
+    for i, row in enumerate(order):
+        n = starts[row + 1] - starts[row]
+        wanted, shared = n - _ceil(threshold * n) + 1 if n else 0, 0
+        for k in range(starts[row], starts[row + 1]):
+            count = counts[hashes[k] >> shift]
+            if count > 1:
+                own[shared] = (np.uint64(count) << _S48) | (hashes[k] >> _S16)
+                shared += 1
+        alone[i] = n - shared
+        wanted = max(wanted - alone[i], 0)
+        _smallest_first(own, shared, wanted)
+        for k in range(wanted):
+            keys[at + k] = own[k]
+        at += wanted
+        begins[i + 1] = at
+    return keys[:at].copy(), begins, alone
+
+
 @_inlined
-def _find(slots: Array, key: Any, mask: Any) -> Any:
-    """The slot of a key in an open-addressing table, its own or the first free one (0 is free)."""
+def _smallest_first(values: Array, n: int, wanted: int) -> None:
+    """The `wanted` smallest of the first n values to the front, ascending."""
+    if wanted > 48:
+        values[:n] = np.sort(values[:n])
+        return
+    for i in range(1, n):
+        value, j = values[i], min(i, wanted)
+        if i > j and (j == 0 or values[j - 1] <= value):
+            continue  # not among them; what it would push out is not needed either
+        while j > 0 and values[j - 1] > value:
+            if j < wanted:
+                values[j] = values[j - 1]
+            j -= 1
+        values[j] = value
+
+
+@_compiled
+def parities(hashes: Array, starts: Array, order: Array) -> tuple[Array, Array]:
+    """128 bits for each row in `order`, as two halves: each element turns the bit that its hash names."""
+    low, high = np.zeros(len(order), dtype=np.uint64), np.zeros(len(order), dtype=np.uint64)
+    for i, row in enumerate(order):
+        for k in range(starts[row], starts[row + 1]):
+            bit = (hashes[k] * _GOLD) >> _S57
+            if bit >> _S6:
+                high[i] ^= _ONE << (bit & _LOW6)
+            else:
+                low[i] ^= _ONE << (bit & _LOW6)
+    return low, high
+
+
+@_compiled
+def lists(
+    keys: Array, begins: Array, alone: Array, sizes: Array, sides: Array, cross: bool, threshold: float
+) -> tuple[Array, Array, Array]:
+    """Which posting list each key is in (with `cross` its lists of side 0 and 1 are l and l + 1; -1: nobody indexes it), how many of a
+    row's keys are indexed, and where each list begins."""
+    indexed, total = np.zeros(len(sizes), dtype=np.int32), 0
+    for i in range(len(sizes)):
+        # rows come by ascending size, so the shorter prefix of PPJoin is enough to be found by larger ones
+        indexed[i] = max(sizes[i] - _ceil(2 * threshold / (1 + threshold) * sizes[i]) + 1 - alone[i], 0) if sizes[i] else 0
+        total += indexed[i]
+    bits, step = 4, 2 if cross else 1
+    while (1 << bits) < 2 * total:
+        bits += 1
+    mask = np.uint64((1 << bits) - 1)
+    slots, named = np.zeros(1 << bits, dtype=np.uint64), np.empty(1 << bits, dtype=np.int32)
+    lengths = np.zeros(step * total + 1, dtype=np.int32)
+    used = 0
+    for i in range(len(sizes)):
+        for k in range(begins[i], begins[i] + indexed[i]):
+            at = _slot(slots, keys[k], mask)
+            if slots[at] == 0:
+                slots[at], named[at] = keys[k], used
+                used += step
+            lengths[named[at] + (sides[i] if cross else 0) + 1] += 1
+    list_of = np.empty(len(keys), dtype=np.int32)
+    for k in range(len(keys)):
+        at = _slot(slots, keys[k], mask)
+        list_of[k] = named[at] if slots[at] else -1
+    return list_of, indexed, np.cumsum(lengths[: used + 1])
+
+
+@_inlined
+def _slot(slots: Array, key: Any, mask: Any) -> Any:
+    """The slot of a key in an open-addressing table: its own, or the first free one (0 is free; no key is 0)."""
     at = np.int64(_mix(key) & mask)
     while slots[at] != 0 and slots[at] != key:
         at = np.int64(np.uint64(at + 1) & mask)
@@ -154,15 +264,15 @@ def _find(slots: Array, key: Any, mask: Any) -> Any:
 
 
 @_inlined
-def _overlap(keys: Array, i: int, i_end: int, j: int, j_end: int, missing: int) -> int:
-    """Common elements of two ascending runs, or -1 as soon as `missing` cannot be reached."""
+def _overlap(hashes: Array, i: int, i_end: int, j: int, j_end: int, needed: int) -> int:
+    """Common elements of two ascending runs, or -1 as soon as `needed` cannot be reached."""
     common = 0
     while i < i_end and j < j_end:
-        if common + min(i_end - i, j_end - j) < missing:
+        if common + min(i_end - i, j_end - j) < needed:
             return -1
-        if keys[i] == keys[j]:
+        if hashes[i] == hashes[j]:
             common, i, j = common + 1, i + 1, j + 1
-        elif keys[i] < keys[j]:
+        elif hashes[i] < hashes[j]:
             i += 1
         else:
             j += 1
@@ -170,76 +280,50 @@ def _overlap(keys: Array, i: int, i_end: int, j: int, j_end: int, missing: int) 
 
 
 @_compiled
-def count_entries(begins: Array, keys: Array, threshold: float, cross: bool) -> int:
-    """How many elements the join indexes: those of the prefixes that occur more than once."""
-    total = 0
-    for i in range(len(begins) - 1):
-        n = begins[i + 1] - begins[i]
-        for p in range(_prefix(n, threshold, cross)):
-            total += (keys[begins[i] + p] >> _RARE) != 0
-    return total
-
-
-@_inlined
-def _prefix(n: int, threshold: float, cross: bool) -> int:
-    """Elements of a set to index. Rows come by ascending size, so the shorter prefix of PPJoin is enough."""
-    if n == 0:
-        return 0
-    return int(n - _ceil(2 * threshold / (1 + threshold) * n) + 1)
-
-
-@_compiled
-def join(keys: Array, begins: Array, sides: Array, cross: bool, threshold: float, n_entries: int) -> tuple[Array, Array, Array]:
-    """All pairs (i, j, Jaccard) with Jaccard ≥ threshold of rows that come by ascending size, j before i.
-
-    With `cross` only pairs of different `sides` (0 or 1). Rows without elements are in no pair.
-    """
-    bits = 4
-    while (1 << bits) < 2 * n_entries:
-        bits += 1
-    mask = np.uint64((1 << bits) - 1)
-    slots = np.zeros(1 << bits, dtype=np.uint64)
-    heads = np.full((2, 1 << bits), -1, dtype=np.int32)
-    entry_row, entry_place = np.empty(n_entries, dtype=np.int32), np.empty(n_entries, dtype=np.int32)
-    entry_next = np.empty(n_entries, dtype=np.int32)
-    seen = np.full(len(begins) - 1, -1, dtype=np.int32)
+def join(hashes: Array, starts: Array, order: Array, sides: Array, cross: bool, threshold: float, bits: int) -> tuple[Array, Array, Array]:
+    """All pairs (row, row, Jaccard) with Jaccard ≥ threshold of the rows in `order`, which come by ascending size. Each row's hashes
+    ascend. With `cross` only pairs of different `sides` (0 or 1, one for each place in `order`). Rows without elements are in no pair."""
+    sizes = starts[order + 1] - starts[order]
+    keys, begins, alone = prefixes(hashes, starts, order, threshold, bits)
+    low, high = parities(hashes, starts, order)
+    list_of, indexed, first = lists(keys, begins, alone, sizes, sides, cross, threshold)
+    spans = np.empty((len(first) - 1, 2), dtype=np.int64)  # of each list its entries that are not yet too small, and where it ends by now
+    spans[:, 0] = spans[:, 1] = first[:-1]
+    entries = np.empty((first[-1], 3), dtype=np.uint64)  # both halves of the parities, then size and place in `order`: one cache line
+    seen = np.full(len(order), -1, dtype=np.int32)
     left, right, jaccard = np.empty(1024, dtype=np.int64), np.empty(1024, dtype=np.int64), np.empty(1024, dtype=np.float64)
-    used = found = 0
-    for i in range(len(begins) - 1):
-        begin, end = begins[i], begins[i + 1]
-        n = end - begin
-        if n == 0:
-            continue
-        smallest, mine = _ceil(threshold * n), sides[i]
-        other = 1 - mine if cross else mine
-        for p in range(n - smallest + 1):
-            if (keys[begin + p] >> _RARE) == 0:
+    found, share = 0, threshold / (1 + threshold)
+    # of sets with so many elements together at most so many may differ
+    most = np.floor((1 - threshold) / (1 + threshold) * np.arange(2 * sizes.max() + 1) + 1e-6).astype(np.int64)
+    for i in range(len(order)):
+        n, a, mine_low, mine_high = sizes[i], order[i], low[i], high[i]
+        smallest, mine, other = _ceil(threshold * n), sides[i] if cross else 0, 1 - sides[i] if cross else 0
+        for k in range(begins[i], begins[i + 1]):
+            if list_of[k] < 0:
                 continue
-            entry = heads[other, _find(slots, keys[begin + p], mask)]
-            while entry >= 0:
-                j = entry_row[entry]
-                m = begins[j + 1] - begins[j]
-                if m < smallest:
-                    break  # entries come newest first, so by descending size
-                if seen[j] != i:
-                    seen[j] = i
-                    needed = _ceil(threshold / (1 + threshold) * (n + m))
-                    q = entry_place[entry]
-                    if min(n - p, m - q) >= needed:
-                        common = 1 + _overlap(keys, begin + p + 1, end, begins[j] + q + 1, begins[j + 1], needed - 1)
-                        if common >= needed:
-                            if found == len(left):
-                                left, right = np.concatenate((left, left)), np.concatenate((right, right))
-                                jaccard = np.concatenate((jaccard, jaccard))
-                            left[found], right[found], jaccard[found] = i, j, common / (n + m - common)
-                            found += 1
-                entry = entry_next[entry]
-        for p in range(_prefix(n, threshold, cross)):
-            if (keys[begin + p] >> _RARE) == 0:
-                continue
-            slot = _find(slots, keys[begin + p], mask)
-            slots[slot] = keys[begin + p]
-            entry_row[used], entry_place[used], entry_next[used] = i, p, heads[mine, slot]
-            heads[mine, slot] = used
-            used += 1
+            at = list_of[k] + other
+            while spans[at, 0] < spans[at, 1] and entries[spans[at, 0], 2] >> _S32 < smallest:
+                spans[at, 0] += 1  # too small for this row, so for all that come later
+            for e in range(spans[at, 0], spans[at, 1]):
+                m = np.int64(entries[e, 2] >> _S32)
+                if _ones(mine_low ^ entries[e, 0]) + _ones(mine_high ^ entries[e, 1]) > most[n + m]:
+                    continue
+                j = np.int64(entries[e, 2] & _LOW32)
+                if seen[j] == i:
+                    continue
+                seen[j] = i
+                b, needed = order[j], _ceil(share * (n + m))
+                common = _overlap(hashes, starts[a], starts[a + 1], starts[b], starts[b + 1], needed)
+                if common < needed:
+                    continue
+                if found == len(left):
+                    left, right = np.concatenate((left, left)), np.concatenate((right, right))
+                    jaccard = np.concatenate((jaccard, jaccard))
+                left[found], right[found], jaccard[found] = a, b, common / (n + m - common)
+                found += 1
+        for k in range(begins[i], begins[i] + indexed[i]):
+            at = list_of[k] + mine
+            e = spans[at, 1]
+            entries[e, 0], entries[e, 1], entries[e, 2] = mine_low, mine_high, (np.uint64(n) << _S32) | np.uint64(i)
+            spans[at, 1] += 1
     return left[:found].copy(), right[:found].copy(), jaccard[:found].copy()

@@ -4,7 +4,8 @@ Labels: confident learning (Northcutt, Jiang, Chuang 2021) on out-of-fold probab
 words and adjacent word pairs; with embeddings given, the probabilities of both are averaged. Ranked by the margin between the
 suggested label and the given one.
 
-Free text has no classes; there the evidence is handed in: the loss of each answer with and without its question, or vectors of both.
+Free text has no classes; there the evidence is handed in: vectors of questions and answers, or the loss of each answer with and without its
+question.
 """
 
 from __future__ import annotations
@@ -165,6 +166,32 @@ def unexplained_answers(with_question: Sequence[float], alone: Sequence[float], 
             int(i), "", "", float(score[i]), f"the question changes the answer's loss by {gap[i]:+.2f} nats a token; usual is {middle:+.2f}"
         )
         for i in found[np.argsort(-score[found], kind="stable")]
+    ]
+
+
+def unexpected_answers(questions: Floats, answers: Floats, *, share: float = 0.02, folds: int = 5, seed: int = 0) -> list[Suspect]:
+    """The `share` of rows whose answer is farthest from what a model that was trained on the other rows expects, surest first.
+
+    The model is a ridge regression from the question's vector to the answer's (n × d each), out of fold; the loss, which is also the score,
+    is 1 − cosine. Nothing is suspect in fewer than 10 · `folds` rows.
+    """
+    if len(questions) < 10 * folds:
+        return []
+    asked, said = _unit(questions), _unit(answers)
+    fold = np.random.default_rng(seed).permutation(len(asked)) % folds
+    expected = np.zeros_like(said)
+    for number in range(folds):
+        known, test = asked[fold != number], fold == number
+        weights = np.linalg.solve(known.T @ known + np.eye(asked.shape[1]), known.T @ said[fold != number])
+        expected[test] = asked[test] @ weights
+    loss = 1 - (_unit(expected) * said).sum(axis=1)
+    usual = float(np.median(loss))
+    order = np.argsort(-loss, kind="stable")[: int(np.ceil(share * len(loss)))]
+    return [
+        Suspect(
+            int(i), "", "", float(loss[i]), f"a model of the other rows expects another answer (loss {loss[i]:.2f}, usual is {usual:.2f})"
+        )
+        for i in order
     ]
 
 

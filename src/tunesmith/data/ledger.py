@@ -29,6 +29,12 @@ class Ledger:
             raise DataError("this row was entered twice: is the same file named twice?", where=origin, remedy="name each source once")
         self._rows[origin] = row
 
+    def add(self, line: LedgerLine) -> None:
+        """A row came in and this became of it. Raises DataError when its origin is already there."""
+        self.enter(line.origin, line.row)
+        if line.fate != "kept":
+            self._fates[line.origin] = line
+
     def mark(self, origin: str, fate: Fate, rule: str, reason: str = "", *, row: str | None = None, other: str | None = None) -> None:
         """Give a row its fate. `row` is its new id when mending changed its content; `other` the origin that a duplicate repeats.
 
@@ -95,7 +101,5 @@ class Ledger:
         """The ledger that `write` wrote."""
         ledger = cls()
         for line in read_jsonl(path, LedgerLine):
-            ledger.enter(line.origin, line.row)
-            if line.fate != "kept":
-                ledger._fates[line.origin] = line
+            ledger.add(line)
         return ledger

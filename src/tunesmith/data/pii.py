@@ -47,14 +47,18 @@ def find_all(texts: Sequence[str], kinds: Sequence[str] = KINDS) -> list[list[Sp
             raise ConfigError(f"no kind of personal data is called '{kind}'", allowed=", ".join(KINDS), remedy=nearest(kind, KINDS))
     found: list[list[Span]] = [[] for _ in texts]
     wanted = frozenset(kinds)
-    for first, starts, joined in _batches(texts):
-        end = 0
-        for span in search(joined):
-            if span.start >= end:
-                end = span.end
-                if span.kind in wanted:
-                    at = bisect_right(starts, span.start) - 1
-                    found[first + at].append(Span(span.kind, span.start - starts[at], span.end - starts[at]))
+    plain = [text.isascii() for text in texts]
+    # apart: one letter beyond ASCII makes a joined text two to four times as wide, and every search in it slower
+    for alike in (True, False):
+        which = [i for i, ascii_only in enumerate(plain) if ascii_only is alike]
+        for first, starts, joined in _batches([texts[i] for i in which]):
+            end = 0
+            for span in search(joined):
+                if span.start >= end:
+                    end = span.end
+                    if span.kind in wanted:
+                        at = bisect_right(starts, span.start) - 1
+                        found[which[first + at]].append(Span(span.kind, span.start - starts[at], span.end - starts[at]))
     return found
 
 

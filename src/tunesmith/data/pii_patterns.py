@@ -9,7 +9,9 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 _SUREST = ("private_key", "jwt", "api_key", "email", "iban", "ip", "card", "ssn", "date_of_birth", "password", "phone")
 
@@ -44,7 +46,7 @@ _ANCHORS: list[tuple[str, str, str]] = [
     ("api_key", "AKIA", r"AKIA[0-9A-Z]{16}(?![0-9A-Z])"),
     ("api_key", "ASIA", r"ASIA[0-9A-Z]{16}(?![0-9A-Z])"),
     ("api_key", "AIza", r"AIza[\w-]{35}(?![\w-])"),
-    ("api_key", "gh", r"gh[pousr]_[A-Za-z0-9]{36,255}"),
+    *(("api_key", f"gh{kind}_", rf"gh{kind}_[A-Za-z0-9]{{36,255}}") for kind in "pousr"),
     ("api_key", "github_pat_", r"github_pat_\w{40,255}"),
     ("api_key", "glpat-", r"glpat-[\w-]{20,}"),
     ("api_key", "hf_", r"hf_[A-Za-z0-9]{30,40}"),
@@ -124,15 +126,30 @@ def luhn_valid(digits: str) -> bool:
 
 
 def _ibans(text: str) -> Iterator[Span]:
-    for match in _IBAN.finditer(text):
-        if match.start() and _word(text[match.start() - 1]):
+    end = 0
+    for at in _country_codes(text):
+        match = _IBAN.match(text, at) if at >= end else None
+        if match is None or (at and _word(text[at - 1])):
             continue
+        end = match.end()
         words = match[0].split(" ")
         for kept in range(len(words), 0, -1):  # words after the number can look like a part of it
             value = " ".join(words[:kept])
             if iban_valid(value):
                 yield Span("iban", match.start(), match.start() + len(value))
                 break
+
+
+def _country_codes(text: str) -> list[int]:
+    """Where two capitals and two digits stand together. Found over the whole array: to a pattern every capital is a beginning."""
+    points = np.frombuffer(text.encode("ascii"), np.uint8) if text.isascii() else _points(text)
+    digit, capital = (points - ord("0")) < 10, (points - ord("A")) < 26  # unsigned, so that what is below wraps to far above
+    found: list[int] = np.flatnonzero(capital[:-3] & capital[1:-2] & digit[2:-1] & digit[3:]).tolist()
+    return found
+
+
+def _points(text: str) -> np.ndarray[Any, np.dtype[Any]]:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
 _RUN = re.compile(r"[0-9](?:[ \-./()]{0,3}[0-9]){5,}")
@@ -144,7 +161,7 @@ _CARD = re.compile(
 )
 _PHONE = re.compile(
     r"(?<![\w.])(?:"
-    r"(?:\+|(?<![0-9] )00[ -]?)[1-9][0-9]{0,2}[ \-./]?(?:\(0\)[ ]?)?(?:[ \-./]?\(?[0-9]{1,6}\)?){2,6}"  # international
+    r"(?:\(?\+|(?<![0-9] )00[ -]?)[1-9][0-9]{0,2}\)?[ \-./]?(?:\(0\)[ ]?)?(?:[ \-./]?\(?[0-9]{1,6}\)?){2,6}"  # international
     r"|(?:1[-. ])?(?:\([2-9][0-9]{2}\)[-. ]?|[2-9][0-9]{2}[-. ])[2-9][0-9]{2}[-. ][0-9]{4}"  # North American
     r"|(?<![0-9] )\(?0[1-9][0-9]{0,4}\)?(?:[ \-/.][0-9]{2,8}){1,5}"  # national with a trunk zero
     r"|\(0[1-9][0-9]{0,4}\)[0-9]{3,8}"
@@ -152,8 +169,10 @@ _PHONE = re.compile(
     r")(?:[ ]?(?:x|ext\.?)[ ]?[0-9]{1,5})?(?![\w]|[-/.][0-9])"
 )
 _BARE = re.compile(r"(?<![\w.])[0-9][0-9 \-./()]{5,16}[0-9](?![\w])")
-_CALLING = re.compile(r"(?:phone|tel|call|mobil|cell|fax|whatsapp|handy|ring|telefon|contact|sms|text)\w{0,10}[^0-9\x00]{0,16}\Z")
-_DATE = re.compile(r"[0-9]{1,4}([-/. ])[0-9]{1,2}\1[0-9]{1,4}\Z|[0-9]{1,2}/[0-9]{4}\b")
+_CALLING = re.compile(r"(?:phone|tel|call|mobil|cell|fax|whatsapp|handy|ring|telefon|contact|sms|text|reach)\w{0,10}[^0-9\x00]{0,16}\Z")
+_DATE = re.compile(
+    r"(?:[0-9]{1,2}([-/. ])[0-9]{1,2}\1[0-9]{2}(?:[0-9]{2})?|[0-9]{4}([-/. ])[0-9]{1,2}\2[0-9]{1,2})\Z|[0-9]{1,2}/[0-9]{4}\b"
+)
 
 
 def _numbers(text: str, lower: str) -> Iterator[Span]:
@@ -234,24 +253,24 @@ _MONTH = (
     r"(?:jan|feb|mar|apr|may|mai|jun|jul|aug|sep|oct|okt|nov|dec|dez|mär|gen"
     r"|mag|giu|lug|ott|dic|ene|abr|ago|set|fév|avr|aoû|déc)[^\W\d_]{0,8}\.?"
 )
-_BIRTH = re.compile(
-    r"(?:\bborn\b|birth\w*|\bd\.?o\.?b\b\.?|geboren|geburts\w*|\bgeb\.|\bnée?\b|naissance|nacid[oa]|nacimiento|"
-    r"nat[oa] il|nascita)[^0-9\x00]{0,30}?"
-    rf"(?P<date>[0-9]{{4}}[-/.][0-9]{{1,2}}[-/.][0-9]{{1,2}}|[0-9]{{1,2}}[-/.][0-9]{{1,2}}[-/.][0-9]{{2,4}}"
+_BIRTH_DATE = (
+    r"(?P<date>[0-9]{4}[-/.][0-9]{1,2}[-/.][0-9]{1,2}|[0-9]{1,2}[-/.][0-9]{1,2}[-/.][0-9]{2,4}"
     rf"|[0-9]{{1,2}}(?:st|nd|rd|th|\.)?(?: de| of)? {_MONTH},?(?: de)? [0-9]{{4}}|{_MONTH} [0-9]{{1,2}}(?:st|nd|rd|th)?,? [0-9]{{4}})"
 )
+_BIRTH = re.compile(
+    r"(?:\bborn\b|birth\w*|\bd\.?o\.?b\b\.?|geboren|geburts\w*|\bgeb\.|\bnée?\b|naissance|nacid[oa]|nacimiento|"
+    rf"nat[oa] il|nascita)[^0-9\x00]{{0,30}}?{_BIRTH_DATE}"
+)
+_BIRTHDAY = re.compile(rf"(?<![0-9./-]){_BIRTH_DATE}[^0-9\x00]{{1,20}}\Z")  # "12 May 1980 is her birthday"
 _BIRTH_ANCHORS = (
     "born",
     "birth",
     "dob",
     "d.o.b",
-    "gebor",
-    "geburt",
-    "geb.",
+    "geb",
     "né",
     "naissance",
-    "nacid",
-    "nacim",
+    "naci",
     "nato il",
     "nata il",
     "nascita",
@@ -263,6 +282,9 @@ def _births(text: str, lower: str) -> Iterator[Span]:
     for anchor in _BIRTH_ANCHORS:
         for at in _places(lower, anchor):
             match = _BIRTH.search(lower, max(0, at - 1), at + 70)
+            if anchor == "birth" and (earlier := _BIRTHDAY.search(lower[max(0, at - 48) : at])) and lower.startswith("birthday", at):
+                begin = max(0, at - 48)
+                yield Span("date_of_birth", begin + earlier.start("date"), begin + earlier.end("date"))
             if match and match.start("date") not in seen and match.start() <= at:
                 seen.add(match.start("date"))
                 yield Span("date_of_birth", match.start("date"), match.end("date"))

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from tunesmith.core.errors import ConfigError, nearest
 from tunesmith.core.load import need
 from tunesmith.core.rows import Row
 from tunesmith.core.types import Example, Fate, Function, Message, Preference, Record, TextPart
@@ -118,10 +119,16 @@ def length(limits: Length) -> Rule:
 
 def language(allowed: Sequence[str]) -> Rule:
     """Rows whose user turns are in another language than the allowed ISO 639-1 codes are dropped (py3langid; texts of fewer than 30
-    letters are not judged)."""
+    letters are not judged). The rule raises ConfigError for a code that is not known."""
 
     def rule(rows: Sequence[Row]) -> Iterator[Change]:
-        identify = need("py3langid", extra="data").classify
+        langid = need("py3langid", extra="data")
+        known = sorted(code for code, _ in langid.rank("a"))
+        if unknown := next((code for code in allowed if code not in known), None):
+            raise ConfigError(
+                f"no language '{unknown}'", where="clean.languages", allowed=", ".join(known), remedy=nearest(unknown[:2].lower(), known)
+            )
+        identify = langid.classify
         for i, row in enumerate(rows):
             text = question_of(row)
             if sum(c.isalpha() for c in text[:200]) >= 30:

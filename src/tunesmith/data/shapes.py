@@ -210,6 +210,15 @@ def _columns_row(row: Fields, notes: Notes) -> Row | None:
     return example(turns, row, notes)
 
 
+def _is_text(row: Mapping[str, Any]) -> bool:
+    return "text" in row and row.keys() <= {"text", "id", "group", "meta"}
+
+
+def _text_row(row: Fields, notes: Notes) -> Row | None:
+    """Text to be continued: one assistant turn and no question."""
+    return example(convert.messages([{"role": "assistant", "content": row.pop("text")}], "$.text", notes), row, notes)
+
+
 def _sharegpt_row(row: Fields, notes: Notes) -> Row | None:
     said = row.pop("conversations") if "conversations" in row else row.pop("conversation")
     raw: list[Any] = [{"role": "system", "content": system}] if (system := row.pop("system", None)) else []
@@ -283,5 +292,6 @@ FORMATS: dict[str, Format] = {
     "trl": Format(lambda row: row.keys() >= {"prompt", "completion"}, _trl_row),
     "alpaca": Format(lambda row: row.keys() >= {"instruction", "output"}, _alpaca_row),
     "sharegpt": Format(lambda row: "conversations" in row or "conversation" in row, _sharegpt_row),
+    "text": Format(_is_text, _text_row),
     "columns": Format(lambda row: row.keys() >= {"prompt", "response"}, _columns_row),
 }

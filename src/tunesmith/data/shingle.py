@@ -39,6 +39,17 @@ class Shingles(NamedTuple):
     def __len__(self) -> int:
         return len(self.starts) - 1
 
+    def taken(self, which: np.ndarray[Any, np.dtype[np.bool_]]) -> Shingles:
+        """The sets of the texts that `which` (n) says, in their order."""
+        sizes = np.diff(self.starts)
+        return Shingles(self.hashes[np.repeat(which, sizes)], np.concatenate([[0], np.cumsum(sizes[which])]))
+
+
+def joined(several: Sequence[Shingles]) -> Shingles:
+    """The sets of several lists of texts as those of one."""
+    sizes = np.concatenate([np.diff(sets.starts) for sets in several])
+    return Shingles(np.concatenate([sets.hashes for sets in several]), np.concatenate([[0], np.cumsum(sizes)]))
+
 
 @cache
 def character_classes() -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -1,7 +1,7 @@
 """A path, a folder, a pattern, a URL or a query → items (a line of JSON or an object) with their place; knows nothing about their meaning.
 
-JSONL, JSON, CSV, TSV, Parquet, Arrow (Hugging Face `save_to_disk`), Kiln runs, each also as .gz or .zst where it is text; URLs through
-fsspec (https://, s3://, hf:// …), fetched to a temporary file first; SQL through SQLAlchemy. Everything but a JSON array is streamed.
+JSONL, JSON, CSV, TSV, Parquet, Arrow (Hugging Face `save_to_disk`), Kiln runs, plain text, each also as .gz or .zst where it is text; URLs
+through fsspec (https://, s3://, hf:// …), fetched to a temporary file first; SQL through SQLAlchemy. All but a JSON array is streamed.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import csv
 import glob
 import io
+import itertools
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -20,7 +22,7 @@ import msgspec
 
 from tunesmith.core.errors import DataError, NotFound, SourceUnavailable
 from tunesmith.core.load import need
-from tunesmith.core.rows import open_read, read_lines
+from tunesmith.core.rows import Line, open_read, read_lines
 
 PACKED = (".gz", ".zst")
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -34,29 +36,49 @@ class Unread(NamedTuple):
 
 
 class Item(NamedTuple):
-    """One input row before it is understood: its line (or its number) in the file, and a JSON line, an object or why it is unread."""
+    """One input row before it is understood: its line (or its number) in the file, a JSON line, an object or why it is unread, and the byte
+    of the unpacked file that its line begins at, where it is one."""
 
     number: int
     data: bytes | dict[str, Any] | Unread
+    offset: int | None = None
 
 
-def read_items(path: str, query: str = "") -> Iterator[tuple[str, Iterator[Item]]]:
+def read_items(path: str, query: str = "", by_paragraph: bool = False) -> Iterator[tuple[str, Iterator[Item]]]:
     """For each file that `path` means: its name and its items; with a `query`, `path` is a database URL and the name is the URL without
-    its password. Raises NotFound, SourceUnavailable, or DataError for what cannot be read."""
+    its password. Text files are one item each, or one for each paragraph.
+
+    Raises NotFound, SourceUnavailable, or DataError for what cannot be read."""
     if query:
         yield _query(path, query)
     elif "://" in path:
-        yield from _remote(path)
+        yield from _remote(path, by_paragraph)
     else:
         for file in files(path):
-            yield str(file), READERS[_suffix(file)](file)
+            yield str(file), _sound(file, _reader(file, by_paragraph)(file))
+
+
+def _sound(file: Path | str, items: Iterator[Item]) -> Iterator[Item]:
+    """The items; a file that is damaged inside (packed data that ends too early, a broken column) is a DataError."""
+    try:
+        yield from items
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"the file is damaged: {error}", where=str(file), remedy="fetch or make it again") from error
+
+
+def _reader(file: Path, by_paragraph: bool) -> Callable[[Path], Iterator[Item]]:
+    return _paragraphs if by_paragraph and _suffix(file) in TEXT else READERS[_suffix(file)]
 
 
 def files(path: str) -> list[Path]:
-    """The readable files that `path` means, sorted. Raises NotFound when there is none, DataError for a folder without any."""
+    """The readable files that `path` means, sorted; of a folder its text files only when it has no others.
+
+    Raises NotFound when there is none, DataError for a folder without any."""
     place = Path(path).expanduser()
     if place.is_dir():
         found = sorted(file for file in place.rglob("*") if file.is_file() and _suffix(file) in READERS and not _is_notice(file))
+        # beside files of rows a text is about them (README.md); alone the texts are the rows
+        found = [file for file in found if _suffix(file) not in TEXT] or found
         if not found:
             held = ", ".join(sorted(file.name for file in place.iterdir())[:5]) or "nothing"
             raise DataError(f"this folder has no rows in it; it has {held}", where=path, allowed="files ending in " + ", ".join(READERS))
@@ -77,12 +99,17 @@ def _suffix(file: Path) -> str:
     return Path(file.stem).suffix.lower() if file.suffix.lower() in PACKED else file.suffix.lower()
 
 
+def is_text(path: str) -> bool:
+    """Whether a file's name says that it is plain text."""
+    return _suffix(Path(path)) in TEXT
+
+
 def _is_notice(file: Path) -> bool:
     """Files that Hugging Face data sets carry beside their rows."""
     return file.name in ("dataset_info.json", "state.json", "dataset_dict.json", "dataset_infos.json")
 
 
-def _remote(url: str) -> Iterator[tuple[str, Iterator[Item]]]:
+def _remote(url: str, by_paragraph: bool) -> Iterator[tuple[str, Iterator[Item]]]:
     import fsspec
 
     try:
@@ -100,7 +127,7 @@ def _remote(url: str) -> Iterator[tuple[str, Iterator[Item]]]:
                     shutil.copyfileobj(source, target, 1 << 20)
                 if _suffix(local) not in READERS:
                     raise DataError(f"files that end in '{suffixes}' cannot be read", where=shown, allowed=", ".join(READERS))
-                yield shown, READERS[_suffix(local)](local)
+                yield shown, _sound(shown, _reader(local, by_paragraph)(local))
     except (OSError, ImportError, ValueError) as error:
         raise SourceUnavailable(
             f"cannot be read: {error}", where=url, remedy="check the address, the network and the credentials of its service"
@@ -141,9 +168,8 @@ def _jsonl(file: Path) -> Iterator[Item]:
     if first.data.startswith(b"[") or first.data == b"{":
         yield from _array(file)
         return
-    yield Item(first.number, first.data if first.whole else _too_long(len(first.data)))
-    for line in lines:
-        yield Item(line.number, line.data if line.whole else _too_long(len(line.data)))
+    for line in itertools.chain([first], lines):
+        yield Item(line.number, line.data if line.whole else _too_long(len(line.data)), line.offset)
 
 
 def _too_long(length: int) -> Unread:
@@ -262,9 +288,41 @@ def _opened(text: str) -> Any:
         return text
 
 
+def _text(file: Path) -> Iterator[Item]:
+    """The whole file as one row."""
+    with open_read(file) as stream:
+        yield Item(1, _said(stream.read()), 0)
+
+
+def _paragraphs(file: Path) -> Iterator[Item]:
+    """A row for each run of lines between blank ones."""
+    paragraph: list[Line] = []
+    for line in read_lines(file):
+        if paragraph and line.number > paragraph[-1].number + 1:
+            yield _paragraph(paragraph)
+            paragraph = []
+        paragraph.append(line)
+    if paragraph:
+        yield _paragraph(paragraph)
+
+
+def _paragraph(lines: list[Line]) -> Item:
+    return Item(lines[0].number, _said(b"\n".join(line.data for line in lines)), lines[0].offset)
+
+
+def _said(data: bytes) -> dict[str, Any] | Unread:
+    try:
+        text = data.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as wrong:
+        return Unread("invalid_utf8", f"byte {wrong.start} ({data[wrong.start]:#04x}) is not UTF-8: convert the file to UTF-8")
+    return {"text": text} if text else Unread("no_text", "there is no text in it")
+
+
+TEXT = (".txt", ".md")
 READERS: dict[str, Callable[[Path], Iterator[Item]]] = {
     **dict.fromkeys((".jsonl", ".ndjson", ".json", ".kiln"), _jsonl),
     **dict.fromkeys((".csv", ".tsv"), _csv),
     ".parquet": _parquet,
     ".arrow": _arrow,
+    **dict.fromkeys(TEXT, _text),
 }

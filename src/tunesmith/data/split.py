@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +18,8 @@ from tunesmith.core.rows import Row
 from tunesmith.core.types import Example, Record
 from tunesmith.data.bulk import no_cycles
 from tunesmith.data.dedup import Ints, Pairs, best_matches, components
+from tunesmith.data.semantic import Overlap, SemanticLeakage
+from tunesmith.data.shingle import Shingles, joined
 from tunesmith.data.text import comparison_text, normalised, question_of
 
 SIDES = ("train", "validation", "test")
@@ -31,7 +33,8 @@ class Split(Record, frozen=True):
     'stratified' (as cluster, the shares hold within each label), 'temporal' (as cluster, the newest rows are the test set; `time` names
     the key of `meta` that holds an ISO date or a number). `at_least_train` rows are trained on whatever the shares say. `salt`
     draws another split. `max_leakage`: share of validation or test rows that may repeat a training row (exactly or at
-    `leakage_threshold`). A unit larger than half of a held-out part goes to train.
+    `leakage_threshold`). `semantic`: the same gate for rows that say the same in other words. A unit larger than half of a held-out part,
+    or than a twentieth of a large one, goes to train.
     """
 
     validation: float = 0.1
@@ -42,6 +45,7 @@ class Split(Record, frozen=True):
     at_least_train: int = 1
     max_leakage: float = 0.0
     leakage_threshold: float = 0.8
+    semantic: SemanticLeakage = SemanticLeakage()
 
 
 class Leakage(Record, frozen=True):
@@ -64,13 +68,15 @@ class Leakage(Record, frozen=True):
 
 @dataclass(frozen=True)
 class Splits:
-    """The three parts, in the order of the input, the leakage of the held-out ones and what had to be done differently."""
+    """The three parts, in the order of the input, the leakage of the held-out ones, what had to be done differently, and the overlap in
+    meaning (empty where no encoder was brought)."""
 
     train: list[Row]
     validation: list[Row]
     test: list[Row]
     leakage: dict[str, Leakage]
     notes: tuple[str, ...] = ()
+    meaning: dict[str, Overlap] = field(default_factory=dict)
 
     def examples(self, side: Literal["train", "validation", "test"]) -> list[Example]:
         """One part as Examples. Raises DataError when the rows are preference pairs."""
@@ -81,15 +87,16 @@ class Splits:
 
 
 @no_cycles()
-def split(rows: Sequence[Row], settings: Split, clusters: Ints | None = None) -> Splits:
-    """Divide rows; `clusters` as `clean` gives them (None: each row alone).
+def split(rows: Sequence[Row], settings: Split, clusters: Ints | None = None, sets: Shingles | None = None) -> Splits:
+    """Divide rows; `clusters` as `clean` gives them (None: each row alone), and the shingle `sets` of the rows (None: made here).
 
     Raises ConfigError for shares that cannot be, DataError when the rows cannot be divided so, GateRefused when the held-out parts
     leak more than `max_leakage`.
     """
     sides, notes = assign(rows, settings, clusters)
     parts = [[row for row, side in zip(rows, sides.tolist(), strict=True) if side == which] for which in (TRAIN, VALIDATION, TEST)]
-    found = leakages(parts[TRAIN], {"validation": parts[VALIDATION], "test": parts[TEST]}, settings.leakage_threshold)
+    known = tuple(sets.taken(np.isin(sides, which)) for which in ([TRAIN], [VALIDATION], [TEST])) if sets is not None else ()
+    found = leakages(parts[TRAIN], {"validation": parts[VALIDATION], "test": parts[TEST]}, settings.leakage_threshold, known)
     for name, measured in found.items():
         gate_leakage(measured, settings.max_leakage, name)
     return Splits(parts[TRAIN], parts[VALIDATION], parts[TEST], found, tuple(notes))
@@ -105,7 +112,8 @@ def assign(rows: Sequence[Row], settings: Split, clusters: Ints | None = None) -
     sides = np.zeros(len(size), dtype=np.int8)
     shares = {TEST: settings.test, VALIDATION: settings.validation}
     notes: list[str] = []
-    cap = min((share for share in shares.values() if share > 0), default=0.0) * len(rows) / 2
+    held = min((share for share in shares.values() if share > 0), default=0.0) * len(rows)
+    cap = min(held / 2, max(100, held / 20))  # a few large units on one side or the other would leave little of the shares asked for
     large = (size > max(cap, 1)) if settings.by != "random" else np.zeros(len(size), dtype=bool)
     if large.any():
         notes.append(
@@ -162,16 +170,20 @@ def _place(key: str, salt: str) -> float:
 
 
 def _ranks(rows: Sequence[Row], unit: Ints, settings: Split) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """The place of each unit: by its lowest row id (or its group), or by the age of its newest row, newest first."""
-    rank = np.full(int(unit.max(initial=-1)) + 1, np.inf)
+    """The place of each unit: by its lowest row id (or group), or by the age of its newest row, newest first.
+
+    Not the lowest place of its rows: of many places one is nearly always low, and large units would all be test rows."""
+    n_units = int(unit.max(initial=-1)) + 1
     if settings.by == "temporal":
-        times = _times(rows, settings.time)
-        order = np.full(len(rank), -np.inf)
-        np.maximum.at(order, unit, times)
+        order = np.full(n_units, -np.inf)
+        np.maximum.at(order, unit, _times(rows, settings.time))
         return -order
+    lowest: dict[int, str] = {}
     for which, row in zip(unit.tolist(), rows, strict=True):
-        rank[which] = min(rank[which], _place(row.group or row.id, settings.salt))
-    return rank
+        key = row.group or row.id
+        if which not in lowest or key < lowest[which]:
+            lowest[which] = key
+    return np.array([_place(lowest[which], settings.salt) for which in range(n_units)])
 
 
 def _times(rows: Sequence[Row], key: str) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -235,19 +247,26 @@ def leakage(train: Sequence[Row], held_out: Sequence[Row], threshold: float = 0.
     return leakages(train, {"held_out": held_out}, threshold)["held_out"]
 
 
-def leakages(train: Sequence[Row], held_out: Mapping[str, Sequence[Row]], threshold: float = 0.8) -> dict[str, Leakage]:
-    """`leakage` of several held-out parts, with one pass over the training rows."""
-    old = [comparison_text(row) for row in train]
-    known, asked = {normalised(text) for text in old}, {normalised(question_of(row)) for row in train}
+def leakages(
+    train: Sequence[Row], held_out: Mapping[str, Sequence[Row]], threshold: float = 0.8, sets: Sequence[Shingles] = ()
+) -> dict[str, Leakage]:
+    """`leakage` of several held-out parts, with one pass over the training rows. `sets`: the shingles of the training rows and of each
+    part's comparison texts, where they are known already."""
     new = [comparison_text(row) for rows in held_out.values() for row in rows]
-    index, value = best_matches(new, old, threshold)
+    ours, theirs = (sets[0], joined(sets[1:])) if sets else ([comparison_text(row) for row in train], new)
+    index, value = best_matches(theirs, ours, threshold)
+    # equal texts have equal shingles, or none at all: only then is it worth normalising every training text
+    alike = [i for i, text in enumerate(new) if value[i] == 1.0 or not text.strip()]
+    known = {normalised(comparison_text(row)) for row in train} if alike else set()
+    exact = np.array([i for i in alike if normalised(new[i]) in known], dtype=np.int64)
+    asked = {normalised(question_of(row)) for row in train} - {""}  # plain text asks nothing
     found, start = {}, 0
     for name, rows in held_out.items():
         end = start + len(rows)
         worst = sorted((np.flatnonzero(index[start:end] >= 0) + start).tolist(), key=lambda i: (-value[i], i))[:10]
         found[name] = Leakage(
             rows=len(rows),
-            exact=sum(normalised(text) in known for text in new[start:end]),
+            exact=int(((exact >= start) & (exact < end)).sum()),
             near=int((index[start:end] >= 0).sum()),
             same_question=sum(normalised(question_of(row)) in asked for row in rows),
             threshold=threshold,

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from tunesmith.core.errors import ConfigError, DataError
+from tunesmith.core.errors import ConfigError, DataError, UsageError
 from tunesmith.core.rows import Row
-from tunesmith.core.types import Example, Message, Preference, Prompt, Record, Sampling, digest, example_id
+from tunesmith.core.types import Answer, Example, Message, Preference, Prompt, Record, Sampling, digest, example_id
 from tunesmith.data.dedup import best_matches, near_duplicates
 from tunesmith.data.shapes import preference_id
 from tunesmith.data.text import answer_of, comparison_text, question_of
@@ -101,13 +101,14 @@ def make(
     for begin in range(0, len(requests), settings.batch):
         batch = requests[begin : begin + settings.batch]
         sampling = Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature, seed=settings.seed + begin)
-        for number, (request, answer) in enumerate(
-            zip(batch, teacher.answer([one.prompt for one in batch], sampling), strict=True), start=begin
-        ):
+        answers = asked(teacher, [one.prompt for one in batch], sampling)
+        for number, (request, answer) in enumerate(zip(batch, answers, strict=True), start=begin):
             made.asked += 1
             made.prompt_tokens += answer.prompt_tokens
             made.completion_tokens += answer.completion_tokens
             row, reason = _read(answer.text, request, teacher.name, number, system)
+            if row is None and answer.finish_reason in _UNFINISHED:
+                reason = _UNFINISHED[answer.finish_reason]
             if row is None:
                 made.refused.append((reason, answer.text))
             else:
@@ -131,6 +132,19 @@ def estimate(requests: Sequence[Request], settings: Synth, *, chars_per_token: f
     tokens_out = float(len(requests) * settings.max_tokens)
     usd = (tokens_in * settings.usd_in + tokens_out * settings.usd_out) / 1e6
     return {"requests": float(len(requests)), "prompt_tokens": tokens_in, "completion_tokens": tokens_out, "usd": usd}
+
+
+_UNFINISHED = {"length": "the answer was cut: give more --max_tokens", "error": "the teacher gave an error"}
+
+
+def asked(teacher: Model, prompts: Sequence[Prompt], sampling: Sampling) -> list[Answer]:
+    """The teacher's answers; one that cannot be held to a JSON Schema is asked in the prompt's words alone."""
+    try:
+        return teacher.answer(prompts, sampling)
+    except UsageError:
+        if all(prompt.response_schema is None for prompt in prompts):
+            raise
+        return teacher.answer([msgspec.structs.replace(prompt, response_schema=None) for prompt in prompts], sampling)
 
 
 def _read(text: str, request: Request, teacher: str, number: int, system: str | None) -> tuple[Example | None, str]:
@@ -249,9 +263,8 @@ def from_topics(root: str, teacher: Model, settings: Synth, *, breadth: int = 4,
     paths: list[tuple[str, ...]] = [(root,)]
     for level in range(depth):
         prompts = [_ask(f"List {breadth} different parts of this topic: {' > '.join(path)}", LIST_SCHEMA) for path in paths]
-        answers = teacher.answer(
-            prompts, Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature, seed=settings.seed + level)
-        )
+        sampling = Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature, seed=settings.seed + level)
+        answers = asked(teacher, prompts, sampling)
         grown = []
         for path, answer in zip(paths, answers, strict=True):
             items = (first_object(answer.text) or {}).get("items")

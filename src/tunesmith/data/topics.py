@@ -6,6 +6,7 @@ the same groups.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -26,14 +27,17 @@ class Topic(NamedTuple):
 
 def latent(texts: Sequence[str], dimensions: int = 32) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Vectors of length 1 (n × at most `dimensions`) whose cosines follow shared vocabulary; zero for texts without shared words."""
-    from scipy.sparse.linalg import svds
-
     table = tfidf(texts)
     k = min(dimensions, min(table.shape) - 1)
     if k < 1:
         return np.zeros((len(texts), 1))
-    left, values, _ = svds(table, k=k, v0=np.ones(min(table.shape)), which="LM")
-    vectors = left * values
+    # random projection, two power iterations (Halko, Martinsson, Tropp 2011); Lanczos' method fails on rows that are nearly all the same
+    sample = table @ np.random.default_rng(0).standard_normal((table.shape[1], k + 10))
+    for _ in range(2):
+        sample = table @ (table.T @ np.linalg.qr(sample)[0])
+    base = np.linalg.qr(sample)[0]
+    left, values, _ = np.linalg.svd((table.T @ base).T, full_matrices=False)
+    vectors = base @ left[:, :k] * values[:k]
     norm = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(np.divide(vectors, norm, out=np.zeros_like(vectors), where=norm > 1e-9))
 
@@ -44,9 +48,10 @@ def topics(texts: Sequence[str], count: int | None = None, *, seed: int = 0) -> 
 
     if len(texts) < 4:
         return [Topic(tuple(range(len(texts))), (), 0)] if texts else []
-    count = count or max(2, min(20, len(texts) // 40))
     vectors = latent(texts)
-    centres, group = kmeans2(vectors, count, iter=25, minit="++", rng=np.random.default_rng(seed))
+    count = min(count or max(2, min(20, len(texts) // 40)), len(np.unique(vectors.round(6), axis=0)))
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # an empty group is left out below
+        centres, group = kmeans2(vectors, count, iter=25, minit="++", rng=np.random.default_rng(seed))
     words = [set(normalised(text).split()) for text in texts]
     overall = Counter(word for one in words for word in one)
     found = []

@@ -1,17 +1,12 @@
-"""Another server that speaks the chat API, passed through byte by byte; knows nothing about who asks or what is logged.
-
-The client is aiohttp: httpx takes ten times the processor time for each request.
-"""
+"""Another server that speaks the chat API, passed through byte by byte; knows nothing about who asks or what is logged."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-
-import aiohttp
+from collections.abc import Sequence
 
 from tunesmith.core.types import Answer, Prompt, Sampling
+from tunesmith.deploy.connection import Connections, Incoming
 from tunesmith.models.base import OnAnswer
 from tunesmith.models.openai_api import OpenAIModel
 
@@ -21,8 +16,9 @@ class Upstream:
 
     def __init__(self, model: str, *, base_url: str, api_key: str = "none", timeout_s: float = 600.0) -> None:
         self.name, self.base_url = model, base_url.rstrip("/")
-        self._api_key, self._timeout_s = api_key, timeout_s
-        self._session: aiohttp.ClientSession | None = None
+        self._api_key = api_key
+        self._connections = Connections(self.base_url, timeout_s=timeout_s)
+        self._head = self._connections.head("/chat/completions", {"content-type": "application/json", "authorization": f"Bearer {api_key}"})
 
     @property
     def digest(self) -> str:
@@ -33,18 +29,10 @@ class Upstream:
         """See `Model.answer`."""
         return OpenAIModel(self.name, base_url=self.base_url, api_key=self._api_key).answer(prompts, sampling, on_answer)
 
-    @asynccontextmanager
-    async def send(self, body: bytes) -> AsyncIterator[aiohttp.ClientResponse]:
-        """POST a chat completion's body as it is; the answer's headers have come when the block begins."""
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=self._timeout_s), auto_decompress=True
-            )
-        headers = {"content-type": "application/json", "authorization": f"Bearer {self._api_key}"}
-        async with self._session.post(f"{self.base_url}/chat/completions", data=body, headers=headers) as answer:
-            yield answer
+    async def send(self, body: bytes) -> Incoming:
+        """POST a chat completion's body as it is; the answer's headers have come. Raises OSError when there is no answer."""
+        return await self._connections.send(self._head, body)
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Close the connections."""
-        if self._session is not None:
-            await self._session.close()
+        self._connections.close()

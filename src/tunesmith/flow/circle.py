@@ -88,6 +88,7 @@ class Circle:
         project, measured = self.project, [f"evaluate:{arm}" for arm in self.arms]
         described = [(source.format, source.map, source.unique_ids) for source in project.sources]
         asked = (project.evaluate, self.base_digest)
+        judged = (project.evaluate.metrics[0], project.evaluate.max_tokens) if project.train.metric_rows else ()
         return [
             Stage("collect", self._collect, (described, prepare.content(self.sources), project.max_invalid), about="reading every row"),
             Stage("split", self._split, (project.clean, project.split), ("collect",), about="cleaning, finding near-duplicates, splitting"),
@@ -108,7 +109,7 @@ class Circle:
                 )
                 for baseline in project.baselines
             ),
-            Stage("train", self._train, (project.train, self.base_digest), ("tokens",), about="training"),
+            Stage("train", self._train, (project.train, self.base_digest, *judged), ("tokens",), about="training"),
             Stage(f"evaluate:{TUNED}", self._evaluate_tuned, asked, ("train",), about="asking the tuned model the same rows"),
             Stage("compare", self._compare, project.gate, tuple(measured), about="paired differences with their intervals"),
             Stage("regression", self._regression, self.base_digest, ("train",), about="the base's general abilities before and after"),

@@ -1,8 +1,10 @@
-"""How long, how much memory, how many tokens: said before the work, from this machine's own speed. Knows no stage's inside."""
+"""How long, how much memory, how many tokens, at what price: said before the work, for this machine, a GPU by name, and providers.
+
+Knows no stage's inside.
+"""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,31 +12,46 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from tunesmith.core.load import need
+from tunesmith.core.errors import MissingExtra
 from tunesmith.flow.datasets.prepare import load_rendered
-from tunesmith.train.estimate import Estimate, linear_shapes, refuse_what_cannot_fit
+from tunesmith.flow.datasets.tokens import prices, training_cost
+from tunesmith.train import gpus
+from tunesmith.train.estimate import Estimate, linear_shapes
 from tunesmith.train.estimate import estimate as estimate_training
 from tunesmith.train.facts import base_shape
+from tunesmith.train.fit import refuse_what_cannot_fit
 
 if TYPE_CHECKING:
     from tunesmith.flow.circle import Circle
 
-# Shares of the matrix-product rate that reading prompts and writing answers reach (SmolLM2-135M, two cores): an estimate must not
-# take as long as the thing.
-_READ, _WRITE = 0.40, 0.16
-# How much of the allowed length an answer fills: an untrained base runs on, one that was shown examples or trained stops earlier.
-_FILLED = {"zero": 0.75, "shots": 0.15}
-_LOADING_S = 5.0
-# The general-ability suite, both models: 240 short answers, measured as 30 CPU-seconds at 350 GFLOP/s.
-_SUITE_FLOP = 1e13
+# Shares of the best matrix-product rate that reading prompts and writing answers reach: an estimate must not take as long as the thing.
+# These and the times below were set by the demo (SmolLM2-135M, two idle cores, 2 × 447 GFLOP/s in bfloat16).
+_READ, _WRITE = 0.40, 0.07
+# With an adapter both take longer: its own products come on top, small ones.
+_ADAPTER = 2.0
+# How much of the allowed length an answer fills: an untrained base runs on, one that was shown examples stops early.
+_FILLED = {"zero": 0.5, "shots": 0.05}
+_LOADING_S, _ASKING_S = 5.0, 40.0
+# The general-ability suite, both models: 240 short answers.
+_SUITE_FLOP = 2.1e13
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Where a run might go instead: a GPU by name, and what an hour of it costs in US dollars, as far as they are given."""
+
+    gpu: str | None = None
+    usd_per_hour: float | None = None
 
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """Seconds by stage, and the training room's own estimate."""
+    """Seconds by stage, the training room's own estimate, and what training alone takes elsewhere."""
 
     seconds: dict[str, float]
     training: Estimate
+    gpu: dict[str, Any] | None = None
+    hosted: tuple[dict[str, Any], ...] = ()
 
     def summary(self) -> dict[str, Any]:
         """As plain numbers."""
@@ -50,6 +67,8 @@ class RunEstimate:
             "memory_bytes": one.memory.total,
             "available_bytes": one.available_bytes,
             "trainable_parameters": one.trainable_parameters,
+            "gpu": self.gpu,
+            "hosted": list(self.hosted),
             "plan": msgspec.to_builtins(one.plan),
             "reasons": msgspec.to_builtins(one.reasons),
         }
@@ -58,45 +77,78 @@ class RunEstimate:
         """In words."""
         one = self.training
         parts = [f"{name} {_time(seconds)}" for name, seconds in self.seconds.items() if seconds >= 1]
-        return (
-            f"this will take about {_time(sum(self.seconds.values()))} on this machine: {', '.join(parts) or 'nothing long'}\n"
+        lines = [
+            f"this will take about {_time(sum(self.seconds.values()))} on this machine: {', '.join(parts) or 'nothing long'}",
             f"training: {one.steps} steps in {one.plan.epochs} epochs, {one.tokens:,} tokens ({one.computed_tokens:,} after packing, "
-            f"{one.trained_tokens:,} with loss), about {one.memory.total / 2**30:.1f} GiB of memory for training itself"
-        )
+            f"{one.trained_tokens:,} with loss), about {one.memory.total / 2**30:.1f} GiB of memory for training itself",
+        ]
+        if self.gpu is not None:
+            price = "" if self.gpu["usd"] is None else f", {self.gpu['usd']:.2f} USD"
+            lines.append(
+                f"training on one {self.gpu['name']}: about {_time(self.gpu['seconds'])}{price}, {self.gpu['memory_bytes'] / 2**30:.1f} GiB"
+                f" (assumed, not measured: {self.gpu['assumed_share']:.0%} of the data sheet's rate)"
+            )
+        if self.hosted:
+            offers = ", ".join(f"{offer['model']} {offer['usd']:.2f} USD" for offer in self.hosted)
+            lines.append(f"training at OpenAI, list prices of {self.hosted[0]['as_of']}: {offers}")
+        return "\n".join(lines)
 
 
 def _time(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
-def machine_rate(dtype: str, seconds: float = 0.4) -> float:
-    """FLOP/s of a matrix product with all cores, measured now."""
-    torch = need("torch", extra="local")
-    a, b = (torch.randn(shape, dtype=getattr(torch, dtype)) for shape in ((512, 576), (576, 1536)))
-    a @ b
-    started, count = time.perf_counter(), 0
-    while time.perf_counter() - started < seconds:
-        a @ b
-        count += 1
-    return float(2 * 512 * 576 * 1536 * count / (time.perf_counter() - started))
+def estimate(circle: Circle, waiting: Sequence[str], elsewhere: Elsewhere | None = None) -> RunEstimate:
+    """The estimate for the stages that wait; the data stages must be done.
 
-
-def estimate(circle: Circle, waiting: Sequence[str]) -> RunEstimate:
-    """The estimate for the stages that wait; the data stages must be done. Raises TrainingError for a plan that cannot fit."""
+    Raises TrainingError with changes of the plan that would fit, when training cannot fit where it is asked for.
+    """
     folder = circle.runner.folder("tokens")
     rows, validation = load_rendered(folder / "train.npz"), load_rendered(folder / "validation.npz")
     training = estimate_training(circle.project.train, rows, validation, base=circle.base)
-    refuse_what_cannot_fit(training)
-    rate = machine_rate(training.plan.dtype)
+    gpu = None
+    if elsewhere is None or elsewhere.gpu is None:
+        refuse_what_cannot_fit(training, base=circle.base)
+    else:
+        gpu = _on_gpu(training, elsewhere.gpu, elsewhere.usd_per_hour, circle.base)
     seconds = {"train": training.seconds} if "train" in waiting else {}
     for name in waiting:
         if name.startswith("evaluate:"):
-            seconds[name] = _LOADING_S + _answering(circle, name.removeprefix("evaluate:"), circle.base) / rate
+            seconds[name] = _LOADING_S + _answering(circle, name.removeprefix("evaluate:"), circle.base) / training.rate
     if "regression" in waiting:
-        seconds["regression"] = _LOADING_S + _SUITE_FLOP / rate
+        seconds["regression"] = _LOADING_S + _SUITE_FLOP / training.rate
     if "ask" in waiting:
-        seconds["ask"] = 2 * _LOADING_S
-    return RunEstimate(seconds, training)
+        seconds["ask"] = _ASKING_S
+    return RunEstimate(seconds, training, gpu, _offers(circle, training.plan.epochs) if elsewhere is not None else ())
+
+
+def _on_gpu(training: Estimate, name: str, usd_per_hour: float | None, base: Path) -> dict[str, Any]:
+    there = gpus.on_gpu(training, name, base=base)
+    gpus.refuse_what_cannot_fit(training, there, base=base)
+    return {
+        "name": there.name,
+        "dtype": there.plan.dtype,
+        "seconds": there.seconds,
+        "usd": None if usd_per_hour is None else usd_per_hour * there.seconds / 3600,
+        "memory_bytes": there.memory.total,
+        "usable_bytes": there.usable_bytes,
+        "assumed_share": there.assumed_share,
+        "source": f"{there.source}, {there.collected}",
+    }
+
+
+def _offers(circle: Circle, epochs: int) -> tuple[dict[str, Any], ...]:
+    """What the same rows cost at OpenAI, the cheapest first; nothing without the tokenizer or for a method that is not offered there."""
+    from tunesmith.core.tokens import OpenAITokens
+
+    if circle.project.train.method != "sft":
+        return ()
+    rows = circle.rows("train")
+    try:
+        offers = [training_cost(OpenAITokens(model).rows(rows).tolist(), model, epochs) for model in prices().models]
+    except MissingExtra:
+        return ()
+    return tuple(sorted((offer for offer in offers if offer is not None), key=lambda offer: float(offer["usd"])))
 
 
 def _answering(circle: Circle, arm: str, base: Path) -> float:
@@ -108,7 +160,7 @@ def _answering(circle: Circle, arm: str, base: Path) -> float:
     own = tokens["train"]["tokens"] / rows - shared
     shots = next((baseline.shots for baseline in circle.project.baselines if baseline.name == arm), 0)
     if arm == "tuned":
-        written = tokens["train"]["trained"] / rows
+        written, factor = tokens["train"]["trained"] / rows, _ADAPTER
     else:
-        written = circle.sampling().max_tokens * _FILLED["shots" if shots else "zero"]
-    return float(2 * count * (body * own / _READ + (body + head) * written / _WRITE))
+        written, factor = circle.sampling().max_tokens * _FILLED["shots" if shots else "zero"], 1.0
+    return float(2 * factor * count * (body * own / _READ + (body + head) * written / _WRITE))

@@ -15,8 +15,10 @@ from tunesmith.core.errors import NotFound, SourceUnavailable, UsageError
 from tunesmith.core.load import need
 from tunesmith.core.rows import read_jsonl, write_jsonl
 from tunesmith.core.store import write_whole
+from tunesmith.core.tokens import OpenAITokens
 from tunesmith.core.types import Example, Message, Prompt, Record, Sampling, example_id
 from tunesmith.data.collect import Source, collect
+from tunesmith.flow.datasets.tokens import price_of
 from tunesmith.train.openai_job import plain_text
 
 
@@ -114,6 +116,15 @@ def _ended(one: FineTune, model: Any, today: datetime.date) -> FineTune:
     return msgspec.structs.replace(one, shutdown=date, shutdown_source=source, days_left=(date - today).days)
 
 
+def most_usd(model: str, rows: Sequence[Example], max_tokens: int) -> float | None:
+    """The most that asking `model` for an answer to every row costs by the shipped price list, in US dollars; None without a price."""
+    price = price_of(model)
+    if price is None:
+        return None
+    asked = int(OpenAITokens(model.removeprefix("ft:")).rows(rows).sum())
+    return (asked * price.input + len(rows) * max_tokens * price.output) / 1e6
+
+
 def record(model: Any, rows: Sequence[Example], out: Path, sampling: Sampling) -> dict[str, Any]:
     """Ask the old model every row and keep its answers as a golden set: rows whose reference is what it said. Resumable: what was answered
     is never asked (or paid) again."""
@@ -173,6 +184,11 @@ def download(client: Any, fine_tune: FineTune, folder: Path) -> dict[str, Path]:
     return found
 
 
+def local_name(fine_tune: FineTune) -> str:
+    """What the replacement is called here."""
+    return fine_tune.model.removeprefix("ft:").replace(":", "-").replace("/", "-").strip("-")
+
+
 def translated(fine_tune: FineTune, *, base: str, data: Path, golden: Path | None) -> str:
     """The `tunesmith.yaml` that trains a local replacement; what could not be carried over is said in it."""
     notes, train = [], {"method": {"supervised": "sft", "dpo": "dpo"}.get(fine_tune.method, "sft")}
@@ -188,7 +204,7 @@ def translated(fine_tune: FineTune, *, base: str, data: Path, golden: Path | Non
         )
     if golden is not None:
         notes.append(f"then: tunesmith migrate compare {golden} --model <alias>")
-    name = fine_tune.model.removeprefix("ft:").replace(":", "-").replace("/", "-").strip("-")
+    name = local_name(fine_tune)
     project = {
         "name": name,
         "sources": [{"path": str(data)}],

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
@@ -19,6 +19,9 @@ from tunesmith.flow.project import Project
 from tunesmith.flow.stages import Done, only_one
 from tunesmith.models.base import Model
 from tunesmith.models.catalog import Catalog
+
+if TYPE_CHECKING:
+    from tunesmith.flow.estimate import Elsewhere
 
 
 @dataclass(frozen=True)
@@ -78,15 +81,15 @@ def run_circle(
         return Outcome(results["compare"].output["verdict"], decision, report / "report.html", done, values)
 
 
-def dry_run(project: Project, folder: Path, progress: Progress) -> dict[str, Any]:
-    """Prepare the data (cheap and kept), then say what a run would do: time, memory, tokens."""
+def dry_run(project: Project, folder: Path, progress: Progress, elsewhere: Elsewhere | None = None) -> dict[str, Any]:
+    """Prepare the data (cheap and kept), then say what a run would do: time, memory, tokens; with `elsewhere`, prices too."""
     from tunesmith.flow.estimate import estimate
 
     with opened(project, folder, progress) as circle, only_one(circle.store.folder):
         for name in ("collect", "split", "tokens"):
             circle.runner.run(name)
         waiting = [stage.name for stage in circle.runner.stages if circle.runner.peek(stage.name) is None]
-        found = estimate(circle, waiting)
+        found = estimate(circle, waiting, elsewhere)
         return found.summary() | {"waiting": waiting, "text": found.text()}
 
 

@@ -13,6 +13,7 @@ from tunesmith.core.types import Record
 from tunesmith.data.clean import Clean
 from tunesmith.data.collect import Source
 from tunesmith.data.split import Split
+from tunesmith.flow.server.settings import ServeConfig
 from tunesmith.train.plan import Plan, check
 
 DEFAULT_FILE = Path("tunesmith.yaml")
@@ -43,16 +44,14 @@ class Gate(Record, frozen=True):
 
 
 class Deploy(Record, frozen=True):
-    """Where the tuned model answers. `questions` held-out rows are asked through the server as a check."""
+    """The name under which the tuned model answers. `questions` held-out rows are asked through the server as a check."""
 
     alias: str = "custom"
-    host: str = "127.0.0.1"
-    port: int = 8000
     questions: int = 5
 
 
 class Project(Record, frozen=True):
-    """The whole circle. Paths are relative to the file's folder."""
+    """The whole circle. Paths are relative to the file's folder. `trackers` are told what training reports; they change nothing."""
 
     name: str
     sources: tuple[Source, ...]
@@ -65,6 +64,8 @@ class Project(Record, frozen=True):
     evaluate: Evaluate = Evaluate()
     gate: Gate = Gate()
     deploy: Deploy = Deploy()
+    serve: ServeConfig = ServeConfig()
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
     report: str = "report"
     store: str = ".tunesmith"
 

@@ -174,11 +174,12 @@ def _data(circle: Circle, outputs: dict[str, Output]) -> dict[str, Any]:
 
 def _training(circle: Circle, output: Output) -> dict[str, Any]:
     told = events(circle.runner.folder("train"))
-    steps = [event for event in told if event["event"] == "step"]
-    valid = [event for event in told if event.get("valid_loss") is not None]
-    series = [("training", [event["step"] for event in steps], _smooth([event["train_loss"] for event in steps]))]
+    figure, unit = ("reward", "mean reward") if output["plan"].get("method") == "grpo" else ("loss", "nats per trained token")
+    steps = [event for event in told if event["event"] == "step" and f"train_{figure}" in event]
+    valid = [event for event in told if event.get(f"valid_{figure}") is not None]
+    series = [("training", [event["step"] for event in steps], _smooth([event[f"train_{figure}"] for event in steps]))]
     if valid:
-        series.append(("validation", [event["step"] for event in valid], [event["valid_loss"] for event in valid]))
+        series.append(("validation", [event["step"] for event in valid], [event[f"valid_{figure}"] for event in valid]))
     test = output["test"]
     checks = [
         f"saved and loaded again, loss on the same rows: {test['trained_loss']:.4f} before, {test['reloaded_loss']:.4f} after "
@@ -186,10 +187,11 @@ def _training(circle: Circle, output: Output) -> dict[str, Any]:
         f"largest weight {test['largest_weight']:.3g}, so not zero; merged into the base, the logits differ by {test['merge_error']:.2g}",
     ]
     size = f"{output['trainable_parameters'] / 1e6:.2f} M trainable parameters"
-    loss = f"; validation loss {output['valid_loss']:.3f} nats per trained token at the end" if output["valid_loss"] is not None else ""
+    reached = output.get(f"valid_{figure}")
+    loss = f"; validation {figure} {reached:.3f} ({unit}) at the end" if reached is not None else ""
     return {
         "about": f"{output['rows']} rows, {output['epochs']} epochs, {output['steps']} steps, {size}, {_minutes(output['seconds'])}{loss}.",
-        "plot": plots.lines("loss", series, "optimiser step", "nats per trained token"),
+        "plot": plots.lines(figure, series, "optimiser step", unit),
         "reasons": output["reasons"],
         "plan": output["plan"],
         "checks": checks,

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from tunesmith.core.errors import TrainingError
+from tunesmith.core.errors import TrainingError, UsageError
 from tunesmith.core.progress import Progress
 from tunesmith.flow.circle import Circle
 from tunesmith.flow.datasets.prepare import load_rendered
@@ -18,6 +18,8 @@ from tunesmith.flow.stages import only_one
 
 # A pipeline that can learn drives the loss of a few rows far below a guess over the vocabulary; above this it cannot.
 LEARNED_NATS = 0.1
+# What of a plan an overfit does not take over: nothing is held out, and the last weights are the ones that count.
+_BY_HEART = {"epochs": 40, "warmup_ratio": 0.05, "eval_every": None, "checkpoint_every": None, "keep": "last", "patience": None}
 
 
 def train_project(project: Project, folder: Path, progress: Progress, *, fresh: bool = False) -> dict[str, Any]:
@@ -32,22 +34,25 @@ def train_project(project: Project, folder: Path, progress: Progress, *, fresh: 
 def overfit(project: Project, folder: Path, progress: Progress, rows: int) -> dict[str, Any]:
     """Train on `rows` rows until they are known by heart: proves that data, mask, adapter and optimiser work together.
 
-    Raises TrainingError when the loss stays above `LEARNED_NATS` nats per trained token.
+    Raises TrainingError when the loss stays above `LEARNED_NATS` nats per trained token, UsageError for grpo, which has no such loss.
     """
     from tunesmith.train.loop import train
+
+    if project.train.method == "grpo":
+        raise UsageError("grpo learns no rows by heart", where="--overfit", remedy="--train.method sft proves the pipeline")
 
     with opened(project, folder, progress) as circle, only_one(circle.store.folder):
         circle.runner.run("tokens")
         few = load_rendered(circle.runner.folder("tokens") / "train.npz")[:rows]
-        plan = msgspec.structs.replace(project.train, epochs=40, batch_size=rows, warmup_ratio=0.05, eval_every=None, checkpoint_every=None)
+        plan = msgspec.structs.replace(project.train, batch_size=len(few), metric_rows=0, **_BY_HEART)
         work = circle.store.folder / "overfit"
         shutil.rmtree(work, ignore_errors=True)
         result = train(plan, few, base=circle.base, out=work, on_event=lambda event: _tell(progress, event))
         shutil.rmtree(work, ignore_errors=True)
-    found = {"rows": rows, "steps": result.steps, "train_loss": result.train_loss}
+    found = {"rows": len(few), "steps": result.steps, "train_loss": result.train_loss}
     if result.train_loss > LEARNED_NATS:
         raise TrainingError(
-            f"after {result.steps} steps on {rows} rows the loss is {result.train_loss:.3f} nats per trained token",
+            f"after {result.steps} steps on {len(few)} rows the loss is {result.train_loss:.3f} nats per trained token",
             allowed=f"below {LEARNED_NATS}",
             remedy="look at `tunesmith data mask`, then at learning_rate and adapter.targets",
         )

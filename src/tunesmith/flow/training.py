@@ -8,22 +8,38 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from tunesmith.core.chat import Renderer
+from tunesmith.core.errors import ConfigError
 from tunesmith.flow.datasets.prepare import load_rendered
 from tunesmith.flow.stages import Output
+from tunesmith.flow.telling import Told
 
 if TYPE_CHECKING:
     from tunesmith.flow.circle import Circle
+    from tunesmith.train.grpo import Reinforced
+    from tunesmith.train.loop import TrainResult
+    from tunesmith.train.plan import Plan
+    from tunesmith.train.run import OnEvent
+    from tunesmith.train.validation import Measure
 
 
 def train_rows(circle: Circle, work: Path) -> Output:
     """Train as the plan says; an interrupted run in `work` continues. Returns the result, the resolved plan and its reasons."""
     from tunesmith.train.loop import train
+    from tunesmith.train.sinks import several, trackers
 
     tokens = circle.runner.folder("tokens")
     rows, validation = load_rendered(tokens / "train.npz"), load_rendered(tokens / "validation.npz")
-    result = train(circle.project.train, rows, validation, base=circle.base, out=work, on_event=lambda event: _tell(circle, event))
+    tracked = trackers(circle.project.trackers, project=circle.project.name, folder=circle.store.folder / "trackers")
+    tell = several(Told(circle.progress), tracked)
+    result: TrainResult | Reinforced
+    if circle.project.train.method == "grpo":
+        result = _reinforce(circle, work, tell)
+    else:
+        result = train(_taught(circle), rows, validation, base=circle.base, out=work, on_event=tell, measure=_measure(circle))
     manifest = json.loads((work / "run.json").read_text("utf-8"))
     return {
+        "valid_loss": None,  # grpo has none
         **{key: value for key, value in msgspec.to_builtins(result).items() if key != "artifact"},
         "plan": manifest["resolved"],
         "reasons": manifest["reasons"],
@@ -31,14 +47,57 @@ def train_rows(circle: Circle, work: Path) -> Output:
     }
 
 
-def _tell(circle: Circle, event: dict[str, Any]) -> None:
-    kind = event["event"]
-    if kind == "step":
-        circle.progress.bar("train", event["step"], event["total_steps"])
-    elif kind == "evaluation":
-        circle.progress.say(f"  step {event['step']}: validation loss {event['valid_loss']:.3f} nats per trained token")
-    elif kind == "start" and event["step"]:
-        circle.progress.say(f"  continuing at step {event['step']} of {event['total_steps']}")
+def _taught(circle: Circle) -> Plan:
+    """The plan with the folder of its teacher, which a project may give by its catalogue name."""
+    plan = circle.project.train
+    if plan.distillation.teacher is None:
+        return plan
+    teacher = str(circle.catalog.model(plan.distillation.teacher))
+    return msgspec.structs.replace(plan, distillation=msgspec.structs.replace(plan.distillation, teacher=teacher))
+
+
+def _reinforce(circle: Circle, work: Path, tell: OnEvent) -> Reinforced:
+    """Train by what the plan's grader says of the model's own answers to the rows' prompts."""
+    from tunesmith.flow.rewards import reward_of, tasks_of
+    from tunesmith.train.grpo import reinforce
+
+    plan, renderer = circle.project.train, Renderer.load(circle.base)
+    if plan.reinforcement.grader is None:
+        raise ConfigError(
+            "method grpo has no grader",
+            where="train.reinforcement.grader",
+            allowed="string_check, text_similarity, python, score_model, multi",
+            remedy='grader: {type: string_check, name: same, input: "{{ sample.output_text }}", reference: "{{ item.reference }}", '
+            "operation: eq}",
+        )
+    reward = reward_of(plan.reinforcement.grader, circle.catalog.model)
+    tasks, validation = (tasks_of(renderer, circle.rows(part)) for part in ("train", "validation"))
+    return reinforce(plan, tasks, reward, validation, base=circle.base, out=work, on_event=tell)
+
+
+def _measure(circle: Circle) -> Measure | None:
+    """The project's first metric on the first validation rows, as the evaluation asks them; None when the plan wants none.
+
+    Each time the model as it would be saved is loaded beside the one in training, and forgotten again.
+    """
+    from tunesmith.evaluate.metrics import metric
+    from tunesmith.evaluate.run import evaluate
+    from tunesmith.models.local import LocalModel
+    from tunesmith.train.validation import Measure
+
+    project = circle.project
+    if not project.train.metric_rows:
+        return None
+    chosen, rows, sampling = metric(project.evaluate.metrics[0]), circle.rows("validation")[: project.train.metric_rows], circle.sampling()
+    if chosen.better == "neither":
+        raise ConfigError(f"no value of {chosen.name} is better than another", where="evaluate.metrics", remedy="another metric first")
+
+    def value(folder: Path) -> float | None:
+        base, adapter = (circle.base, folder) if folder.name == "adapter" else (folder, None)
+        model = LocalModel(base, adapter, name="in training", max_rows=project.evaluate.batch_size)
+        return evaluate(model, rows, [chosen], sampling=sampling, out=folder.parent / "answers").values[chosen.name]
+
+    return Measure(chosen.name, chosen.better == "higher", value)
 
 
 def events(folder: Path) -> list[dict[str, Any]]:

@@ -188,7 +188,7 @@ def load_engine(base: Path, dtype: str, device: str) -> _Loaded:
     if not config_file.is_file() or not weights:
         missing = "config.json" if not config_file.is_file() else "*.safetensors"
         raise NotFound(f"no {missing}", where=str(base), allowed="a folder with config.json and safetensors", remedy="tunesmith models")
-    _refuse_code(json.loads(config_file.read_text("utf-8")), config_file)
+    refuse_code(json.loads(config_file.read_text("utf-8")), config_file)
     torch, transformers = need("torch", extra="local"), need("transformers", extra="local")
     from tunesmith.models.attention import NAME, packed_attention
     from tunesmith.models.decode import Engine
@@ -213,7 +213,8 @@ def _layer_types(model: Any) -> list[str]:
     return list(getattr(model.config.get_text_config(), "layer_types", None) or ())
 
 
-def _refuse_code(config: dict[str, Any], where: Path) -> None:
+def refuse_code(config: dict[str, Any], where: Path) -> None:
+    """Raises UsageError when a config.json makes a loader import or fetch code."""
     for key in _CODE:
         if config.get(key):
             raise UsageError(

@@ -6,15 +6,17 @@ an acknowledged row survives kill -9.
 
 from __future__ import annotations
 
-import queue
+import asyncio
+import contextlib
 import threading
 import time
-from concurrent.futures import Future
+from collections import deque
+from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from tunesmith.core.errors import StoreError
 from tunesmith.core.tables import interactions
@@ -23,74 +25,81 @@ from tunesmith.core.types import Interaction
 _GATHER_S = 0.003
 _MOST = 256  # rows in one transaction
 
+_ENCODED = ("messages", "tool_calls")
+_PLAIN = tuple(column.name for column in interactions.columns if column.name not in _ENCODED)
+_plain = attrgetter(*_PLAIN)
+_encode = msgspec.json.Encoder().encode
+_Waiting = tuple[tuple[Any, ...], asyncio.Future[None]]
+
 
 class InteractionLog:
-    """Writes to the store's `interactions` table. `write` returns at once; its future is done when the row is on disk."""
+    """Writes to the store's `interactions` table."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
-        insert = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
-        self._statement: Any = insert(interactions).on_conflict_do_nothing(index_elements=["id"])
-        self._queue: queue.SimpleQueue[tuple[Interaction, Future[None]] | None] = queue.SimpleQueue()
+        self._waiting: deque[_Waiting] = deque()
+        self._bell = threading.Event()
         self._closed = False
-        self._crowded = False  # one client alone is not made to wait for others
         self._thread = threading.Thread(target=self._run, name="interaction-log", daemon=True)
         self._thread.start()
 
-    def write(self, interaction: Interaction) -> Future[None]:
-        """Queue a row. The future raises StoreError when it could not be written (a full disk)."""
+    async def write(self, interaction: Interaction) -> None:
+        """Write a row; returns when it is on disk. Raises StoreError when it could not be written (a full disk)."""
         if self._closed:
             raise StoreError("the interaction log is closed", remedy="open a new one")
-        done: Future[None] = Future()
-        self._queue.put((interaction, done))
-        return done
+        done = asyncio.get_running_loop().create_future()
+        row = (*_plain(interaction), *(_encode(getattr(interaction, name)).decode() for name in _ENCODED))
+        self._waiting.append((row, done))
+        if not self._bell.is_set():
+            self._bell.set()
+        await done
 
     def close(self) -> None:
-        """Write what is queued and end the thread."""
+        """Write what waits and end the thread."""
         self._closed = True
-        self._queue.put(None)
+        self._bell.set()
         self._thread.join()
 
     def _run(self) -> None:
-        while True:
-            batch, last = self._gather()
+        crowded = False  # one client alone is not made to wait for others
+        while self._waiting or not self._closed:
+            self._bell.wait()
+            if crowded and not self._closed:
+                time.sleep(_GATHER_S)
+            self._bell.clear()
+            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _MOST))]
+            if self._waiting or self._closed:
+                self._bell.set()
             if batch:
                 self._commit(batch)
-                self._crowded = len(batch) > 1
-            if last:
-                return
+            crowded = len(batch) > 1
 
-    def _gather(self) -> tuple[list[tuple[Interaction, Future[None]]], bool]:
-        """The rows of the next transaction, and whether the log ends after it."""
-        batch: list[tuple[Interaction, Future[None]]] = []
-        until: float | None = None
-        while len(batch) < _MOST:
-            try:
-                entry = self._queue.get() if until is None else self._queue.get(timeout=max(until - time.monotonic(), 0))
-            except queue.Empty:
-                return batch, False
-            if entry is None:
-                return batch, True
-            batch.append(entry)
-            until = until or time.monotonic() + (_GATHER_S if self._crowded else 0.0)
-        return batch, False
-
-    def _commit(self, batch: list[tuple[Interaction, Future[None]]]) -> None:
+    def _commit(self, batch: list[_Waiting]) -> None:
         error: StoreError | None = None
         try:
             with self._engine.begin() as connection:
-                connection.execute(self._statement, [_row(interaction) for interaction, _ in batch])
+                connection.exec_driver_sql(_insert(self._engine, len(batch)), tuple(chain.from_iterable(row for row, _ in batch)))
         except sa.exc.SQLAlchemyError as problem:
             error = StoreError(f"the request could not be logged: {problem}", remedy="free space on the disk, or check the database")
-        for _, done in batch:
-            if error is None:
-                done.set_result(None)
-            else:
-                done.set_exception(error)
+        loops = {done.get_loop() for _, done in batch}
+        for loop in loops:
+            mine = [done for _, done in batch if done.get_loop() is loop]
+            with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits any longer
+                loop.call_soon_threadsafe(_tell, mine, error)
 
 
-def _row(interaction: Interaction) -> dict[str, Any]:
-    row = msgspec.structs.asdict(interaction)
-    row["messages"] = msgspec.json.encode(interaction.messages).decode()
-    row["tool_calls"] = msgspec.json.encode(interaction.tool_calls).decode()
-    return row
+def _tell(waiting: list[asyncio.Future[None]], error: StoreError | None) -> None:
+    for done in waiting:
+        if done.done():  # who waited was cancelled
+            continue
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+
+def _insert(engine: sa.Engine, rows: int) -> str:
+    """One statement for all rows: for each the driver lets go of the interpreter's lock, and taking it back costs more than a row."""
+    place = "?" if engine.dialect.paramstyle == "qmark" else "%s"
+    one = f"({', '.join([place] * (len(_PLAIN) + len(_ENCODED)))})"
+    return f"INSERT INTO interactions ({', '.join((*_PLAIN, *_ENCODED))}) VALUES {', '.join([one] * rows)} ON CONFLICT (id) DO NOTHING"

@@ -6,9 +6,9 @@ sketch with logarithmic buckets beside them (DDSketch, Masson, Rim and Lee 2019,
 
 from __future__ import annotations
 
+import bisect
 import math
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 Labels = tuple[tuple[str, str], ...]
@@ -20,12 +20,13 @@ class Sketch:
     def __init__(self, accuracy: float = 0.01) -> None:
         self._gamma = (1 + accuracy) / (1 - accuracy)
         self._log = math.log(self._gamma)
-        self._buckets: Counter[int] = Counter()
+        self._buckets: dict[int, int] = {}
         self.count = 0
 
     def add(self, value: float) -> None:
         """Count a value; below a nanosecond it counts as one."""
-        self._buckets[math.ceil(math.log(max(value, 1e-9)) / self._log)] += 1
+        bucket = math.ceil(math.log(max(value, 1e-9)) / self._log)
+        self._buckets[bucket] = self._buckets.get(bucket, 0) + 1
         self.count += 1
 
     def quantile(self, q: float) -> float:
@@ -73,6 +74,15 @@ class Gauge(Metric):
         return [f"{self.name} {_number(self._read())}"]
 
 
+class _Series:
+    """The values of one set of labels."""
+
+    __slots__ = ("counts", "sketch", "sum")
+
+    def __init__(self, bounds: int) -> None:
+        self.counts, self.sum, self.sketch = [0] * (bounds + 1), 0.0, Sketch()
+
+
 class Histogram(Metric):
     """Counts in buckets with the upper `bounds`, and a sketch, for each set of labels."""
 
@@ -81,33 +91,33 @@ class Histogram(Metric):
     def __init__(self, name: str, about: str, bounds: Sequence[float]) -> None:
         super().__init__(name, about)
         self.bounds = tuple(bounds)
-        self._counts: dict[Labels, list[int]] = {}
-        self._sums: dict[Labels, float] = {}
-        self.sketches: dict[Labels, Sketch] = {}
+        self._series: dict[Labels, _Series] = {}
 
     def observe(self, value: float, **labels: str) -> None:
         """Count a value."""
         key = tuple(sorted(labels.items()))
-        counts = self._counts.setdefault(key, [0] * (len(self.bounds) + 1))
-        counts[next((i for i, bound in enumerate(self.bounds) if value <= bound), len(self.bounds))] += 1
-        self._sums[key] = self._sums.get(key, 0.0) + value
-        self.sketches.setdefault(key, Sketch()).add(value)
+        series = self._series.get(key)
+        if series is None:
+            series = self._series[key] = _Series(len(self.bounds))
+        series.counts[bisect.bisect_left(self.bounds, value)] += 1
+        series.sum += value
+        series.sketch.add(value)
 
     def lines(self) -> Iterable[str]:
         """Exposition lines: cumulative buckets, sum and count."""
-        for labels, counts in self._counts.items():
+        for labels, series in self._series.items():
             total = 0
-            for bound, count in zip((*self.bounds, math.inf), counts, strict=True):
+            for bound, count in zip((*self.bounds, math.inf), series.counts, strict=True):
                 total += count
                 yield f"{self.name}_bucket{_braces((*labels, ('le', _number(bound))))} {total}"
-            yield f"{self.name}_sum{_braces(labels)} {_number(self._sums[labels])}"
+            yield f"{self.name}_sum{_braces(labels)} {_number(series.sum)}"
             yield f"{self.name}_count{_braces(labels)} {total}"
 
     def quantile_lines(self, quantiles: Sequence[float] = (0.5, 0.95, 0.99)) -> Iterable[str]:
         """The sketch's quantiles, as the gauge `NAME_quantile`."""
-        for labels, sketch in self.sketches.items():
+        for labels, series in self._series.items():
             for q in quantiles:
-                yield f"{self.name}_quantile{_braces((*labels, ('quantile', str(q))))} {_number(sketch.quantile(q))}"
+                yield f"{self.name}_quantile{_braces((*labels, ('quantile', str(q))))} {_number(series.sketch.quantile(q))}"
 
 
 # The buckets that vLLM and OpenTelemetry's GenAI conventions (1.41.1) use.

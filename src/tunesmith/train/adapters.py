@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.core.errors import ConfigError, TrainingError
+from tunesmith.models.blocks import fuse_blocks
 from tunesmith.models.layers import FusedLoraLinear, SeededDropout, fuse_norms, register_attention
 from tunesmith.models.nf4 import Nf4Linear, quantise
 from tunesmith.train.facts import WEIGHTS, require_safetensors
@@ -103,18 +105,21 @@ def prepare(base: Path, plan: ResolvedPlan) -> Trainable:
     """Load the base and make it trainable: adapter attached (in float32) or all weights in float32; seeded by the plan."""
     full = plan.adapter.kind == "none"
     dtype = torch.float32 if full or plan.dtype == "float32" else torch.bfloat16
-    model = load_base(base, dtype, plan.device)
+    four = plan.adapter.quantise == "nf4"
+    model = load_base(base, dtype, "cpu" if four else plan.device)  # of a base in 4 bits only the packed weights go to a GPU
     model.set_attn_implementation(register_attention())
-    fuse_norms(model)
+    _fuse(model, plan.device)
     if not full:
         from peft import get_peft_model
 
         torch.manual_seed(plan.seed)
         model = get_peft_model(model, _peft_config(model, plan))
+        fuse_blocks(model)
         if plan.adapter.start_from is not None:
             _start_from(model, Path(plan.adapter.start_from))
-        if plan.adapter.quantise == "nf4":
+        if four:
             quantise_decoder(model.get_base_model())
+            model.to(plan.device)
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Dropout and child.p > 0:
@@ -122,6 +127,17 @@ def prepare(base: Path, plan: ResolvedPlan) -> Trainable:
     if plan.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return Trainable(model, plan)
+
+
+def _fuse(model: Any, device: str) -> None:
+    """Norms, rotary embeddings and gates in one kernel each: Liger's on a GPU where it is installed, else our own norm."""
+    if device == "cuda" and find_spec("liger_kernel") is not None:
+        from transformers.integrations import apply_liger_kernel
+
+        ours = {"cross_entropy": False, "fused_linear_cross_entropy": False}  # the loss needs no logits of the model
+        apply_liger_kernel(model, {"rope": True, "rms_norm": True, "swiglu": True, **ours})
+    else:
+        fuse_norms(model)
 
 
 def quantise_decoder(causal: Any) -> None:

@@ -5,6 +5,7 @@ The same run gives the same card: it holds no times and no places.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from tunesmith.core.store import write_whole
@@ -13,17 +14,15 @@ from tunesmith.train.checkpoint import State
 from tunesmith.train.run import Manifest
 
 
-def write_card(
-    folder: Path, base: Path, manifest: Manifest, state: State, valid_loss: float | None, train_loss: float, test: SelfTest
-) -> None:
-    """Write README.md into the artifact's folder, with the header that model hubs read."""
+def write_card(folder: Path, base: Path, manifest: Manifest, state: State, scores: Mapping[str, float | None], test: SelfTest) -> None:
+    """Write README.md into the artifact's folder, with the header that model hubs read. A score that is None was not measured."""
     plan, facts = manifest.resolved, manifest.facts
     library = "peft" if plan.adapter.kind == "lora" else "transformers"
     trained = f"LoRA of rank {plan.adapter.r}, alpha {plan.adapter.alpha:g}" if library == "peft" else "every weight"
     four = "; its frozen weights in 4 bits (NF4)" if plan.adapter.quantise == "nf4" else ""
+    taught = "prompts were given" if plan.method == "grpo" else f"rows were given, {facts.trained_tokens:,} trained tokens an epoch"
     scores = {
-        "training loss, last epoch": train_loss,
-        "validation loss": valid_loss,
+        **scores,
         "loss over the artifact's own test rows": test.reloaded_loss,
         "loss of the base over the same rows": test.base_loss,
         "loss over the same rows with the base in full precision": test.full_loss,
@@ -32,7 +31,7 @@ def write_card(
         f"---\nlibrary_name: {library}\ntags: [tunesmith, {plan.method}]\n---\n# {base.name}, trained with {plan.method}\n",
         f"Base: `{base.name}`, {facts.parameters:,} parameters, digest `{manifest.base}`{four}. Trained: {trained}.",
         "" if plan.adapter.start_from is None else f"Started from the adapter `{Path(plan.adapter.start_from).name}`.",
-        f"\n## Data\n\n{facts.rows:,} rows were given, {facts.trained_tokens:,} trained tokens an epoch, digest `{manifest.data}`.",
+        f"\n## Data\n\n{facts.rows:,} {taught}, digest `{manifest.data}`.",
         f"\n## Training\n\n{state.step} steps of {plan.batch_size} rows, learning rate {plan.learning_rate:g} ({plan.schedule}),"
         f" seed {plan.seed}, {plan.dtype}. Rows longer than {plan.max_length} tokens: {plan.over_length}.",
         "\n## Scores\n\nIn nats per trained token, except where the method has its own loss. No benchmark was run.\n",

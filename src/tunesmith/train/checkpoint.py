@@ -24,8 +24,9 @@ ADAPTER, FULL, MOMENTS, STATE = "adapter_model.safetensors", "weights.safetensor
 
 class State(Record, frozen=True):
     """Where a run stands. `identity` names plan + data + base; `files` maps each file to its BLAKE2b; losses in nats per trained token.
+    The best evaluation is the one with the best metric where the run has one, else with the lowest loss.
 
-    `stale` counts evaluations since the best one; `mean` and `variance` are the running ones of the last losses, over `seen` steps.
+    `stale` counts evaluations since the best one; `recent` are the last losses.
     `planned` is false for a checkpoint that was only written because the run was paused.
     """
 
@@ -35,14 +36,14 @@ class State(Record, frozen=True):
     valid_loss: float | None = None
     best_step: int | None = None
     best_loss: float | None = None
+    valid_metric: float | None = None
+    best_metric: float | None = None
     seconds: float = 0.0
     tokens: int = 0
     epoch_loss: float = 0.0
     epoch_weight: float = 0.0
     stale: int = 0
-    seen: int = 0
-    mean: float = 0.0
-    variance: float = 0.0
+    recent: tuple[float, ...] = ()
     planned: bool = True
 
 

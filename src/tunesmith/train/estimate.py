@@ -11,39 +11,43 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tunesmith.core.errors import TrainingError
 from tunesmith.core.types import Record
-from tunesmith.train.facts import base_shape, gather
+from tunesmith.train.facts import base_shape, gather, machine_rate
 from tunesmith.train.items import Item, Row, as_items, usable
 from tunesmith.train.packing import Pack, epoch_order
 from tunesmith.train.plan import Plan, Reason, ResolvedPlan, resolve
 
 # Share of the matrix-product rate that the loop reached on SmolLM2-135M (2 cores, bfloat16 and float32).
-EFFICIENCY = {"bfloat16": 0.45, "float32": 0.6}
+EFFICIENCY = {"bfloat16": 0.42, "float32": 0.6}
 # Loading the base, attaching the adapter, saving and the artifact's test of itself, per parameter and once.
 SECONDS_PER_PARAMETER, SECONDS_FIXED = 3e-8, 6.0
-RUNTIME_BYTES = 450_000_000  # Python, torch, transformers and peft with their libraries
+# Python, torch, transformers and peft with their libraries; on a GPU the driver's context and the libraries' kernels.
+RUNTIME_BYTES = {"cpu": 450_000_000, "cuda": 600_000_000}
 SAMPLED_STEPS = 50
 NF4_BITS = 4.127  # a weight with its share of the scales (arXiv 2305.14314)
 
 
 class Memory(Record, frozen=True):
-    """Peak resident bytes by cause."""
+    """Peak resident bytes by cause. `loading` is what the base takes before its weights are packed into 4 bits."""
 
     runtime: int
     weights: int
     trainable: int
     activations: int
     logits: int
+    loading: int = 0
 
     @property
     def total(self) -> int:
-        """The sum of all causes."""
-        return self.runtime + self.weights + self.trainable + self.activations + self.logits
+        """The larger of both peaks: while the base is loaded, and while it trains."""
+        return self.runtime + max(self.loading, self.weights + self.trainable + self.activations + self.logits)
 
 
 class Estimate(Record, frozen=True):
-    """What a run will take. Tokens are per run: `tokens` as rows hold them, `computed_tokens` after packing, `trained_tokens` with loss."""
+    """What a run will take. Tokens are per run: `tokens` as rows hold them, `computed_tokens` after packing, `trained_tokens` with loss.
+
+    `longest` is the longest row, `largest_pack` what the largest pack computes; `rate` is FLOP/s of this machine's matrix products, timed.
+    """
 
     plan: ResolvedPlan
     reasons: tuple[Reason, ...]
@@ -52,7 +56,10 @@ class Estimate(Record, frozen=True):
     computed_tokens: int
     trained_tokens: int
     trainable_parameters: int
+    longest: int
+    largest_pack: int
     flops: float
+    rate: float
     seconds: float
     memory: Memory
     available_bytes: int | None = None
@@ -102,14 +109,15 @@ def memory(config: dict[str, Any], plan: ResolvedPlan, trainable: int, largest_p
     hidden, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
     # Kept for the backward pass, per token and block: 8 vectors of the hidden size, 4 of the MLP's.
     per_token = size * (2 * hidden if plan.activation_checkpointing else layers * (8 * hidden + 4 * inner))
-    weights = float(int(config["parameters"]) * (4 if full else size))
-    if plan.adapter.quantise == "nf4":
-        inner_weights = layers * sum(o * i for o, i in linear_shapes(config).values())
-        weights -= inner_weights * (size - NF4_BITS / 8)
+    weights = whole = int(config["parameters"]) * (4 if full else size)
+    four = plan.adapter.quantise == "nf4"
+    if four:
+        weights -= round(layers * sum(o * i for o, i in linear_shapes(config).values()) * (size - NF4_BITS / 8))
     working = size * 4 * (4 * hidden + 4 * inner)
     return Memory(
-        runtime=RUNTIME_BYTES,
-        weights=round(weights),
+        runtime=RUNTIME_BYTES[plan.device],
+        weights=weights,
+        loading=whole if four and plan.device == "cpu" else 0,  # for a GPU the base is packed before it goes there
         trainable=trainable * (4 * (2 + plan.lanes) + (0 if full else 4)),  # two moments, a gradient each lane, an adapter's own weights
         activations=plan.lanes * largest_pack * (per_token + working),
         logits=plan.lanes * (160 << 20),
@@ -147,7 +155,7 @@ def estimate(plan: Plan, rows: Sequence[Row], validation: Sequence[Row] = (), *,
     per_epoch = math.ceil(len(kept) / resolved.batch_size)
     evaluations = (1 + resolved.epochs * (per_epoch / (resolved.eval_every or per_epoch))) if valid else 0
     flops += 2.0 * evaluations * sum(inner * len(row.ids) + head * row.trained for item in valid for row in item.rows)
-    rate = 1e9 * facts.gflops * resolved.threads * EFFICIENCY[resolved.dtype]
+    rate = machine_rate(facts, resolved)
     return Estimate(
         plan=resolved,
         reasons=reasons,
@@ -156,24 +164,11 @@ def estimate(plan: Plan, rows: Sequence[Row], validation: Sequence[Row] = (), *,
         computed_tokens=round(computed * resolved.epochs),
         trained_tokens=trained * resolved.epochs,
         trainable_parameters=trainable,
+        longest=max(len(row.ids) for item in kept for row in item.rows),
+        largest_pack=largest,
         flops=flops,
-        seconds=flops / rate + SECONDS_FIXED + SECONDS_PER_PARAMETER * int(config["parameters"]),
+        rate=rate,
+        seconds=flops / (rate * EFFICIENCY[resolved.dtype]) + SECONDS_FIXED + SECONDS_PER_PARAMETER * int(config["parameters"]),
         memory=memory(config, resolved, trainable, largest),
         available_bytes=available_bytes(),
     )
-
-
-def refuse_what_cannot_fit(found: Estimate) -> None:
-    """Raises TrainingError with a plan that would fit, when the estimated peak exceeds the free memory."""
-    if found.fits:
-        return
-    gigabytes = found.memory.total / 1e9, (found.available_bytes or 0) / 1e9
-    spare = (found.available_bytes or 0) - (found.memory.total - found.memory.activations)
-    if spare > 0.1 * found.memory.activations:
-        tokens = int(found.plan.micro_batch_tokens * spare / found.memory.activations)
-        remedy = f"micro_batch_tokens: {max(64, tokens)}, or activation_checkpointing: true, or lanes: 1"
-    elif found.plan.adapter.kind == "none":
-        remedy = "adapter: {kind: lora}"
-    else:
-        remedy = "a smaller base"
-    raise TrainingError(f"the run needs about {gigabytes[0]:.1f} GB and {gigabytes[1]:.1f} GB are free", where="train", remedy=remedy)

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import ConfigError, TrainingError
+from tunesmith.models.local import refuse_code
 from tunesmith.train.items import Item
-from tunesmith.train.plan import Adapter, Facts, Plan
+from tunesmith.train.plan import Adapter, Facts, Plan, ResolvedPlan
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -29,11 +30,15 @@ def require_safetensors(base: Path) -> None:
 
 
 def base_shape(base: Path) -> dict[str, Any]:
-    """The base's config.json with `parameters` (unique weights, read from the safetensors headers) added. Raises TrainingError."""
+    """The base's config.json with `parameters` (unique weights, read from the safetensors headers) added.
+
+    Raises TrainingError for a folder without them, UsageError for a base that wants code of its own.
+    """
     try:
         config: dict[str, Any] = json.loads((base / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise TrainingError(f"no readable config.json: {error}", where=str(base), remedy="give the folder of a prepared base") from error
+    refuse_code(config, base / "config.json")
     require_safetensors(base)
     config["parameters"] = sum(_numbers(path) for path in sorted(base.glob("*.safetensors")))
     return config
@@ -58,6 +63,31 @@ def header(path: Path) -> dict[str, Any]:
     return parsed
 
 
+def require_same_tokens(base: Path, teacher: Path) -> None:
+    """Raises ConfigError unless the two models number the same tokens alike: else their distributions are over different things."""
+    found = []
+    for folder in (base, teacher):
+        try:
+            tree = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"no readable tokenizer.json: {error}", where=str(folder), remedy="give the folder of a whole model"
+            ) from error
+        added = {token["content"]: token["id"] for token in tree.get("added_tokens", ())}
+        vocabulary = tree["model"]["vocab"]
+        plain = vocabulary if isinstance(vocabulary, dict) else {token: number for number, (token, _) in enumerate(vocabulary)}
+        found.append(plain | added)
+    own, other = found
+    if own != other:
+        differ = sum(own.get(token) != other.get(token) for token in {*own, *other})
+        raise ConfigError(
+            f"the teacher has another tokenizer: {differ} of {len({*own, *other})} tokens differ",
+            where="train.distillation.teacher",
+            allowed=f"a model with the tokens of {base.name}",
+            remedy="a teacher of the same family, or answers of this one as rows for method: sft",
+        )
+
+
 def bfloat16_in_hardware() -> bool:
     """Whether this processor multiplies bfloat16 itself (AVX512-BF16 or AMX on x86; on Arm, the bf16 flag)."""
     import torch
@@ -75,33 +105,54 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def product_rate(threads: int, *, bfloat16: bool, hidden: int, seconds: float = 0.15) -> float:
-    """Matrix products at a width of `hidden`: GFLOP per second with this many threads, the best of several runs within `seconds`."""
+def product_rate(device: str, *, bfloat16: bool, hidden: int, seconds: float = 0.15) -> float:
+    """Matrix products at a width of `hidden`: GFLOP per second of one thread, or of the GPU, the best of several runs within `seconds`."""
     import torch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    before, rows = torch.get_num_threads(), 1024 if device == "cpu" else 8192
+    torch.set_num_threads(1)
     try:
         dtype = torch.bfloat16 if bfloat16 else torch.float32
-        x, w = torch.randn(1024, hidden).to(dtype), torch.randn(2 * hidden, hidden).to(dtype)
+        x, w = (torch.randn(shape, device=device).to(dtype) for shape in ((rows, hidden), (2 * hidden, hidden)))
         best, end = float("inf"), time.perf_counter() + seconds
         while time.perf_counter() < end:
             start = time.perf_counter()
             x @ w.T
+            if device != "cpu":
+                torch.cuda.synchronize()
             best = min(best, time.perf_counter() - start)
     finally:
         torch.set_num_threads(before)
-    return 4e-9 * 1024 * hidden * hidden / best
+    return 4e-9 * rows * hidden * hidden / best
+
+
+def machine_rate(facts: Facts, plan: ResolvedPlan) -> float:
+    """FLOP per second of the matrix products that were timed, on all the plan's threads or on the GPU: the limit of a run's speed."""
+    return 1e9 * facts.gflops * (plan.threads if plan.device == "cpu" else 1)
+
+
+def _device(plan: Plan) -> str:
+    import torch
+
+    if plan.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "device is cuda, and torch finds no GPU", where="train.device", remedy="device: auto, or a torch built for this GPU"
+        )
+    return "cuda" if plan.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def gather(plan: Plan, items: Sequence[Item], base: Path) -> Facts:
-    """Everything `resolve` wants to know. Takes about a third of a second (it times matrix products)."""
+    """Everything `resolve` wants to know. Takes about a third of a second (it times matrix products).
+
+    Raises ConfigError for a device that is not there.
+    """
     import torch
 
-    shape = base_shape(base)
+    device, shape = _device(plan), base_shape(base)
     hidden = int(shape["hidden_size"])
     rank, alpha = start_of(plan.adapter)
-    bf16 = plan.dtype == "bfloat16" or (plan.dtype == "auto" and bfloat16_in_hardware())
+    hardware = torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else bfloat16_in_hardware()
+    bf16 = plan.dtype == "bfloat16" or (plan.dtype == "auto" and hardware)
     return Facts(
         parameters=shape["parameters"],
         hidden_size=hidden,
@@ -111,9 +162,9 @@ def gather(plan: Plan, items: Sequence[Item], base: Path) -> Facts:
         trained_tokens=sum(row.trained for item in items for row in item.rows),
         longest=max((len(row.ids) for item in items for row in item.rows), default=0),
         cores=cores(),
-        gflops=round(product_rate(1, bfloat16=bf16, hidden=hidden), 1),
+        gflops=round(product_rate(device, bfloat16=bf16, hidden=hidden), 1),
         bfloat16=bf16,
-        cuda=torch.cuda.is_available(),
+        cuda=device == "cuda",
         start_rank=rank,
         start_alpha=alpha,
     )

@@ -1,4 +1,4 @@
-"""The estimate of a run for a GPU that is not here, from its data sheet; knows nothing about prices.
+"""The estimate of a run for a GPU that is not here, from its data sheet; what an hour of it costs, only the caller knows.
 
 The share of the data sheet's rate that training reaches is assumed, not measured, and part of the answer.
 """
@@ -14,19 +14,24 @@ import msgspec
 
 from tunesmith.core.errors import NotFound
 from tunesmith.core.types import Record
-from tunesmith.train.estimate import Estimate, Memory, memory
+from tunesmith.train import fit
+from tunesmith.train.estimate import Estimate, Memory
 from tunesmith.train.facts import base_shape
+from tunesmith.train.plan import ResolvedPlan
 
 # Share of the data sheet's rate that training is taken to reach: an assumption, too high for small models.
 ASSUMED_SHARE = 0.35
-CONTEXT_BYTES = 600_000_000  # the driver's context and the libraries' kernels
+USABLE = 0.9  # of the memory; the rest goes to fragments
+# Assumed too: what a run takes to start and to save, and what a block's kernels take to be launched, forward and backward.
+SECONDS_FIXED, SECONDS_PER_BLOCK = 20.0, 5e-4
 
 
 class Gpu(Record, frozen=True):
-    """One GPU: memory in GB, dense TFLOP/s by type."""
+    """One GPU: memory in GB, dense TFLOP/s by type, bandwidth of the memory in GB/s."""
 
     memory: float
     float32: float
+    bandwidth: float
     source: str
     bfloat16: float | None = None
 
@@ -39,10 +44,10 @@ class Gpus(Record, frozen=True):
 
 
 class GpuEstimate(Record, frozen=True):
-    """A run on a named GPU: seconds at the assumed share of its rate, peak bytes, and what follows for its memory."""
+    """A run on a named GPU: seconds at the assumed share of its rates, peak bytes, and the plan as it would run there."""
 
     name: str
-    dtype: str
+    plan: ResolvedPlan
     seconds: float
     memory: Memory
     memory_bytes: int
@@ -51,9 +56,14 @@ class GpuEstimate(Record, frozen=True):
     collected: date
 
     @property
+    def usable_bytes(self) -> int:
+        """What training may take of the GPU's memory."""
+        return int(USABLE * self.memory_bytes)
+
+    @property
     def fits(self) -> bool:
-        """Whether the peak is within nine tenths of the GPU's memory; the rest goes to fragments."""
-        return self.memory.total <= 0.9 * self.memory_bytes
+        """Whether the peak is within it."""
+        return self.memory.total <= self.usable_bytes
 
 
 @lru_cache
@@ -63,22 +73,33 @@ def table() -> Gpus:
 
 
 def on_gpu(found: Estimate, name: str, *, base: Path, share: float = ASSUMED_SHARE) -> GpuEstimate:
-    """The estimated run on one GPU of that name: in bfloat16 where it has it, one pack at a time. Raises NotFound."""
+    """The estimated run on one GPU of that name: in bfloat16 where it has it, one pack at a time. Raises NotFound.
+
+    Time is the longest of: the arithmetic, reading the weights twice a pack (both at the assumed share), and launching the kernels.
+    """
     known = table()
     gpu = known.gpus.get(name.upper())
     if gpu is None:
         raise NotFound(f"no GPU '{name}'", where="gpu", allowed=", ".join(known.gpus))
-    dtype, rate = ("float32", gpu.float32) if gpu.bfloat16 is None else ("bfloat16", gpu.bfloat16)
-    plan = msgspec.structs.replace(found.plan, device="cuda", lanes=1, dtype=dtype)
-    largest = max(plan.micro_batch_tokens, plan.max_length)
-    needed = memory(base_shape(base), plan, found.trainable_parameters, largest)
+    shape = base_shape(base)
+    plan = msgspec.structs.replace(found.plan, device="cuda", lanes=1, dtype="float32" if gpu.bfloat16 is None else "bfloat16")
+    needed = fit.peak(shape, plan, found)
+    packs = max(found.steps, found.computed_tokens / plan.micro_batch_tokens)
+    computing = found.flops / (1e12 * (gpu.bfloat16 or gpu.float32)) / share
+    reading = 2 * packs * needed.weights / (1e9 * gpu.bandwidth) / share
+    launching = packs * int(shape["num_hidden_layers"]) * SECONDS_PER_BLOCK
     return GpuEstimate(
         name=name.upper(),
-        dtype=dtype,
-        seconds=found.flops / (1e12 * rate * share),
-        memory=msgspec.structs.replace(needed, runtime=CONTEXT_BYTES),
+        plan=plan,
+        seconds=max(computing, reading, launching) + SECONDS_FIXED,
+        memory=needed,
         memory_bytes=int(1e9 * gpu.memory),
         assumed_share=share,
         source=gpu.source,
         collected=known.collected,
     )
+
+
+def refuse_what_cannot_fit(found: Estimate, there: GpuEstimate, *, base: Path) -> None:
+    """Raises TrainingError with changes of the plan that would fit on that GPU."""
+    fit.refuse(found, there.plan, there.memory, there.usable_bytes, base=base, place=f"on one {there.name}")

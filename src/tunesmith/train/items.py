@@ -35,14 +35,26 @@ class Item(NamedTuple):
 
 
 Row = Rendered | tuple[Rendered, Rendered] | Labelled
+_KINDS: dict[Method, type] = {
+    "sft": Rendered,
+    "text": Rendered,
+    "distil": Rendered,
+    "grpo": Rendered,
+    "dpo": tuple,
+    "orpo": tuple,
+    "kto": Labelled,
+}
 
 
 def as_items(method: Method, rows: Sequence[Row]) -> list[Item]:
-    """The rows as items of the method. Raises DataError naming every row that is of another method's kind or has nothing to train."""
-    wanted = {"sft": Rendered, "text": Rendered, "kto": Labelled}.get(method, tuple)
+    """The rows as items of the method (grpo: prompts, of which no token is trained).
+
+    Raises DataError naming every row that is of another method's kind or has nothing to train.
+    """
+    wanted = _KINDS[method]
     wrong = [i for i, row in enumerate(rows) if not isinstance(row, wanted) or (wanted is tuple and isinstance(row, Labelled))]
     if wrong:
-        kind = {"sft": "a rendered row", "text": "a rendered row", "kto": "a labelled row"}.get(method, "a pair: preferred, other")
+        kind = {Rendered: "a rendered row", Labelled: "a labelled row"}.get(wanted, "a pair: preferred, other")
         faults = [Fault(f"row {i}", "wrong_kind", f"{type(rows[i]).__name__} is not {kind}") for i in wrong]
         raise DataError(
             f"{len(wrong)} of {len(rows)} rows do not fit the method {method}", faults=faults, allowed=kind, where="train.method"
@@ -54,7 +66,7 @@ def as_items(method: Method, rows: Sequence[Row]) -> list[Item]:
         Fault(row.example_id, "nothing_trained", "no token of this row is trained")
         for item in items
         for row in item.rows
-        if not row.mask[1:].any()
+        if method != "grpo" and not row.mask[1:].any()
     ]
     if faults:
         raise DataError(f"{len(faults)} rows train nothing", faults=faults, remedy="give each an assistant turn with weight 1")
@@ -123,3 +135,11 @@ def split(item: Item, max_length: int) -> list[Item]:
         item._replace(rows=(replace(row, example_id=f"{row.example_id}/{i}", ids=row.ids[a : b + 1], mask=row.mask[a : b + 1]),))
         for i, (a, b) in enumerate(pairwise(bounds))
     ]
+
+
+def refuse_overlap(items: Sequence[Item], validation: Sequence[Item]) -> None:
+    """Raises TrainingError naming validation rows that are training rows too."""
+    seen = {item.rows[0].ids.tobytes() for item in items}
+    shared = [item.rows[0].example_id for item in validation if item.rows[0].ids.tobytes() in seen]
+    if shared:
+        raise TrainingError(f"{len(shared)} validation rows are training rows too: {', '.join(shared[:5])}", remedy="split the data again")

@@ -11,26 +11,30 @@ import msgspec
 import numpy as np
 import torch
 
-from tunesmith.core.errors import ConfigError, StoreError, TrainingError
-from tunesmith.core.store import write_whole
+from tunesmith.core.errors import ConfigError
 from tunesmith.core.types import Record
 from tunesmith.train import checkpoint
 from tunesmith.train.adapters import Trainable, groups, prepare
 from tunesmith.train.artifact import SelfTest, save_artifact, self_test
 from tunesmith.train.card import write_card
 from tunesmith.train.checkpoint import State
-from tunesmith.train.items import Item, Row, as_items, mismatch, usable
+from tunesmith.train.facts import machine_rate
+from tunesmith.train.items import Item, Row, as_items, mismatch, refuse_overlap, usable
 from tunesmith.train.lanes import Batch, Lanes, evaluate, gradients, lanes
 from tunesmith.train.objectives import SFT, objective_of, report
 from tunesmith.train.packing import epoch_order
 from tunesmith.train.plan import Plan, ResolvedPlan
-from tunesmith.train.recovery import Diverged, fall_back, falls, judge, rate_factor, watched
+from tunesmith.train.recovery import Diverged, fall_back, falls, judge, rate_factor, watched, write_checkpoint
 from tunesmith.train.reference import references
 from tunesmith.train.run import OnEvent, Paused, Run, open_run
+from tunesmith.train.validation import Measure, Validation
 
 
 class TrainResult(Record, frozen=True):
-    """A finished run. Losses in nats per trained token; `artifact` is the adapter's (or model's) folder, `seconds` all sessions'."""
+    """A finished run. Losses in nats per trained token; `artifact` is the adapter's (or model's) folder, `seconds` all sessions'.
+
+    `valid_loss` and `valid_metric` (of the metric that is named) are those of the weights that were kept.
+    """
 
     artifact: str
     steps: int
@@ -49,6 +53,8 @@ class TrainResult(Record, frozen=True):
     test: SelfTest | None = None
     early_stopped: bool = False
     recoveries: int = 0
+    metric: str | None = None
+    valid_metric: float | None = None
 
 
 def rate_at(step: int, total: int, plan: ResolvedPlan) -> float:
@@ -69,59 +75,52 @@ def train(
     out: Path,
     on_event: OnEvent = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
+    measure: Measure | None = None,
 ) -> TrainResult:
     """Train `base` on `rows` as the plan says, into the folder `out`; continue there from the newest sound checkpoint.
 
     A run killed at any moment and started again gives the same weights, bit for bit, on a CPU. `should_stop` is asked after every step;
-    when it says yes, a checkpoint is written and Paused raised. Raises ConfigError (the plan), DataError (rows without anything to
-    train), TrainingError (another run's folder, nothing left to train, loss not finite after all recoveries, an artifact that fails its
-    test), StoreError (the disk).
+    when it says yes, a checkpoint is written and Paused raised. `measure` joins every evaluation, and then decides which one is best.
+    Raises ConfigError (the plan), DataError (rows without anything to train), TrainingError (another run's folder, nothing left to train,
+    loss not finite after all recoveries, an artifact that fails its test), StoreError (the disk).
     """
     if plan.patience is not None and not validation:
         raise ConfigError("patience needs validation rows", where="train.patience", remedy="hold rows out, or leave it out")
+    if plan.metric_rows and (measure is None or not validation):
+        raise ConfigError(
+            "metric_rows needs validation rows and a metric", where="train.metric_rows", remedy="hold rows out, or leave it out"
+        )
     out.mkdir(parents=True, exist_ok=True)
     items, valid = as_items(plan.method, rows), as_items(plan.method, validation)
-    run = open_run(plan, items, valid, base, out, on_event)
-    done = _finished(run)
+    run = open_run(plan, items, valid, base, out, on_event, beside=None if measure is None else measure.name)
+    done = run.finished(TrainResult)
     if done is not None:
         run.on_event({"event": "finished", "step": done.steps, "cached": True})
         return done
     resolved = run.manifest.resolved
     kept, dropped, truncated = usable(items, resolved.max_length, resolved.over_length)
     valid = usable(valid, resolved.max_length, resolved.over_length)[0] if valid else []
-    _refuse_overlap(kept, valid)
+    refuse_overlap(kept, valid)
     if plan.method == "kto":
         kept, valid = mismatch(kept), mismatch(valid)
     result = None
     with lanes(resolved) as side:
         while result is None:
             try:
-                result = _run(run, kept, valid, base, side, should_stop)
+                result = _run(run, kept, valid, base, side, should_stop, measure)
             except Diverged as diverged:
                 fall_back(run, diverged)
-    result = msgspec.structs.replace(result, dropped=tuple(dropped), truncated=tuple(truncated))
-    write_whole(out / "result.json", msgspec.json.format(msgspec.json.encode(result)))
-    run.emit("finished", step=result.steps, seconds=result.seconds)
-    return result
-
-
-def _finished(run: Run) -> TrainResult | None:
-    try:
-        done = msgspec.json.decode((run.out / "result.json").read_bytes(), type=TrainResult)
-    except (OSError, msgspec.DecodeError):
-        return None
-    return done if done.identity == run.identity and Path(done.artifact).exists() else None
-
-
-def _refuse_overlap(items: Sequence[Item], validation: Sequence[Item]) -> None:
-    seen = {item.rows[0].ids.tobytes() for item in items}
-    shared = [item.rows[0].example_id for item in validation if item.rows[0].ids.tobytes() in seen]
-    if shared:
-        raise TrainingError(f"{len(shared)} validation rows are training rows too: {', '.join(shared[:5])}", remedy="split the data again")
+    return run.finish(msgspec.structs.replace(result, dropped=tuple(dropped), truncated=tuple(truncated)))
 
 
 def _run(
-    run: Run, items: Sequence[Item], validation: Sequence[Item], base: Path, side: Lanes, should_stop: Callable[[], bool]
+    run: Run,
+    items: Sequence[Item],
+    validation: Sequence[Item],
+    base: Path,
+    side: Lanes,
+    should_stop: Callable[[], bool],
+    measure: Measure | None,
 ) -> TrainResult:
     plan, out = run.manifest.resolved, run.out
     trainable = prepare(base, plan)
@@ -132,6 +131,7 @@ def _run(
     objective = objective_of(plan)
     reference = references(run, "train", items, objective, trainable, side)
     valid_batch = Batch(validation, references(run, "validation", validation, objective, trainable, side))
+    judged = Validation(run, trainable, objective, valid_batch, side, base, measure)
     state = State(step=0, identity=run.identity)
     last = checkpoint.newest(out, run.identity)
     if last is not None:
@@ -139,7 +139,7 @@ def _run(
         state = last[1]
         checkpoint.prune(out, keep=plan.keep_checkpoints, best=state.best_step, epoch_steps=per_epoch)
     run.rewind(state.step if last is not None else -1)
-    fallen = falls(out)
+    fallen, limit = falls(out), machine_rate(run.manifest.facts, plan)
     run.emit(
         "start",
         step=state.step,
@@ -152,8 +152,7 @@ def _run(
         reasons=msgspec.to_builtins(run.manifest.reasons),
     )
     if validation and last is None:
-        found = report(evaluate(trainable, objective, valid_batch, plan, side))
-        run.emit("evaluation", step=0, total_steps=total, epoch=0.0, **{f"valid_{key}": value for key, value in found.items()})
+        judged.look(state, step=0, total_steps=total, epoch=0.0)
     trainable.model.train()
     step = state.step
     while step < total and not _stale(state, plan):
@@ -194,26 +193,22 @@ def _run(
             tokens=tokens,
             tokens_per_s=tokens / seconds,
             computed_tokens=int(sums["computed"]),
-            limit_share=trainable.flops(sums["computed"], sums["positions"]) / (1e9 * run.manifest.facts.gflops * plan.threads * seconds),
+            limit_share=trainable.flops(sums["computed"], sums["positions"]) / (limit * seconds),
             seconds_left=(total - step) * state.seconds / step,
         )
         if validation and (step == total or step % (plan.eval_every or per_epoch) == 0):
-            found = report(evaluate(trainable, objective, valid_batch, plan, side))
-            state = msgspec.structs.replace(state, valid_loss=found["loss"], stale=state.stale + 1)
-            if state.best_loss is None or found["loss"] < state.best_loss:
-                state = msgspec.structs.replace(state, best_loss=found["loss"], best_step=step, stale=0)
-            run.emit("evaluation", step=step, total_steps=total, epoch=step / per_epoch, **{f"valid_{key}": v for key, v in found.items()})
+            state = judged.look(state, step=step, total_steps=total, epoch=step / per_epoch)
         ends = step == total or _stale(state, plan)
         pause = not ends and should_stop()
         due = ends or step % (plan.checkpoint_every or per_epoch) == 0 or step % per_epoch == 0 or state.best_step == step
         if due or pause:
-            _checkpoint(run, trainable, optimizer, msgspec.structs.replace(state, planned=due), per_epoch)
+            write_checkpoint(run, trainable, optimizer, msgspec.structs.replace(state, planned=due), per_epoch)
         if pause:
             run.emit("paused", step=step, total_steps=total)
             raise Paused(step)
     if step < total:
         run.emit("early_stopped", step=step, total_steps=total, best_step=state.best_step, best_loss=state.best_loss)
-    return _finish(run, trainable, items, state, base, side)
+    return _finish(run, trainable, items, state, base, side, measure)
 
 
 def _stale(state: State, plan: ResolvedPlan) -> bool:
@@ -221,33 +216,27 @@ def _stale(state: State, plan: ResolvedPlan) -> bool:
     return plan.patience is not None and state.stale >= plan.patience
 
 
-def _checkpoint(run: Run, trainable: Trainable, optimizer: torch.optim.Optimizer, state: State, per_epoch: int) -> None:
-    """Write a checkpoint; a full disk is reported and the run goes on, with the last good one to fall back to."""
-    try:
-        folder = checkpoint.save(run.out, trainable, optimizer, state)
-    except StoreError as error:
-        run.emit("checkpoint_failed", step=state.step, error=str(error))
-        return
-    checkpoint.prune(run.out, keep=run.manifest.resolved.keep_checkpoints, best=state.best_step, epoch_steps=per_epoch)
-    run.emit("checkpoint", step=state.step, folder=str(folder))
-
-
-def _finish(run: Run, trainable: Trainable, items: Sequence[Item], state: State, base: Path, side: Lanes) -> TrainResult:
+def _finish(
+    run: Run, trainable: Trainable, items: Sequence[Item], state: State, base: Path, side: Lanes, measure: Measure | None
+) -> TrainResult:
     """Choose the weights to keep, save them, let the artifact test itself."""
-    plan, valid_loss = run.manifest.resolved, state.valid_loss
+    plan, valid_loss, valid_metric = run.manifest.resolved, state.valid_loss, state.valid_metric
     if (plan.keep == "best" or plan.patience is not None) and state.best_step not in (None, state.step):
         best = checkpoint.folder_of(run.out, state.best_step or 0)
         if checkpoint.sound(best) is not None:
             checkpoint.load_weights(trainable, best)
-            valid_loss = state.best_loss
-            run.emit("best_restored", step=state.step, best_step=state.best_step, valid_loss=valid_loss)
+            valid_loss, valid_metric = state.best_loss, state.best_metric
+            run.emit("best_restored", step=state.step, best_step=state.best_step, valid_loss=valid_loss, valid_metric=valid_metric)
     folder = save_artifact(run.out, base, trainable)
     few = sorted((item.rows[0] for item in items), key=lambda row: (len(row.ids), row.example_id))[:4]
     loss = report(evaluate(trainable, SFT(), Batch([Item((row,)) for row in few], np.zeros((len(few), 1), np.float32)), plan, side))["loss"]
     test = self_test(folder, base, trainable, few, loss, plan)
     run.emit("saved", step=state.step, folder=str(folder), **msgspec.to_builtins(test))
     train_loss = state.epoch_loss / max(1.0, state.epoch_weight)
-    write_card(folder, base, run.manifest, state, valid_loss, train_loss, test)
+    scores = {"training loss, last epoch": train_loss, "validation loss": valid_loss}
+    if measure is not None:
+        scores[f"{measure.name} on validation rows"] = valid_metric
+    write_card(folder, base, run.manifest, state, scores, test)
     per_epoch = math.ceil(len(items) / plan.batch_size)
     return TrainResult(
         artifact=str(folder),
@@ -265,6 +254,8 @@ def _finish(run: Run, trainable: Trainable, items: Sequence[Item], state: State,
         test=test,
         early_stopped=state.step < per_epoch * plan.epochs,
         recoveries=len(falls(run.out)),
+        metric=None if measure is None else measure.name,
+        valid_metric=valid_metric,
     )
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tunesmith.core.errors import ConfigError
 from tunesmith.train.items import Item
 from tunesmith.train.loss import chunked_logp, chunked_nll
 from tunesmith.train.packing import Pack
@@ -180,9 +181,15 @@ class KTO:
 
 
 def objective_of(plan: ResolvedPlan) -> Objective:
-    """The plan's method."""
+    """The plan's method, with its teacher loaded where it has one."""
     if plan.method in ("sft", "text"):
         return SFT()
+    if plan.method == "grpo":
+        raise ConfigError("method grpo draws its rows itself", where="train.method", remedy="train.grpo.reinforce(plan, tasks, reward, …)")
+    if plan.method == "distil":
+        from tunesmith.train.distil import Distil, load_teacher
+
+        return Distil(plan.distillation, load_teacher(plan))
     if plan.method == "kto":
         return KTO(plan.preference)
     return DPO(plan.preference) if plan.method == "dpo" else ORPO(plan.preference)

@@ -20,7 +20,7 @@ from tunesmith.models.layers import Span
 # A prefix shorter than this is repeated: a span of its own costs more than its tokens.
 MIN_SHARED = 16
 # Longer spans are laid down as a chain, so that attention never holds a block wider than this (and skips the masked half).
-MAX_SPAN = 256
+MAX_SPAN = 128
 
 Ints = npt.NDArray[np.int64]
 

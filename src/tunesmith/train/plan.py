@@ -15,7 +15,7 @@ from tunesmith.core.errors import ConfigError
 from tunesmith.core.types import Record
 
 Auto = Literal["auto"]
-Method = Literal["sft", "dpo", "orpo", "kto", "text"]
+Method = Literal["sft", "dpo", "orpo", "kto", "text", "grpo", "distil"]
 Init = Literal["default", "gaussian", "pissa", "olora", "orthogonal"]
 
 
@@ -58,22 +58,58 @@ class Preference(Record, frozen=True):
     undesirable_weight: float = 1.0
 
 
+class Reinforcement(Record, frozen=True):
+    """Options of grpo: `samples` answers of the model itself to each prompt, each of at most `max_tokens`, drawn at `temperature`.
+
+    `grader` is one of OpenAI's graders, as its JSON. `loss` grpo is arXiv 2402.03300, dapo (arXiv 2503.14476) averages over all tokens of
+    a step, dr_grpo (arXiv 2503.20783) divides by constants alone. The ratio to the probabilities at sampling is clipped to 1 − `clip` …
+    1 + `clip_high` (None: `clip`); each batch of samples serves `updates` updates. `beta` weighs the divergence from the base.
+    """
+
+    grader: dict[str, Any] | None = None
+    samples: int | Auto = "auto"
+    max_tokens: int | Auto = "auto"
+    temperature: float = 1.0
+    beta: float = 0.0
+    clip: float = 0.2
+    clip_high: float | None = None
+    updates: int = 1
+    loss: Literal["grpo", "dapo", "dr_grpo"] = "grpo"
+    eval_samples: int = 1
+
+
+class Distillation(Record, frozen=True):
+    """Options of distil: `teacher` is the folder of a model with the base's vocabulary.
+
+    `beta` 0 is the forward Kullback–Leibler divergence, 1 the reverse one, between them the generalised Jensen–Shannon divergence (arXiv
+    2306.13649); both distributions are taken at `temperature`.
+    """
+
+    teacher: str | None = None
+    beta: float = 0.0
+    temperature: float = 1.0
+
+
 class Plan(Record, frozen=True):
     """Everything a training run needs; the `train:` section of a configuration is this record.
 
     Method text is continued pre-training: every token of a row is trained, and a row longer than `max_length` is split (`over_length`
-    split, for this method alone).
+    split, for this method alone). Method grpo counts prompts where others count rows, and `keep: best` and `patience` go by the held-out
+    reward.
     `batch_size` counts rows of one optimiser step; `micro_batch_tokens` is how many tokens one pack computes at most (memory only: the
     result does not depend on it); `lanes` packs are computed side by side, each on threads / lanes cores. `epochs` counts passes over the
     rows; `eval_every` and `checkpoint_every` count steps, None means at the end of each epoch. `keep: best` takes the weights of the
-    evaluation with the lowest validation loss; `patience` stops after so many evaluations in a row without a lower one, and keeps the best.
-    A step whose loss is not finite, or lies `spike` standard deviations (and at least 1) above the running mean, sends the run back to an
-    earlier checkpoint at half the rate, at most `recoveries` times.
+    best evaluation; `patience` stops after so many evaluations in a row without a better one, and keeps the best. Best is the lowest
+    validation loss or, with `metric_rows`, the best value of the task's metric on the answers to so many validation rows.
+    A step whose loss is not finite, or lies above the last ones and `spike` robust standard deviations (and at least 1) above their
+    median, sends the run back to an earlier checkpoint at half the rate, at most `recoveries` times.
     """
 
     method: Method = "sft"
     adapter: Adapter = Adapter()
     preference: Preference = Preference()
+    reinforcement: Reinforcement = Reinforcement()
+    distillation: Distillation = Distillation()
     epochs: int | Auto = "auto"
     learning_rate: float | Auto = "auto"
     batch_size: int | Auto = "auto"
@@ -93,6 +129,7 @@ class Plan(Record, frozen=True):
     keep_checkpoints: int = 2
     keep: Literal["last", "best"] = "last"
     patience: int | None = None
+    metric_rows: int = 0
     recoveries: int = 2
     spike: float | None = 8.0
     activation_checkpointing: bool = False
@@ -109,10 +146,18 @@ class ResolvedAdapter(Adapter, frozen=True):
     dropout: float = 0.0
 
 
+class ResolvedReinforcement(Reinforcement, frozen=True):
+    """Reinforcement without "auto"."""
+
+    samples: int = 8
+    max_tokens: int = 256
+
+
 class ResolvedPlan(Plan, frozen=True):
     """A plan without "auto": what a run does, to the number."""
 
     adapter: ResolvedAdapter = ResolvedAdapter()
+    reinforcement: ResolvedReinforcement = ResolvedReinforcement()
     epochs: int = 1
     learning_rate: float = 1e-3
     batch_size: int = 8
@@ -158,7 +203,8 @@ OPENAI_EPOCHS = (
 )
 
 Choice = tuple[Any, str, str]
-TOKEN_METHODS = ("sft", "text")  # the loss is a sum over tokens
+TOKEN_METHODS = ("sft", "text", "distil")  # the loss is a sum over tokens
+PAIR_METHODS = ("dpo", "orpo", "kto")
 TEXT_LENGTH = 2048
 
 
@@ -172,6 +218,9 @@ def _epochs(facts: Facts) -> Choice:
 
 
 def _learning_rate(facts: Facts, lora: bool, method: Method) -> Choice:
+    if method == "grpo":
+        why = "grpo: 1e-6 for full training, ten times that for LoRA"
+        return (1e-5 if lora else 1e-6), why, f"TRL's default for GRPO; {LORA_WITHOUT_REGRET}"
     if method not in TOKEN_METHODS:
         why = f"{method}: 5e-6 for full training, ten times that for LoRA"
         return (5e-5 if lora else 5e-6), why, f"upper end of the published DPO rates; {LORA_WITHOUT_REGRET}"
@@ -197,7 +246,10 @@ def _rank(facts: Facts) -> Choice:
     return rank, why, f"capacity in parameters should exceed the data's information: {LORA_WITHOUT_REGRET}"
 
 
-def _max_length(facts: Facts, method: Method) -> Choice:
+def _max_length(facts: Facts, method: Method, answer: int) -> Choice:
+    if method == "grpo":
+        why = f"the longest prompt and {answer} tokens of an answer, at most the model's {facts.positions} positions"
+        return min(facts.longest + answer, facts.positions), why, "the data"
     if method == "text":
         length = min(facts.longest, facts.positions, TEXT_LENGTH)
         return (
@@ -240,6 +292,17 @@ def _adapter(adapter: Adapter, facts: Facts, auto: Callable[[str, Any, Choice], 
     return ResolvedAdapter(**values)
 
 
+def _reinforcement(options: Reinforcement, facts: Facts, auto: Callable[[str, Any, Choice], Any]) -> ResolvedReinforcement:
+    room = max(16, min(256, facts.positions // 2))
+    samples = (8, "enough that few groups are all right or all wrong", "TRL's default for GRPO")
+    tokens = (room, f"256, at most half of the model's {facts.positions} positions", "TRL's default for GRPO")
+    values = msgspec.structs.asdict(options) | {
+        "samples": auto("reinforcement.samples", options.samples, samples),
+        "max_tokens": auto("reinforcement.max_tokens", options.max_tokens, tokens),
+    }
+    return ResolvedReinforcement(**values)
+
+
 def resolve(plan: Plan, facts: Facts) -> tuple[ResolvedPlan, tuple[Reason, ...]]:
     """Every "auto" as a number, with reasons. Raises ConfigError for values that exclude each other or lie outside their range."""
     check(plan)
@@ -254,6 +317,7 @@ def resolve(plan: Plan, facts: Facts) -> tuple[ResolvedPlan, tuple[Reason, ...]]
 
     lora = plan.adapter.kind == "lora"
     adapter = _adapter(plan.adapter, facts, auto) if lora else ResolvedAdapter(kind="none")
+    options = _reinforcement(plan.reinforcement, facts, auto) if plan.method == "grpo" else ResolvedReinforcement()
     batch = auto("batch_size", plan.batch_size, _batch_size(facts))
     tokens = (
         2048 if facts.cuda else 1536,
@@ -264,11 +328,12 @@ def resolve(plan: Plan, facts: Facts) -> tuple[ResolvedPlan, tuple[Reason, ...]]
     threads = auto("threads", plan.threads, (facts.cores, "every core that this process may use", "this machine"))
     values = msgspec.structs.asdict(plan) | {
         "adapter": adapter,
+        "reinforcement": options,
         "epochs": auto("epochs", plan.epochs, _epochs(facts)),
         "learning_rate": auto("learning_rate", plan.learning_rate, _learning_rate(facts, lora, plan.method)),
         "batch_size": batch,
         "micro_batch_tokens": auto("micro_batch_tokens", plan.micro_batch_tokens, tokens),
-        "max_length": auto("max_length", plan.max_length, _max_length(facts, plan.method)),
+        "max_length": auto("max_length", plan.max_length, _max_length(facts, plan.method, options.max_tokens)),
         "over_length": "split" if plan.method == "text" else plan.over_length,
         "dtype": auto("dtype", plan.dtype, _dtype(facts)),
         "threads": threads,
@@ -307,26 +372,70 @@ def check(plan: Plan) -> None:
         ("adapter.dropout", plan.adapter.dropout, 0.0, 0.99),
         ("keep_checkpoints", plan.keep_checkpoints, 1, 10_000),
         ("recoveries", plan.recoveries, 0, 10),
+        ("metric_rows", plan.metric_rows, 0, 100_000),
     ):
         if not isinstance(value, str) and not low <= value <= high:
             raise ConfigError(f"{name} is {value}", where=f"train.{name}", allowed=f"{low} to {high}")
     if (plan.over_length == "split" and plan.method != "text") or (plan.over_length == "truncate" and plan.method == "text"):
         what = f"over_length {plan.over_length} and method {plan.method} exclude each other"
         raise ConfigError(what, where="train.over_length", remedy="text is split, rows of chats are dropped or truncated")
+    if plan.metric_rows and plan.method in ("text", "grpo"):
+        why = {"text": "text has no questions to answer", "grpo": "grpo is judged by its reward"}[plan.method]
+        raise ConfigError(f"metric_rows and method {plan.method} exclude each other: {why}", where="train.metric_rows")
     if plan.method == "text" and plan.max_length == 1:
         raise ConfigError("max_length is 1", where="train.max_length", allowed="2 or more: the first token predicts the second")
-    if plan.method in TOKEN_METHODS and plan.preference != Preference():
-        raise ConfigError(
-            f"preference means nothing to method {plan.method}",
-            where="train.preference",
-            remedy="method: dpo, orpo or kto, or leave it out",
-        )
+    for section, methods, plain in (
+        ("preference", PAIR_METHODS, Preference()),
+        ("reinforcement", ("grpo",), Reinforcement()),
+        ("distillation", ("distil",), Distillation()),
+    ):
+        if plan.method not in methods and values[section] != plain:
+            what = f"{section} means nothing to method {plan.method}"
+            raise ConfigError(what, where=f"train.{section}", remedy=f"method: {' or '.join(methods)}, or leave it out")
     if plan.preference.beta <= 0:
         raise ConfigError(f"preference.beta is {plan.preference.beta}", where="train.preference.beta", allowed="a number above 0")
     if not 0 <= plan.preference.label_smoothing < 0.5:
         smoothing = plan.preference.label_smoothing
         raise ConfigError(f"label_smoothing is {smoothing}", where="train.preference.label_smoothing", allowed="0 to below 0.5")
+    _check_sampling(plan)
+    _check_teacher(plan)
     _check_adapter(plan.adapter)
+
+
+def _check_sampling(plan: Plan) -> None:
+    """Refuse what grpo cannot be."""
+    options = plan.reinforcement
+    for name, value, low, high in (
+        ("samples", options.samples, 2, 1024),
+        ("max_tokens", options.max_tokens, 1, 1 << 20),
+        ("temperature", options.temperature, 0.01, 10),
+        ("beta", options.beta, 0, 100),
+        ("clip", options.clip, 0, 1),
+        ("clip_high", options.clip_high, 0, 100),
+        ("updates", options.updates, 1, 64),
+        ("eval_samples", options.eval_samples, 1, 1024),
+    ):
+        if value is not None and not isinstance(value, str) and not low <= value <= high:
+            raise ConfigError(f"{name} is {value}", where=f"train.reinforcement.{name}", allowed=f"{low} to {high}")
+    if plan.method != "grpo":
+        return
+    if plan.over_length != "drop":
+        what = f"over_length {plan.over_length} and method grpo exclude each other: a prompt that was cut asks something else"
+        raise ConfigError(what, where="train.over_length", allowed="drop")
+    if options.beta and plan.adapter.kind == "none":
+        what = "reinforcement.beta compares with the base by switching the adapter off, and adapter.kind none has no adapter"
+        raise ConfigError(what, where="train.reinforcement.beta", remedy="beta: 0, or kind: lora")
+
+
+def _check_teacher(plan: Plan) -> None:
+    """Refuse what distil cannot be."""
+    options = plan.distillation
+    if plan.method == "distil" and options.teacher is None:
+        raise ConfigError("method distil has no teacher", where="train.distillation.teacher", remedy="teacher: a larger model's folder")
+    if not 0 <= options.beta <= 1:
+        raise ConfigError(f"beta is {options.beta}", where="train.distillation.beta", allowed="0 (forward) to 1 (reverse)")
+    if options.temperature <= 0:
+        raise ConfigError(f"temperature is {options.temperature}", where="train.distillation.temperature", allowed="a number above 0")
 
 
 def _check_adapter(adapter: Adapter) -> None:

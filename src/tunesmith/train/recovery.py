@@ -7,19 +7,26 @@ killed while it recovers ends in the same weights.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 import msgspec
+import torch
 
-from tunesmith.core.errors import TrainingError
+from tunesmith.core.errors import StoreError, TrainingError
 from tunesmith.core.store import write_whole
 from tunesmith.core.types import Record
 from tunesmith.train import checkpoint
+from tunesmith.train.adapters import Trainable
 from tunesmith.train.checkpoint import State
 from tunesmith.train.run import Run
 
-# Steps before a spike can be told from noise, and the weight of a new loss in the running mean.
-SETTLED, NEWEST = 20, 0.05
+# How many of the last losses a new one is compared with, and how many there must be before it is.
+RECENT, SETTLED = 32, 8
+# The estimate from n losses is widened by 1 + FEW / n, so that a thousand steps of mere noise rarely hold a spike (see the tests).
+FEW = 16
 
 
 class Fall(Record, frozen=True):
@@ -56,9 +63,7 @@ def judge(run: Run, state: State, step: int, loss: float, norm: float, fallen: t
     """
     plan = run.manifest.resolved
     finite = math.isfinite(loss) and math.isfinite(norm)
-    limit = math.inf
-    if plan.spike is not None and state.seen >= SETTLED:
-        limit = state.mean + max(1.0, plan.spike * math.sqrt(state.variance))
+    limit = math.inf if plan.spike is None else spike_limit(state.recent, plan.spike)
     if finite and loss <= limit:
         return
     why = f"loss {loss:.4g} above {limit:.4g}" if finite else f"loss {loss} and gradient norm {norm}"
@@ -69,13 +74,23 @@ def judge(run: Run, state: State, step: int, loss: float, norm: float, fallen: t
     run.emit("spike", step=step, train_loss=loss, limit=limit)
 
 
+def spike_limit(recent: Sequence[float], deviations: float) -> float:
+    """The loss above which a step is a spike: above all of the recent ones, and `deviations` (at least 1 nat) above their median.
+
+    The deviation is robust and a steady fall does not widen it: 1.4826 · the median absolute deviation (Iglewicz and Hoaglin 1993) of
+    the differences of neighbours / √2 (von Neumann 1941), which is σ for independent normal noise. Infinite until SETTLED losses are known.
+    """
+    if len(recent) < SETTLED:
+        return math.inf
+    steps = [after - before for before, after in pairwise(recent)]
+    slope = median(steps)
+    deviation = 1.4826 / math.sqrt(2) * median(abs(step - slope) for step in steps)
+    return max(*recent, median(recent) + max(1.0, deviations * deviation * (1 + FEW / len(recent))))
+
+
 def watched(state: State, loss: float) -> State:
-    """The state with the loss in its running mean and variance (exponential, the plain mean over the first steps)."""
-    weight = max(NEWEST, 1 / (state.seen + 1))
-    off = loss - state.mean
-    return msgspec.structs.replace(
-        state, seen=state.seen + 1, mean=state.mean + weight * off, variance=(1 - weight) * (state.variance + weight * off * off)
-    )
+    """The state with the loss among its recent ones."""
+    return msgspec.structs.replace(state, recent=(*state.recent, loss)[-RECENT:])
 
 
 def fall_back(run: Run, diverged: Diverged) -> None:
@@ -94,3 +109,14 @@ def fall_back(run: Run, diverged: Diverged) -> None:
     fallen = (*falls(run.out), Fall(failed_step=diverged.step, back_to=back_to, why=diverged.why))
     write_whole(run.out / "fallen.json", msgspec.json.encode(fallen))
     run.emit("fell_back", step=back_to, failed_step=diverged.step, why=diverged.why, rate_factor=rate_factor(fallen, back_to + 1))
+
+
+def write_checkpoint(run: Run, trainable: Trainable, optimizer: torch.optim.Optimizer, state: State, per_epoch: int) -> None:
+    """Write a checkpoint; a full disk is reported and the run goes on, with the last good one to fall back to."""
+    try:
+        folder = checkpoint.save(run.out, trainable, optimizer, state)
+    except StoreError as error:
+        run.emit("checkpoint_failed", step=state.step, error=str(error))
+        return
+    checkpoint.prune(run.out, keep=run.manifest.resolved.keep_checkpoints, best=state.best_step, epoch_steps=per_epoch)
+    run.emit("checkpoint", step=state.step, folder=str(folder))

@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -23,7 +23,7 @@ import numpy as np
 from tunesmith.core.errors import TrainingError
 from tunesmith.core.store import write_whole
 from tunesmith.core.types import Record, digest
-from tunesmith.train.facts import SETTINGS, WEIGHTS, environment, gather, header
+from tunesmith.train.facts import SETTINGS, WEIGHTS, environment, gather, header, require_same_tokens
 from tunesmith.train.items import Item
 from tunesmith.train.plan import Facts, Plan, Reason, ResolvedPlan, resolve
 
@@ -36,6 +36,22 @@ class Paused(Exception):
     def __init__(self, step: int) -> None:
         self.step = step
         super().__init__(f"paused after step {step}; the same call continues")
+
+
+class Ended(Protocol):
+    """What every result of a run says."""
+
+    @property
+    def identity(self) -> str: ...
+    @property
+    def artifact(self) -> str: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def seconds(self) -> float: ...
+
+
+Result = TypeVar("Result", bound=Ended)
 
 
 class Manifest(Record, frozen=True):
@@ -65,7 +81,10 @@ def data_digest(items: Sequence[Item]) -> str:
 
 def base_digest(base: Path) -> str:
     """Names a base: its configuration, the weights' headers, and samples of the weights (1 MB every 64 MB)."""
-    h = hashlib.blake2b((base / "config.json").read_bytes(), digest_size=16)
+    try:
+        h = hashlib.blake2b((base / "config.json").read_bytes(), digest_size=16)
+    except OSError as error:
+        raise TrainingError(f"no model: {error}", where=str(base), remedy="give the folder of a prepared base") from error
     for path in sorted(base.glob("*.safetensors")):
         h.update(json.dumps(header(path), sort_keys=True).encode())
         with path.open("rb") as file:
@@ -83,6 +102,17 @@ def adapter_digest(folder: Path) -> str:
         raise TrainingError(
             f"no adapter to start from: {error}", where="train.adapter.start_from", allowed=f"{SETTINGS}, {WEIGHTS}"
         ) from error
+
+
+def told(out: Path) -> list[dict[str, Any]]:
+    """What the run in a folder reported so far."""
+    path, events = out / "events.jsonl", []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            events.append(json.loads(line))
+        except ValueError:
+            continue  # the last line of a killed process may be cut
+    return events
 
 
 @dataclass(slots=True)
@@ -107,26 +137,38 @@ class Run:
 
     def rewind(self, step: int) -> None:
         """Forget the events after `step`, which are reported again; that the run fell back is not forgotten."""
-        path = self.out / "events.jsonl"
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-            try:
-                event = json.loads(line)
-                if event.get("step", 0) <= step or event["event"] == "fell_back":
-                    kept.append(line)
-            except ValueError:
-                continue  # the last line of a killed process may be cut
-        write_whole(path, "".join(f"{line}\n" for line in kept))
+        kept = [event for event in told(self.out) if event.get("step", 0) <= step or event["event"] == "fell_back"]
+        write_whole(self.out / "events.jsonl", "".join(f"{json.dumps(event)}\n" for event in kept))
+
+    def finished(self, kind: type[Result]) -> Result | None:
+        """The result of a run that has ended and whose artifact is still there, else None."""
+        try:
+            done = msgspec.json.decode((self.out / "result.json").read_bytes(), type=kind)
+        except (OSError, msgspec.DecodeError):
+            return None
+        return done if done.identity == self.identity and Path(done.artifact).exists() else None
+
+    def finish(self, result: Result) -> Result:
+        """Keep the result, which ends the run."""
+        write_whole(self.out / "result.json", msgspec.json.format(msgspec.json.encode(result)))
+        self.emit("finished", step=result.steps, seconds=result.seconds)
+        return result
 
 
-def open_run(plan: Plan, rows: Sequence[Item], validation: Sequence[Item], base: Path, out: Path, on_event: OnEvent) -> Run:
+def open_run(
+    plan: Plan, rows: Sequence[Item], validation: Sequence[Item], base: Path, out: Path, on_event: OnEvent, *, beside: str | None = None
+) -> Run:
     """Start a run in `out`, or take over the one that began there: its resolved plan holds, so that "auto" cannot change underway.
 
-    Raises TrainingError when `out` belongs to another plan, other data or another base.
+    `beside` names what the rows come with that is no token of theirs. Raises TrainingError when `out` belongs to another plan, other data
+    or another base.
     """
-    data, weights = digest(data_digest(rows), data_digest(validation)), base_digest(base)
+    data, weights = digest(data_digest(rows), data_digest(validation), *([] if beside is None else [beside])), base_digest(base)
     if plan.adapter.start_from is not None:
         weights = digest(weights, adapter_digest(Path(plan.adapter.start_from)))
+    if plan.distillation.teacher is not None:
+        require_same_tokens(base, Path(plan.distillation.teacher))
+        weights = digest(weights, base_digest(Path(plan.distillation.teacher)))
     identity = digest(plan, data, weights)
     path = out / "run.json"
     if path.exists():
@@ -158,5 +200,8 @@ def _difference(manifest: Manifest, plan: Plan, data: str, base: str) -> str:
         if old.get(key) != new.get(key)
     ]
     parts += ["other rows"] * (manifest.data != data)
-    parts += ["another base" + " or adapter to start from" * (manifest.plan.adapter.start_from is not None)] * (manifest.base != base)
+    if manifest.base != base:
+        others = [" adapter to start from"] * (manifest.plan.adapter.start_from is not None)
+        others += [" teacher"] * (manifest.plan.distillation.teacher is not None)
+        parts.append(" or".join(["another base", *others]))
     return "; ".join(parts)

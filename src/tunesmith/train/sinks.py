@@ -6,6 +6,7 @@ Each function gives a callable for `on_event`; `several` joins them. A run that 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,19 @@ def several(*sinks: OnEvent) -> OnEvent:
             sink(event)
 
     return on_event
+
+
+def trackers(names: Sequence[str], *, project: str, folder: Path) -> OnEvent:
+    """The trackers of those names as one callable; their files go to `folder`, their runs under the project's name. Raises MissingExtra."""
+    known: dict[str, Callable[[], OnEvent]] = {
+        "tensorboard": lambda: tensorboard(folder / "tensorboard"),
+        "mlflow": lambda: mlflow(project),
+        "wandb": lambda: wandb(project, dir=str(folder)),
+    }
+    for name in names:
+        _installed(name)  # all of them before the first one opens anything
+        folder.mkdir(parents=True, exist_ok=True)
+    return several(*(known[name]() for name in names))
 
 
 def tensorboard(folder: Path) -> OnEvent:

@@ -11,11 +11,12 @@ from typing import Any
 
 import jinja2
 import msgspec
+import numpy as np
 
 from tunesmith.core.errors import TunesmithError
 from tunesmith.core.rows import Row
 from tunesmith.core.store import write_whole
-from tunesmith.data.check import check, held_out_power
+from tunesmith.data.check import GUIDANCE, check, held_out_power
 from tunesmith.flow import plots
 from tunesmith.flow.datasets.tokens import lengths, training_cost
 from tunesmith.flow.datasets.versions import Data, Datasets, shown
@@ -42,10 +43,20 @@ def checked(datasets: Datasets, data: Data, *, base: str = "", max_length: int |
         "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "usable": found.usable,
         **msgspec.to_builtins(found),
-        "tokens": tokens | ({"lengths": counts, "price": training_cost(counts, base)} if counts is not None else {}),
+        "tokens": tokens | (_counted(counts, base) if counts else {}),
         "fates": data.fates.counts(),
         "rules": data.fates.rules(),
     }
+
+
+def _counted(counts: list[int], base: str) -> dict[str, Any]:
+    spread = {"median": float(np.median(counts)), "longest": max(counts), "total": sum(counts)}
+    return {"lengths": counts, "spread": spread, "price": training_cost(counts, base)}
+
+
+def short(origin: str) -> str:
+    """The end of an origin, by which commands find the row too: `file:line`."""
+    return origin.rpartition("/")[2]
 
 
 def text_of(result: dict[str, Any]) -> str:
@@ -57,7 +68,7 @@ def text_of(result: dict[str, Any]) -> str:
         if one.get("do"):
             lines.append(f"        → {one['do']}")
         if one.get("rows"):
-            lines.append(f"          {', '.join(one['rows'])}")
+            lines.append(f"          {', '.join(map(short, one['rows']))}")
     tokens = result["tokens"]
     if "error" in tokens:
         lines.append(f"  tokens were not counted: {tokens['error'].splitlines()[0]}")
@@ -75,44 +86,54 @@ def write_html(result: dict[str, Any], rows: Sequence[Row], path: Path) -> None:
     examples = {row.origin: shown(row) for row in rows if any(row.origin in one.get("rows", ()) for one in result["advice"])}
     source = resources.files("tunesmith.flow.datasets").joinpath("check.html.j2").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    write_whole(path, environment.from_string(source).render(r=result, plots=_plots(result, rows), examples=examples))
+    environment.filters |= {"short": short, "count": lambda n: f"{n:,}"}
+    drawn = {"plots": _plots(result, rows), "bars": _bars(result), "examples": examples, "typical": _typical(result, rows)}
+    write_whole(path, environment.from_string(source).render(r=result, guidance=GUIDANCE, **drawn))
+
+
+def _typical(result: dict[str, Any], rows: Sequence[Row]) -> list[tuple[str, dict[str, Any]]]:
+    """The shortest row, one of middle length and the longest."""
+    sizes = result["tokens"].get("lengths") or [sum(len(turn.text) for turn in row.messages) for row in rows]
+    order = sorted(range(len(rows)), key=lambda i: sizes[i])
+    names = ("the shortest", "of middle length", "the longest")
+    places = dict.fromkeys((order[0], order[len(order) // 2], order[-1])) if order else {}
+    return [(name, shown(rows[i])) for name, i in zip(names, places, strict=False)]
+
+
+def _bars(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Labels, common answers and topics: each a title, a note and (name, what is told, width in per cent)."""
+    total = max(result["numbers"]["rows"], 1)
+    labels = list(result["numbers"]["labels"].items())[:25]
+    topics = [(" · ".join(one["words"][:4]) or "(no common words)", one["share"] * total) for one in result.get("topics", ())]
+    lists: list[tuple[str, str, list[tuple[str, float]]]] = [
+        ("Labels", f"{len(result['numbers']['labels'])} labels; the most common 25 are shown.", labels),
+        ("Most common answers", "A model that always gives the first one is the baseline to beat.", result["numbers"]["answers"]),
+        ("What it is about", "Groups of rows that share words, named by the words that mark them.", topics[:12]),
+    ]
+    found = []
+    for title, note, counts in lists:
+        most = max((n for _, n in counts), default=0) or 1
+        bars = [{"name": name, "told": f"{n / total:.0%}", "rows": f"{n:,.0f}", "width": 100 * n / most} for name, n in counts]
+        found += [{"title": title, "note": note, "bars": bars}] if bars else []
+    return found
 
 
 def _plots(result: dict[str, Any], rows: Sequence[Row]) -> list[dict[str, str]]:
-    found = []
-
-    def add(title: str, svg: str, note: str = "") -> None:
-        found.append({"title": title, "svg": svg, "note": note})
-
-    counts = result["tokens"].get("lengths")
-    if counts:
-        base = result["tokens"]["base"]
-        add("Length", plots.histogram("tokens a row", counts, f"tokens a row, as {base} sees it"), "The last bin holds the longest 1 %.")
-    else:
-        characters = [sum(len(turn.text) for turn in row.messages) for row in rows]
-        add("Length", plots.histogram("characters a row", characters, "characters a row"), "The last bin holds the longest 1 %.")
-    labels = result["numbers"]["labels"]
-    if labels:
-        add("Labels", plots.bars("labels", list(labels.items())[:25], "rows"), f"{len(labels)} labels; the most common 25 are shown.")
-    answers = [(text[:24], float(n)) for text, n in result["numbers"]["answers"]]
-    if answers:
-        add("Most common answers", plots.bars("answers", answers, "rows"))
-    topics = [(" ".join(one["words"][:3])[:24] or "(no common words)", 100 * one["share"]) for one in result.get("topics", ())]
-    if topics:
-        add("What it is about", plots.bars("topics", topics[:20], "% of the rows"), "Groups by shared vocabulary, named by their words.")
+    """Lengths, turns, and what test sets of several sizes can show, as SVG with a title and a note."""
+    counts, base = result["tokens"].get("lengths"), result["tokens"].get("base")
+    unit = f"tokens a row, as {base} sees it" if counts else "characters a row"
+    sizes = counts or [sum(len(turn.text) for turn in row.messages) for row in rows]
+    found = [("Length", plots.histogram(unit, sizes, ""), f"{unit.capitalize()}. The last bar holds the longest 1 %.")]
     turns = [len(row.messages) for row in rows]
     if len(set(turns)) > 1:
-        add("Turns", plots.histogram("turns a row", turns, "turns a row", bins=min(24, max(turns))))
-    powers = [held_out_power(n) for n in _SIZES]
-    series = [
-        ("± at 50 %", [float(n) for n in _SIZES], [one["half_width_at_50"] for one in powers]),
-        ("± at 90 %", [float(n) for n in _SIZES], [one["half_width_at_90"] for one in powers]),
-        ("smallest difference", [float(n) for n in _SIZES], [one["smallest_difference"] for one in powers]),
-    ]
+        found.append(("Turns", plots.histogram("turns a row", turns, "", bins=min(24, max(turns))), "Turns a row, system prompt included."))
+    powers, across = [held_out_power(n) for n in _SIZES], [float(n) for n in _SIZES]
+    keys = {"± near 50 %": "half_width_at_50", "± near 90 %": "half_width_at_90", "smallest difference": "smallest_difference"}
+    series = [(name, across, [one[key] for one in powers]) for name, key in keys.items()]
     test = result["test"]
     note = (
         f"Yours would have {test['rows']:.0f} rows: ±{test['half_width_at_50']:.1f} points near one half; differences of two models are "
-        f"seen from {test['smallest_difference']:.1f} points. ±2 points take {test['rows_for_2_points']:.0f} rows."
+        f"seen from {test['smallest_difference']:.1f} points. ±2 points take {test['rows_for_2_points']:,.0f} rows."
     )
-    add("What a test set can show", plots.lines("test size", series, "rows held out", "points"), note)
-    return found
+    found.append(("What a test set can show", plots.lines("test size", series, "rows held out", "points"), note))
+    return [{"title": title, "svg": svg, "note": said} for title, svg, said in found]

@@ -40,7 +40,9 @@ def findings(circle: Circle) -> dict[str, Any]:
     folder = circle.runner.folder("split")
     splits: dict[str, list[Row]] = {part: list(read_parquet(folder / f"{part}.parquet")) for part in PARTS}
     tokens = circle.runner.run("tokens").output
-    return of_rows(splits, circle.project.clean.near_duplicates.threshold, lengths=tokens.get("lengths"), max_length=_limit(circle))
+    near = circle.project.clean.near_duplicates.threshold
+    found = of_rows(splits, near, lengths=tokens.get("lengths"), max_length=_limit(circle))
+    return {**found, "meaning": circle.runner.run("split").output.get("meaning", {})}
 
 
 def _limit(circle: Circle) -> int | None:

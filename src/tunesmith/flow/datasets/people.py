@@ -21,10 +21,11 @@ from tunesmith.data.choose import choose, like_failures, uncertainty_of
 from tunesmith.data.clean import apply
 from tunesmith.data.contamination import Contamination, contaminated
 from tunesmith.data.dedup import near_duplicates
-from tunesmith.data.labels import Suspect, label_errors, mismatched_answers, unexplained_answers
+from tunesmith.data.labels import Suspect, label_errors, mismatched_answers, unexpected_answers, unexplained_answers
 from tunesmith.data.pii import KINDS, count, find_all
 from tunesmith.data.quality import texts_of
 from tunesmith.data.text import answer_of, normalised, question_of
+from tunesmith.data.topics import latent
 from tunesmith.data.version import DatasetVersion
 from tunesmith.flow.datasets.vectors import embed
 from tunesmith.flow.datasets.versions import ALL, Data, Datasets, copied, shown
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from tunesmith.models.local import LocalModel
 
 _LABELS = 100  # more different labels than this are free text
+_LATENT = 128
 
 
 # --- suspects ----------------------------------------------------------------------------------------------------------------------------
@@ -43,8 +45,9 @@ _LABELS = 100  # more different labels than this are free text
 def suspects(datasets: Datasets, data: Data, *, encoder: str = "", base: str = "") -> list[dict[str, Any]]:
     """Rows whose label or answer is probably wrong, surest first, with the reason; also kept for `data review`.
 
-    Labelled rows: confident learning. All rows: others that ask nearly the same answer otherwise; where answers are copied from questions,
-    words that are not there or that are left out. `encoder`: embeddings too. `base`: answers that their question does not explain (slow).
+    Labelled rows: confident learning. Free text: answers that a small model of the other rows does not expect. All rows: others that ask
+    nearly the same answer otherwise; where answers are copied from questions, words that are not there or that are left out. `encoder`:
+    embeddings too. `base`: answers that their question does not explain (slow).
     """
     rows = data.rows
     found: list[tuple[str, Suspect]] = []
@@ -61,9 +64,12 @@ def suspects(datasets: Datasets, data: Data, *, encoder: str = "", base: str = "
     found += [("neighbours", one) for one in disagreeing(questions, answers, names=[row.origin for row in rows])]
     found += [("not copied", one) for one in not_copied(questions, answers)]
     found += [("omitted", one) for one in omitted(questions, answers)]
-    if vectors is not None and not known:
+    if not known:
         datasets.progress.say("comparing questions with their answers")
-        found += [("mismatch", one) for one in mismatched_answers(vectors, embed(answers, datasets.catalog, encoder))]
+        theirs = latent(answers, _LATENT) if vectors is None else embed(answers, datasets.catalog, encoder)
+        ours = latent(questions, _LATENT) if vectors is None else vectors
+        found += [("unexpected", one) for one in unexpected_answers(ours, theirs)]
+        found += [("mismatch", one) for one in mismatched_answers(ours, theirs)] if vectors is not None else []
     if base:
         found += [("unexplained", one) for one in _unexplained(datasets, data, base)]
     listed = [
@@ -205,6 +211,11 @@ def choose_next(
     return [{**shown(rows[one.row]), "uncertainty": one.uncertainty, "wanted": one.wanted, "distance": one.distance} for one in chosen]
 
 
+class _KeptSuspect(msgspec.Struct):
+    row: str
+    reason: str
+
+
 def _suspects_file(datasets: Datasets) -> Path:
     return datasets.root.parent / "review" / "suspects.json"
 
@@ -219,9 +230,13 @@ def kept_suspects(datasets: Datasets) -> dict[str, str]:
     file = _suspects_file(datasets)
     if not file.is_file():
         return {}
+    try:
+        kept = msgspec.json.decode(file.read_bytes(), type=list[_KeptSuspect])
+    except msgspec.DecodeError as error:
+        raise DataError(f"no list of suspects: {error}", where=str(file), remedy="tunesmith data labels writes it anew") from error
     found: dict[str, str] = {}
-    for one in msgspec.json.decode(file.read_bytes()):
-        found.setdefault(one["row"], one["reason"])
+    for one in kept:
+        found.setdefault(one.row, one.reason)
     return found
 
 

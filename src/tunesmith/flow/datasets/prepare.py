@@ -17,11 +17,13 @@ from tunesmith.core.errors import ConfigError, DataError
 from tunesmith.core.rows import read_parquet, write_parquet
 from tunesmith.core.types import Example
 from tunesmith.data.clean import Clean, clean
-from tunesmith.data.collect import Source, collect
+from tunesmith.data.collect import Source
+from tunesmith.data.intake import intake
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.sources import files
 from tunesmith.data.split import Split, split
 from tunesmith.data.summary import summary
+from tunesmith.flow.datasets.leaks import as_plain, meaning
 from tunesmith.flow.datasets.vectors import embed
 from tunesmith.models.catalog import Catalog
 from tunesmith.train.plan import Plan
@@ -53,10 +55,9 @@ def content(sources: Sequence[Source]) -> list[str]:
 
 def collect_rows(sources: Sequence[Source], max_invalid: float, work: Path) -> dict[str, Any]:
     """Read every source; writes rows.parquet, ledger.jsonl and (where rows have faults) rejects.jsonl."""
-    found = collect(sources, max_invalid=max_invalid, rejects=work / "rejects.jsonl")
-    write_parquet(work / "rows.parquet", found.rows)
-    found.ledger.write(work / "ledger.jsonl")
-    return {"inputs": found.inputs, "invalid": found.invalid, "rows": len(found.rows), "formats": sorted(set(found.formats.values()))}
+    rows, ledger, rejects = (work / name for name in ("rows.parquet", "ledger.jsonl", "rejects.jsonl"))
+    found = intake(sources, rows, ledger, max_invalid=max_invalid, rejects=rejects)
+    return {"inputs": found.inputs, "invalid": found.invalid, "rows": found.rows, "formats": sorted(set(found.formats.values()))}
 
 
 def clean_and_split(rows_folder: Path, cleaning: Clean, splitting: Split, catalog: Catalog, work: Path) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def clean_and_split(rows_folder: Path, cleaning: Clean, splitting: Split, catalo
     ledger = Ledger.read(rows_folder / "ledger.jsonl")
     encoder = partial(embed, catalog=catalog, encoder=cleaning.semantic_duplicates.encoder)
     cleaned = clean(list(read_parquet(rows_folder / "rows.parquet")), cleaning, ledger, encoder=encoder)
-    parts = split(cleaned.rows, splitting, cleaned.clusters)
+    parts = split(cleaned.rows, splitting, cleaned.clusters, cleaned.sets)
     for name in PARTS:
         write_parquet(work / f"{name}.parquet", getattr(parts, name))
         if not getattr(parts, name):
@@ -76,7 +77,8 @@ def clean_and_split(rows_folder: Path, cleaning: Clean, splitting: Split, catalo
     clusters = {row.id: int(cluster) for row, cluster in zip(cleaned.rows, cleaned.clusters, strict=True)}
     (work / "clusters.json").write_bytes(msgspec.json.encode(clusters))
     ledger.write(work / "ledger.jsonl")
-    return summary(cleaned.rows, ledger=ledger, clusters=cleaned.clusters, splits=parts)
+    overlap = as_plain(meaning(parts, splitting.semantic, catalog))
+    return {**summary(cleaned.rows, ledger=ledger, clusters=cleaned.clusters, splits=parts), "meaning": overlap}
 
 
 def examples(folder: Path, part: str) -> list[Example]:
@@ -99,7 +101,7 @@ def tokenize(split_folder: Path, base: Path, plan: Plan, work: Path) -> dict[str
         rows = examples(split_folder, part)
         rendered = renderer.examples(rows)
         kept = _fitting(rendered, rows, plan, ledger)
-        if part == "train" and not any(row.trained for row in kept):
+        if part == "train" and plan.method != "grpo" and not any(row.trained for row in kept):
             shortest = min((len(row.ids) for row in rendered if row.trained), default=None)
             mend = "rows need an assistant turn whose weight is not 0"
             if shortest is not None:

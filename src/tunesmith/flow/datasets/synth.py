@@ -10,18 +10,19 @@ from typing import Any, Literal
 import msgspec
 
 from tunesmith.core.config import convert, parse_overrides
-from tunesmith.core.errors import ConfigError, UsageError, nearest
+from tunesmith.core.errors import ConfigError, SourceUnavailable, UsageError, nearest
 from tunesmith.core.load import resolve
 from tunesmith.core.rows import Row
 from tunesmith.core.store import Store
-from tunesmith.core.types import Answer, Example, Record
+from tunesmith.core.types import Answer, Example, Prompt, Record, Sampling
 from tunesmith.data import synth, version
 from tunesmith.data.synth import Judge, Made, Synth
 from tunesmith.data.version import DatasetVersion
+from tunesmith.evaluate.run import Answers, ask_all, cache_key
 from tunesmith.flow.datasets.tokens import price_of
 from tunesmith.flow.datasets.versions import ALL, Data, Datasets, copied, entered
 from tunesmith.flow.evaluation.models import Models
-from tunesmith.models.base import Model
+from tunesmith.models.base import Model, OnAnswer
 
 Method = Literal["seeds", "documents", "topics", "evolve", "preferences"]
 METHODS: tuple[Method, ...] = ("seeds", "documents", "topics", "evolve", "preferences")
@@ -68,10 +69,34 @@ def priced(wish: Wish) -> Synth:
     return msgspec.structs.replace(wish.settings, usd_in=price.input, usd_out=price.output)
 
 
+class Kept:
+    """A teacher whose answers are on disk as they come: what it said before a stop is neither asked nor paid again."""
+
+    def __init__(self, teacher: Model, file: Path) -> None:
+        self.name, self.digest = teacher.name, teacher.digest
+        self._teacher, self._file = teacher, file
+
+    def answer(self, prompts: Sequence[Prompt], sampling: Sampling, on_answer: OnAnswer | None = None) -> list[Answer]:
+        """As the teacher's; a kept answer counts no tokens. Raises SourceUnavailable, saying how to go on."""
+        kept = Answers(self._file)
+        old = [cache_key(self, prompt, sampling) in kept for prompt in prompts]
+        kept.close()
+        try:
+            answers = ask_all(self._teacher, prompts, sampling, self._file)
+        except SourceUnavailable as error:
+            said = "what it answered until now is kept: the same command goes on from there"
+            raise SourceUnavailable(error.what, where=error.where, remedy=said) from error
+        return [
+            msgspec.structs.replace(answer, prompt_tokens=0, completion_tokens=0) if again else answer
+            for answer, again in zip(answers, old, strict=True)
+        ]
+
+
 class Teachers:
-    """The models of one command, over the project's store."""
+    """The models of one command, over the project's store; `teacher` gives one whose answers are kept."""
 
     def __init__(self, datasets: Datasets) -> None:
+        self._file = datasets.root.parent / "synth" / "answers.jsonl"
         self._store = Store.open(datasets.folder / datasets.settings.store)
         self._models = Models(self._store, datasets.catalog)
 
@@ -84,6 +109,10 @@ class Teachers:
     def resolve(self, word: str) -> Model:
         """The model that the word names."""
         return self._models.resolve(word)
+
+    def teacher(self, word: str) -> Model:
+        """The same, with its answers kept."""
+        return Kept(self._models.resolve(word), self._file)
 
 
 def requests(wish: Wish, data: Data | None, teacher: Model) -> list[synth.Request]:
@@ -134,7 +163,7 @@ def make(datasets: Datasets, wish: Wish, data: Data | None, asked: Sequence[synt
 
     return synth.make(
         asked,
-        models.resolve(wish.teacher),
+        models.teacher(wish.teacher),
         priced(wish),
         seeds=_seeds(data),
         avoid=[*held, *avoid],
@@ -167,7 +196,7 @@ def _judge(datasets: Datasets, wish: Wish, models: Teachers) -> Judge | None:
 
 def pairs(datasets: Datasets, wish: Wish, data: Data, models: Teachers) -> tuple[list[Row], list[tuple[str, str]]]:
     """Preference pairs: each row's own answer over what the weaker model says."""
-    weak, rows = models.resolve(wish.teacher), [row for row in _seeds(data) if isinstance(row, Example)][: wish.count]
+    weak, rows = models.teacher(wish.teacher), [row for row in _seeds(data) if isinstance(row, Example)][: wish.count]
     made: list[Row] = []
     refused: list[tuple[str, str]] = []
     for begin in range(0, len(rows), wish.settings.batch):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import glob
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,15 +30,18 @@ from tunesmith.core.types import Example, LedgerLine, Record
 from tunesmith.data import version as versions
 from tunesmith.data.clean import Clean, Cleaned, clean, near_clusters
 from tunesmith.data.collect import Collected, Source, collect, stream
+from tunesmith.data.intake import Intake
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.split import Split, Splits, split
 from tunesmith.data.version import DatasetVersion
 from tunesmith.flow.datasets import prepare
+from tunesmith.flow.datasets.imports import ALL as ALL
+from tunesmith.flow.datasets.imports import imported, reading
+from tunesmith.flow.datasets.leaks import meaning
 from tunesmith.flow.datasets.vectors import embed
 from tunesmith.flow.project import Project, load_project
 from tunesmith.models.catalog import Catalog
 
-ALL = "all"
 PREVIEW = 3
 
 
@@ -236,12 +239,14 @@ class Datasets:
         self.progress.say(f"reading {', '.join(source.path for source in sources)}")
         return collect(self.located(sources), max_invalid=max_invalid, rejects=rejects)
 
-    def keep(self, sources: Sequence[Source], *, max_invalid: float = 0.0, note: str = "") -> tuple[DatasetVersion, Collected]:
-        """Import: read the sources and freeze their rows as a version. Rows with faults lie in `rejects.jsonl` beside the versions."""
-        found = self.collect(sources, max_invalid=max_invalid, rejects=self.root / "rejects.jsonl")
-        content = prepare.content([one for one in self.located(sources) if "://" not in one.path])
+    def keep(self, sources: Sequence[Source], *, max_invalid: float = 0.0, note: str = "") -> tuple[DatasetVersion, Intake]:
+        """Import: read the sources into a version, row by row, in bounded memory. Rows with faults lie in `rejects.jsonl` beside the
+        versions."""
+        self.progress.say(f"reading {', '.join(source.path for source in sources)}")
+        located = self.located(sources)
+        content = prepare.content([one for one in located if "://" not in one.path])
         recipe = {"step": "import", "sources": msgspec.to_builtins(list(sources)), "content": content, "max_invalid": max_invalid}
-        return versions.freeze(self.root, {ALL: found.rows}, recipe, ledger=found.ledger, note=note), found
+        return imported(self.root, located, recipe, max_invalid=max_invalid, note=note, told=reading(located, self.progress))
 
     # --- clean and split ---------------------------------------------------------------------------------------------------------------
 
@@ -250,7 +255,7 @@ class Datasets:
         ledger = copied(data.ledger)
         self.progress.say(f"cleaning {len(data.rows)} rows")
         encoder = partial(embed, catalog=self.catalog, encoder=self.settings.clean.semantic_duplicates.encoder)
-        done = clean(data.rows, self.settings.clean, ledger, evaluation=evaluation, encoder=encoder)
+        done = clean(data.rows, self.settings.clean, ledger, evaluation=evaluation, encoder=encoder, progress=self.progress)
         recipe = {"step": "clean", "from": data.name, "clean": msgspec.to_builtins(self.settings.clean)}
         recipe["evaluation"] = versions.digest_of(evaluation) if evaluation else None
         return self.freeze({ALL: done.rows}, recipe, ledger, data, note), done, ledger
@@ -261,6 +266,7 @@ class Datasets:
         self.progress.say(f"finding near-duplicates among {len(rows)} rows")
         _, clusters = near_clusters(rows, self.settings.clean.near_duplicates)
         parts = split(rows, self.settings.split, clusters)
+        parts = replace(parts, meaning=meaning(parts, self.settings.split.semantic, self.catalog, self.progress))
         near = msgspec.to_builtins(self.settings.clean.near_duplicates)
         recipe = {"step": "split", "from": data.name, "split": msgspec.to_builtins(self.settings.split), "near_duplicates": near}
         named = {name: getattr(parts, name) for name in prepare.PARTS}

@@ -97,7 +97,7 @@ class Jobs:
         return self._change(number, project, "cancelled", (*ACTIVE, "paused"), "The job has been cancelled")
 
     def pause(self, number: str, project: str | None) -> Row:
-        """Hold a job; its worker stops within a step and the last checkpoint is what a resume goes on from. Raises Missing, Refused."""
+        """Hold a job; its worker ends its step, writes a checkpoint and stops, and a resume goes on from there. Raises Missing, Refused."""
         return self._change(number, project, "paused", ACTIVE, "Fine-tuning job paused")
 
     def resume(self, number: str, project: str | None) -> Row:
@@ -157,22 +157,42 @@ class Lease:
         if not changed:
             raise Stopped(f"the lease of {self.job} is lost")
 
-    def read(self) -> Row:
-        """The job as it stands; Stopped unless it is this worker's and not paused or cancelled."""
+    def check(self) -> Row:
+        """The job as it stands; Stopped when it is another worker's now, or has ended."""
         with self.store.engine.connect() as connection:
             row = _one(connection, jobs.c.id == self.job)
-        if row["lease"] != self.token or row["status"] not in ACTIVE:
+        if row["lease"] != self.token or row["status"] in FINAL:
             raise Stopped(f"{self.job} is {row['status']}")
         return row
 
-    def write(self, events: list[dict[str, Any]] | None = None, also: Any = None, **values: Any) -> None:
+    def cancelled(self) -> bool:
+        """Whether the job was cancelled, whoever works on it."""
+        with self.store.engine.connect() as connection:
+            return bool(_one(connection, jobs.c.id == self.job)["status"] == "cancelled")
+
+    def pausing(self) -> bool:
+        """Whether the job shall pause. One that was resumed before its worker had let go runs on. Stopped as in `check`."""
+        status = self.check()["status"]
+        if status == "queued":
+            self.begin()
+        return bool(status == "paused")
+
+    def read(self) -> Row:
+        """The job as it stands; Stopped unless it is this worker's and not paused or cancelled."""
+        row = self.check()
+        if row["status"] not in ACTIVE:
+            raise Stopped(f"{self.job} is {row['status']}")
+        return row
+
+    def write(self, events: list[dict[str, Any]] | None = None, also: Any = None, *, pausing: bool = False, **values: Any) -> None:
         """Events and new values of the job in one transaction; `also(connection)` adds to it.
 
-        Values are written only while the job is active, so a pause or a cancel in between is not undone.
+        Only while the job is active, so that a pause or a cancel in between is not undone; with `pausing` also while its worker brings a
+        paused one to rest.
         """
         with exclusive(self.store) as connection:
             job = _one(connection, jobs.c.id == self.job, lock=True)
-            if job["lease"] != self.token or job["status"] not in ACTIVE:
+            if job["lease"] != self.token or job["status"] not in (*ACTIVE, *(["paused"] if pausing else [])):
                 raise Stopped(f"{self.job} is {job['status']}")
             if values:
                 connection.execute(sa.update(jobs).where(jobs.c.id == self.job).values(**values))
@@ -208,8 +228,14 @@ class Lease:
             also(connection)
             announce(connection, job, "fine_tuning.job.succeeded")
 
-        values = {"fine_tuned_model": model, "trained_tokens": trained_tokens, "result_files": result_files, "error": None}
-        ended = {"status": "succeeded", "finished": time.time(), "lease": None, "lease_until": None, "estimated_finish": None}
+        values: dict[str, Any] = {"fine_tuned_model": model, "trained_tokens": trained_tokens, "result_files": result_files, "error": None}
+        ended: dict[str, Any] = {
+            "status": "succeeded",
+            "finished": time.time(),
+            "lease": None,
+            "lease_until": None,
+            "estimated_finish": None,
+        }
         self.write(events, everything, **values, **ended)
 
     def release(self) -> None:

@@ -7,16 +7,17 @@ which are keys of the training plan under the names that people use for them; wh
 from __future__ import annotations
 
 import random
-from typing import Any, Literal, get_args
+from collections.abc import Callable
+from typing import Any, Literal
 
 import msgspec
 
 from tunesmith.core import wire
 from tunesmith.core.config import convert
-from tunesmith.core.errors import ConfigError, nearest
+from tunesmith.core.errors import ConfigError, UsageError, nearest
 from tunesmith.core.types import Record, digest
 from tunesmith.core.wire import BadRequest
-from tunesmith.train.plan import Adapter, Method, Plan, check
+from tunesmith.train.plan import Adapter, Plan, ResolvedReinforcement, check
 
 # Inclusive bounds (low, high, whole numbers only); a bound with "excluded" is named in `_OPEN`.
 _RANGES: dict[str, tuple[float, float, bool]] = {
@@ -29,7 +30,8 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "eval_samples": (1, 1 << 31, True),
 }
 _OPEN = frozenset({"learning_rate_multiplier", "beta", "compute_multiplier"})  # the lower bound itself is not allowed
-_EFFORTS = ("default", "low", "medium", "high")
+# What the reasoning effort means here: how many tokens an answer may have ("default" leaves it to the plan).
+EFFORTS = {"default": None, "low": 128, "medium": 256, "high": 1024}
 _COMMON = ("batch_size", "learning_rate_multiplier", "n_epochs")
 KEYS = {
     "supervised": _COMMON,
@@ -38,6 +40,8 @@ KEYS = {
 }
 # OpenAI's word for a method → the plan's.
 PLAN_METHODS = {"supervised": "sft", "dpo": "dpo", "reinforcement": "grpo"}
+# OpenAI cuts long rows; a prompt that was cut would ask something else.
+_OVER_LENGTH = {"sft": "truncate", "dpo": "truncate", "grpo": "drop"}
 # Keys of the plan that a client may set; what belongs to the machine (threads, device, dtype) is not among them.
 EXTRAS = {
     **{name: name for name in ("learning_rate", "max_length", "over_length", "schedule", "warmup_ratio", "weight_decay", "max_grad_norm")},
@@ -48,6 +52,9 @@ EXTRAS = {
     **{f"lora_{name}": f"adapter.{name}" for name in ("r", "alpha", "dropout", "targets")},
     "lora": "adapter",
 }
+# Those for reinforcement alone.
+SAMPLING = {"max_tokens": "reinforcement.max_tokens", "temperature": "reinforcement.temperature", "kl_beta": "reinforcement.beta"}
+_GIVEN = {path: name for name, path in (EXTRAS | SAMPLING).items()}
 
 
 class _Wandb(Record, frozen=True):
@@ -104,8 +111,11 @@ class JobRequest(Record, frozen=True):
     fingerprint: str
 
 
-def job_request(body: bytes) -> JobRequest:
-    """The checked request of its JSON bytes. Raises BadRequest with the key, what came and what was allowed."""
+def job_request(body: bytes, *, python: bool = False, base_of: Callable[[str], str] = str) -> JobRequest:
+    """The checked request of its JSON bytes; `python` allows Python graders, `base_of` gives the base behind a grading model's name.
+
+    Raises BadRequest with the key, what came and what was allowed.
+    """
     tree = wire.decode_object(body)
     asked = wire.convert(tree, _Body)
     check_metadata(asked.metadata)
@@ -122,8 +132,9 @@ def job_request(body: bytes) -> JobRequest:
     where = f"method.{kind}.hyperparameters" if tuning.hyperparameters is not None else "hyperparameters"
     given = tuning.hyperparameters if tuning.hyperparameters is not None else (asked.hyperparameters or {})
     shown, extras = _hyperparameters(given, kind, where)
-    _check_method(kind, tuning)
-    plan(extras, where)  # refused now, not when a worker has time
+    if kind == "reinforcement":
+        _reinforce(extras, shown, tuning, python, base_of)
+    plan(extras, where, method=PLAN_METHODS[kind])  # refused now, not when a worker has time
     more = {key: value for key in ("grader", "response_format") if (value := getattr(tuning, key)) is not None}
     return JobRequest(
         model=asked.model,
@@ -150,42 +161,61 @@ def check_metadata(metadata: dict[str, str] | None) -> None:
         raise BadRequest(f"'metadata' has {len(metadata)} pairs", param="metadata", code="invalid_value", allowed="at most 16")
 
 
-def _check_method(kind: str, tuning: _Tuning) -> None:
-    if PLAN_METHODS[kind] not in get_args(Method):
-        served = [name for name, word in PLAN_METHODS.items() if word in get_args(Method)]
-        raise BadRequest(
-            f"method '{kind}' is not trained by this server yet", param="method.type", code="unsupported_method", allowed=", ".join(served)
-        )
-    if kind == "reinforcement":
-        from tunesmith.evaluate.graders import parse
+def _reinforce(extras: dict[str, Any], shown: dict[str, Any], tuning: _Tuning, python: bool, base_of: Callable[[str], str]) -> None:
+    """Add to the plan's tree what a reinforcement job asks for."""
+    from tunesmith.evaluate.graders import parse
 
-        if tuning.grader is None:
-            key = "method.reinforcement.grader"
-            raise BadRequest(f"Missing required parameter: '{key}'", param=key, code="missing_required_parameter")
-        parse(tuning.grader)
+    key = "method.reinforcement.grader"
+    if tuning.grader is None:
+        raise BadRequest(f"Missing required parameter: '{key}'", param=key, code="missing_required_parameter")
+    try:
+        parse(tuning.grader, python=python)
+        options: dict[str, Any] = {"grader": _with_models(tuning.grader, base_of)}
+    except UsageError as error:
+        raise BadRequest(str(error), param=key, code="invalid_grader") from error
+    if shown["compute_multiplier"] != "auto":
+        options["samples"] = max(2, round(ResolvedReinforcement().samples * shown["compute_multiplier"]))
+    if EFFORTS[shown["reasoning_effort"]] is not None:
+        options["max_tokens"] = EFFORTS[shown["reasoning_effort"]]
+    if shown["eval_samples"] != "auto":
+        options["eval_samples"] = shown["eval_samples"]
+    if shown["eval_interval"] != "auto":
+        extras["eval_every"] = shown["eval_interval"]
+    extras["reinforcement"] = options | extras.get("reinforcement", {})
+
+
+def _with_models(grader: Any, name_of: Callable[[str], str]) -> Any:
+    """The grader (or a part of one) with `name_of(model)` for the name of each model that it asks."""
+    if isinstance(grader, list):
+        return [_with_models(part, name_of) for part in grader]
+    if not isinstance(grader, dict):
+        return grader
+    whole = {key: _with_models(part, name_of) for key, part in grader.items()}
+    asks = whole.get("type") in ("score_model", "label_model") and isinstance(whole.get("model"), str)
+    return whole | {"model": name_of(whole["model"])} if asks else whole
 
 
 def _hyperparameters(given: dict[str, Any], kind: str, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """(what is shown: every documented key, "auto" where none came, and the extra keys as they came; the extra keys as a plan's tree)."""
     shown: dict[str, Any] = {key: "default" if key == "reasoning_effort" else "auto" for key in KEYS[kind]}
     extras: dict[str, Any] = {}
+    known = EXTRAS | SAMPLING if kind == "reinforcement" else EXTRAS
     for key, value in given.items():
         param = f"{where}.{key}"
         if key in KEYS[kind]:
             if value is not None:
                 shown[key] = _checked(key, value, param)
             continue
-        if key not in EXTRAS:
-            known = [*KEYS[kind], *EXTRAS]
-            hint = nearest(key, known)
+        if key not in known:
+            hint = nearest(key, [*KEYS[kind], *known])
             raise BadRequest(
                 f"Unrecognized request argument supplied: {param}" + (f"; {hint}" if hint else ""),
                 param=param,
                 code="unknown_parameter",
-                allowed=", ".join(known),
+                allowed=", ".join([*KEYS[kind], *known]),
             )
         shown[key] = value
-        _put(extras, EXTRAS[key], _adapter(value) if key == "lora" else value)
+        _put(extras, known[key], _adapter(value) if key == "lora" else value)
     return shown, extras
 
 
@@ -206,8 +236,8 @@ def _put(tree: dict[str, Any], path: str, value: Any) -> None:
 
 def _checked(key: str, value: Any, param: str) -> Any:
     if key == "reasoning_effort":
-        if value not in _EFFORTS:
-            raise BadRequest(f"'{param}' is {value!r}", param=param, code="invalid_value", allowed=", ".join(_EFFORTS))
+        if value not in EFFORTS:
+            raise BadRequest(f"'{param}' is {value!r}", param=param, code="invalid_value", allowed=", ".join(EFFORTS))
         return value
     low, high, whole = _RANGES[key]
     allowed = f'"auto", or a number {"above" if key in _OPEN else "from"} {low:g} up to {high:g}'
@@ -220,14 +250,15 @@ def _checked(key: str, value: Any, param: str) -> Any:
 
 
 def plan(extras: dict[str, Any], where: str = "hyperparameters", **fixed: Any) -> Plan:
-    """The training plan of a job's extra keys, with `fixed` fields. Raises BadRequest naming the key."""
+    """The training plan of a job's extra keys, with `fixed` fields, `method` among them. Raises BadRequest naming the key."""
     try:
         made = msgspec.structs.replace(
-            convert(extras, Plan), keep_checkpoints=3, over_length=extras.get("over_length", "truncate"), **fixed
+            convert(extras, Plan), keep_checkpoints=3, over_length=extras.get("over_length", _OVER_LENGTH[fixed["method"]]), **fixed
         )
         check(made)
     except ConfigError as error:
-        key = error.where.removeprefix("train.").rpartition(": ")[2]
+        path = error.where.removeprefix("train.").rpartition(": ")[2]
+        key = _GIVEN.get(path, path)
         raise BadRequest(f"{error.what} (at {where}.{key})", param=f"{where}.{key}", code="invalid_value", allowed=error.allowed) from error
     return made
 

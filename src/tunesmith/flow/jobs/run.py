@@ -1,17 +1,16 @@
 """One fine-tuning job from its files to a model: validation, the plan, training, results. Knows nothing about queues or processes.
 
-Everything is told through the job's lease, so a job that was paused, cancelled or taken over ends at its next step. The run's own folder
-is the truth that a later worker continues from; what it reported is repeated into the store under the same keys, which changes nothing.
+Everything is told through the job's lease, so a job that was paused, cancelled or taken over ends at its next step; a paused one with a
+checkpoint of that step, from which a later worker continues.
 """
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import shutil
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +23,25 @@ from tunesmith.core.errors import DataError, NotFound, TrainingError, UsageError
 from tunesmith.core.rows import Row as DataRow
 from tunesmith.core.rows import atomic, read_lines
 from tunesmith.core.store import Store
-from tunesmith.core.tables import checkpoints, files, tuned_models
+from tunesmith.core.tables import files
 from tunesmith.data.format import FORMATS, parse_line
 from tunesmith.data.objects import load_object
-from tunesmith.flow.jobs.queue import Lease, keep_model
+from tunesmith.flow.jobs.queue import Lease, Stopped
+from tunesmith.flow.jobs.report import Reporter, model_name, result_csv, weight_files
 from tunesmith.flow.jobs.request import PLAN_METHODS, epochs, plan
-from tunesmith.flow.server.files import Files, remove_blob
-from tunesmith.flow.server.paging import Missing, Row, new_id
+from tunesmith.flow.server.files import Files
+from tunesmith.flow.server.paging import Missing, Row
 from tunesmith.flow.stages import only_one
 from tunesmith.models.catalog import Catalog
-from tunesmith.train.plan import Plan, Preference
+from tunesmith.train.facts import gather
+from tunesmith.train.items import as_items
+from tunesmith.train.plan import Plan, Preference, ResolvedPlan, resolve
+from tunesmith.train.run import Paused, told
 
 TrainRow = Rendered | tuple[Rendered, Rendered]
-FEWEST, KEPT = 10, 3
+FEWEST = 10
 _ROWS = {"supervised": "chat", "dpo": "dpo", "reinforcement": "rft"}
-_WEIGHTS = ("adapter_config.json", "adapter_model.safetensors", "weights.safetensors")
 _SHOWN_FAULTS = 5
-_QUIET_S = 0.2  # steps that follow each other faster are written together
 
 
 class BadFile(Exception):
@@ -73,6 +74,8 @@ def run_job(lease: Lease, *, threads: int | None = None) -> None:
         lease.begin()
         try:
             _train(lease, lease.read(), rows, validation, folder / "run", threads)
+        except Paused as paused:
+            raise Stopped(str(paused)) from paused
         except (DataError, UsageError, TrainingError) as error:
             lease.fail("training_failed", str(error))
         _tidy(folder)
@@ -131,20 +134,35 @@ def _format_of(data: bytes, name: str) -> str:
 
 
 def _train(lease: Lease, job: Row, rows: Sequence[DataRow], validation: Sequence[DataRow], out: Path, threads: int | None) -> None:
-    from tunesmith.train.facts import gather
-    from tunesmith.train.items import as_items
+    from tunesmith.flow.rewards import reward_of, tasks_of
+    from tunesmith.train.grpo import reinforce
     from tunesmith.train.loop import train
-    from tunesmith.train.plan import resolve
 
     try:
         base = Catalog().model(job["base"])
     except NotFound as error:
         lease.fail("model_not_available", str(error), "model")
         return
+    renderer, wanted = Renderer.load(base), _begun(out)
+    render = tasks_of if job["method"]["type"] == "reinforcement" else _render
+    ready, held_out, notes = _apart(render(renderer, rows), render(renderer, validation))
+    if wanted is None:
+        wanted, shown, more = _planned(job, ready, base, threads)
+        lease.write(notes + more, method=shown)
+    tell = Reporter(lease, job, out)
+    work: Callable[..., Any] = train
+    if wanted.method == "grpo":
+        work = partial(reinforce, reward=reward_of(wanted.reinforcement.grader or {}, Catalog().model))
+    result = work(wanted, ready, validation=held_out, base=base, out=out, on_event=tell, should_stop=lease.pausing)
+    tell.close()
+    _finish(lease, job, out, Path(result.artifact), result.trained_tokens)
+
+
+def _planned(job: Row, rows: Sequence[Any], base: Path, threads: int | None) -> tuple[Plan, dict[str, Any], list[dict[str, Any]]]:
+    """The plan of a job that begins, its method with every "auto" as the number that it became, and what is to be said about both."""
     kind = job["method"]["type"]
     shown = dict(job["method"][kind]["hyperparameters"])
-    rendered, held_out, notes = _rendered(base, rows, validation)
-    fixed: dict[str, Any] = {"method": PLAN_METHODS[kind], "seed": job["seed"], "epochs": epochs(shown["n_epochs"], len(rendered))}
+    fixed: dict[str, Any] = {"method": PLAN_METHODS[kind], "seed": job["seed"], "epochs": epochs(shown["n_epochs"], len(rows))}
     if shown["batch_size"] != "auto":
         fixed["batch_size"] = shown["batch_size"]
     if threads is not None:
@@ -152,19 +170,21 @@ def _train(lease: Lease, job: Row, rows: Sequence[DataRow], validation: Sequence
     if kind == "dpo":
         shown["beta"] = Preference().beta if shown["beta"] == "auto" else shown["beta"]
         fixed["preference"] = Preference(beta=shown["beta"])
-    wanted = _begun(out)
-    if wanted is None:
-        wanted = plan(job["extras"], **fixed)
-        resolved, _ = resolve(wanted, gather(wanted, as_items(wanted.method, rendered), base))
-        factor = 1.0 if shown["learning_rate_multiplier"] == "auto" else float(shown["learning_rate_multiplier"])
-        wanted = msgspec.structs.replace(wanted, learning_rate=resolved.learning_rate * factor, batch_size=resolved.batch_size)
-        shown |= {"n_epochs": fixed["epochs"], "batch_size": resolved.batch_size, "learning_rate_multiplier": factor}
-        notes += _cut_note(rendered, resolved.max_length)
-        lease.write(notes, method={**job["method"], kind: {**job["method"][kind], "hyperparameters": shown}})
-    reporter = Reporter(lease, job, out)
-    result = train(wanted, rendered, held_out, base=base, out=out, on_event=reporter)
-    reporter.close()
-    _finish(lease, job, out, Path(result.artifact), result.trained_tokens)
+    wanted = plan(job["extras"], **fixed)
+    given = [_first(row) for row in rows] if kind == "reinforcement" else rows
+    resolved, _ = resolve(wanted, gather(wanted, as_items(wanted.method, given), base))
+    factor = 1.0 if shown["learning_rate_multiplier"] == "auto" else float(shown["learning_rate_multiplier"])
+    wanted = msgspec.structs.replace(wanted, learning_rate=resolved.learning_rate * factor, batch_size=resolved.batch_size)
+    if kind == "reinforcement":
+        every = resolved.eval_every or -(-len(rows) // resolved.batch_size)
+        found = {"compute_multiplier": 1, "eval_interval": every, "eval_samples": resolved.reinforcement.eval_samples}
+        shown |= {key: value for key, value in found.items() if shown[key] == "auto"}
+    shown |= {"n_epochs": fixed["epochs"], "batch_size": resolved.batch_size, "learning_rate_multiplier": factor}
+    notes = _cut_note(rows, resolved)
+    if "response_format" in job["method"][kind]:
+        message = "response_format is not enforced on the answers that are drawn: the grader sees them as they are"
+        notes.append({"key": "response_format", "message": message, "level": "warn"})
+    return wanted, {**job["method"], kind: {**job["method"][kind], "hyperparameters": shown}}, notes
 
 
 def _begun(out: Path) -> Plan | None:
@@ -174,161 +194,42 @@ def _begun(out: Path) -> Plan | None:
     return msgspec.convert(json.loads((out / "run.json").read_text("utf-8"))["plan"], Plan)
 
 
-def _rendered(
-    base: Path, rows: Sequence[DataRow], validation: Sequence[DataRow]
-) -> tuple[list[TrainRow], list[TrainRow], list[dict[str, Any]]]:
-    """Token ids and masks of both files, and what is to be said about them. Validation rows that are training rows are left out."""
-    renderer = Renderer.load(base)
-    rendered, held_out = _render(renderer, rows), _render(renderer, validation)
-    seen = {_first(row).ids.tobytes() for row in rendered}
-    fresh = [row for row in held_out if _first(row).ids.tobytes() not in seen]
-    notes = []
-    if len(fresh) < len(held_out):
-        message = f"{len(held_out) - len(fresh)} of {len(held_out)} validation rows are training rows too and are left out of validation"
-        notes.append({"key": "overlap", "message": message, "level": "warn"})
-    return rendered, fresh, notes
-
-
 def _render(renderer: Renderer, rows: Sequence[DataRow]) -> list[TrainRow]:
+    """Token ids and masks of rows or pairs."""
     pairs = [renderer.pair(row) for row in rows if isinstance(row, types.Preference)]
     return [*pairs, *renderer.examples([row for row in rows if isinstance(row, types.Example)])]
 
 
-def _first(row: TrainRow) -> Rendered:
-    return row[0] if isinstance(row, tuple) else row
+def _apart(rows: list[Any], validation: list[Any]) -> tuple[list[Any], list[Any], list[dict[str, Any]]]:
+    """Both, and what is to be said about them: validation rows that are training rows too are left out."""
+    seen = {_first(row).ids.tobytes() for row in rows}
+    fresh = [row for row in validation if _first(row).ids.tobytes() not in seen]
+    notes = []
+    if len(fresh) < len(validation):
+        both = len(validation) - len(fresh)
+        message = f"{both} of {len(validation)} validation rows are training rows too and are left out of validation"
+        notes.append({"key": "overlap", "message": message, "level": "warn"})
+    return rows, fresh, notes
 
 
-def _cut_note(rows: Sequence[TrainRow], max_length: int) -> list[dict[str, Any]]:
-    cut = sum(len(_first(row).ids) > max_length for row in rows)
-    message = f"{cut} of {len(rows)} training rows are longer than {max_length} tokens"
+def _first(row: Any) -> Rendered:
+    """What a row begins with: the row itself, a pair's preferred one, a task's prompt."""
+    first: Rendered = row[0] if isinstance(row, tuple) else row
+    return first
+
+
+def _cut_note(rows: Sequence[Any], resolved: ResolvedPlan) -> list[dict[str, Any]]:
+    room = resolved.max_length - (resolved.reinforcement.max_tokens if resolved.method == "grpo" else 0)
+    cut = sum(len(_first(row).ids) > room for row in rows)
+    message = f"{cut} of {len(rows)} training rows are longer than {room} tokens"
     return [{"key": "long", "message": message, "level": "warn"}] if cut else []
-
-
-class Reporter:
-    """What training reports, as the job's events and checkpoints. Raises Stopped at the step at which the job is no longer ours."""
-
-    def __init__(self, lease: Lease, job: Row, out: Path) -> None:
-        self._lease, self._job, self._out = lease, job, out
-        self._waiting: list[dict[str, Any]] = []
-        self._written = 0.0
-        self._step: dict[str, Any] = {}
-        self._evaluation: dict[str, Any] = {}
-        self._values: dict[str, Any] = {}
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        kind = event["event"]
-        if kind == "start" or event.get("cached"):
-            self._repeat()
-        self._take(event)
-        if kind != "step" or time.monotonic() - self._written >= _QUIET_S:
-            self._flush()
-        else:
-            self._lease.read()
-        if kind in ("checkpoint", "start"):
-            self._keep_checkpoints()
-
-    def close(self) -> None:
-        """Write what waits."""
-        self._flush()
-
-    def _repeat(self) -> None:
-        """What the run's folder remembers: reports that a killed process could not bring to the store."""
-        for event in read_events(self._out):
-            self._take(event)
-
-    def _take(self, event: dict[str, Any]) -> None:
-        kind, step, total = event["event"], event.get("step", 0), event.get("total_steps", 0)
-        place = {"step": step, "total_steps": total}
-        if kind == "step":
-            self._step = event
-            message = f"Step {step}/{total}: training loss={event['train_loss']:.2f}"
-            self._waiting.append({"key": f"step:{step}", "type": "metrics", "message": message, "data": place | _trained(event)})
-            self._values = {"step": step, "tries": 0, "estimated_finish": time.time() + event["seconds_left"]}
-        elif kind == "evaluation":
-            self._evaluation = event
-            message = f"Step {step}/{total}: full validation loss={event['valid_loss']:.2f}"
-            self._waiting.append({"key": f"valid:{step}", "type": "metrics", "message": message, "data": place | _valid(event)})
-        elif kind == "checkpoint_failed":
-            self._waiting.append({"key": f"no checkpoint:{step}", "message": f"No checkpoint: {event['error']}", "level": "warn"})
-
-    def _flush(self) -> None:
-        self._lease.write(self._waiting, **self._values)
-        self._waiting, self._values, self._written = [], {}, time.monotonic()
-
-    def _keep_checkpoints(self) -> None:
-        """Register the checkpoints that end an epoch; of those the last three are kept."""
-        ends = {event["step"]: event for event in read_events(self._out) if event["event"] == "step" and float(event["epoch"]).is_integer()}
-        valid = {event["step"]: event for event in read_events(self._out) if event["event"] == "evaluation"}
-        found = {int(path.name.rpartition("-")[2]): path for path in (self._out / "checkpoints").glob("checkpoint-*")}
-        for step in sorted(ends.keys() & found.keys())[-KEPT:]:
-            self._keep(step, found[step], {"step": step} | _trained(ends[step]) | _valid(valid.get(step)))
-
-    def _keep(self, step: int, folder: Path, metrics: dict[str, Any]) -> None:
-        store, job = self._lease.store, self._job
-        with store.engine.connect() as connection:
-            kept = connection.execute(sa.select(checkpoints.c.step).where(checkpoints.c.job == job["id"])).scalars().all()
-        if step in kept or (len(kept) >= KEPT and step < min(kept)):
-            return
-        copies = _copies(store, job, folder, f"step-{step}-")
-        name, gone = f"{model_name(job)}:ckpt-step-{step}", sorted([*kept, step])[:-KEPT]
-
-        def also(connection: sa.Connection) -> None:
-            connection.execute(sa.insert(files), copies)
-            row = {"id": new_id("ftckpt_"), "created": time.time(), "project": job["project"], "job": job["id"], "step": step}
-            ids = [copy["id"] for copy in copies]
-            connection.execute(sa.insert(checkpoints).values(**row, model=name, metrics=metrics, files=ids))
-            if (folder / "adapter_config.json").is_file():
-                keep_model(connection, job, name, str(folder.relative_to(store.folder)), checkpoint=True)
-
-        self._lease.write([], also)
-        for old in gone:
-            self._forget(old)
-
-    def _forget(self, step: int) -> None:
-        store, mine = self._lease.store, [checkpoints.c.job == self._job["id"], checkpoints.c.step == step]
-        with store.writing() as connection:
-            row = connection.execute(sa.select(checkpoints).where(*mine)).mappings().one()
-            connection.execute(sa.delete(files).where(files.c.id.in_(row["files"])))
-            connection.execute(sa.delete(tuned_models).where(tuned_models.c.id == row["model"]))
-            connection.execute(sa.delete(checkpoints).where(*mine))
-        for number in row["files"]:
-            remove_blob(store, f"files/{number}")
-
-
-# What the loop calls a figure → what the API calls it; the loop's other figures (of preferences) keep their names.
-_NAMES = {"loss": "loss", "token_accuracy": "mean_token_accuracy"}
-
-
-def _figures(event: dict[str, Any], prefix: str) -> dict[str, Any]:
-    found = {key.removeprefix(prefix): value for key, value in event.items() if key.startswith(prefix)}
-    return {prefix + _NAMES.get(key, key): value for key, value in found.items()}
-
-
-def _trained(event: dict[str, Any]) -> dict[str, Any]:
-    return _figures(event, "train_")
-
-
-def _valid(event: dict[str, Any] | None) -> dict[str, Any]:
-    """An evaluation under the API's names. Validation is always over the whole file here, so both pairs have the same values."""
-    found = _figures(event, "valid_") if event else {}
-    return found | {f"full_{key}": value for key, value in found.items()}
-
-
-def _copies(store: Store, job: Row, folder: Path, prefix: str) -> list[dict[str, Any]]:
-    """The weights of a folder as files of the API; their rows are for the caller to insert."""
-    rows = []
-    for path in sorted(folder.iterdir()):
-        if path.name in _WEIGHTS or path.name.startswith("model"):
-            with path.open("rb") as stream:
-                rows.append(Files(store).prepare(stream, project=job["project"], filename=prefix + path.name, purpose="fine-tune-results"))
-    return rows
 
 
 def _finish(lease: Lease, job: Row, out: Path, artifact: Path, trained_tokens: int) -> None:
     name = model_name(job)
-    text = result_csv(read_events(out)).encode()
+    text = result_csv(told(out)).encode()
     result = Files(lease.store).prepare(io.BytesIO(text), project=job["project"], filename="step_metrics.csv", purpose="fine-tune-results")
-    weights = _copies(lease.store, job, artifact, "")
+    weights = weight_files(lease.store, job, artifact, "")
 
     def also(connection: sa.Connection) -> None:
         connection.execute(sa.insert(files), [result, *weights])
@@ -336,35 +237,3 @@ def _finish(lease: Lease, job: Row, out: Path, artifact: Path, trained_tokens: i
     ids = [row["id"] for row in (result, *weights)]
     folder = str(artifact.relative_to(lease.store.folder))
     lease.succeed(name, folder, trained_tokens=trained_tokens, result_files=ids, also=also)
-
-
-def model_name(job: Row) -> str:
-    """`ft:BASE:PROJECT:SUFFIX:8 characters`; of the job alone, so a repeated run gives the same name. No `/` in it."""
-    return f"ft:{job['model'].replace('/', '-')}:{job['project']}:{job['suffix'] or ''}:{job['id'][-8:]}"
-
-
-def read_events(out: Path) -> list[dict[str, Any]]:
-    """What a run reported so far; a last line that was cut by a kill is left out."""
-    path, events = out / "events.jsonl", []
-    for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
-        try:
-            events.append(json.loads(line))
-        except ValueError:
-            break
-    return events
-
-
-def result_csv(events: Sequence[dict[str, Any]]) -> str:
-    """The result file: one line a step, cells empty where nothing was measured."""
-    table: dict[int, dict[str, Any]] = {}
-    for event in events:
-        if event["event"] == "step":
-            table[event["step"]] = {"train_loss": event["train_loss"], "train_accuracy": event.get("train_token_accuracy", "")}
-        elif event["event"] == "evaluation" and event["step"] in table:
-            table[event["step"]] |= _valid(event)
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    columns = ("train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
-    writer.writerow(["step", *columns])
-    writer.writerows([step, *(values.get(name, "") for name in columns)] for step, values in sorted(table.items()))
-    return out.getvalue()

@@ -25,6 +25,7 @@ from tunesmith.flow.jobs.queue import Jobs, Lease, Stopped
 from tunesmith.flow.jobs.run import folder_of, run_job
 
 _LOG_TAIL = 2000
+_LOOK_S = 0.5  # how often a worker looks whether its job was cancelled
 
 
 class Worker:
@@ -95,19 +96,23 @@ class Worker:
         words += ["--threads", str(self.threads)] if self.threads else []
         with (folder / "log.txt").open("ab") as log:
             child = subprocess.Popen([sys.executable, "-m", "tunesmith.flow.jobs.worker", *words], stdout=log, stderr=log)
-            beaten = time.monotonic()
+            beaten = looked = time.monotonic()
             while child.poll() is None:
                 if self.stopping.wait(0.05):
                     child.terminate()
                     child.wait()
-                if time.monotonic() - beaten > self.lease_s / 3:
-                    beaten = time.monotonic()
-                    try:
+                try:
+                    if time.monotonic() - beaten > self.lease_s / 3:
+                        beaten = time.monotonic()
                         lease.beat()
-                    except Stopped:
-                        child.kill()
-                        child.wait()
-                        raise
+                    if time.monotonic() - looked > _LOOK_S:
+                        looked = time.monotonic()
+                        if lease.cancelled():
+                            raise Stopped(f"{lease.job} is cancelled")
+                except Stopped:  # the child need not end its step
+                    child.kill()
+                    child.wait()
+                    raise
         if child.returncode == 0:
             return None
         how = signal.Signals(-child.returncode).name if child.returncode < 0 else f"exit code {child.returncode}"

@@ -39,14 +39,17 @@ class Encoder:
         return int(self._tokenizer.get_vocab_size())
 
     def __call__(self, rows: Sequence[Sequence[int]], dimensions: int | None = None) -> Vectors:
-        """Unit vectors float32 [rows, dimensions] of token ids; long rows are cut to `max_tokens`, vectors to their first `dimensions`."""
+        """Unit vectors float32 [rows, dimensions] of token ids; long rows are cut to `max_tokens`, the mark of their end kept, vectors to
+        their first `dimensions`."""
+        if not rows:
+            return np.zeros((0, dimensions or int(self._model.config.hidden_size)), dtype=np.float32)
         torch = self._torch
         found: list[Any] = [None] * len(rows)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         with self._lock, torch.inference_mode():
             for start in range(0, len(order), _BATCH):
                 batch = order[start : start + _BATCH]
-                short = [list(rows[i][: self._max_tokens]) for i in batch]
+                short = [self._cut(rows[i]) for i in batch]
                 width = max(map(len, short))
                 ids = torch.tensor([row + [0] * (width - len(row)) for row in short])
                 mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in short])
@@ -57,3 +60,6 @@ class Encoder:
                     found[i] = vector
         vectors = np.stack(found)[:, :dimensions]
         return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), dtype=np.float32)
+
+    def _cut(self, row: Sequence[int]) -> list[int]:
+        return list(row) if len(row) <= self._max_tokens else [*row[: self._max_tokens - 1], row[-1]]

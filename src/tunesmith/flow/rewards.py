@@ -1,0 +1,73 @@
+"""Rows and a grader as what reinforcement trains on: prompts with their items, and rewards. Knows nothing about losses or jobs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from tunesmith.core.chat import Rendered, Renderer
+from tunesmith.core.rows import Row
+from tunesmith.core.types import Answer, Example, Prompt, Sampling
+from tunesmith.evaluate import graders
+from tunesmith.models.local import LocalModel
+from tunesmith.train.facts import cores
+from tunesmith.train.rollout import Graded, Reward, Task
+
+# The one error of a grader that is the answer's own: it was to be JSON and is not. That is worth nothing, and is no missing reward.
+_OF_THE_ANSWER = "sample_parse_error"
+
+
+def tasks_of(renderer: Renderer, rows: Sequence[Row]) -> list[Task]:
+    """Each row's prompt, rendered as a model is asked at inference, and its item. A preference pair is no task and is left out."""
+    found = []
+    for row in rows:
+        if not isinstance(row, Example):
+            continue
+        ids = renderer.prompt(Prompt(messages=row.prompt, tools=row.tools))
+        found.append(Task(Rendered(row.id, np.array(ids, np.int32), np.zeros(len(ids), np.uint8)), item_of(row)))
+    return found
+
+
+def item_of(row: Example) -> dict[str, Any]:
+    """What `{{ item.KEY }}` reads: the row's own keys. `reference` is its reference answer, else the words of its last assistant turn."""
+    own: dict[str, Any] = {"group": row.group, "label": row.label, "reference": row.answer or None}
+    own |= {"messages": [msgspec.to_builtins(turn) for turn in row.messages]}
+    return row.meta | {key: value for key, value in own.items() if value is not None}
+
+
+def reward_of(grader: Mapping[str, Any], find: Callable[[str], Path]) -> Reward:
+    """Grades many answers at once. `find` gives the folder of a grading model by its name.
+
+    Python graders run in the sandbox; whoever may not use them is refused before. Raises UsageError for a grader that is none.
+    """
+    parsed, ask = graders.parse(grader, python=True), Asker(find)
+
+    def reward(answers: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Graded]:
+        with ThreadPoolExecutor(cores()) as pool:
+            return [_graded(grade) for grade in pool.map(lambda pair: graders.run(parsed, pair[0], pair[1], ask), answers)]
+
+    return reward
+
+
+def _graded(grade: graders.Grade) -> Graded:
+    wrong = {key: value for key, value in grade.errors.items() if key != _OF_THE_ANSWER}
+    return Graded(None, ", ".join(f"{key}: {value}" for key, value in wrong.items())) if wrong else Graded(grade.reward)
+
+
+class Asker:
+    """Asks grading models on this machine, each loaded when it is first asked; one answer at a time."""
+
+    def __init__(self, find: Callable[[str], Path]) -> None:
+        self._find, self._models, self._lock = find, dict[str, LocalModel](), threading.Lock()
+
+    def __call__(self, name: str, prompt: Prompt, sampling: Sampling) -> Answer:
+        with self._lock:
+            if name not in self._models:
+                self._models[name] = LocalModel(self._find(name), name=name)
+            return self._models[name].answer([prompt], sampling)[0]

@@ -1,0 +1,78 @@
+"""How a server answers: one record for `serve:` in tunesmith.yaml, the command line and the application. Knows nothing about HTTP."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+
+from tunesmith.core.errors import ConfigError
+from tunesmith.core.types import Record
+
+
+class Webhook(Record, frozen=True):
+    """Where events go. `secret` is `whsec_` and base64, as OpenAI's client reads it; `events` empty means all."""
+
+    url: str
+    secret: str
+    events: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        try:
+            base64.b64decode(self.secret.removeprefix("whsec_"), validate=True)
+        except binascii.Error as error:
+            raise ConfigError("a webhook's secret is not base64", where="webhooks.secret", allowed="whsec_ and base64") from error
+        if not self.url.startswith(("http://", "https://")):
+            raise ConfigError(f"a webhook's URL is '{self.url}'", where="webhooks.url", allowed="http:// or https://")
+
+
+class Elsewhere(Record, frozen=True):
+    """A model of another server whose chat completions are passed through. `api_key_from` names the environment variable with its key."""
+
+    base_url: str
+    model: str
+    api_key_from: str | None = None
+    timeout_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        if not self.base_url.startswith(("http://", "https://")):
+            raise ConfigError(f"an upstream's address is '{self.base_url}'", where="upstreams.base_url", allowed="http:// or https://")
+
+
+class ServeConfig(Record, frozen=True):
+    """Where and how a server listens. Sizes in bytes, times in seconds; `python_graders` lets clients run Python in the sandbox.
+
+    `names` lets clients use OpenAI's model names: `gpt-4o-mini-2024-07-18: smollm2-135m` (a catalogue name, a folder, or a served alias).
+    `encoders` does the same for embeddings; they come as numbers always where `base64_embeddings` is off, as the published schema has it.
+    `upstreams` are names that other servers answer to. `requests_per_minute` limits each key. `workers` processes work on fine-tuning jobs.
+
+    After SIGTERM the server says that it is not ready, goes on answering for `notice_s`, then takes no new connection and lets what is open
+    end within `drain_s`.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    workers: int = 1
+    max_body_bytes: int = 16 << 20
+    default_max_tokens: int = 1024
+    max_waiting: int = 512
+    python_graders: bool = False
+    names: dict[str, str] = {}
+    encoders: dict[str, str] = {}
+    upstreams: dict[str, Elsewhere] = {}
+    base64_embeddings: bool = True
+    requests_per_minute: int | None = None
+    webhooks: tuple[Webhook, ...] = ()
+    notice_s: float = 0.0
+    drain_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("workers", 0),
+            ("max_body_bytes", 1),
+            ("default_max_tokens", 1),
+            ("max_waiting", 1),
+            ("requests_per_minute", 1),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"'{name}' is {value}", where=name, allowed=f"{least} or more")

@@ -1,0 +1,101 @@
+"""Distillation: the student's distribution over the next token is drawn to a teacher's, at every trained position and over the whole
+vocabulary. Knows nothing about steps, schedules or where rows come from.
+
+The teacher reads each pack beside the student, so nothing is stored and nothing is cut to the likeliest tokens; logits of both exist a
+chunk at a time.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from tunesmith.models.layers import fuse_norms, register_attention
+from tunesmith.train.adapters import Trainable, load_base
+from tunesmith.train.lanes import hidden_at
+from tunesmith.train.loss import chunk_of
+from tunesmith.train.objectives import SFT, Step, Sums
+from tunesmith.train.packing import Pack
+from tunesmith.train.plan import Distillation, ResolvedAdapter, ResolvedPlan
+
+
+def divergences(student: Tensor, teacher: Tensor, options: Distillation) -> Tensor:
+    """The divergence in nats of each position, [M], from logits [M, V] of student Q and teacher P at the options' temperature.
+
+    beta 0: KL(P‖Q); 1: KL(Q‖P); between: β·KL(P‖M) + (1 − β)·KL(Q‖M) with M = βP + (1 − β)Q (arXiv 2306.13649).
+    """
+    q, p = (F.log_softmax(logits / options.temperature, -1) for logits in (student, teacher))
+    if options.beta == 0:
+        return _kl(p, q)
+    if options.beta == 1:
+        return _kl(q, p)
+    beta = torch.tensor(options.beta, device=q.device)
+    mean = torch.logaddexp(p + beta.log(), q + (1 - beta).log())
+    return beta * _kl(p, mean) + (1 - beta) * _kl(q, mean)
+
+
+def _kl(p: Tensor, q: Tensor) -> Tensor:
+    return (p.exp() * (p - q)).sum(-1)
+
+
+class _ChunkedDivergence(torch.autograd.Function):
+    """Σ scale·divergence, and each position's own; the gradients are computed in the forward pass, chunk by chunk."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, taught: Tensor, heads: Tensor, scale: float, options: Distillation) -> Any:
+        wants_hidden, wants_head = ctx.needs_input_grad[:2]
+        size, vocabulary = chunk_of(len(head)), min(len(head), len(heads))  # heads are padded differently
+        each = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
+        grad_head = torch.zeros_like(head, dtype=torch.float32) if wants_head else None
+        for start in range(0, len(hidden), size):
+            part = slice(start, start + size)
+            teacher = F.linear(taught[part], heads[:vocabulary]).float()
+            with torch.enable_grad():
+                states, rows = hidden[part].detach().requires_grad_(), head.detach().requires_grad_(wants_head)
+                found = divergences(F.linear(states, rows[:vocabulary].to(states.dtype)).float(), teacher, options)
+                slopes = torch.autograd.grad(found.sum(), [states, rows] if wants_head else [states]) if wants_hidden else ()
+            each[part] = found.detach()
+            if grad_hidden is not None:
+                grad_hidden[part] = slopes[0] * scale
+            if grad_head is not None:
+                grad_head += slopes[1] * scale
+        ctx.save_for_backward(grad_hidden, grad_head)
+        ctx.mark_non_differentiable(each)
+        return each.sum() * scale, each
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = [None if slope is None else slope * grad for slope in ctx.saved_tensors]
+        return (*scaled, None, None, None, None)
+
+
+class Distil(SFT):
+    """The mean divergence from the teacher over the trained tokens, in nats a token."""
+
+    def __init__(self, options: Distillation, teacher: Trainable) -> None:
+        self.options, self.teacher = options, teacher
+
+    def loss(self, hidden: Tensor, head: Tensor, one: Pack, reference: Tensor, labels: Tensor, step: Step) -> tuple[Tensor, Sums]:
+        """See `Objective.loss`."""
+        with torch.no_grad():
+            taught = hidden_at(self.teacher, one)
+        with torch.autocast(hidden.device.type, enabled=False):
+            loss, each = _ChunkedDivergence.apply(hidden, head, taught, self.teacher.head.weight, step.scale, self.options)
+        return loss, {"loss": float(each.double().sum()), "weight": float(len(each))}
+
+
+def load_teacher(plan: ResolvedPlan) -> Trainable:
+    """The plan's teacher, frozen, in the plan's type. Raises TrainingError when it cannot be read."""
+    model = load_base(Path(plan.distillation.teacher or ""), torch.bfloat16 if plan.dtype == "bfloat16" else torch.float32, plan.device)
+    model.set_attn_implementation(register_attention())
+    fuse_norms(model)
+    model.eval().requires_grad_(False)
+    return Trainable(model, msgspec.structs.replace(plan, adapter=ResolvedAdapter()))
