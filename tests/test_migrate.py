@@ -67,9 +67,16 @@ def test_from_an_old_job_id_to_a_compared_replacement(provider, tmp_path, capsys
     code, found, _ = call(capsys, *compare, *where)
     assert code == 0
     assert found["agreement"]["normalized_match"]["estimate"] == 1.0, "the same model agrees with itself"
+    assert found["usd"] == {"old": None, "new": None}, "no list has a price for a model of one's own"
+    code, found, _ = call(capsys, *compare, "--judge", "echo:[[B]] ", *where)
+    assert code == 0
+    judged = found["judged"]
+    assert (judged["share"]["estimate"], judged["bias"]["flips"]) == (0.5, 1.0), "a judge that always says B cancels out"
     code, _, _ = call(capsys, "migrate", "report", "--golden", "golden.jsonl", "--today", TODAY.isoformat(), *where)
     assert code == 0
-    assert job.fine_tuned_model in (tmp_path / "migration.md").read_text()
+    page = (tmp_path / "migration.md").read_text()
+    assert job.fine_tuned_model in page
+    assert "the new model's share of the win 0.500" in page
 
 
 def test_what_recording_costs_is_known_before():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import datetime
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tunesmith.cli.shared import Json, emit
+from tunesmith.cli.shared import Json, emit, told
 
 migrate_app = typer.Typer(help="Move fine-tunes here before their provider switches them off.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -128,22 +129,27 @@ def compare(
     api_key: Key = "none",
     metrics: Annotated[str, typer.Option(help="Metrics of likeness, separated by commas.")] = "normalized_match,rougeL",
     max_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 1024,
+    judge: Annotated[str | None, typer.Option(help="A model that says which answer is better: a name, URL#MODEL, openai:MODEL.")] = None,
     as_json: Json = False,
 ) -> None:
-    """How alike the replacement's answers are to the recorded ones, with intervals, latency and tokens.
+    """How alike the replacement's answers are to the recorded ones, with intervals, latency, tokens and cost.
 
     Example: tunesmith migrate compare golden.jsonl --model my-model
     """
     from tunesmith.core.store import write_whole
     from tunesmith.core.types import Sampling
     from tunesmith.flow import migrate
+    from tunesmith.flow.evaluation.run import bench
     from tunesmith.models.openai_api import OpenAIModel
 
     new = OpenAIModel(model, base_url=base_url, api_key=api_key)
     rows, out = migrate.golden_rows(golden), golden.with_suffix(".compare")
-    found = migrate.likeness(rows, new, out, Sampling(max_tokens=max_tokens), metrics.split(","))
+    with told(as_json) as progress, ExitStack() as stack:
+        asked = stack.enter_context(bench(Path("tunesmith.yaml"), progress)).models.resolve(judge) if judge else None
+        found = migrate.likeness(rows, new, out, Sampling(max_tokens=max_tokens), metrics.split(","), asked)
     write_whole(out / "compare.json", json.dumps(found))
     lines = [f"{name}: {one['estimate']:.3f} ({one['low']:.3f} … {one['high']:.3f})" for name, one in found["agreement"].items()]
+    lines += [migrate.judged_sentence(found["judged"])] if found["judged"] else []
     emit(found, as_json, "\n".join([f"{found['rows']} recorded answers, {len(found['differing'])} differ", *lines]))
 
 

@@ -7,7 +7,7 @@ import datetime
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -16,10 +16,14 @@ from tunesmith.core.load import need
 from tunesmith.core.rows import read_jsonl, write_jsonl
 from tunesmith.core.store import write_whole
 from tunesmith.core.tokens import OpenAITokens
-from tunesmith.core.types import Example, Message, Prompt, Record, Sampling, example_id
+from tunesmith.core.types import Answer, Example, Message, Prompt, Record, Sampling, example_id
 from tunesmith.data.collect import Source, collect
 from tunesmith.flow.datasets.tokens import price_of
 from tunesmith.train.openai_job import plain_text
+
+if TYPE_CHECKING:
+    from tunesmith.evaluate.run import Evaluation
+    from tunesmith.models.base import Model
 
 
 class Shutdown(Record, frozen=True):
@@ -137,7 +141,8 @@ def record(model: Any, rows: Sequence[Example], out: Path, sampling: Sampling) -
         if answer.finish_reason == "error":
             continue
         messages = (*row.prompt, Message(role="assistant", content=answer.text or None, tool_calls=answer.tool_calls))
-        meta = {"recorded_from": model.name, "total_s": answer.total_s, "completion_tokens": answer.completion_tokens}
+        meta = {"recorded_from": model.name, "total_s": answer.total_s}
+        meta |= {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens}
         golden.append(Example(id=example_id(messages, row.tools), messages=messages, tools=row.tools, meta=meta, origin=row.origin))
     write_jsonl(out, golden)
     tokens = sum(answer.prompt_tokens for answer in answers), sum(answer.completion_tokens for answer in answers)
@@ -217,8 +222,11 @@ def translated(fine_tune: FineTune, *, base: str, data: Path, golden: Path | Non
     return "\n".join([*head, *(f"# {note}" for note in notes), msgspec.yaml.encode(project).decode()])
 
 
-def likeness(golden: Sequence[Example], model: Any, out: Path, sampling: Sampling, metrics: Sequence[str]) -> dict[str, Any]:
-    """How alike the new model's answers are to the recorded ones: each metric with its interval, latency and tokens of both."""
+def likeness(
+    golden: Sequence[Example], model: Model, out: Path, sampling: Sampling, metrics: Sequence[str], judge: Model | None = None
+) -> dict[str, Any]:
+    """How alike the new model's answers are to the recorded ones: each metric with its interval, latency, tokens and cost of both, and,
+    with a `judge`, which of the two answers it prefers, each pair in both orders."""
     from tunesmith.core.stats import mean_interval
     from tunesmith.evaluate.metrics import metric
     from tunesmith.evaluate.run import evaluate
@@ -240,13 +248,50 @@ def likeness(golden: Sequence[Example], model: Any, out: Path, sampling: Samplin
         "agreement": agreement,
         "median_seconds": {"old": _median(old), "new": _median(new)},
         "completion_tokens": {"old": sum(row.meta.get("completion_tokens", 0) for row in golden), "new": found.completion_tokens},
+        "usd": {"old": _usd_before(golden), "new": _usd(model.name, found.prompt_tokens, found.completion_tokens)},
+        "judged": _judged(judge, golden, found, out) if judge is not None else None,
         "differing": differing,
     }
+
+
+def _usd(model: str, read: int, written: int) -> float | None:
+    price = price_of(model)
+    return None if price is None else (read * price.input + written * price.output) / 1e6
+
+
+def _usd_before(golden: Sequence[Example]) -> float | None:
+    """What the recorded answers cost by the shipped price list; None without a price or without the tokens."""
+    if not golden or any("prompt_tokens" not in row.meta for row in golden):
+        return None
+    read, written = (sum(row.meta[key] for row in golden) for key in ("prompt_tokens", "completion_tokens"))
+    return _usd(str(golden[0].meta["recorded_from"]), read, written)
+
+
+def _judged(judge: Model, golden: Sequence[Example], found: Evaluation, out: Path) -> dict[str, Any]:
+    """The new model's share of the win; the judge sees the questions alone, since the recorded answer is one of the two."""
+    from tunesmith.core.stats import mean_interval
+    from tunesmith.evaluate.judge import bias, pairwise
+
+    asked = [Example(id=row.id, messages=row.prompt, tools=row.tools) for row in golden]
+    old, new = [Answer(text=row.answer) for row in golden], [row.answer for row in found.rows]
+    verdicts = pairwise(judge, asked, old, new, cache=out / "judge.jsonl")
+    lean = bias(judge, verdicts, old, new, (str(golden[0].meta.get("recorded_from")), found.model))
+    share = mean_interval([verdict.value for verdict in verdicts if verdict.value is not None])
+    return {"judge": judge.name, "share": msgspec.to_builtins(share), "bias": msgspec.to_builtins(lean)}
 
 
 def _median(values: Sequence[float]) -> float | None:
     ordered = sorted(values)
     return ordered[len(ordered) // 2] if ordered else None
+
+
+def judged_sentence(judged: dict[str, Any]) -> str:
+    """The judge's preference in a sentence."""
+    share, lean = judged["share"], judged["bias"]
+    return (
+        f"Judge {judged['judge']}, each pair in both orders: the new model's share of the win {share['estimate']:.3f} "
+        f"({share['low']:.3f} … {share['high']:.3f}); {lean['flips']:.0%} of the verdicts change with the order, {lean['missing']} unreadable."
+    )
 
 
 def report(found: Sequence[FineTune], compared: dict[str, Any] | None) -> str:
@@ -273,6 +318,12 @@ def report(found: Sequence[FineTune], compared: dict[str, Any] | None) -> str:
             f"Median answer: {seconds['old']} s before, {seconds['new']} s now. "
             f"Tokens written: {tokens['old']} before, {tokens['new']} now.",
         ]
+        usd = compared["usd"]
+        if usd["old"] is not None:
+            now = "on your own machine" if usd["new"] is None else f"{usd['new']:.4f} USD now"
+            lines += ["", f"Cost of these answers: {usd['old']:.4f} USD before, {now}."]
+        if compared["judged"] is not None:
+            lines += ["", judged_sentence(compared["judged"])]
         for one in compared["differing"][:10]:
             lines += ["", f"- **asked** {one['asked']}", f"  - old: {one['old']}", f"  - new: {one['new']}"]
     return "\n".join(lines) + "\n"
