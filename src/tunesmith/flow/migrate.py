@@ -225,8 +225,8 @@ def translated(fine_tune: FineTune, *, base: str, data: Path, golden: Path | Non
 def likeness(
     golden: Sequence[Example], model: Model, out: Path, sampling: Sampling, metrics: Sequence[str], judge: Model | None = None
 ) -> dict[str, Any]:
-    """How alike the new model's answers are to the recorded ones: each metric with its interval, latency, tokens and cost of both, and,
-    with a `judge`, which of the two answers it prefers, each pair in both orders."""
+    """How alike the new model's answers are to the recorded ones: each metric with its interval, latency and tokens of both, what the
+    old ones cost, and, with a `judge`, which of the two answers it prefers, each pair in both orders."""
     from tunesmith.core.stats import mean_interval
     from tunesmith.evaluate.metrics import metric
     from tunesmith.evaluate.run import evaluate
@@ -248,23 +248,18 @@ def likeness(
         "agreement": agreement,
         "median_seconds": {"old": _median(old), "new": _median(new)},
         "completion_tokens": {"old": sum(row.meta.get("completion_tokens", 0) for row in golden), "new": found.completion_tokens},
-        "usd": {"old": _usd_before(golden), "new": _usd(model.name, found.prompt_tokens, found.completion_tokens)},
+        "usd_before": _usd_before(golden),
         "judged": _judged(judge, golden, found, out) if judge is not None else None,
         "differing": differing,
     }
 
 
-def _usd(model: str, read: int, written: int) -> float | None:
-    price = price_of(model)
-    return None if price is None else (read * price.input + written * price.output) / 1e6
-
-
 def _usd_before(golden: Sequence[Example]) -> float | None:
     """What the recorded answers cost by the shipped price list; None without a price or without the tokens."""
-    if not golden or any("prompt_tokens" not in row.meta for row in golden):
+    price = price_of(str(golden[0].meta.get("recorded_from"))) if golden else None
+    if price is None or any("prompt_tokens" not in row.meta for row in golden):
         return None
-    read, written = (sum(row.meta[key] for row in golden) for key in ("prompt_tokens", "completion_tokens"))
-    return _usd(str(golden[0].meta["recorded_from"]), read, written)
+    return float(sum(row.meta["prompt_tokens"] * price.input + row.meta["completion_tokens"] * price.output for row in golden) / 1e6)
 
 
 def _judged(judge: Model, golden: Sequence[Example], found: Evaluation, out: Path) -> dict[str, Any]:
@@ -290,7 +285,8 @@ def judged_sentence(judged: dict[str, Any]) -> str:
     share, lean = judged["share"], judged["bias"]
     return (
         f"Judge {judged['judge']}, each pair in both orders: the new model's share of the win {share['estimate']:.3f} "
-        f"({share['low']:.3f} … {share['high']:.3f}); {lean['flips']:.0%} of the verdicts change with the order, {lean['missing']} unreadable."
+        f"({share['low']:.3f} … {share['high']:.3f}); {lean['flips']:.0%} of the verdicts change with the order, "
+        f"{lean['missing']} unreadable."
     )
 
 
@@ -318,10 +314,11 @@ def report(found: Sequence[FineTune], compared: dict[str, Any] | None) -> str:
             f"Median answer: {seconds['old']} s before, {seconds['new']} s now. "
             f"Tokens written: {tokens['old']} before, {tokens['new']} now.",
         ]
-        usd = compared["usd"]
-        if usd["old"] is not None:
-            now = "on your own machine" if usd["new"] is None else f"{usd['new']:.4f} USD now"
-            lines += ["", f"Cost of these answers: {usd['old']:.4f} USD before, {now}."]
+        if compared["usd_before"] is not None:
+            lines += [
+                "",
+                f"The recorded answers cost {compared['usd_before']:.4f} USD by the list; the new ones cost your own machine's time.",
+            ]
         if compared["judged"] is not None:
             lines += ["", judged_sentence(compared["judged"])]
         for one in compared["differing"][:10]:
