@@ -41,12 +41,18 @@ def told(as_json: bool) -> Iterator[Progress]:
 def guarded(app: typer.Typer, words: Sequence[str]) -> int:
     """Run the command; every expected error becomes one clear message and its documented exit code."""
     from tunesmith.core.errors import TunesmithError
+    from tunesmith.core.load import missing_extra
 
     as_json = "--json" in words
     try:
         result = app(list(words), standalone_mode=False)
     except TunesmithError as error:
         return _say(str(error), error.exit_code, as_json, type(error).__name__)
+    except ModuleNotFoundError as error:
+        missing = missing_extra(error)
+        if missing is None:
+            raise
+        return _say(str(missing), missing.exit_code, as_json, type(missing).__name__)
     except KeyboardInterrupt:
         result = _INTERRUPTED
     except BrokenPipeError:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from tunesmith.core.errors import ConfigError, MissingExtra
+
+_GATHERED = ("all", "dev")  # extras that only name others
 
 
 def need(module: str, *, extra: str) -> Any:
@@ -22,7 +26,22 @@ def need(module: str, *, extra: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != module.split(".")[0]:
             raise
-        raise MissingExtra(f"the package '{error.name}' is not installed", remedy=f"pip install 'tunesmith[{extra}]'") from error
+        raise _missing(error.name, extra) from error
+
+
+def missing_extra(error: ModuleNotFoundError) -> MissingExtra | None:
+    """That error as the extra that brings the module; None when no extra of ours does, so that something else is wrong."""
+    for requirement in importlib.metadata.requires("tunesmith") or ():
+        package, extra = re.match(r"[\w.-]+", requirement), re.search(r"extra == ['\"](\w+)", requirement)
+        if package and extra and extra[1] not in _GATHERED and package[0].replace("-", "_") == (error.name or "").split(".")[0]:
+            return _missing(package[0], extra[1])
+    return None
+
+
+def _missing(package: str, extra: str) -> MissingExtra:
+    return MissingExtra(
+        f"the package '{package}' is not installed", remedy=f"pip install 'tunesmith[{extra}]', or 'tunesmith[all]' for every part"
+    )
 
 
 def resolve(reference: str, *, where: str = "") -> Any:
