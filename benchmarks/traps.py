@@ -192,8 +192,8 @@ FAULTS = (
     Fault(
         22,
         TRAIN + "loop.py",
-        "        state = last[1]\n",
-        "        state = last[1]\n        reference = references(run, 'again', items, objective, trainable, side)\n",
+        "    state = course.begin(len(validation))\n",
+        "    state = course.begin(len(validation))\n    reference = references(run, 'again', items, objective, trainable, side)\n",
         "test_train_preference::test_it_learns_what_is_preferred_and_resumes_to_the_same_bytes[dpo]",
     ),
     Fault(

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import msgspec
@@ -13,39 +10,27 @@ import numpy as np
 import pytest
 import torch
 
-from train_parts import make_rows, padded_loss, tiny_base, user_plan
+from train_parts import Stop, adapter_bytes, killed, make_rows, padded_loss, stopping_at, tiny_base, user_plan
 from tunesmith.core.chat import Rendered
 from tunesmith.core.errors import ConfigError, DataError, TrainingError
-from tunesmith.train.loop import rate_at, train
+from tunesmith.train.course import rate_at
+from tunesmith.train.loop import train
 from tunesmith.train.plan import Adapter, ResolvedPlan
 
 KILLED = """
-import os, signal, sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
-from train_parts import make_rows, user_plan
+from train_parts import dying_at, make_rows, user_plan
 from tunesmith.train.loop import train
 from tunesmith.train.plan import Adapter
 
-seen = 0
-def on_event(event):
-    global seen
-    seen += 1
-    if seen == {at}:
-        os.kill(os.getpid(), signal.SIGKILL)
-
 plan = user_plan(checkpoint_every=2, adapter=Adapter(r=4, dropout=0.2))
-train(plan, make_rows(18), make_rows(4, seed=9), base=Path({base!r}), out=Path({out!r}), on_event=on_event)
+train(plan, make_rows(18), make_rows(4, seed=9), base=Path({base!r}), out=Path({out!r}), on_event=dying_at({at}))
 """
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     return tiny_base(tmp_path_factory.mktemp("base"))
-
-
-def adapter_bytes(out: Path) -> bytes:
-    return (out / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
 @pytest.mark.slow
@@ -55,8 +40,7 @@ def test_killed_anywhere_it_ends_in_the_same_bytes(base, tmp_path):
     train(plan, make_rows(18), make_rows(4, seed=9), base=base, out=tmp_path / "whole", on_event=whole.append)
     out = tmp_path / "killed"
     for at in (4, 9, 3, 6):  # during the first steps, after a checkpoint, before the next one, near the end
-        code = KILLED.format(tests=str(Path(__file__).parent), base=str(base), out=str(out), at=at)
-        assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == -signal.SIGKILL
+        killed(KILLED.format(base=str(base), out=str(out), at=at))
     events: list[dict] = []
     train(plan, make_rows(18), make_rows(4, seed=9), base=base, out=out, on_event=events.append)
     assert events[0]["resumed"]
@@ -74,17 +58,9 @@ def test_same_plan_and_data_give_the_same_bytes_and_another_seed_does_not(base, 
     assert adapter_bytes(tmp_path / "a") != adapter_bytes(tmp_path / "c")
 
 
-class Stop(Exception):
-    """Raised from an event to end a run in the middle."""
-
-
 def stopped(plan, base, out, step, rows=18):
-    def on_event(event):
-        if event["event"] == "checkpoint" and event["step"] == step:
-            raise Stop
-
     with pytest.raises(Stop):
-        train(plan, make_rows(rows), base=base, out=out, on_event=on_event)
+        train(plan, make_rows(rows), base=base, out=out, on_event=stopping_at(step))
 
 
 @pytest.mark.slow

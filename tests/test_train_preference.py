@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import math
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from train_parts import awake, batch_of, loss_of, make_pairs, make_rows, plan, slope_of, tiny_base, user_plan
+from train_parts import (
+    Stop,
+    adapter_bytes,
+    awake,
+    batch_of,
+    killed,
+    loss_of,
+    make_pairs,
+    make_rows,
+    plan,
+    slope_of,
+    stopping_at,
+    tiny_base,
+    user_plan,
+)
 from tunesmith.core.errors import ConfigError, DataError
 from tunesmith.train.items import Labelled
 from tunesmith.train.loop import train
@@ -130,38 +140,22 @@ def test_it_learns_what_is_preferred_and_resumes_to_the_same_bytes(base, tmp_pat
     losses = [e["train_loss"] for e in events if e["event"] == "step"]
     assert losses[-1] < 0.8 * losses[0]
 
-    class Stop(Exception):
-        pass
-
-    def on_event(event):
-        if event["event"] == "checkpoint" and event["step"] == 5:
-            raise Stop
-
     with pytest.raises(Stop):
-        train(user, rows, valid, base=base, out=tmp_path / "again", on_event=on_event)
+        train(user, rows, valid, base=base, out=tmp_path / "again", on_event=stopping_at(5))
     if method != "orpo":
         (tmp_path / "again" / "reference-train.safetensors").write_bytes(b"damaged")
     train(user, rows, valid, base=base, out=tmp_path / "again")
-    name = "adapter/adapter_model.safetensors"
-    assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert adapter_bytes(tmp_path / "again") == adapter_bytes(tmp_path / "whole")
     assert result.rows == len(rows)
 
 
 KILLED = """
-import os, signal, sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
 from test_train_preference import ROWS, USER
+from train_parts import dying_at
 from tunesmith.train.loop import train
 
-seen = 0
-def on_event(event):
-    global seen
-    seen += 1
-    if seen == {at}:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-train(USER[{name!r}], ROWS[{name!r}], base=Path({base!r}), out=Path({out!r}), on_event=on_event)
+train(USER[{name!r}], ROWS[{name!r}], base=Path({base!r}), out=Path({out!r}), on_event=dying_at({at}))
 """
 NF4 = Adapter(r=4, dropout=0.1, quantise="nf4")
 USER = {
@@ -178,8 +172,7 @@ def test_killed_anywhere_it_ends_in_the_same_bytes(base, tmp_path, name):
     train(USER[name], ROWS[name], base=base, out=tmp_path / "whole")
     out = tmp_path / "killed"
     for at in (4, 5):
-        code = KILLED.format(tests=str(Path(__file__).parent), base=str(base), out=str(out), at=at, name=name)
-        assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == -signal.SIGKILL
+        killed(KILLED.format(base=str(base), out=str(out), at=at, name=name))
     events: list[dict] = []
     train(USER[name], ROWS[name], base=base, out=out, on_event=events.append)
     assert events[0]["resumed"]

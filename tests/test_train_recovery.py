@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from train_parts import make_rows, tiny_base, user_plan
+from train_parts import adapter_bytes, make_rows, tiny_base, user_plan
 from tunesmith.core.errors import ConfigError, TrainingError
 from tunesmith.train.checkpoint import State
 from tunesmith.train.loop import train
@@ -41,10 +41,6 @@ SPIKY = {
     "lanes": 1,
     "spike": 4.0,
 }
-
-
-def adapter_bytes(out):
-    return (out / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
 @pytest.mark.slow

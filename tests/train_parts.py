@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -144,3 +150,41 @@ def make_pairs(count: int, *, seed: int = 0) -> list[tuple[Rendered, Rendered]]:
         )
         pairs.append((first, second))
     return pairs
+
+
+def adapter_bytes(out: Path) -> bytes:
+    """The weights that a run left in its folder."""
+    return (out / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def dying_at(event: int) -> Callable[[dict[str, Any]], None]:
+    """Kills its own process (-9) when it is told the n-th event of a run."""
+    left = [event]
+
+    def on_event(_: dict[str, Any]) -> None:
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return on_event
+
+
+def killed(code: str) -> None:
+    """Run `code`, which sees this folder, in a process of its own; it must die of a kill."""
+    path = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=os.environ | path)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
+
+
+class Stop(Exception):
+    """Ends a run from outside."""
+
+
+def stopping_at(step: int) -> Callable[[dict[str, Any]], None]:
+    """Raises Stop when the checkpoint of that step is written."""
+
+    def on_event(event: dict[str, Any]) -> None:
+        if event["event"] == "checkpoint" and event["step"] == step:
+            raise Stop
+
+    return on_event

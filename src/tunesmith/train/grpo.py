@@ -6,7 +6,6 @@ that was killed ends in the same weights as one that was not, as long as the rew
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -16,25 +15,21 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import torch
 
 from tunesmith.core.errors import ConfigError, TrainingError
 from tunesmith.core.types import Record, canonical, digest
-from tunesmith.train import checkpoint
-from tunesmith.train.adapters import Trainable, groups, prepare
-from tunesmith.train.artifact import SelfTest, save_artifact, self_test
+from tunesmith.train.artifact import SelfTest
 from tunesmith.train.card import write_card
 from tunesmith.train.checkpoint import State
+from tunesmith.train.course import Course
 from tunesmith.train.grpo_loss import GRPO, known_logps, weight
 from tunesmith.train.items import Item, as_items, refuse_overlap
-from tunesmith.train.lanes import Batch, Lanes, evaluate, gradients, lanes
-from tunesmith.train.loop import rate_at
-from tunesmith.train.objectives import SFT, Sums, report
-from tunesmith.train.packing import epoch_order
+from tunesmith.train.lanes import Batch, Lanes, gradients, lanes
+from tunesmith.train.objectives import Sums
 from tunesmith.train.plan import Plan, ResolvedPlan
-from tunesmith.train.recovery import Diverged, fall_back, falls, judge, rate_factor, write_checkpoint
+from tunesmith.train.recovery import Diverged, fall_back, judge
 from tunesmith.train.rollout import Reward, Rollout, Sampler, Task, roll_out, with_advantages
-from tunesmith.train.run import OnEvent, Paused, Run, open_run, told
+from tunesmith.train.run import OnEvent, Run, open_run, told
 
 HELD_OUT = -1  # the step whose draws answer the held-out prompts, the same at every evaluation
 
@@ -122,92 +117,50 @@ def _answerable(tasks: Sequence[Task], plan: ResolvedPlan) -> tuple[list[Task], 
 def _run(
     run: Run, tasks: tuple[list[Task], list[Task]], reward: Reward, base: Path, side: Lanes, should_stop: Callable[[], bool]
 ) -> Reinforced:
-    plan, options, (prompts, held_out) = run.manifest.resolved, run.manifest.resolved.reinforcement, tasks
-    trainable = prepare(base, plan)
-    parameters = list(trainable.parameters().values())
-    optimizer = torch.optim.AdamW(groups(trainable, plan), fused=True)
+    course, (prompts, held_out) = Course(run, base, len(tasks[0])), tasks
+    plan, options, trainable = course.plan, course.plan.reinforcement, course.trainable
     sampler = Sampler(trainable, base, plan)
-    per_epoch = math.ceil(len(prompts) / plan.batch_size)
-    total = per_epoch * plan.epochs
-    state = State(step=0, identity=run.identity)
-    last = checkpoint.newest(run.out, run.identity)
-    if last is not None:
-        checkpoint.load(last[0], trainable, optimizer)
-        state = last[1]
-        checkpoint.prune(run.out, keep=plan.keep_checkpoints, best=state.best_step, epoch_steps=per_epoch)
-    run.rewind(state.step if last is not None else -1)
-    fallen = falls(run.out)
-    run.emit(
-        "start",
-        step=state.step,
-        total_steps=total,
-        rows=len(prompts),
-        validation_rows=len(held_out),
-        trainable_parameters=sum(p.numel() for p in parameters),
-        resumed=last is not None,
-        plan=msgspec.to_builtins(plan),
-        reasons=msgspec.to_builtins(run.manifest.reasons),
-    )
-    if held_out and last is None:
+    state = course.begin(len(held_out))
+    if held_out and not state.step:
         found = roll_out(sampler, reward, held_out, options.eval_samples, HELD_OUT)
-        run.emit("evaluation", step=0, total_steps=total, epoch=0.0, **_named("valid_", found.means()))
-    trainable.model.train()
-    step = state.step
-    while step < total and not _stale(state, plan):
-        started = time.perf_counter()
-        step += 1
-        epoch, offset = divmod(step - 1, per_epoch)
-        order = epoch_order(len(prompts), seed=plan.seed, epoch=epoch)[offset * plan.batch_size : (offset + 1) * plan.batch_size]
-        rollout = roll_out(sampler, reward, [prompts[i] for i in order], options.samples, step)
+        run.emit("evaluation", **course.place(0), **_named("valid_", found.means()))
+    while not course.over(state):
+        started, step = time.perf_counter(), state.step + 1
+        rollout = roll_out(sampler, reward, [prompts[i] for i in course.order(step)], options.samples, step)
         if rollout.failures:
             run.emit("grading_failed", step=step, count=len(rollout.failures), why=rollout.failures[0])
         sampled = time.perf_counter()
         items, whole = _with_gradient(rollout, plan)
         known = known_logps(trainable, items, plan, side) if items else np.zeros((0, 2, 0), np.float32)
-        scale = rate_at(step, total, plan) * rate_factor(fallen, step)
-        for group in optimizer.param_groups:
-            group["lr"] = group["base_rate"] * scale
         sums: Sums = {}
         norm = 0.0
         for update in range(options.updates if items else 0):
             objective = GRPO(options, whole, on_policy=options.updates == 1)
             seed = (plan.seed * 1_000_003 + step * options.updates + update) * 1009
             sums = gradients(trainable, objective, Batch(items, known), plan, side, seed=seed)
-            norm = float(torch.nn.utils.clip_grad_norm_(parameters, plan.max_grad_norm))
-            judge(run, state, step, sums["loss"], norm, fallen)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            norm = course.clip()
+            judge(run, state, step, sums["loss"], norm, course.fallen)
+            course.update(step)
         seconds = time.perf_counter() - started
         tokens = sum(row.trained for group in rollout.groups for row in group.rows)
         state = msgspec.structs.replace(state, step=step, seconds=state.seconds + seconds, tokens=state.tokens + tokens)
         run.emit(
             "step",
-            step=step,
-            total_steps=total,
-            epoch=step / per_epoch,
+            **course.place(step),
             **_named("train_", rollout.means() | {"degenerate": rollout.degenerate} | _means(sums, whole)),
-            learning_rate=plan.learning_rate * scale,
+            learning_rate=course.rate(step),
             grad_norm=norm,
             tokens=tokens,
             tokens_per_s=tokens / seconds,
             sampling_share=(sampled - started) / seconds,
-            seconds_left=(total - step) * state.seconds / step,
+            seconds_left=(course.total - step) * state.seconds / step,
         )
-        if held_out and (step == total or step % (plan.eval_every or per_epoch) == 0):
+        if held_out and course.looks(step):
             found = roll_out(sampler, reward, held_out, options.eval_samples, HELD_OUT)
             state = _judged(state, found)
-            run.emit("evaluation", step=step, total_steps=total, epoch=step / per_epoch, **_named("valid_", found.means()))
-        ends = step == total or _stale(state, plan)
-        pause = not ends and should_stop()
-        due = ends or step % (plan.checkpoint_every or per_epoch) == 0 or step % per_epoch == 0 or state.best_step == step
-        if due or pause:
-            write_checkpoint(run, trainable, optimizer, msgspec.structs.replace(state, planned=due), per_epoch)
-        if pause:
-            run.emit("paused", step=step, total_steps=total)
-            raise Paused(step)
-    if step < total:
-        run.emit("early_stopped", step=step, total_steps=total, best_step=state.best_step)
-    return _finish(run, trainable, prompts, state, base, side)
+            run.emit("evaluation", **course.place(step), **_named("valid_", found.means()))
+        course.keep(state, should_stop)
+    return _finish(course, prompts, state, side)
 
 
 def _with_gradient(rollout: Rollout, plan: ResolvedPlan) -> tuple[list[Item], float]:
@@ -239,14 +192,9 @@ def _judged(state: State, found: Rollout) -> State:
     return msgspec.structs.replace(state, best_metric=reward, best_step=state.step, stale=0) if better else state
 
 
-def _stale(state: State, plan: ResolvedPlan) -> bool:
-    """Whether the held-out reward has not risen for as long as the plan waits."""
-    return plan.patience is not None and state.stale >= plan.patience
-
-
-def _finish(run: Run, trainable: Trainable, prompts: Sequence[Task], state: State, base: Path, side: Lanes) -> Reinforced:
+def _finish(course: Course, prompts: Sequence[Task], state: State, side: Lanes) -> Reinforced:
     """Choose the weights to keep, save them, let the artifact test itself."""
-    plan, events = run.manifest.resolved, told(run.out)
+    run, events = course.run, told(course.run.out)
     steps = [event for event in events if event["event"] == "step"]
     if all(event["train_degenerate"] == 1.0 for event in steps):
         raise TrainingError(
@@ -255,43 +203,33 @@ def _finish(run: Run, trainable: Trainable, prompts: Sequence[Task], state: Stat
             remedy="a grader with shades between right and wrong, easier prompts, more samples, or SFT first",
         )
     valid = {event["step"]: event.get("valid_reward") for event in events if event["event"] == "evaluation"}
-    chosen = state.step
-    if (plan.keep == "best" or plan.patience is not None) and state.best_step not in (None, state.step):
-        best = checkpoint.folder_of(run.out, state.best_step or 0)
-        if checkpoint.sound(best) is not None:
-            checkpoint.load_weights(trainable, best)
-            chosen = state.best_step or 0
-            run.emit("best_restored", step=state.step, best_step=chosen, valid_reward=valid.get(chosen))
-    folder = save_artifact(run.out, base, trainable)
-    rows = sorted((task.prompt for task in prompts), key=lambda row: (len(row.ids), row.example_id))[:4]
-    few = [Item((replace(row, mask=np.ones(len(row.ids), np.uint8)),)) for row in rows]
-    loss = report(evaluate(trainable, SFT(), Batch(few, np.zeros((len(few), 1), np.float32)), plan, side))["loss"]
-    test = self_test(folder, base, trainable, [item.rows[0] for item in few], loss, plan)
-    run.emit("saved", step=state.step, folder=str(folder), **msgspec.to_builtins(test))
-    per_epoch = math.ceil(len(prompts) / plan.batch_size)
-    last = [event["train_reward"] for event in steps if event["step"] > state.step - per_epoch and "train_reward" in event]
+    chosen = course.choose(state)
+    if chosen != state.step:
+        run.emit("best_restored", step=state.step, best_step=chosen, valid_reward=valid.get(chosen))
+    folder, test = course.save(state, [replace(task.prompt, mask=np.ones(len(task.prompt.ids), np.uint8)) for task in prompts], side)
+    last = [event["train_reward"] for event in steps if event["step"] > state.step - course.per_epoch and "train_reward" in event]
     result = Reinforced(
         artifact=str(folder),
         steps=state.step,
-        epochs=state.step // per_epoch,
+        epochs=state.step // course.per_epoch,
         train_reward=statistics.fmean(last) if last else None,
         first_valid_reward=valid.get(0),
         valid_reward=valid.get(chosen),
         best_step=state.best_step,
         rows=len(prompts),
         trained_tokens=state.tokens,
-        trainable_parameters=sum(p.numel() for p in trainable.parameters().values()),
+        trainable_parameters=course.trainable_parameters,
         seconds=state.seconds,
         identity=run.identity,
         failed=int(sum(event["train_failed"] for event in steps)),
         test=test,
-        early_stopped=state.step < per_epoch * plan.epochs,
-        recoveries=len(falls(run.out)),
+        early_stopped=state.step < course.total,
+        recoveries=len(course.fallen),
     )
     scores = {
         "mean reward of the last epoch's samples": result.train_reward,
         "mean reward over held-out prompts before training": result.first_valid_reward,
         "mean reward over held-out prompts": result.valid_reward,
     }
-    write_card(folder, base, run.manifest, state, scores, test)
+    write_card(folder, course.base, run.manifest, state, scores, test)
     return result

@@ -9,24 +9,22 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import torch
 
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.types import Record
-from tunesmith.train import checkpoint
-from tunesmith.train.adapters import Trainable, groups, prepare
-from tunesmith.train.artifact import SelfTest, save_artifact, self_test
+from tunesmith.train.artifact import SelfTest
 from tunesmith.train.card import write_card
 from tunesmith.train.checkpoint import State
+from tunesmith.train.course import Course
 from tunesmith.train.facts import machine_rate
 from tunesmith.train.items import Item, Row, as_items, mismatch, refuse_overlap, usable
-from tunesmith.train.lanes import Batch, Lanes, evaluate, gradients, lanes
-from tunesmith.train.objectives import SFT, objective_of, report
+from tunesmith.train.lanes import Batch, Lanes, gradients, lanes
+from tunesmith.train.objectives import objective_of, report
 from tunesmith.train.packing import epoch_order
 from tunesmith.train.plan import Plan, ResolvedPlan
-from tunesmith.train.recovery import Diverged, fall_back, falls, judge, rate_factor, watched, write_checkpoint
+from tunesmith.train.recovery import Diverged, fall_back, judge, watched
 from tunesmith.train.reference import references
-from tunesmith.train.run import OnEvent, Paused, Run, open_run
+from tunesmith.train.run import OnEvent, Run, open_run
 from tunesmith.train.validation import Measure, Validation
 
 
@@ -55,15 +53,6 @@ class TrainResult(Record, frozen=True):
     recoveries: int = 0
     metric: str | None = None
     valid_metric: float | None = None
-
-
-def rate_at(step: int, total: int, plan: ResolvedPlan) -> float:
-    """Share of the learning rate at step 1…total: linear warm-up, then the schedule down to 0 after the last step."""
-    warmup = math.ceil(plan.warmup_ratio * total)
-    if step <= warmup:
-        return step / warmup
-    done = (step - 1 - warmup) / max(1, total - warmup)
-    return {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}[plan.schedule]
 
 
 def train(
@@ -122,58 +111,27 @@ def _run(
     should_stop: Callable[[], bool],
     measure: Measure | None,
 ) -> TrainResult:
-    plan, out = run.manifest.resolved, run.out
-    trainable = prepare(base, plan)
-    parameters = list(trainable.parameters().values())
-    optimizer = torch.optim.AdamW(groups(trainable, plan), fused=True)
-    per_epoch = math.ceil(len(items) / plan.batch_size)
-    total = per_epoch * plan.epochs
-    objective = objective_of(plan)
+    course = Course(run, base, len(items))
+    plan, trainable, objective = course.plan, course.trainable, objective_of(course.plan)
     reference = references(run, "train", items, objective, trainable, side)
     valid_batch = Batch(validation, references(run, "validation", validation, objective, trainable, side))
     judged = Validation(run, trainable, objective, valid_batch, side, base, measure)
-    state = State(step=0, identity=run.identity)
-    last = checkpoint.newest(out, run.identity)
-    if last is not None:
-        checkpoint.load(last[0], trainable, optimizer)
-        state = last[1]
-        checkpoint.prune(out, keep=plan.keep_checkpoints, best=state.best_step, epoch_steps=per_epoch)
-    run.rewind(state.step if last is not None else -1)
-    fallen, limit = falls(out), machine_rate(run.manifest.facts, plan)
-    run.emit(
-        "start",
-        step=state.step,
-        total_steps=total,
-        rows=len(items),
-        validation_rows=len(validation),
-        trainable_parameters=sum(p.numel() for p in parameters),
-        resumed=last is not None,
-        plan=msgspec.to_builtins(plan),
-        reasons=msgspec.to_builtins(run.manifest.reasons),
-    )
-    if validation and last is None:
-        judged.look(state, step=0, total_steps=total, epoch=0.0)
-    trainable.model.train()
-    step = state.step
-    while step < total and not _stale(state, plan):
-        started = time.perf_counter()
-        step += 1
-        epoch, offset = divmod(step - 1, per_epoch)
-        order = epoch_order(len(items), seed=plan.seed, epoch=epoch)[offset * plan.batch_size : (offset + 1) * plan.batch_size]
+    limit = machine_rate(run.manifest.facts, plan)
+    state = course.begin(len(validation))
+    if validation and not state.step:
+        judged.look(state, **course.place(0))
+    while not course.over(state):
+        started, step = time.perf_counter(), state.step + 1
+        order = course.order(step)
         batch = Batch([items[i] for i in order], reference[order])
         # Dropout is a function of seed, step and pack, so that a resumed run repeats it.
         sums = gradients(trainable, objective, batch, plan, side, seed=(plan.seed * 1_000_003 + step) * 1009)
-        found = report(sums)
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, plan.max_grad_norm))
-        judge(run, state, step, found["loss"], norm, fallen)
-        scale = rate_at(step, total, plan) * rate_factor(fallen, step)
-        for group in optimizer.param_groups:
-            group["lr"] = group["base_rate"] * scale
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        found, norm = report(sums), course.clip()
+        judge(run, state, step, found["loss"], norm, course.fallen)
+        course.update(step)
         seconds = time.perf_counter() - started
         tokens = sum(len(row.ids) for item in batch.items for row in item.rows)
-        before = State(step=0, identity="") if offset == 0 else state
+        before = State(step=0, identity="") if course.begins_epoch(step) else state
         state = msgspec.structs.replace(
             watched(state, found["loss"]),
             step=step,
@@ -184,76 +142,50 @@ def _run(
         )
         run.emit(
             "step",
-            step=step,
-            total_steps=total,
-            epoch=step / per_epoch,
+            **course.place(step),
             **{f"train_{key}": value for key, value in found.items()},
-            learning_rate=plan.learning_rate * scale,
+            learning_rate=course.rate(step),
             grad_norm=norm,
             tokens=tokens,
             tokens_per_s=tokens / seconds,
             computed_tokens=int(sums["computed"]),
             limit_share=trainable.flops(sums["computed"], sums["positions"]) / (limit * seconds),
-            seconds_left=(total - step) * state.seconds / step,
+            seconds_left=(course.total - step) * state.seconds / step,
         )
-        if validation and (step == total or step % (plan.eval_every or per_epoch) == 0):
-            state = judged.look(state, step=step, total_steps=total, epoch=step / per_epoch)
-        ends = step == total or _stale(state, plan)
-        pause = not ends and should_stop()
-        due = ends or step % (plan.checkpoint_every or per_epoch) == 0 or step % per_epoch == 0 or state.best_step == step
-        if due or pause:
-            write_checkpoint(run, trainable, optimizer, msgspec.structs.replace(state, planned=due), per_epoch)
-        if pause:
-            run.emit("paused", step=step, total_steps=total)
-            raise Paused(step)
-    if step < total:
-        run.emit("early_stopped", step=step, total_steps=total, best_step=state.best_step, best_loss=state.best_loss)
-    return _finish(run, trainable, items, state, base, side, measure)
+        if validation and course.looks(step):
+            state = judged.look(state, **course.place(step))
+        course.keep(state, should_stop)
+    return _finish(course, items, state, side, measure)
 
 
-def _stale(state: State, plan: ResolvedPlan) -> bool:
-    """Whether validation has not improved for as long as the plan waits."""
-    return plan.patience is not None and state.stale >= plan.patience
-
-
-def _finish(
-    run: Run, trainable: Trainable, items: Sequence[Item], state: State, base: Path, side: Lanes, measure: Measure | None
-) -> TrainResult:
+def _finish(course: Course, items: Sequence[Item], state: State, side: Lanes, measure: Measure | None) -> TrainResult:
     """Choose the weights to keep, save them, let the artifact test itself."""
-    plan, valid_loss, valid_metric = run.manifest.resolved, state.valid_loss, state.valid_metric
-    if (plan.keep == "best" or plan.patience is not None) and state.best_step not in (None, state.step):
-        best = checkpoint.folder_of(run.out, state.best_step or 0)
-        if checkpoint.sound(best) is not None:
-            checkpoint.load_weights(trainable, best)
-            valid_loss, valid_metric = state.best_loss, state.best_metric
-            run.emit("best_restored", step=state.step, best_step=state.best_step, valid_loss=valid_loss, valid_metric=valid_metric)
-    folder = save_artifact(run.out, base, trainable)
-    few = sorted((item.rows[0] for item in items), key=lambda row: (len(row.ids), row.example_id))[:4]
-    loss = report(evaluate(trainable, SFT(), Batch([Item((row,)) for row in few], np.zeros((len(few), 1), np.float32)), plan, side))["loss"]
-    test = self_test(folder, base, trainable, few, loss, plan)
-    run.emit("saved", step=state.step, folder=str(folder), **msgspec.to_builtins(test))
+    run, plan, valid_loss, valid_metric = course.run, course.plan, state.valid_loss, state.valid_metric
+    if course.choose(state) != state.step:
+        valid_loss, valid_metric = state.best_loss, state.best_metric
+        run.emit("best_restored", step=state.step, best_step=state.best_step, valid_loss=valid_loss, valid_metric=valid_metric)
+    folder, test = course.save(state, [item.rows[0] for item in items], side)
     train_loss = state.epoch_loss / max(1.0, state.epoch_weight)
     scores = {"training loss, last epoch": train_loss, "validation loss": valid_loss}
     if measure is not None:
         scores[f"{measure.name} on validation rows"] = valid_metric
-    write_card(folder, base, run.manifest, state, scores, test)
-    per_epoch = math.ceil(len(items) / plan.batch_size)
+    write_card(folder, course.base, run.manifest, state, scores, test)
     return TrainResult(
         artifact=str(folder),
         steps=state.step,
-        epochs=state.step // per_epoch,
+        epochs=state.step // course.per_epoch,
         train_loss=train_loss,
         valid_loss=valid_loss,
         best_step=state.best_step,
         rows=len(items),
         tokens=state.tokens,
         trained_tokens=_trained_tokens(items, plan, state.step),
-        trainable_parameters=sum(p.numel() for p in trainable.parameters().values()),
+        trainable_parameters=course.trainable_parameters,
         seconds=state.seconds,
         identity=run.identity,
         test=test,
-        early_stopped=state.step < per_epoch * plan.epochs,
-        recoveries=len(falls(run.out)),
+        early_stopped=state.step < course.total,
+        recoveries=len(course.fallen),
         metric=None if measure is None else measure.name,
         valid_metric=valid_metric,
     )
