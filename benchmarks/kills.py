@@ -152,11 +152,11 @@ def watch(run: Run, made: list[str], seen: set[str]) -> None:
         run.stop.wait(0.1)
 
 
-def kill(run: Run, kills: int, seconds: float, rng: random.Random) -> None:
-    """Kill the server or a worker, and start it again; `kills` times, or until the time is over."""
-    limit = time.monotonic() + seconds
-    while len(run.killed) < kills and time.monotonic() < limit:
-        time.sleep(rng.uniform(0.2, 5.0))
+def kill(run: Run, asked: argparse.Namespace) -> None:
+    """Kill the server or a worker, and start it again; as often as asked, or until the time is over."""
+    rng, limit = random.Random(asked.seed), time.monotonic() + asked.seconds
+    while len(run.killed) < asked.kills and time.monotonic() < limit:
+        time.sleep(rng.uniform(0.2, asked.pause))
         name = rng.choice(list(run.processes))
         run.processes[name].send_signal(signal.SIGKILL)
         run.processes[name].wait()
@@ -184,7 +184,7 @@ def measure(folder: Path, asked: argparse.Namespace) -> dict[str, Any]:
     for name in ("server", *(f"worker-{i}" for i in range(asked.jobs))):
         run.start(name)
     files, made, events = list[str](), list[str](), set[str]()
-    killer = threading.Thread(target=kill, args=(run, asked.kills, asked.seconds, random.Random(asked.seed)))
+    killer = threading.Thread(target=kill, args=(run, asked))
     threads = [threading.Thread(target=run.chat), threading.Thread(target=run.chat)]
     threads += [threading.Thread(target=watch, args=(run, made, events))]
     for thread in (killer, *threads):
@@ -241,6 +241,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=3600.0, help="stop killing after so long")
+    parser.add_argument("--pause", type=float, default=5.0, help="longest time between two kills, s")
     parser.add_argument("--jobs", type=int, default=4, help="jobs, and workers, at once")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 
 import httpx
@@ -52,16 +53,68 @@ def test_an_answer_passes_and_is_logged(servers, stream):
 
 
 def test_errors_pass_too(servers):
-    url, _ = servers
+    url, store = servers
     bad = httpx.post(f"{url}/chat/completions", json={"model": "far", "messages": []})
     assert (bad.status_code, bad.json()["error"]["param"]) == (400, "messages")
     gone = httpx.post(f"{url}/chat/completions", json={"model": "gone", "messages": [{"role": "user", "content": "x"}]})
     assert (gone.status_code, gone.json()["error"]["code"]) == (502, "upstream_unreachable")
+    row = rows(store)[-1]
+    assert (row["alias"], row["status"], row["finish_reason"]) == ("gone", 502, "error")
+    assert row["error"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_completion_passes_and_is_logged(servers, stream):
+    url, store = servers
+    client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
+    more = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+    answer = client.completions.create(model="far", prompt="one two three", **more)
+    text = "".join(c.choices[0].text for c in answer if c.choices) if stream else answer.choices[0].text
+    row = rows(store)[-1]
+    assert (row["alias"], row["answer"], row["completion_tokens"], row["id"][:5]) == ("far", text, len(text.split()), "cmpl-")
+    assert json.loads(row["messages"]) == [{"role": "user", "content": "one two three"}]
+
+
+@pytest.mark.parametrize(("given", "content"), [("one", "one"), (["one", "two"], "one\ntwo"), ([1, 2], None)])
+def test_embeddings_pass_and_are_logged_without_an_answer(store, given, content):
+    body = {
+        "object": "list",
+        "data": [{"object": "embedding", "index": 0, "embedding": [0.5] * 8}],
+        "usage": {"prompt_tokens": 3, "total_tokens": 3},
+    }
+    upstream, seen = scripted([whole(body)])
+    (answer,), (row,) = asked(store, upstream, path="embeddings", input=given)
+    assert answer.json() == body
+    assert seen["paths"] == ["/v1/embeddings"]
+    assert (row["answer"], row["finish_reason"], row["prompt_tokens"], row["completion_tokens"]) == ("", "stop", 3, 0)
+    assert json.loads(row["messages"])[0].get("content") == content
+
+
+@pytest.mark.parametrize("begun", [b"", b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{"])
+def test_a_client_that_leaves_ends_the_work_on_a_whole_answer(store, begun):
+    from tunesmith.api.app import create_app, running
+    from tunesmith.deploy.upstream import Upstream
+
+    ended = threading.Event()
+
+    async def silent(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(begun)
+        while await reader.read(1 << 16):
+            pass
+        ended.set()
+        writer.close()
+
+    with running(create_app({"m": Upstream("x", base_url=listening(silent))}, store=store)) as url:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/chat/completions", json={"model": "m", "messages": []}, timeout=0.1)
+        assert ended.wait(5)
+    (row,) = rows(store)
+    assert (row["status"], row["error"], row["finish_reason"]) == (499, "the client left", "cancelled")
 
 
 def test_the_first_piece_does_not_wait_for_the_next():
     import asyncio
-    import threading
 
     from tunesmith.api.app import create_app, running
     from tunesmith.deploy.upstream import Upstream
@@ -78,26 +131,30 @@ def test_the_first_piece_does_not_wait_for_the_next():
         await writer.drain()
         writer.close()
 
-    loop = asyncio.new_event_loop()
-    server = loop.run_until_complete(asyncio.start_server(slow, "127.0.0.1", 0))
-    threading.Thread(target=loop.run_forever, daemon=True).start()
-    port = server.sockets[0].getsockname()[1]
-    with running(create_app({"slow": Upstream("m", base_url=f"http://127.0.0.1:{port}/v1")})) as url:
+    with running(create_app({"slow": Upstream("m", base_url=listening(slow))})) as url:
         times, started = [], time.perf_counter()
         with httpx.stream("POST", f"{url}/chat/completions", json={"model": "slow", "messages": [], "stream": True}, timeout=30) as answer:
             for line in answer.iter_lines():
                 times += [time.perf_counter() - started] if line else []
-    loop.call_soon_threadsafe(loop.stop)
     assert len(times) == 3
     assert times[0] < 0.4 < times[1] < times[2]
 
 
-def scripted(*answers: list[bytes], keep: bool = True):
-    """A server that answers request after request with these pieces of bytes; what it saw is (connections, requests)."""
+def listening(serve):
+    """The base URL of a server that `serve` answers for, a connection each."""
     import asyncio
-    import threading
 
-    seen, left = {"connections": 0, "requests": 0}, list(answers)
+    loop = asyncio.new_event_loop()
+    server = loop.run_until_complete(asyncio.start_server(serve, "127.0.0.1", 0))
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    return f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+
+
+def scripted(*answers: list[bytes], keep: bool = True):
+    """A server that answers request after request with these pieces of bytes; and what it saw."""
+    import asyncio
+
+    seen, left = {"connections": 0, "paths": []}, list(answers)
 
     async def serve(reader, writer):
         seen["connections"] += 1
@@ -107,7 +164,7 @@ def scripted(*answers: list[bytes], keep: bool = True):
             except asyncio.IncompleteReadError:
                 break
             await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
-            seen["requests"] += 1
+            seen["paths"].append(head.split()[1].decode())
             for piece in left.pop(0):
                 writer.write(piece)
                 await writer.drain()
@@ -116,16 +173,17 @@ def scripted(*answers: list[bytes], keep: bool = True):
                 break
         writer.close()
 
-    loop = asyncio.new_event_loop()
-    server = loop.run_until_complete(asyncio.start_server(serve, "127.0.0.1", 0))
-    threading.Thread(target=loop.run_forever, daemon=True).start()
-    return f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", seen
+    return listening(serve), seen
+
+
+def whole(said):
+    body = json.dumps(said).encode()
+    return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
 
 
 def said(number="a" * 30, text="yes"):
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-    body = json.dumps({"id": number, "choices": [choice], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}).encode()
-    return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+    return whole({"id": number, "choices": [choice], "usage": {"prompt_tokens": 1, "completion_tokens": 1}})
 
 
 def event(text):
@@ -135,14 +193,15 @@ def event(text):
 STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
 
 
-def asked(store, upstream, count=1, **more):
+def asked(store, upstream, count=1, path="chat/completions", **more):
     from tunesmith.api.app import ServeConfig, create_app, running
     from tunesmith.deploy.upstream import Upstream
 
     app = create_app({"m": Upstream("x", base_url=upstream, timeout_s=1)}, store=store, config=ServeConfig(port=0, names={"gpt-4o": "m"}))
     with running(app) as url:
-        body = {"model": "m", "messages": [{"role": "user", "content": "q"}], **more}
-        answers = [httpx.post(f"{url}/chat/completions", json=body, timeout=20) for _ in range(count)]
+        asks = {"messages": [{"role": "user", "content": "q"}]} if path == "chat/completions" else {}
+        body = {"model": "m", **asks, **more}
+        answers = [httpx.post(f"{url}/{path}", json=body, timeout=20) for _ in range(count)]
     return answers, rows(store)
 
 
@@ -157,11 +216,11 @@ def test_connections_are_kept_and_replaced_when_the_server_closed_them(store):
     upstream, seen = scripted([said("a" * 30)], [said("b" * 30)], [said("c" * 30)])
     answers, logged = asked(store, upstream, 3, model="gpt-4o")  # a mapped name
     assert [answer.status_code for answer in answers] == [200] * 3
-    assert seen == {"connections": 1, "requests": 3}
+    assert (seen["connections"], len(seen["paths"])) == (1, 3)
     assert [row["alias"] for row in logged] == ["gpt-4o"] * 3
     upstream, seen = scripted([said("d" * 30)], [said("e" * 30)], keep=False)
     assert [answer.status_code for answer in asked(store, upstream, 2)[0]] == [200] * 2
-    assert seen == {"connections": 2, "requests": 2}
+    assert (seen["connections"], len(seen["paths"])) == (2, 2)
 
 
 def test_answers_with_the_same_small_id_are_rows_of_their_own(store):

@@ -133,6 +133,15 @@ def reinforcement(grader=LIKENESS, **hyperparameters):
     return {"type": "reinforcement", "reinforcement": {"grader": grader, "hyperparameters": settings}}
 
 
+PYTHON = {"type": "python", "name": "x", "source": "def grade(sample, item): return 1.0"}
+ASKS = {"type": "score_model", "name": "x", "model": "gpt-9", "input": [{"role": "user", "content": "x"}]}
+
+
+def with_format(form):
+    method = reinforcement()
+    return {**method, "reinforcement": {**method["reinforcement"], "response_format": form}}
+
+
 def test_graders_are_rewards(server: Server):
     job = server.client.fine_tuning.jobs.create(
         model=MODEL, training_file=server.upload(reward_rows()).id, seed=3,
@@ -189,9 +198,10 @@ def test_a_model_grades_and_what_it_does_not_say_is_missing(server: Server):
     [
         ({"type": "reinforcement", "reinforcement": {}}, "method.reinforcement.grader", "missing_required_parameter"),
         (reinforcement({"type": "string_check", "name": "x"}), "method.reinforcement.grader", "invalid_grader"),
-        (reinforcement({"type": "python", "name": "x", "source": "def grade(sample, item): return 1.0"}), "method.reinforcement.grader", "invalid_grader"),
+        (reinforcement(PYTHON), "method.reinforcement.grader", "invalid_grader"),
+        ({"type": "supervised", "supervised": {"grader": LIKENESS}}, "method.supervised.grader", "unknown_parameter"),
         (
-            reinforcement({"type": "score_model", "name": "x", "model": "gpt-9", "input": [{"role": "user", "content": "x"}]}),
+            reinforcement(ASKS),
             "method.reinforcement.grader",
             "invalid_grader",
         ),
@@ -208,6 +218,31 @@ def test_faults_of_reinforcement_are_named(server: Server, method, param, code):
     answer = server.request("POST", "/fine_tuning/jobs", json=body)
     assert answer.status_code == 400, answer.text
     assert (answer.json()["error"]["param"], answer.json()["error"]["code"]) == (param, code), answer.text
+
+
+@pytest.mark.parametrize(
+    ("method", "param", "said"),
+    [
+        (reinforcement(PYTHON), "method.reinforcement.grader", "serve.python_graders"),
+        (reinforcement({"type": "multi", "name": "m", "graders": {"p": PYTHON}, "calculate_output": "p"}), "method.reinforcement.grader", "serve.python_graders"),
+        (reinforcement(ASKS | {"model": "ft:x:y::z"}), "method.reinforcement.grader", "'ft:x:y::z', which a job made"),
+        (with_format({"type": "json_object"}), "method.reinforcement.response_format", "are not held to a format"),
+    ],
+)  # fmt: skip
+def test_what_reinforcement_does_not_take_is_told_with_what_it_does(server: Server, method, param, said):
+    body = {"model": MODEL, "training_file": server.upload(reward_rows()).id, "method": method}
+    answer = server.request("POST", "/fine_tuning/jobs", json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["type"]) == (400, param, "invalid_request_error"), answer.text
+    assert said in error["message"]
+    assert "allowed: " in error["message"]
+
+
+def test_a_text_format_is_taken(server: Server):
+    body = {"model": MODEL, "training_file": server.upload(reward_rows()).id, "method": with_format({"type": "text"})}
+    made = server.request("POST", "/fine_tuning/jobs", json=body)
+    assert made.status_code == 200, made.text
+    server.client.fine_tuning.jobs.cancel(made.json()["id"])
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -193,3 +194,29 @@ def test_a_folder_without_tokenizer_is_named(tmp_path):
 def test_a_row_id_is_the_hash_of_its_content():
     one, two = Message(role="user", content="a"), Message(role="user", content="b")
     assert example_id((one,)) == example_id((one,)) != example_id((two,))
+
+
+def asked(answer, **more):
+    return Example(id="r1", messages=(Message(role="user", content="the user asks"), Message(role="assistant", content=answer, **more)))
+
+
+def test_a_template_whose_prompt_merges_with_the_answer_is_refused(folders, tmp_path):
+    """A prompt that ends in a space: " the" would be trained on, or left out, and serving sends the space alone."""
+    folder = shutil.copytree(folders["qwen"], tmp_path / "spaced")
+    template = (folder / "chat_template.jinja").read_text("utf-8")
+    spaced = template.replace("'\\n' + message.content }}{%- endif %}\n{%- for", "' ' + message.content }}{%- endif %}\n{%- for")
+    spaced = spaced.replace("assistant\\n' }}", "assistant ' }}")
+    assert spaced.count("' '") == 1
+    (folder / "chat_template.jinja").write_text(spaced, "utf-8")
+    renderer = Renderer.load(folder)
+    with pytest.raises(DataError, match=r"row r1: the prompt ends in 'sistant ', .* token \d+, ' the', is not the one") as refused:
+        renderer.examples([asked("the answer")])
+    assert "generation prompt without" in refused.value.remedy
+    assert renderer.example(asked("the answer", weight=0)).trained == 0
+
+
+def test_an_answer_whose_white_space_merges_with_the_prompt_is_refused(renderers):
+    with pytest.raises(DataError, match=r"row r1: .*'\\n\\n', is not the one") as refused:
+        renderers["smollm2"].example(asked("\n\nthe answer"))
+    assert "beginning of the answer" in refused.value.remedy
+    assert renderers["no_system"].example(asked("\n\nthe answer")).trained, "this template takes the white space off"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import typer
 
 from tunesmith.cli import app
 from tunesmith.cli.shared import guarded
@@ -64,6 +65,15 @@ def test_all_faults_of_all_rows_come_in_one_go(here, capsys):
     assert "rows.jsonl:31" in err
 
 
+def test_rows_with_faults_are_kept_where_the_error_says(here, capsys):
+    project(here, many("{broken"))
+    code, _, err = call(capsys, "run")
+    assert code == 1
+    rejects = here / ".tunesmith" / "rejects.jsonl"
+    assert str(rejects) in err
+    assert json.loads(rejects.read_text())["line"] == 17
+
+
 def test_a_directory_without_rows_is_said(here, capsys):
     (here / "rows.jsonl").mkdir()
     project(here, None)
@@ -89,11 +99,49 @@ def test_a_wrong_configuration_names_line_and_key(here, capsys, extra, said):
         assert words in err
 
 
+def test_every_unknown_key_comes_in_one_message(here, capsys):
+    project(here, GOOD, "basee: x\ntrain: {epoch: 2, adapter: {zzz: 1}}\n")
+    code, _, err = call(capsys, "run", "--epochs", "3")
+    assert code == 2
+    for words in (
+        "4 unknown keys",
+        "tunesmith.yaml:4: basee: did you mean 'base'?",
+        "tunesmith.yaml:5: train.epoch: did you mean 'epochs'?",
+        "tunesmith.yaml:5: train.adapter.zzz: allowed: kind, r,",
+        "--epochs: did you mean 'train.epochs'?",
+    ):
+        assert words in err
+
+
+def test_a_metric_that_does_not_exist_is_said_before_any_work(here, capsys):
+    project(here, many(GOOD), "evaluate: {metrics: [exact_mach]}\n")
+    for words in (["run"], ["run", "--dry-run"], ["init", "rows.jsonl", "--metric", "exact_mach", "-c", "other.yaml"]):
+        code, _, err = call(capsys, *words)
+        assert code == 2
+        assert "did you mean 'exact_match'" in err
+        assert "collect" not in err
+    assert not (here / "other.yaml").exists()
+
+
 def test_an_unknown_base_is_named_with_the_nearest(here, capsys):
     project(here, many(GOOD))
     code, _, err = call(capsys, "run", "--base", "smollm2-135")
     assert code == 2
     assert "did you mean 'smollm2-135m'" in err
+
+
+def test_a_check_of_rows_for_a_base_that_does_not_exist_is_refused(here, capsys):
+    project(here, many(GOOD))
+    code, _, err = call(capsys, "data", "check", "rows.jsonl", "--base", "smollm2-135")
+    assert code == 2
+    assert "did you mean 'smollm2-135m'" in err
+
+
+def test_a_file_where_a_folder_should_be_is_one_clear_message(here, capsys):
+    (here / "taken").touch()
+    code, _, err = call(capsys, "demo", "--folder", "taken")
+    assert code == 1
+    assert "taken: File exists" in err
 
 
 def test_no_network_says_what_is_missing_and_where_it_looked(here, capsys, monkeypatch):
@@ -128,6 +176,43 @@ def test_init_writes_a_file_that_loads_and_never_overwrites(here, capsys):
     assert "already there" in err
 
 
+@pytest.mark.parametrize("odd", ["a: b.jsonl", "*.jsonl", "true", "10%", 'a"b, c', "~/x#y", "1e3"])
+def test_init_writes_any_name_so_that_it_is_read_back(here, capsys, odd):
+    from tunesmith.flow.project import load_project
+
+    assert call(capsys, "init", odd, "--name", odd)[0] == 0
+    found = load_project(here / "tunesmith.yaml")
+    assert (found.name, found.sources[0].path, found.deploy.alias) == (odd, odd, odd)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (b"frage,antwort\nwas?,das\n", "the format is not recognised: the keys are ['antwort', 'frage']"),
+        (b"", "no rows"),
+        (b'{"messages": [{"role": "user", "content": "q"}]}', "no assistant turn"),
+        (None, "no such file"),
+        (GOOD.encode("utf-16"), "UTF-8"),
+        (b"\x8f\x00\xeb" * 99, "UTF-8"),
+    ],
+)
+def test_init_says_at_once_what_keeps_the_rows_from_being_read(here, capsys, rows, said):
+    name = "rows.csv" if rows and rows.startswith(b"frage") else "rows.jsonl"
+    if rows is not None:
+        (here / name).write_bytes(rows)
+    code, out, _ = call(capsys, "init", name, "--json")
+    assert code == 0
+    assert said in json.loads(out)["fault"]
+    assert (here / "tunesmith.yaml").is_file()
+
+
+def test_init_shows_the_first_row(here, capsys):
+    (here / "rows.jsonl").write_text(GOOD)
+    _, out, _ = call(capsys, "init", "rows.jsonl")
+    assert "format chat" in out
+    assert "assistant: a" in out
+
+
 def test_the_schema_covers_every_section(here, capsys):
     code, out, _ = call(capsys, "schema")
     assert code == 0
@@ -150,6 +235,42 @@ def test_every_command_has_an_example_and_json(capsys, command):
     _, out, _ = call(capsys, command.replace("_", "-"), "--help")
     assert "Example:" in out
     assert "--json" in out
+
+
+@pytest.mark.parametrize("command", ["run", "serve"])
+def test_a_missing_package_of_an_extra_is_one_line(here, command):
+    project(here, many(GOOD))
+    program = f"import sys; sys.modules['httptools'] = None; sys.argv = ['tunesmith', '{command}']; from tunesmith.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=here)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0] == "the package 'httptools' is not installed"
+    assert "tunesmith[serve]" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("said", ["n\n", ""])
+def test_a_question_that_nobody_answers_with_yes_ends_without_a_traceback(here, said):
+    pytest.importorskip("bpe_openai")
+    (here / "rows.jsonl").write_text(GOOD)
+    words = [sys.executable, "-m", "tunesmith", "migrate", "record", "ft:gpt-4o-mini-2024-07-18:a::b", "rows.jsonl", "--api-key", "none"]
+    done = subprocess.run([*words, "--base-url", "http://127.0.0.1:9/v1"], capture_output=True, text=True, cwd=here, input=said)
+    assert done.returncode == 2
+    assert "--yes" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_disk_that_takes_nothing_is_one_clear_message(capsys):
+    writer = typer.Typer()
+
+    @writer.command()
+    def write() -> None:
+        with open("/dev/full", "wb", buffering=0) as full:
+            full.write(b"x")
+
+    assert guarded(writer, []) == 1
+    err = capsys.readouterr().err
+    assert "No space left on device" in err
+    assert "to mend it" in err
 
 
 def test_two_runs_do_not_share_a_project(here, capsys):

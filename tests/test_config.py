@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
-from tunesmith.core.config import load, parse_overrides, schema
+from tunesmith.core.config import convert, load, parse_overrides, percent, schema
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.types import Record
 
@@ -12,6 +14,7 @@ from tunesmith.core.types import Record
 class Inner(Record, frozen=True):
     learning_rate: float = 1e-4
     epochs: int = 3
+    keep: Literal["last", "best"] = "last"
 
 
 class Outer(Record, frozen=True):
@@ -38,7 +41,10 @@ def test_a_file_becomes_a_record_with_overrides_applied(tmp_path):
     [
         ("name: a\ntrain:\n  learning_rat: 1\n", [":3: train.learning_rat", "unknown key", "did you mean 'learning_rate'", "epochs"]),
         ("name: a\nmany:\n  - epochs: 1\n  - epoch: 2\n", [":4: many.1.epoch", "did you mean 'epochs'"]),
-        ("name: a\ntrain:\n  epochs: two\n", [":3: train.epochs", "Expected `int`, got `str`"]),
+        ("name: a\ntrain:\n  epochs: two\n", [":3: train.epochs", "Expected `int`, got `str`", "a whole number"]),
+        ("name: a\ntrain: {keep: bst}\n", [":2: train.keep", "allowed: best, last", "did you mean 'best'"]),
+        ("name: a\nepochs: 1\n", [":2: epochs", "did you mean 'train.epochs'"]),
+        ("nme: a\nmany: [{epoch: 1}, {rate: 2}]\n", ["3 unknown keys", ":1: nme: did", ":2: many.0.epoch: did", ":2: many.1.rate: "]),
         ("train: {}\n", ["required field `name`"]),
         ("name: a\nname: b\n", [":2", "stands twice"]),
         ("name: [\n", [":2", "not valid YAML"]),
@@ -62,6 +68,42 @@ def test_a_missing_file_says_how_to_get_one(tmp_path):
 def test_overrides_that_cannot_be_are_refused(tmp_path, words):
     with pytest.raises(ConfigError):
         load(write(tmp_path, "name: a\n"), Outer, words)
+
+
+def test_a_mistake_on_the_command_line_is_not_blamed_on_the_file(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load(write(tmp_path, "name: a\ntrain:\n  epochs: 1\n"), Outer, ["--train.epochs", "two"])
+    assert str(caught.value).startswith("--train.epochs: Expected")
+    with pytest.raises(ConfigError, match=r"^--tran\.epochs: unknown key 'tran'"):
+        load(write(tmp_path, "name: a\n"), Outer, ["--tran.epochs", "2"])
+
+
+class Square(Record, frozen=True, tag="square"):
+    side: float
+
+
+class Circle(Record, frozen=True, tag="circle"):
+    radius: float
+
+
+class Drawing(Record, frozen=True):
+    shapes: tuple[Square | Circle, ...]
+    colours: dict[str, Inner] = {}
+
+
+def test_records_that_tell_their_kind_are_read_and_their_unknown_keys_found():
+    tree = {"shapes": [{"type": "square", "side": 1.0}], "colours": {"any name": {"epochs": 1}}}
+    assert convert(tree, Drawing).shapes == (Square(side=1.0),)
+    with pytest.raises(ConfigError, match=r"colours\.any name\.epoch: unknown key"):
+        convert({**tree, "colours": {"any name": {"epoch": 1}}}, Drawing)
+    with pytest.raises(ConfigError, match=r"shapes\.0\.sides: unknown key"):
+        convert({"shapes": [{"type": "square", "side": 1.0, "sides": 2}]}, Drawing)
+
+
+def test_a_percentage_is_the_number_that_it_means(tmp_path):
+    assert load(write(tmp_path, "name: 'x 5%'\ntrain: {learning_rate: 0.9%}\n"), Outer).train.learning_rate == 0.009
+    assert parse_overrides(["--a", "5%", "--b", ".5%", "--c", "5 %"]) == [(("a",), 0.05), (("b",), 0.005), (("c",), "5 %")]
+    assert all(percent(f"{tenths / 10:g}%") == tenths / 1000 for tenths in range(1001))
 
 
 def test_override_values_are_yaml():

@@ -11,10 +11,16 @@ import subprocess
 import sys
 
 import pytest
-from tests import templates
+from hypothesis import given
+from hypothesis import strategies as st
 
+import templates
 from tunesmith.cli.data_work import app as data_app
 from tunesmith.cli.shared import guarded
+from tunesmith.core.config import percent
+from tunesmith.core.errors import DataError
+from tunesmith.data.collect import refuse_invalid
+from tunesmith.data.intake import Intake
 
 
 def chat(question: str, answer: str, **more: object) -> str:
@@ -105,6 +111,30 @@ def test_invalid_rows_are_refused_until_they_are_accepted(here, capsys):
     found = told(capsys, "import", "rows.jsonl", "--yes", "--max-invalid", "2%")
     assert (found["inputs"], found["invalid"]) == (66, 1)
     assert told(capsys, "why", "rows.jsonl:66")["rows"][0]["rule"] == "invalid"
+
+
+def test_a_broken_file_is_the_same_one_message_before_and_after_yes(here, capsys):
+    (here / "rows.jsonl").write_text("\n".join([*rows(), "{broken"]), "utf-8")
+    before, after = (call(capsys, "import", "rows.jsonl", *more, code=1) for more in ((), ("--yes",)))
+    assert before[0] == after[0] == ""
+    assert before[1].splitlines()[1:] == after[1].splitlines()[2:], "all but where the rejects of --yes lie"
+    assert "max_invalid: 1.6%" in before[1]
+    out, _ = call(capsys, "import", "rows.jsonl", "--max-invalid", "1.6%", "--json", code=2)
+    assert [(one["inputs"], one["invalid"], one["version"]) for one in map(json.loads, out.splitlines())] == [(66, 1, None)]
+    (here / "tunesmith.yaml").write_text("name: x\nsources: [{path: rows.jsonl}]\nbase: smollm2-135m\nmax_invalid: 1.6%\n")
+    assert told(capsys, "import", "rows.jsonl", "--yes")["invalid"] == 1, "the project's own max_invalid holds"
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**6))
+def test_the_remedy_for_rows_with_faults_works(a, b):
+    invalid, inputs = sorted((a, b))
+    if invalid == inputs:
+        return
+    found = Intake(inputs=inputs, invalid=invalid)
+    with pytest.raises(DataError) as caught:
+        refuse_invalid(found, 0.0, None)
+    share = re.search(r"max_invalid: ([\d.]+%)", str(caught.value))
+    refuse_invalid(found, percent(share[1]), None)
 
 
 def test_import_clean_split_and_the_fate_of_every_row(here, capsys):
@@ -400,7 +430,9 @@ def test_answers_that_leave_out_what_others_repeat():
 def test_what_the_data_stage_found_is_one_offline_section(here):
     from tunesmith.core.rows import Row
     from tunesmith.data.collect import Source, collect
+    from tunesmith.data.semantic import Overlap
     from tunesmith.flow.datasets.findings import of_rows, section
+    from tunesmith.flow.datasets.leaks import as_plain
 
     found: list[Row] = collect(Source(path="rows.jsonl")).rows
     result = of_rows({"train": found[:40], "validation": [], "test": found[40:]}, lengths=[9] * 40, max_length=8)
@@ -409,9 +441,11 @@ def test_what_the_data_stage_found_is_one_offline_section(here):
     assert len(result["contradictions"]) == 1
     assert result["personal_data"]["kinds"] == {"email": 1}
     assert result["tokens"]["too_long"] == 40
-    measured = {"found": 1, "looked_at": 25, "threshold": 0.95, "why": "", "examples": [["a/f:1", "b/f:2", 0.97]]}
-    html = section({**result, "meaning": {"test": measured, "validation": {**measured, "why": "it is off"}}})
+    one = Overlap(found=1, looked_at=25, threshold=0.95, examples=(("a/f:1", "b/f:2", 0.97),))
+    measured = {"test": one, "validation": Overlap(found=0, looked_at=0, threshold=0.95, why="it is off")}
+    html = section({**result, "meaning": as_plain({**measured, "other": Overlap(found=0, looked_at=17, threshold=0.95)})})
     assert "1 of 25 rows say the same as a training row" in html
+    assert "0 of 17 rows say the same as a training row" in html
     assert "f:1 ≈ f:2 (0.97)" in html
     assert "not measured: it is off" in html
     assert html.strip().startswith("<section")

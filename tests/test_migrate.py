@@ -7,9 +7,10 @@ import json
 
 import pytest
 
-from api_parts import MODEL, chat_rows, running_server
+from api_parts import MODEL, chat_rows, preference_rows, running_server
 from tunesmith.cli import app
 from tunesmith.cli.shared import guarded
+from tunesmith.core.errors import DataError
 from tunesmith.flow import migrate
 from tunesmith.flow.project import load_project
 
@@ -36,12 +37,12 @@ def call(capsys, *words):
     return code, json.loads(said.out.splitlines()[-1]), said.err
 
 
-@pytest.mark.slow
 def priced(row) -> float:
     """Dollars of one recorded answer of a fine-tuned gpt-4o-mini: 0.30 and 1.20 a million tokens read and written."""
     return (row.meta["prompt_tokens"] * 0.30 + row.meta["completion_tokens"] * 1.20) / 1e6
 
 
+@pytest.mark.slow
 def test_from_an_old_job_id_to_a_compared_replacement(provider, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     server, job = provider
@@ -51,7 +52,7 @@ def test_from_an_old_job_id_to_a_compared_replacement(provider, tmp_path, capsys
     one = next(entry for entry in found["models"] if entry["model"] == job.fine_tuned_model)
     assert (one["job"], one["days_left"], one["shutdown"]) == (job.id, 53, "2027-01-14")
 
-    (tmp_path / "prompts.jsonl").write_bytes(chat_rows(12))
+    (tmp_path / "prompts.jsonl").write_bytes(chat_rows(12))  # with answers, as a file of rows has them
     record = ["migrate", "record", job.fine_tuned_model, "prompts.jsonl", "--max-tokens", "4", "--yes", *where]
     code, found, _ = call(capsys, *record)
     assert (code, found["rows"]) == (0, 12)
@@ -82,6 +83,29 @@ def test_from_an_old_job_id_to_a_compared_replacement(provider, tmp_path, capsys
     page = (tmp_path / "migration.md").read_text()
     assert job.fine_tuned_model in page
     assert "the new model's share of the win 0.500" in page
+
+
+def test_prompts_need_no_answers_and_all_faults_are_said_before_anything_is_asked(tmp_path):
+    asked, answered = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+    lines = [{"messages": [asked]}, {"messages": [asked, answered]}]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    rows = migrate.prompts_of(str(path))
+    assert [[turn.role for turn in row.prompt] for row in rows] == [["user"], ["user"]]
+    path.write_text("\n".join(json.dumps(line) for line in [*lines, {"messages": []}, {"messages": [{"role": "user"}]}]))
+    with pytest.raises(DataError, match="cannot be asked") as caught:
+        migrate.prompts_of(str(path))
+    assert [fault.where for fault in caught.value.faults] == [f"{path}:3", f"{path}:4"]
+    path.write_text(preference_rows(2).decode())
+    with pytest.raises(DataError, match="a preference pair"):
+        migrate.prompts_of(str(path))
+
+
+def test_an_option_of_record_that_does_not_exist_names_the_nearest(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, found, _ = call(capsys, "migrate", "record", "ft:x", "prompts.jsonl", "--max-token", "4")
+    assert code == 2
+    assert "did you mean 'max_tokens'" in found["error"]["message"]
 
 
 def test_what_recording_costs_is_known_before():

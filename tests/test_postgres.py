@@ -6,6 +6,7 @@ import asyncio
 import glob
 import os
 import pwd
+import secrets
 import shutil
 import socket
 import subprocess
@@ -15,11 +16,13 @@ import time
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from tunesmith.core.errors import StoreError
 from tunesmith.core.store import Store
 from tunesmith.core.types import Interaction, Message
 
+PASSWORD = "no-list-of-processes-shows-this"
 BINARIES = sorted(glob.glob("/usr/lib/postgresql/*/bin"))
 
 
@@ -36,7 +39,7 @@ def _as_owner(folder):
 
 
 @pytest.fixture(scope="module")
-def database():
+def postgres():
     if not BINARIES:
         pytest.skip("PostgreSQL's server is not installed (Debian: apt-get install postgresql)")
     folder = Path(tempfile.mkdtemp(prefix="postgres"))  # pytest's own folders are closed to other users
@@ -47,9 +50,18 @@ def database():
     subprocess.run([*owner, f"{binaries}/initdb", "-D", f"{folder}/data", "-A", "trust", "-U", "tester"], check=True, capture_output=True)
     options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
     subprocess.run([*owner, f"{binaries}/pg_ctl", "-D", f"{folder}/data", "-o", options, "-w", "-l", f"{folder}/log", "start"], check=True)
-    yield f"postgresql+psycopg://tester@127.0.0.1:{port}/postgres"
+    yield f"postgresql+psycopg://tester:{PASSWORD}@127.0.0.1:{port}/postgres"
     subprocess.run([*owner, f"{binaries}/pg_ctl", "-D", f"{folder}/data", "-m", "immediate", "stop"], check=True, capture_output=True)
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def database(postgres):
+    """The URL of a fresh database."""
+    name = f"test_{secrets.token_hex(4)}"
+    with sa.create_engine(postgres, isolation_level="AUTOCOMMIT").connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    return postgres.rpartition("/")[0] + f"/{name}"
 
 
 @pytest.mark.slow
@@ -87,12 +99,31 @@ def test_a_database_that_is_not_there_is_one_clear_error(tmp_path):
         Store.open(tmp_path, url="postgresql+psycopg://nobody@127.0.0.1:9/none")
 
 
-WORKER = """
-import sys
-from tunesmith.core.store import Store
-from tunesmith.flow.jobs.worker import Worker
-Worker(Store.open(sys.argv[1], url=sys.argv[2]), isolated=False, lease_s=10, poll_s=0.1).run()
-"""
+def worker(store, folder):
+    """A worker as it is started beside a server, with a process for each job."""
+    from tunesmith.deploy.processes import start
+    from tunesmith.flow.jobs import worker as module
+
+    words = [*module.place(store), "--lease", "2", "--threads", "1"]
+    return start(module.MODULE, words, folder / "worker.log", told=module.database(store))
+
+
+def until(found, *, seconds=180):
+    """The first true answer of `found`."""
+    limit = time.monotonic() + seconds
+    while not (answer := found()):
+        assert time.monotonic() < limit
+        time.sleep(0.1)
+    return answer
+
+
+def ended(client, number):
+    """A job once it has ended."""
+    return until(lambda: (job := client.fine_tuning.jobs.retrieve(number)).status in ("succeeded", "failed") and job)
+
+
+def told(client, number):
+    return [event.message for event in client.fine_tuning.jobs.list_events(number, limit=100)]
 
 
 @pytest.mark.slow
@@ -103,9 +134,8 @@ def test_server_jobs_and_batches_with_a_worker_process(database, tmp_path):
     from api_parts import MODEL, chat_rows, running_server
 
     store = Store.open(tmp_path / "store", url=database)
-    command = [sys.executable, "-c", WORKER, str(tmp_path / "store"), database]
     with running_server(tmp_path, store=store) as server:
-        workers = [subprocess.Popen(command) for _ in range(2)]
+        workers = [worker(store, tmp_path) for _ in range(2)]
         try:
             client, hyper = server.client, {"n_epochs": 1, "batch_size": 4}
             files = [server.upload(chat_rows(first=20 * i)).id for i in range(2)]
@@ -114,21 +144,100 @@ def test_server_jobs_and_batches_with_a_worker_process(database, tmp_path):
             line["body"] = {"model": "echo", "messages": [{"role": "user", "content": "one two"}]}
             asked = client.files.create(file=("b.jsonl", json.dumps(line).encode()), purpose="batch")
             batch = client.batches.create(input_file_id=asked.id, endpoint="/v1/chat/completions", completion_window="24h")
-            limit = time.monotonic() + 180
-            while not all(client.fine_tuning.jobs.retrieve(job.id).status in ("succeeded", "failed") for job in jobs):
-                assert time.monotonic() < limit, [client.fine_tuning.jobs.retrieve(job.id).status for job in jobs]
-                time.sleep(0.3)
+            done = [ended(client, job.id) for job in jobs]
         finally:
-            for worker in workers:
-                worker.kill()
-                worker.wait()
-        done = [client.fine_tuning.jobs.retrieve(job.id) for job in jobs]
+            for one in workers:
+                one.kill()
+                one.wait()
         assert [job.status for job in done] == ["succeeded", "succeeded"], [job.error for job in done]
         for job in done:
-            told = [event.message for event in client.fine_tuning.jobs.list_events(job.id, limit=100)]
-            assert len(told) == len(set(told)), "each event once, though two workers were there"
+            said = told(client, job.id)
+            assert len(said) == len(set(said)), "each event once, though two workers were there"
             assert client.chat.completions.create(model=job.fine_tuned_model, messages=[{"role": "user", "content": "x"}], max_tokens=2)
         batch = client.batches.retrieve(batch.id)
         assert (batch.status, batch.request_counts.completed) == ("completed", 1)
         assert b"one two" in client.files.content(batch.output_file_id).read()
     store.close()
+
+
+@pytest.mark.slow
+def test_a_killed_worker_loses_nothing(database, tmp_path):
+    """Two jobs that ask for the same; the worker of the second is killed in the middle, and another goes on to the same weights."""
+    pytest.importorskip("openai")
+    import psutil
+
+    from api_parts import MODEL, chat_rows, running_server
+
+    store = Store.open(tmp_path / "store", url=database)
+    with running_server(tmp_path, store=store) as server:
+        client, alive = server.client, worker(store, tmp_path)
+        asked = {"model": MODEL, "training_file": server.upload(chat_rows(24)).id, "seed": 1}
+        jobs = client.fine_tuning.jobs
+        try:
+            first, second = (jobs.create(**asked, hyperparameters={"n_epochs": 4, "batch_size": 2}).id for _ in range(2))
+            until(lambda: any("Step 10/" in message for message in told(client, second)))
+            before, family = told(client, second), [psutil.Process(alive.pid), *psutil.Process(alive.pid).children()]
+            assert len(family) == 2, "a job has a process of its own"
+            assert not any(PASSWORD in word for one in family for word in one.cmdline())
+            alive.kill()
+            alive.wait()
+            psutil.wait_procs(family, timeout=20)
+            assert jobs.retrieve(second).status == "running"
+            alive = worker(store, tmp_path)
+            undisturbed, killed = ended(client, first), ended(client, second)
+        finally:
+            alive.kill()
+            alive.wait()
+        assert (undisturbed.status, killed.status) == ("succeeded", "succeeded"), (tmp_path / "worker.log").read_text()
+        for mine, other in zip(undisturbed.result_files, killed.result_files, strict=True):
+            name = client.files.retrieve(mine).filename
+            assert name == client.files.retrieve(other).filename
+            if name != "adapter_config.json":  # peft writes a set there, in whatever order
+                assert client.files.content(mine).read() == client.files.content(other).read(), name
+        said = told(client, second)
+        assert set(before) <= set(said)
+        assert [message for message in said if message.startswith("Step")] == [m for m in told(client, first) if m.startswith("Step")]
+    assert PASSWORD not in (tmp_path / "worker.log").read_text()
+    store.close()
+
+
+PROJECT = """
+name: bot
+sources: [{{path: rows.jsonl}}]
+base: {base}
+serve: {{workers: 1, names: {{gpt-4o-mini-2024-07-18: {base}}}, database: "{database}"}}
+"""
+
+
+@pytest.mark.slow
+def test_serve_and_jobs_work_on_the_database_of_the_project(database, tmp_path):
+    openai = pytest.importorskip("openai")
+    import json
+
+    import tiny
+    from api_parts import MODEL, chat_rows
+
+    (tmp_path / "tunesmith.yaml").write_text(PROJECT.format(base=tiny.model(tmp_path / "base"), database=database))
+    command, place = [sys.executable, "-m", "tunesmith"], ["--config", str(tmp_path / "tunesmith.yaml"), "--json"]
+    server = subprocess.Popen([*command, "serve", *place, "--port", "0"], stdout=subprocess.PIPE, text=True)
+    try:
+        client = openai.OpenAI(base_url=server.stdout.readline().split(" at ")[1].split()[0], api_key="none")
+        file = client.files.create(file=("rows.jsonl", chat_rows()), purpose="fine-tune")
+        job = client.fine_tuning.jobs.create(model=MODEL, training_file=file.id, hyperparameters={"n_epochs": 1})
+        done = ended(client, job.id)
+        assert done.status == "succeeded", done.error
+        listed = subprocess.run([*command, "jobs", "list", *place], capture_output=True, text=True, check=True)
+        assert job.id in [row["id"] for row in json.loads(listed.stdout)["jobs"]]
+    finally:
+        server.terminate()
+        assert server.wait(60) == 0
+    assert not (tmp_path / ".tunesmith" / "tunesmith.db").exists()
+
+
+def test_a_database_that_is_none_is_refused_without_its_password():
+    from tunesmith.core.errors import ConfigError
+    from tunesmith.flow.server.settings import ServeConfig
+
+    with pytest.raises(ConfigError, match=r"begins with 'mysql'\s+allowed: postgresql\+psycopg://") as said:
+        ServeConfig(database=f"mysql://tester:{PASSWORD}@127.0.0.1/x")
+    assert PASSWORD not in str(said.value)

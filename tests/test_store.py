@@ -13,7 +13,8 @@ import sqlalchemy as sa
 
 from tunesmith.core import tables
 from tunesmith.core.errors import StoreError
-from tunesmith.core.store import Store, whole_folder, write_whole
+from tunesmith.core.store import Store
+from tunesmith.core.whole import whole_folder, write_whole
 
 
 def test_a_finished_stage_is_found_again(tmp_path):
@@ -43,6 +44,14 @@ def test_a_file_in_the_way_is_one_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot be opened"):
         Store.open(tmp_path / "file")
+
+
+@pytest.mark.parametrize("url", ["postgresql+psycopg://tuna:h1dden@127.0.0.1:9/none", "postgresql+psycopg//tuna:h1dden@nowhere"])
+def test_an_error_never_shows_the_databases_password(tmp_path, url):
+    with pytest.raises(StoreError) as refused:
+        Store.open(tmp_path, url=url)
+    assert "cannot be opened" in str(refused.value)
+    assert "h1dden" not in str(refused.value)
 
 
 def test_deployments_keep_their_history(tmp_path):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests import templates
 
+import templates
 from tunesmith.core.chat import Renderer
 from tunesmith.core.errors import NotFound, UsageError
 from tunesmith.core.tokens import HARD, Tokens, openai_encoding, rendered, spread

@@ -11,12 +11,12 @@ import tiny
 from train_parts import make_rows, tiny_base, user_plan
 from tunesmith.core.errors import NotFound, TrainingError
 from tunesmith.train import fit, gpus
-from tunesmith.train.estimate import estimate, lora_parameters, memory
+from tunesmith.train.estimate import CACHE_BYTES, POOL_HOLES, Memory, estimate, lora_parameters, memory
 from tunesmith.train.facts import base_shape
 from tunesmith.train.fit import refuse_what_cannot_fit
 from tunesmith.train.gpus import ASSUMED_SHARE, SECONDS_FIXED, SECONDS_PER_BLOCK, on_gpu, table
 from tunesmith.train.loop import train
-from tunesmith.train.plan import Adapter, ResolvedAdapter, ResolvedPlan
+from tunesmith.train.plan import Adapter, Distillation, ResolvedAdapter, ResolvedPlan, ResolvedReinforcement
 
 
 @pytest.mark.slow
@@ -123,13 +123,36 @@ def test_the_table_of_gpus_is_dated_and_sourced():
     assert all(gpu.source and gpu.memory > 0 and gpu.float32 > 0 and gpu.bandwidth > 0 for gpu in table().gpus.values())
 
 
-def test_a_base_in_four_bits_needs_its_whole_size_once_on_a_cpu_and_never_on_a_gpu():
+def test_a_base_in_four_bits_is_whole_once_more_on_a_cpu_for_its_own_test_and_never_on_a_gpu():
     four = {"adapter": ResolvedAdapter(r=16, quantise="nf4"), "dtype": "bfloat16", "max_length": 512, "micro_batch_tokens": 512}
     cpu, gpu = (memory(BIG, ResolvedPlan(device=device, **four), 42_000_000, 512) for device in ("cpu", "cuda"))
     assert cpu.loading == 2 * BIG["parameters"]
-    assert cpu.total == cpu.runtime + cpu.loading
-    assert gpu.loading == 0
+    assert cpu.total == cpu.runtime + cpu.weights + cpu.trainable + cpu.beside > cpu.runtime + cpu.loading
+    assert gpu.loading == gpu.beside == 0
     assert gpu.total < 11e9
+
+
+def test_a_teacher_a_metric_and_samples_take_memory_too(tmp_path):
+    """Each alone on an 8 B shape, to the byte where it can be counted: 64 rows of 512 tokens, 8 heads of 128, 32 layers, bfloat16."""
+    teacher = tiny_base(tmp_path)
+
+    def found(**changes: object) -> Memory:
+        return memory(
+            BIG, ResolvedPlan(dtype="bfloat16", max_length=512, micro_batch_tokens=512, device="cuda", **changes), 42_000_000, 512
+        )
+
+    plain, one = found(), base_shape(teacher)
+    taught = found(method="distil", distillation=Distillation(teacher=str(teacher)))
+    assert (plain.teacher, plain.beside, plain.answering) == (0, 0, 0)
+    assert taught.teacher == 2 * one["parameters"]
+    assert taught.total - plain.total == taught.teacher + taught.logits - plain.logits > 500_000_000
+    measured = found(metric_rows=200)
+    keys, logits = 2 * 2 * 64 * 512 * 8 * 128 * 32, 3 * 4 * 64 * BIG["vocab_size"]
+    assert measured.beside == 2 * BIG["parameters"]
+    assert measured.answering == POOL_HOLES * min(keys, CACHE_BYTES) + logits + 2 * 2048 * 4 * (4096 + 14336)
+    assert measured.total == measured.runtime + measured.weights + measured.trainable + measured.beside + measured.answering
+    sampled = found(method="grpo", batch_size=4, reinforcement=ResolvedReinforcement(samples=2))
+    assert sampled.answering == int(POOL_HOLES * keys) // 8 + logits // 8 + 2 * 2048 * 4 * (4096 + 14336)
 
 
 @pytest.mark.slow

@@ -55,6 +55,8 @@ def test_same_plan_and_data_give_the_same_bytes_and_another_seed_does_not(base, 
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         train(user_plan(seed=seed), make_rows(10), base=base, out=tmp_path / name)
     assert adapter_bytes(tmp_path / "a") == adapter_bytes(tmp_path / "b")
+    settings = [json.loads((tmp_path / name / "adapter" / "adapter_config.json").read_text())["target_modules"] for name in ("a", "b")]
+    assert settings[0] == sorted(settings[1])
     assert adapter_bytes(tmp_path / "a") != adapter_bytes(tmp_path / "c")
 
 

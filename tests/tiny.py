@@ -8,9 +8,9 @@ WORDS = """The credit agreement between Acme Holdings and First Bank of Ohio is 
 Say yes or no. List the named entities of this sentence. Who signed it? Nobody did, as far as we know! 1 2 3 4 5 6 7 8 9 0 é ü 你好 🙂"""
 TEMPLATE = (
     "{% if tools %}{{ '<|start|>tools ' + (tools | tojson) + '<|end|>' }}{% endif %}"
-    "{% for m in messages %}{{ '<|start|>' + m.role + ' ' + (m.content or '') }}"
+    "{% for m in messages %}{{ '<|start|>' + m.role + '\\n' + (m.content or '') }}"
     "{% for c in m.tool_calls or [] %}{{ '<tool_call>' + (c.function | tojson) + '</tool_call>' }}{% endfor %}{{ '<|end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start|>assistant ' }}{% endif %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant\\n' }}{% endif %}"
 )
 KINDS = {
     "llama": ("LlamaConfig", {}),

@@ -15,6 +15,7 @@ from tunesmith.api.state import State, state_of
 from tunesmith.core import wire
 from tunesmith.core.types import Answer, Prompt, Record, Sampling
 from tunesmith.evaluate import graders
+from tunesmith.flow.jobs.request import grader_of
 
 # Every key that OpenAI's response must have, and what it is when nothing went wrong.
 _KINDS = (
@@ -39,7 +40,7 @@ async def run(request: Request) -> Response:
     """Grade one sample. What goes wrong while grading is told in `metadata.errors`, with reward 0."""
     state = state_of(request)
     asked = wire.convert(wire.decode_object(await request.body()), _Run)
-    grader = graders.parse(asked.grader, python=state.python_graders)
+    grader = grader_of(asked.grader, "grader", python=state.python_graders)
     grade = await asyncio.to_thread(graders.run, grader, asked.model_sample, asked.item, _asker(state, project_of(request)))
     body = {
         "reward": grade.reward,
@@ -61,7 +62,7 @@ async def run(request: Request) -> Response:
 async def validate(request: Request) -> Response:
     """The grader as it came, when it is one."""
     asked = wire.convert(wire.decode_object(await request.body()), _Validate)
-    graders.parse(asked.grader, python=state_of(request).python_graders)
+    grader_of(asked.grader, "grader", python=state_of(request).python_graders)
     return Response(msgspec.json.encode({"grader": asked.grader}), media_type="application/json")
 
 

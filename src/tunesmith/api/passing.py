@@ -1,4 +1,4 @@
-"""A chat completion passed through to another server: its bytes are not touched, the request is logged. Knows nothing about models here.
+"""Requests passed through to another server: their bytes are not touched, each is logged. Knows nothing about models here.
 
 Only the model's name is put in place of the alias. A row is on disk before the last bytes of the answer leave.
 """
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from starlette.responses import Response
 
 from tunesmith.api import errors
 from tunesmith.api.errors import APIError
@@ -23,8 +24,10 @@ from tunesmith.core.types import Interaction, Message, Role
 from tunesmith.deploy.connection import Incoming
 from tunesmith.deploy.upstream import Upstream
 
-_PATH = "/v1/chat/completions"
+# What is passed, below /v1, and how the ids of its rows begin where the answer has none.
+_KINDS = {"/chat/completions": "chatcmpl", "/completions": "cmpl", "/embeddings": "embd"}
 _END = b"data: [DONE]"
+_LOOK_S = 0.25  # a request that took so long is worth looking whether its client is still there
 _UNIQUE = 24  # characters of an id that can be taken for random
 _KEPT = (b"content-type", b"content-encoding", b"retry-after", b"x-request-id")
 
@@ -36,6 +39,7 @@ class _Said(msgspec.Struct, frozen=True):
 class _Choice(msgspec.Struct, frozen=True):
     message: _Said = _Said()
     delta: _Said = _Said()
+    text: str | None = None
     finish_reason: str | None = None
 
 
@@ -57,6 +61,8 @@ class _Message(msgspec.Struct, frozen=True):
 
 class _Asked(msgspec.Struct, frozen=True):
     messages: list[_Message] = []
+    prompt: Any = None
+    input: Any = None
 
 
 _answer, _asked = msgspec.json.Decoder(_Answer), msgspec.json.Decoder(_Asked)
@@ -71,7 +77,8 @@ class Passing:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request through, or hand it on."""
-        if scope["type"] != "http" or scope["path"] != _PATH or scope["method"] != "POST":
+        path = scope["path"].removeprefix("/v1") if scope["type"] == "http" and scope["method"] == "POST" else ""
+        if path not in _KINDS:
             await self.app(scope, receive, send)
             return
         answer: Any = None
@@ -79,7 +86,8 @@ class Passing:
             body = await _body(receive)
             name = wire.model_of(body)
             if (upstream := self.state.upstream(name)) is not None:
-                answer = await passed(self.state, name, upstream, body)
+                entry = Entry(self.state, path, name, upstream.name, body, time.perf_counter(), time.time())
+                answer = await passed(entry, upstream, receive)
         except Exception as error:  # noqa: BLE001 - as Starlette's own handler would: every failure is an answer
             answer = errors.response(error)
         if answer is not None:
@@ -107,44 +115,64 @@ def _again(body: bytes, receive: Receive) -> Receive:
     return given
 
 
-async def passed(state: State, alias: str, upstream: Upstream, body: bytes) -> Whole | Streamed:
-    """The upstream's answer to a request. Raises APIError 502 when it cannot be reached."""
-    entry = _Entry(state, alias, upstream.name, body, time.perf_counter(), time.time())
-    tree = _object.decode(body)
+async def passed(entry: Entry, upstream: Upstream, receive: Receive) -> Response | Streamed:
+    """The upstream's answer to a request. Raises APIError 502 when it cannot be reached, 499 when the client left before it."""
+    tree = _object.decode(entry.body)
     tree["model"] = msgspec.Raw(msgspec.json.encode(upstream.name))
     try:
-        answer = await upstream.send(msgspec.json.encode(tree))
-        entry.status = answer.status
-        headers = [(name, answer.headers[name]) for name in _KEPT if name in answer.headers]
-        if answer.headers.get(b"content-type", b"").startswith(b"text/event-stream"):
-            return Streamed(answer, headers, entry)
-        try:
-            whole = await answer.read()
-        finally:
-            answer.close()
+        with _Present(receive):
+            answer = await upstream.send(entry.path, msgspec.json.encode(tree))
+            entry.status = answer.status
+            headers = [(name, answer.headers[name]) for name in _KEPT if name in answer.headers]
+            if answer.headers.get(b"content-type", b"").startswith(b"text/event-stream"):
+                return Streamed(answer, headers, entry)
+            try:
+                whole = await answer.read()
+            finally:
+                answer.close()
     except OSError as error:
-        raise _unreachable(alias, error) from error
+        told = entry.broken(error)
+        await entry.write(b"")
+        raise told from error
     await entry.write(whole)
-    return Whole(answer.status, headers, whole)
+    response = Response(whole, answer.status)
+    response.raw_headers += headers
+    return response
 
 
-def _unreachable(alias: str, error: OSError) -> APIError:
-    return APIError(502, f"The server behind '{alias}' did not answer: {error}", code="upstream_unreachable")
+class _Left(ConnectionError):
+    """The client left."""
 
 
-@dataclass(slots=True)
-class Whole:
-    """An answer that came whole, as the response that it becomes."""
+class _Present:
+    """A client that leaves while the block waits ends it with `_Left`. A short request pays for a timer only, no task."""
 
-    status: int
-    headers: list[tuple[bytes, bytes]]
-    body: bytes
+    __slots__ = ("_left", "_receive", "_task", "_timer", "_watch")
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
-        headers = [*self.headers, (b"content-length", b"%d" % len(self.body))]
-        await send({"type": "http.response.start", "status": self.status, "headers": headers})
-        await send({"type": "http.response.body", "body": self.body})
+    def __init__(self, receive: Receive) -> None:
+        self._receive, self._left = receive, False
+        self._watch: asyncio.Future[None] | None = None
+
+    def __enter__(self) -> None:
+        self._task = asyncio.current_task()
+        self._timer = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._timer.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._left and self._task is not None and kind is asyncio.CancelledError:
+            self._task.uncancel()
+            raise _Left("the client left") from None
+
+    def _look(self) -> None:
+        self._watch = asyncio.ensure_future(self._until_left())
+
+    async def _until_left(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        if self._task is not None:
+            self._left = self._task.cancel()
 
 
 @dataclass(slots=True)
@@ -153,45 +181,39 @@ class Streamed:
 
     answer: Incoming
     headers: list[tuple[bytes, bytes]]
-    entry: _Entry
+    entry: Entry
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the pieces as they come. A client that leaves ends the upstream's work."""
-        watch = asyncio.ensure_future(self._until_left(receive))
         seen, tail, rest = list[bytes](), b"", b""
         try:
-            await send({"type": "http.response.start", "status": self.answer.status, "headers": self.headers})
-            async for piece in self.answer.pieces():
-                self.entry.first_s = self.entry.first_s or time.perf_counter() - self.entry.started
-                seen.append(piece)
-                if rest:
-                    rest += piece
-                    continue
-                if (end := (tail + piece).find(_END)) >= 0:  # the mark may come in two pieces
-                    cut = max(end - len(tail), 0)
-                    piece, rest = piece[:cut], piece[cut:]
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-                tail = (tail + piece)[1 - len(_END) :]
+            with _Present(receive):
+                await send({"type": "http.response.start", "status": self.answer.status, "headers": self.headers})
+                async for piece in self.answer.pieces():
+                    self.entry.first_s = self.entry.first_s or time.perf_counter() - self.entry.started
+                    seen.append(piece)
+                    if rest:
+                        rest += piece
+                        continue
+                    if (end := (tail + piece).find(_END)) >= 0:  # the mark may come in two pieces
+                        cut = max(end - len(tail), 0)
+                        piece, rest = piece[:cut], piece[cut:]
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+                    tail = (tail + piece)[1 - len(_END) :]
         except OSError as error:
-            self.entry.status, self.entry.error = (GONE, "the client left") if watch.done() else (502, str(error))
-            rest = b"data: " + msgspec.json.encode(_unreachable(self.entry.alias, error).body) + b"\n\n"
+            rest = b"data: " + msgspec.json.encode(self.entry.broken(error).body) + b"\n\n"
         finally:
-            watch.cancel()
             self.answer.close()
         await self.entry.write(b"".join(seen))
         await send({"type": "http.response.body", "body": rest})
 
-    async def _until_left(self, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        self.answer.close()
-
 
 @dataclass(slots=True)
-class _Entry:
-    """The log's row of one request."""
+class Entry:
+    """The log's row of one request; `path` is below /v1."""
 
     state: State
+    path: str
     alias: str
     variant: str
     body: bytes
@@ -201,12 +223,18 @@ class _Entry:
     first_s: float | None = None
     error: str = ""
 
+    def broken(self, error: OSError) -> APIError:
+        """Note why no whole answer came; gives what the client is told."""
+        self.status, self.error = (GONE if isinstance(error, _Left) else 502), str(error)
+        return APIError(self.status, f"The server behind '{self.alias}' did not answer: {error}", code="upstream_unreachable")
+
     async def write(self, whole: bytes) -> None:
         """Count the request and write the row of its answer's bytes: one JSON object, or the events of a stream."""
         text, last = _read(whole)
         used, total_s = last.usage or _Usage(), time.perf_counter() - self.started
         first_s = self.first_s if self.first_s is not None else total_s
-        finish = next((choice.finish_reason for choice in last.choices if choice.finish_reason), "error" if self.status >= 400 else "stop")
+        otherwise = "cancelled" if self.status == GONE else "error" if self.status >= 400 else "stop"
+        finish = next((choice.finish_reason for choice in last.choices if choice.finish_reason), otherwise)
         if self.status < 400:
             self.state.metrics.answered(self.alias, finish, (used.prompt_tokens, used.completion_tokens), first_s, total_s)
         else:
@@ -215,7 +243,7 @@ class _Entry:
             return
         row = Interaction(
             # Some servers count their answers, or draw from a few numbers: two of those must not become one row.
-            id=last.id if len(last.id) >= _UNIQUE else f"{last.id or 'chatcmpl'}-{secrets.token_hex(16)}",
+            id=last.id if len(last.id) >= _UNIQUE else f"{last.id or _KINDS[self.path]}-{secrets.token_hex(16)}",
             created=self.created,
             alias=self.alias,
             variant=self.variant,
@@ -233,11 +261,26 @@ class _Entry:
 
 
 def _messages(body: bytes) -> tuple[Message, ...]:
-    """The messages that were asked, as far as they are any: the upstream judges requests, not this log."""
+    """The messages that were asked, a prompt or input as one; as far as there are any: the upstream judges requests, not this log."""
     try:
-        return tuple(Message(role=m.role, content=m.content if isinstance(m.content, str) else None) for m in _asked.decode(body).messages)
+        asked = _asked.decode(body)
     except msgspec.DecodeError:
         return ()
+    text = asked.input if asked.prompt is None else asked.prompt
+    if text is not None:
+        return (Message(role="user", content=_text(text)),)
+    return tuple(Message(role=m.role, content=m.content if isinstance(m.content, str) else None) for m in asked.messages)
+
+
+def _text(given: Any) -> str | None:
+    """A text, or texts one a line; None of token ids."""
+    if isinstance(given, list) and all(isinstance(one, str) for one in given):
+        return "\n".join(given)
+    return given if isinstance(given, str) else None
+
+
+def _words(choice: _Choice) -> str:
+    return choice.message.content or choice.delta.content or choice.text or ""
 
 
 def _read(whole: bytes) -> tuple[str, _Answer]:
@@ -246,11 +289,11 @@ def _read(whole: bytes) -> tuple[str, _Answer]:
     try:
         if not whole.startswith(b"data:"):
             last = _answer.decode(whole)
-            return (last.choices[0].message.content or "" if last.choices else ""), last
+            return "".join(map(_words, last.choices[:1])), last
         for line in whole.split(b"\n"):
             if line.startswith(b"data:") and (event := line[5:].strip()).startswith(b"{"):
                 chunk = _answer.decode(event)
-                words += [choice.delta.content or "" for choice in chunk.choices[:1]]
+                words += map(_words, chunk.choices[:1])
                 choices = chunk.choices if any(choice.finish_reason for choice in chunk.choices) else last.choices
                 last = _Answer(id=chunk.id, choices=choices, usage=chunk.usage or last.usage)
     except msgspec.DecodeError:

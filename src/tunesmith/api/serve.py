@@ -10,12 +10,11 @@ from pathlib import Path
 import msgspec
 import sqlalchemy as sa
 
-from tunesmith.core.config import load
 from tunesmith.core.errors import UsageError
-from tunesmith.core.store import Store
 from tunesmith.deploy.processes import Processes
 from tunesmith.deploy.upstream import Upstream
-from tunesmith.flow.project import Project
+from tunesmith.flow.jobs import worker
+from tunesmith.flow.project import Project, load_project, open_store
 from tunesmith.flow.server.keys import Keys
 from tunesmith.flow.server.settings import Elsewhere, ServeConfig
 from tunesmith.models.base import Model
@@ -33,9 +32,9 @@ def serve_project(
     from tunesmith.api.app import create_app, listen, serve
     from tunesmith.models.local import LocalModel
 
-    project = load(file, Project, overrides)
+    project = load_project(file, list(overrides))
     settings = _settings(project, names or {})
-    store = Store.open(file.resolve().parent / project.store)
+    store = open_store(project, file.resolve().parent)
     try:
         # A taken port is said before the model is loaded.
         listen(settings.host, settings.port, keyed=Keys(store).exist()).close()
@@ -45,8 +44,7 @@ def serve_project(
             models[alias] = base.with_adapter(Path(record["adapter"]), alias)
         models |= {name: _upstream(name, one) for name, one in settings.upstreams.items()}
         app = create_app(models, config=settings, store=store)
-        words = ["--store", str(store.folder), "--parent", str(os.getpid())]
-        with Processes("tunesmith.flow.jobs.worker", words, settings.workers, store.folder / "workers.log"):
+        with Processes(worker.MODULE, worker.place(store), settings.workers, store.folder / "workers.log", told=worker.database(store)):
             serve(app, settings, on_ready=lambda url: say(f"serving {', '.join(models)} at {url} (ctrl-C stops)"))
     finally:
         store.close()

@@ -7,9 +7,7 @@ Exit codes: 0 done, 1 failed, 2 wrong use or configuration, 3 a gate said no, 13
 from __future__ import annotations
 
 import json
-import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +19,7 @@ from tunesmith.cli import (
     evaluating,
 )
 from tunesmith.cli.data import app as data_app
+from tunesmith.cli.data import datasets, previewed
 from tunesmith.cli.jobs import jobs_app, keys_app
 from tunesmith.cli.migrate import migrate_app
 from tunesmith.cli.serving import monitor_app, serve
@@ -63,14 +62,25 @@ def init(
     config: file_option = Path("tunesmith.yaml"),
     as_json: Json = False,
 ) -> None:
-    """Write a commented tunesmith.yaml.
+    """Write a commented tunesmith.yaml, and look at the first row.
 
     Example: tunesmith init support.jsonl --metric exact_match
     """
-    from tunesmith.flow.project import write_template
+    from tunesmith.core.errors import TunesmithError
+    from tunesmith.flow.project import load_project, write_template
 
     write_template(config, path=data, base=base, metric=metric, name=name)
-    emit({"written": str(config)}, as_json, f"wrote {config}; look it over, then: tunesmith run")
+    seen: list[dict[str, Any]] = []
+    fault = ""
+    try:
+        with datasets(config, as_json) as desk:
+            seen = desk.preview(load_project(config).sources, most=1)
+        fault = "\n".join(line for one in seen for line in one["faults"] if not one["rows"])
+    except TunesmithError as error:  # what is written is right; the rows are mended in it or beside it
+        fault = str(error)
+    last = f"its rows cannot be read yet:\n{fault}\nmend that, then: tunesmith run" if fault else "look it over, then: tunesmith run"
+    words = [] if fault else previewed(seen)
+    emit({"written": str(config), "preview": seen, "fault": fault or None}, as_json, "\n".join([*words, f"wrote {config}; {last}"]))
 
 
 @app.command(context_settings=OVERRIDES)
@@ -84,17 +94,19 @@ def run(
 
     Example: tunesmith run --train.epochs 2
     """
-    from tunesmith.api.serve import temporary
     from tunesmith.flow.pipeline import dry_run as plan_only
     from tunesmith.flow.pipeline import run_circle
     from tunesmith.flow.project import load_project
 
     project = load_project(config, context.args)
-    with told(as_json) as progress:
-        if dry_run:
+    if dry_run:
+        with told(as_json) as progress:
             result = plan_only(project, config.resolve().parent, progress)
-            emit(result, as_json, result["text"])
-            return
+        emit(result, as_json, result["text"])
+        return
+    from tunesmith.api.serve import temporary  # before any work, so that a missing package is said at once
+
+    with told(as_json) as progress:
         outcome = run_circle(project, config.resolve().parent, progress, temporary, command=" ".join(["tunesmith", *sys.argv[1:]]))
     emit(outcome.summary(), as_json, outcome.text())
     if not outcome.passed:
@@ -186,16 +198,10 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-# Read by the libraries when they are loaded. Threads that wait by spinning collapse when another program wants the same cores; the
-# progress bars of others would break ours.
-_QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-
-
 def main() -> None:
     """Entry point of the `tunesmith` command."""
     from tunesmith.cli.shared import guarded
+    from tunesmith.core.progress import hush
 
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    hush()
     sys.exit(guarded(app, sys.argv[1:]))

@@ -49,11 +49,14 @@ def pairs(words: Sequence[str]) -> dict[str, str]:
 
 def share(text: str) -> float:
     """`5%` or `0.05` as a share. Raises UsageError for what is neither."""
+    from decimal import InvalidOperation
+
+    from tunesmith.core.config import percent
     from tunesmith.core.errors import UsageError
 
     try:
-        value = float(text.strip().removesuffix("%")) / (100 if text.rstrip().endswith("%") else 1)
-    except ValueError:
+        value = percent(text) if text.endswith("%") else float(text)
+    except (ValueError, InvalidOperation):
         value = -1.0
     if not 0 <= value <= 1:
         raise UsageError(f"'{text}' is no share", allowed="a share such as 0.05 or 5%")
@@ -71,6 +74,17 @@ def words_of(arguments: Sequence[str], data: str) -> tuple[str, list[str]]:
     """DATA and the overrides among the words that a command does not know: DATA may stand first."""
     words = list(arguments)
     return (words.pop(0), words) if words and not words[0].startswith("-") else (data, words)
+
+
+def previewed(preview: Sequence[Any]) -> list[str]:
+    """What `Datasets.preview` found, for people."""
+    from tunesmith.flow.datasets.versions import text_of
+
+    words = []
+    for one in preview:
+        words.append(f"{one['path']}: format {one['format']}" + "".join(f"\n  fault: {fault}" for fault in one["faults"]))
+        words += [text_of(row, 400) for row in one["rows"]]
+    return words
 
 
 def _version_text(version: Any) -> str:
@@ -92,7 +106,9 @@ def import_(
         list[str] | None, typer.Option("--map", help="The format's key = the file's column, such as prompt=question.")
     ] = None,
     format: Annotated[str, typer.Option(help="The format, where it is not to be detected.")] = "auto",
-    max_invalid: Annotated[str, typer.Option(help="The share of rows with faults that is tolerated, such as 1%.")] = "0%",
+    max_invalid: Annotated[
+        str | None, typer.Option(help="The share of rows with faults that is tolerated, such as 1% (default: the project's).")
+    ] = None,
     name: NoteOption = "",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Write without asking.")] = False,
     config: file_option = CONFIG,
@@ -106,7 +122,6 @@ def import_(
 
     from tunesmith.core.errors import UsageError
     from tunesmith.data.collect import Source
-    from tunesmith.flow.datasets.versions import text_of
 
     read = []
     for word in sources:  # a database: sqlite:///rows.db#SELECT question AS prompt, answer AS response FROM tickets
@@ -114,19 +129,19 @@ def import_(
         is_query = bool(mark) and "://" in path and query.lstrip().lower().startswith(("select", "with"))
         read.append(Source(path=path if is_query else word, format=format, map=pairs(mapping or ()), query=query if is_query else ""))
     with datasets(config, as_json) as desk:
+        tolerated = share(max_invalid) if max_invalid is not None else desk.settings.max_invalid
         preview = desk.preview(read)
-        words = []
-        for one in preview:
-            words.append(f"{one['path']}: format {one['format']}" + "".join(f"\n  fault: {fault}" for fault in one["faults"]))
-            words += [text_of(row, 400) for row in one["rows"]]
+        words = previewed(preview)
+        if not yes and (as_json or not sys.stdin.isatty()):
+            found = desk.survey(read, max_invalid=tolerated)
+            emit({"preview": preview, "version": None, "inputs": found.inputs, "invalid": found.invalid}, as_json, "\n".join(words))
+            typer.echo(f"nothing was written: {found.rows} of {found.inputs} rows can be; look them over, then say --yes", err=True)
+            raise typer.Exit(2)
         if not yes:
-            if as_json or not sys.stdin.isatty():
-                emit({"preview": preview, "version": None}, as_json, "\n".join(words))
-                raise UsageError("nothing was written", remedy="look the rows over, then say --yes")
             typer.echo("\n".join(words), err=True)
             if not typer.confirm("Write all rows as a new version?", default=True, err=True):
                 raise UsageError("nothing was written, as you said", remedy="--map, --format and --max-invalid change what is read")
-        version, found = desk.keep(read, max_invalid=share(max_invalid), note=name)
+        version, found = desk.keep(read, max_invalid=tolerated, note=name)
         result = {"preview": preview, "version": msgspec.to_builtins(version), "inputs": found.inputs, "invalid": found.invalid}
         left = [f"{found.inputs} rows came in, {found.invalid} of them with faults", _version_text(version), "next: tunesmith data check"]
         emit(result, as_json, "\n".join([*(words if yes else []), *left]))

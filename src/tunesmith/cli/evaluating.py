@@ -123,7 +123,7 @@ def gate(
 
     Example: tunesmith gate run:zero-shot run:tuned --margin 0.02 --junit gate.xml
     """
-    from tunesmith.core.store import write_whole
+    from tunesmith.core.whole import write_whole
     from tunesmith.flow.evaluation.compare import Weigh, compare_results, sides
     from tunesmith.flow.evaluation.compare import gate as decide
     from tunesmith.flow.evaluation.compare import junit as junit_of

@@ -24,10 +24,9 @@ _DEFAULT = Path("tunesmith.yaml")
 
 @contextmanager
 def _store(config: Path) -> Iterator[Store]:
-    from tunesmith.core.store import Store
-    from tunesmith.flow.project import load_project
+    from tunesmith.flow.project import load_project, open_store
 
-    store = Store.open(config.resolve().parent / load_project(config).store)
+    store = open_store(load_project(config), config.resolve().parent)
     try:
         yield store
     finally:
@@ -125,10 +124,10 @@ def work(
 
     Example: tunesmith jobs work --gpu 1
     """
-    from tunesmith.flow.jobs.worker import main
+    from tunesmith.flow.jobs.worker import database, main
 
     with _store(config) as store:
-        words = ["--store", str(store.folder)]
+        words = ["--store", str(store.folder), "--database", database(store)]
     for name, value in (("--threads", threads), ("--gpu", gpu), ("--per-project", per_project)):
         words += [name, str(value)] if value is not None else []
     emit({"working": str(store.folder)}, as_json, f"working on the jobs of {store.folder} (ctrl-C stops)")

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from tunesmith.cli.shared import Json, emit, told
+from tunesmith.cli.shared import OVERRIDES, Json, emit, told
 
 migrate_app = typer.Typer(help="Move fine-tunes here before their provider switches them off.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -48,34 +48,36 @@ def inventory(base_url: BaseURL = None, api_key: Key = None, today: Today = None
     emit({"models": msgspec.to_builtins(found)}, as_json, "\n".join(lines))
 
 
-@migrate_app.command("record")
+@migrate_app.command("record", context_settings=OVERRIDES)
 def record(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="The old model's name.")],
     prompts: Annotated[str, typer.Argument(help="Rows to ask: any file that `data import` reads.")],
     out: Annotated[Path, typer.Option(help="Where the golden set is written.")] = Path("golden.jsonl"),
-    max_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 1024,
-    concurrency: Annotated[int, typer.Option(help="Requests at a time.")] = 4,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before spending money.")] = False,
     base_url: BaseURL = None,
     api_key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """Keep the old model's answers as a golden set while it still answers. Interrupted, the next call continues.
+    """Keep the old model's answers as a golden set while it still answers. Interrupted, the next call continues. More options:
+    --max_tokens (longest answer, 1024) --concurrency (requests at a time, 4).
 
     Example: tunesmith migrate record ft:gpt-4o-mini:acme::abc123 prompts.jsonl
     """
     from tunesmith.core.types import Sampling
     from tunesmith.flow import migrate
+    from tunesmith.flow.evaluation.options import options
     from tunesmith.models.openai_api import OpenAIModel
 
-    old = OpenAIModel(model, base_url=base_url, api_key=api_key, concurrency=concurrency)
+    (asked,) = options(context.args, migrate.Recording)
+    old = OpenAIModel(model, base_url=base_url, api_key=api_key, concurrency=asked.concurrency)
     rows = migrate.prompts_of(prompts)
-    usd = migrate.most_usd(model, rows, max_tokens)
+    usd = migrate.most_usd(model, rows, asked.max_tokens)
     if usd is not None:
-        typer.echo(f"{len(rows)} rows, at most {usd:.2f} USD at OpenAI's prices", err=True)
+        typer.echo(f"{len(rows)} rows, at most {max(usd, 0.01):.2f} USD at OpenAI's prices", err=True)
         if not yes:
             typer.confirm("ask the old model?", abort=True, err=True)
-    found = migrate.record(old, rows, out, Sampling(max_tokens=max_tokens))
+    found = migrate.record(old, rows, out, Sampling(max_tokens=asked.max_tokens))
     emit(
         found,
         as_json,
@@ -99,7 +101,7 @@ def retrain(
     Example: tunesmith migrate retrain ft:gpt-4o-mini:acme::abc123 --base Qwen/Qwen2.5-0.5B-Instruct
     """
     from tunesmith.core.errors import NotFound, nearest
-    from tunesmith.core.store import write_whole
+    from tunesmith.core.whole import write_whole
     from tunesmith.flow import migrate
 
     client = migrate.client_for(base_url, api_key)
@@ -136,8 +138,8 @@ def compare(
 
     Example: tunesmith migrate compare golden.jsonl --model my-model
     """
-    from tunesmith.core.store import write_whole
     from tunesmith.core.types import Sampling
+    from tunesmith.core.whole import write_whole
     from tunesmith.flow import migrate
     from tunesmith.flow.evaluation.run import bench
     from tunesmith.models.openai_api import OpenAIModel
@@ -149,8 +151,8 @@ def compare(
         found = migrate.likeness(rows, new, out, Sampling(max_tokens=max_tokens), metrics.split(","), asked)
     write_whole(out / "compare.json", json.dumps(found))
     lines = [f"{name}: {one['estimate']:.3f} ({one['low']:.3f} … {one['high']:.3f})" for name, one in found["agreement"].items()]
-    lines += [migrate.judged_sentence(found["judged"])] if found["judged"] else []
-    emit(found, as_json, "\n".join([f"{found['rows']} recorded answers, {len(found['differing'])} differ", *lines]))
+    head = f"{found['rows']} recorded answers, {len(found['differing'])} differ (tunesmith migrate report --golden {golden} shows them)"
+    emit(found, as_json, "\n".join([head, *lines, *migrate.sentences(found)]))
 
 
 @migrate_app.command("report")
@@ -167,7 +169,7 @@ def report(
     Example: tunesmith migrate report --golden golden.jsonl
     """
     from tunesmith.core.errors import NotFound
-    from tunesmith.core.store import write_whole
+    from tunesmith.core.whole import write_whole
     from tunesmith.flow import migrate
 
     kept = golden.with_suffix(".compare") / "compare.json" if golden else None

@@ -52,12 +52,10 @@ def monitor_status(
 
     Example: tunesmith monitor status --hours 1
     """
-    from tunesmith.core.store import Store
-    from tunesmith.flow.project import load_project
+    from tunesmith.flow.project import load_project, open_store
     from tunesmith.monitor.status import status
 
-    project = load_project(config)
-    store = Store.open(config.resolve().parent / project.store)
+    store = open_store(load_project(config), config.resolve().parent)
     found = status(store.engine, since=time.time() - 3600 * hours)
     store.close()
     lines = [f"{found['requests']} requests, {found['errors']} errors in {hours:g} h"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, no progress.")]
 file_option = Annotated[Path, typer.Option("--config", "-c", help="The project file.")]
 _INTERRUPTED = 130
+_PLACES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 # Words that a command does not know are overrides of the project file: --train.epochs 2
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -55,8 +57,18 @@ def guarded(app: typer.Typer, words: Sequence[str]) -> int:
         return _say(str(missing), missing.exit_code, as_json, type(missing).__name__)
     except KeyboardInterrupt:
         result = _INTERRUPTED
+    except typer.Abort as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            said = "stopped at the question, which nobody answered with yes\n  to mend it: answer it, or say --yes beforehand"
+            return _say(said, 2, as_json, "UsageError")
+        result = _INTERRUPTED
     except BrokenPipeError:
         return 0  # the reader of a pipe went away, such as `| head`
+    except OSError as error:
+        if error.errno not in _PLACES:
+            raise
+        message = f"{error.filename or 'the disk'}: {error.strerror}\n  to mend it: check the path, its rights and the free space"
+        return _say(message, 1, as_json, "StoreError")
     except Exception as error:
         click_message = getattr(error, "format_message", None)
         if click_message is None:

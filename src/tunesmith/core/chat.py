@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from tunesmith.core.load import need
 from tunesmith.core.template import FALLBACK, ChatTemplate
 from tunesmith.core.types import Example, Function, Message, Preference, Prompt, ToolCall
 
+_REMEDY_ANSWER = "take the white space off the beginning of the answer"
+_REMEDY_TEMPLATE = "end the chat template's generation prompt without what merges with the answer's first letters (a space, for one)"
 _TOOL_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
 
 
@@ -56,6 +60,8 @@ class Renderer:
         self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(_exact_offsets(tokenizer_json)))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._added = {token["id"] for token in tokenizer_json.get("added_tokens", ())}
+        self._alone = lru_cache(maxsize=64)(self.encode)
         self._special = [token["content"] for token in tokenizer_json.get("added_tokens", ()) if token.get("special")]
         identity = json.dumps([tokenizer_json, template, tokens], sort_keys=True, ensure_ascii=False)
         self.digest = hashlib.blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
@@ -107,6 +113,10 @@ class Renderer:
         """Token ids of plain text; special tokens are recognised, none is added."""
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
+    def ids(self, tokens: Sequence[str]) -> list[int | None]:
+        """The id of each token, None for what is none."""
+        return [self._tokenizer.token_to_id(token) for token in tokens]
+
     def decode(self, ids: Sequence[int]) -> str:
         """The words of the ids, without special tokens."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
@@ -124,14 +134,16 @@ class Renderer:
         return self.examples([example])[0]
 
     def examples(self, examples: Sequence[Example]) -> list[Rendered]:
-        """Many rows, tokenized in one parallel call."""
-        texts, spans = [], []
-        for example in examples:
-            text, trained = self._spans(example)
-            texts.append(text)
-            spans.append(trained)
+        """Many rows, tokenized in one parallel call. Raises DataError for a row whose tokens are not those that serving would send."""
+        found = [self._spans(example) for example in examples]
+        texts = [text for text, _ in found]
         encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
-        return [_masked(example.id, encoding, trained) for example, encoding, trained in zip(examples, encodings, spans, strict=True)]
+        rows = []
+        for example, encoding, (text, spans) in zip(examples, encodings, found, strict=True):
+            ids, offsets = encoding.ids, encoding.offsets
+            self._refuse_merged(f"row {example.id}", text, ids, offsets, [start for start, _ in spans])
+            rows.append(_masked(example.id, ids, np.array(offsets, np.int64).reshape(-1, 2), spans))
+        return rows
 
     def pair(self, preference: Preference) -> tuple[Rendered, Rendered]:
         """A preference row as (preferred, non-preferred); only the answer carries loss."""
@@ -165,6 +177,27 @@ class Renderer:
             spans.append((start, end))
         return full, spans
 
+    def _refuse_merged(self, place: str, text: str, ids: list[int], offsets: list[tuple[int, int]], starts: Sequence[int]) -> None:
+        """Raises DataError where the prompt before an answer is cut into other tokens than without the answer, as serving sends it.
+
+        Tokenizers cut a text at added tokens first, so only what stands after the last of them is compared.
+        """
+        for start in starts:
+            behind = bisect_left(offsets, (start, 0))
+            first = next((k for k in reversed(range(behind)) if ids[k] in self._added), 0)
+            alone = self._alone(text[offsets[first][0] : start])
+            cut = ids[first : first + len(alone)]
+            if cut == alone:
+                continue
+            differs = first + next((k for k, pair in enumerate(zip(cut, alone, strict=False)) if pair[0] != pair[1]), len(cut) - 1)
+            raise DataError(
+                f"the prompt ends in {text[:start][-8:]!r}, and with the answer behind it token {differs + 1}, "
+                f"{text[slice(*offsets[differs])]!r}, is not the one that serving sends",
+                where=place,
+                allowed="a prompt whose tokens are the same with and without an answer behind it",
+                remedy=_REMEDY_ANSWER if text[start : start + 1].isspace() else _REMEDY_TEMPLATE,
+            )
+
     def _start(self, full: str, example: Example, i: int) -> int | None:
         """Where the words of turn `i` begin: at the end of the prompt that inference would send, and where the template writes earlier
         turns differently (or the assistant speaks first), where a mark put in place of the words would stand."""
@@ -197,14 +230,11 @@ def replace_weight(message: Message, weight: int) -> Message:
     return msgspec.structs.replace(message, weight=weight) if message.role == "assistant" else message
 
 
-def _masked(example_id: str, encoding: Any, spans: list[tuple[int, int]]) -> Rendered:
-    ids = np.asarray(encoding.ids, dtype=np.int32)
+def _masked(example_id: str, ids: list[int], offsets: npt.NDArray[np.int64], spans: list[tuple[int, int]]) -> Rendered:
     mask = np.zeros(len(ids), dtype=np.uint8)
-    if spans and len(ids):
-        offsets = np.asarray(encoding.offsets, dtype=np.int64)
-        for start, end in spans:
-            mask[(offsets[:, 0] >= start) & (offsets[:, 1] <= end) & (offsets[:, 0] < end)] = 1
-    return Rendered(example_id, ids, mask)
+    for start, end in spans:
+        mask[(offsets[:, 0] >= start) & (offsets[:, 1] <= end) & (offsets[:, 0] < end)] = 1
+    return Rendered(example_id, np.asarray(ids, dtype=np.int32), mask)
 
 
 def _exact_offsets(node: Any) -> Any:

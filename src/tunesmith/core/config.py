@@ -1,29 +1,28 @@
 """YAML → frozen records, with the line of every mistake; knows nothing about what the records mean.
 
-The YAML file, the command line (`--train.epochs 2`) and the stored run are the same record. An unknown key is an error that names the
-file, the line, the key and the nearest known key.
+The YAML file, the command line (`--train.epochs 2`) and the stored run are the same record. Unknown keys are one error that names the
+file, the line and the nearest known key of each.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 import yaml
 
-from tunesmith.core.errors import ConfigError, nearest
+from tunesmith.core.errors import ConfigError
+from tunesmith.core.explain import Path_, explained, unknown_keys
 
 T = TypeVar("T")
-_UNKNOWN = re.compile(r"unknown field `(?P<key>[^`]+)`")
-_AT = re.compile(r" - at `(?P<path>[^`]*)`$")
-Path_ = tuple[str | int, ...]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's scalars: `1e-4` is a number and `no` a word (PyYAML's 1.1 has it the other way round)."""
+    """YAML 1.2's scalars: `1e-4` is a number and `no` a word (PyYAML's 1.1 has it the other way round); and `5%` is the number 0.05."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -36,6 +35,13 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?((\d+\.\d*|\.\d+)([eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(inf|Inf|INF))$|^\.(nan|NaN|NAN)$"),
     list("-+.0123456789"),
 )
+_Loader.add_implicit_resolver("!percent", re.compile(r"^(\d+\.?\d*|\.\d+)%$"), list(".0123456789"))
+_Loader.add_constructor("!percent", lambda loader, node: percent(node.value))
+
+
+def percent(text: str) -> float:
+    """`5%` as 0.05: the float that is nearest to what is written. Raises decimal.InvalidOperation for what is none."""
+    return float(Decimal(text.removesuffix("%")) / 100)
 
 
 def load(path: Path, record: type[T], overrides: Sequence[str] = ()) -> T:
@@ -58,17 +64,23 @@ def load(path: Path, record: type[T], overrides: Sequence[str] = ()) -> T:
         ) from error
     if not isinstance(tree, dict):
         raise ConfigError("not a mapping of keys to values", where=str(path), remedy="tunesmith init writes a file to start from")
+    places = {(): str(path)} | {key: f"{path}:{line}" for key, line in lines.items()}
     for key, value in parse_overrides(overrides):
         _set(tree, key, value)
-    return convert(tree, record, file=path, lines=lines)
+        for n in range(1, len(key) + 1):
+            places.setdefault(key[:n], "--" + ".".join(key))
+        places[key] = "--" + ".".join(key)
+    return convert(tree, record, places=places)
 
 
-def convert(tree: Mapping[str, Any], record: type[T], *, file: Path | None = None, lines: Mapping[Path_, int] | None = None) -> T:
-    """A plain tree as a typed record; every mistake is a ConfigError with its place."""
+def convert(tree: Mapping[str, Any], record: type[T], *, places: Mapping[Path_, str] | None = None) -> T:
+    """A plain tree as a typed record; every mistake is a ConfigError with its place, which `places` knows by the path of the key."""
+    if (unknown := unknown_keys(tree, record, places or {})) is not None:
+        raise unknown
     try:
         return msgspec.convert(tree, record)
     except (msgspec.ValidationError, ConfigError) as error:
-        raise _explain(error, record, file, lines or {}) from error
+        raise explained(error, record, places or {}) from error
 
 
 def schema(record: type) -> dict[str, Any]:
@@ -131,56 +143,3 @@ def _parse(text: str) -> tuple[Any, dict[Path_, int]]:
         return {}, {}
     walk(node, ())
     return yaml.load(text, _Loader), lines
-
-
-def _explain(error: Exception, record: type, file: Path | None, lines: Mapping[Path_, int]) -> ConfigError:
-    said = str(error) if isinstance(error, msgspec.ValidationError) else str(getattr(error, "what", error))
-    at = _AT.search(said)
-    path = _path(at["path"]) if at else ()
-    message = said[: at.start()] if at else said
-    unknown = _UNKNOWN.search(message)
-    allowed, remedy = getattr(error, "allowed", ""), getattr(error, "remedy", "")
-    if unknown:
-        path = (*path, unknown["key"])
-        known = _fields(record, path[:-1])
-        message, allowed, remedy = f"unknown key '{unknown['key']}'", ", ".join(known), nearest(unknown["key"], known)
-    place = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), None)
-    key = ".".join(str(part) for part in path)
-    where = f"{file}:{place}" if file and place else str(file or "")
-    return ConfigError(message, where=": ".join(part for part in (where, key) if part), allowed=allowed, remedy=remedy)
-
-
-def _path(text: str) -> Path_:
-    parts: list[str | int] = []
-    for name, index in re.findall(r"\.([^.\[\]]+)|\[(\d+|\.\.\.)\]", text):
-        parts.append(name or (int(index) if index.isdigit() else index))
-    return tuple(parts)
-
-
-def _fields(record: Any, path: Path_) -> list[str]:
-    """The keys that are known at `path` below `record`."""
-    info = msgspec.inspect.type_info(record)
-    for part in path:
-        found = _inside(info, part)
-        if found is None:
-            return []
-        info = found
-    return _names(info)
-
-
-def _names(info: Any) -> list[str]:
-    if isinstance(info, msgspec.inspect.UnionType):
-        return sorted({name for kind in info.types for name in _names(kind)})
-    return [field.encode_name for field in getattr(info, "fields", ())]
-
-
-def _inside(info: Any, part: str | int) -> Any:
-    if isinstance(info, msgspec.inspect.UnionType):
-        return next((found for kind in info.types if (found := _inside(kind, part)) is not None), None)
-    if isinstance(info, msgspec.inspect.StructType):
-        return next((field.type for field in info.fields if field.encode_name == part), None)
-    if isinstance(info, msgspec.inspect.DictType):
-        return info.value_type
-    if isinstance(info, (msgspec.inspect.ListType, msgspec.inspect.VarTupleType)):
-        return info.item_type
-    return None

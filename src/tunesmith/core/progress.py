@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+import warnings
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -75,3 +77,15 @@ class Terminal:
         self._tasks.clear()
         if self._live is not None:
             self._live.stop()
+
+
+# Read by the libraries when they are loaded. Threads that wait by spinning collapse when another program wants the same cores; the
+# progress bars of others would break ours.
+_QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+
+
+def hush() -> None:
+    """Keep the libraries' own bars and warnings off the terminal and out of logs; for the start of a process."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

@@ -1,14 +1,12 @@
 """The store: one folder (or one PostgreSQL database and one bucket) that survives kill -9 at any moment; knows nothing about models.
 
-Metadata through SQLAlchemy Core (SQLite in WAL mode, or PostgreSQL), blobs through fsspec. Files and folders become visible complete or
-not at all: written under a temporary name, fsynced, renamed.
+Metadata through SQLAlchemy Core (SQLite in WAL mode, or PostgreSQL), blobs through fsspec.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,13 +17,6 @@ import sqlalchemy as sa
 
 from tunesmith.core import tables
 from tunesmith.core.errors import StoreError
-
-
-def user_folder() -> Path:
-    """Where downloads are kept between projects: the platform's data folder of the user."""
-    import platformdirs
-
-    return Path(platformdirs.user_data_dir("tunesmith", appauthor=False))
 
 
 class Store:
@@ -51,7 +42,7 @@ class Store:
         except (OSError, sa.exc.SQLAlchemyError) as error:
             raise StoreError(
                 f"the store cannot be opened: {getattr(error, 'orig', error)}",
-                where=str(url or folder),
+                where=_named(url) if url else str(folder),
                 remedy="check the path and its rights, and free space on the disk",
             ) from error
         place = blobs or str(folder / "blobs")
@@ -129,6 +120,14 @@ def _engine(url: str) -> sa.Engine:
     return engine
 
 
+def _named(url: str) -> str:
+    """A database's URL without its password."""
+    try:
+        return sa.engine.make_url(url).render_as_string()
+    except sa.exc.ArgumentError:
+        return "the database's URL"
+
+
 def _migrate(engine: sa.Engine) -> None:
     """Bring the tables to this version, one transaction a step, so that a kill between two leaves a whole store."""
     while True:
@@ -149,45 +148,3 @@ def _migrate(engine: sa.Engine) -> None:
             tables.MIGRATIONS[version](connection)
             connection.execute(sa.delete(tables.meta).where(tables.meta.c.key == "version"))
             connection.execute(sa.insert(tables.meta).values(key="version", value=str(version + 1)))
-
-
-def sync(path: Path) -> None:
-    """fsync one file or folder entry."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_whole(path: Path, data: bytes | str) -> None:
-    """Write a file so that it is seen complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StoreError(
-            f"cannot write: {error.strerror}", where=str(path), remedy="free space on the disk, or choose another store"
-        ) from error
-    sync(path.parent)
-
-
-@contextmanager
-def whole_folder(final: Path) -> Iterator[Path]:
-    """A folder to fill that appears as `final` only when the block ends without an error; a leftover of a killed process is removed."""
-    work = final.with_name(f".{final.name}.part")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    yield work
-    for path in work.rglob("*"):
-        if path.is_file():
-            sync(path)
-    shutil.rmtree(final, ignore_errors=True)
-    work.replace(final)
-    sync(final.parent)

@@ -138,17 +138,22 @@ class Counted(Protocol):
 def refuse_invalid(found: Counted, max_invalid: float, rejects: str | Path | None) -> None:
     """Raise DataError when a larger share of the rows than `max_invalid` has faults, or all of them have."""
     if not 0 <= max_invalid <= 1:
-        raise ConfigError(f"max_invalid is {max_invalid}", allowed="a share of the rows from 0 to 1, such as 0.01")
-    if found.invalid > max_invalid * found.inputs:
-        place = f"; the rows are in {rejects}" if rejects is not None else ""
+        raise ConfigError(f"max_invalid is {max_invalid}", allowed="a share of the rows from 0 to 1, such as 0.01 or 1%")
+    if not found.invalid:
+        return
+    place = f"; all of these rows with their faults: {rejects}" if rejects is not None else ""
+    if found.invalid == found.inputs:
+        raise DataError(
+            f"none of the {found.inputs} rows can be used{place}", faults=found.faults, remedy="mend them, or name the --format"
+        )
+    if found.invalid / found.inputs > max_invalid:
+        tenths = -(-1_000 * found.invalid // found.inputs)  # of a percent, rounded up
         raise DataError(
             f"{found.invalid} of {found.inputs} rows cannot be used{place}",
             faults=found.faults,
-            allowed=f"at most {max_invalid:.1%} of the rows (max_invalid)",
-            remedy=f"mend them, or accept their loss with max_invalid: {min(1.0, found.invalid / found.inputs * 1.05):.3f}",
+            allowed=f"at most {100 * max_invalid:g}% of the rows (max_invalid)",
+            remedy=f"mend them, or accept their loss with max_invalid: {tenths / 10:g}%",
         )
-    if found.invalid == found.inputs:
-        raise DataError(f"none of the {found.inputs} rows can be used", faults=found.faults)
 
 
 def stream_all(sources: Source | Sequence[Source], formats: dict[str, str]) -> Iterator[Incoming]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tunesmith.core.errors import DataError, Fault
 from tunesmith.core.rows import Row, atomic, write_parquet
-from tunesmith.core.types import Fate, canonical
+from tunesmith.core.types import Fate, LedgerLine, canonical
 from tunesmith.data.bulk import no_cycles
 from tunesmith.data.collect import Incoming, Source, faults_of, refuse_invalid, stream_all
 from tunesmith.data.ledger import LOST
@@ -43,6 +43,16 @@ class Intake:
         """How many good rows there are."""
         return self.inputs - self.invalid
 
+    def enter(self, incoming: Incoming) -> LedgerLine:
+        """Count one row; its line of the ledger."""
+        line = incoming.fate
+        self.inputs += 1
+        self.fates[line.fate] += 1
+        if incoming.row is None:
+            self.invalid += 1
+            self.faults += faults_of(incoming)[: FAULTS - len(self.faults)]
+        return line
+
 
 @no_cycles()
 def intake(
@@ -67,10 +77,7 @@ def intake(
         with ExitStack() as bad:
             turned_away = None
             for incoming in stream_all(sources, found.formats):
-                line = incoming.fate
-                found.inputs += 1
-                found.fates[line.fate] += 1
-                lines.write(canonical(line) + b"\n")
+                lines.write(canonical(found.enter(incoming)) + b"\n")
                 if found.inputs % TOLD_EVERY == 0:
                     told(incoming)
                 if incoming.row is not None:
@@ -78,8 +85,6 @@ def intake(
                     total.update(len(data).to_bytes(8, "little") + data)
                     yield incoming.row
                     continue
-                found.invalid += 1
-                found.faults += faults_of(incoming)[: FAULTS - len(found.faults)]
                 if rejects is not None:
                     turned_away = turned_away or bad.enter_context(atomic(rejects))
                     turned_away.write(canonical(incoming.reject) + b"\n")

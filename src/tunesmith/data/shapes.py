@@ -265,7 +265,7 @@ def _is_rft(row: Mapping[str, Any]) -> bool:
     turns = row.get("messages")
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns) or _is_own(row) or _is_logged(row):
         return False
-    asks = bool(turns) and turns[-1].get("role") == "user" and not any(turn.get("role") == "assistant" for turn in turns)
+    asks = bool(turns) and turns[-1].get("role") == "user"
     return asks and bool(row.keys() - {"messages", "tools", "parallel_tool_calls", "functions", "id", "group", "meta"})
 
 
@@ -274,7 +274,10 @@ def _is_logged(row: Mapping[str, Any]) -> bool:
 
 
 def _is_chat(row: Mapping[str, Any]) -> bool:
-    return "messages" in row and not _is_logged(row) and not _is_own(row) and not _is_rft(row)
+    """A conversation. One that goes on after its last answer and has more keys may be a chat or a reinforcement row: it is both."""
+    if "messages" not in row or _is_logged(row) or _is_own(row):
+        return False
+    return not _is_rft(row) or any(turn.get("role") == "assistant" for turn in row["messages"])
 
 
 def _is_own(row: Mapping[str, Any]) -> bool:

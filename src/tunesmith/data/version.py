@@ -9,6 +9,7 @@ how rows were made.
 from __future__ import annotations
 
 import hashlib
+import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from tunesmith.core.errors import DataError, NotFound, UsageError, nearest
 from tunesmith.core.rows import Row, atomic, read_parquet, write_parquet
 from tunesmith.core.types import Record, canonical, digest
 from tunesmith.data.ledger import Ledger
+
+SEAL, LEDGER = "version.json", "ledger.jsonl"
 
 
 class DatasetVersion(Record, frozen=True):
@@ -75,26 +78,64 @@ def freeze(
         ledger.check(len(ledger), sum(map(len, splits.values())))
     if parent is not None:
         parent = load(root, parent).id
-    digests = {name: digest_of(rows) for name, rows in splits.items()}
-    identity = digest(dict(recipe), digests, size=12)
-    folder = root / identity
-    if (folder / "version.json").exists():
-        return load(root, identity)
+    version = described(
+        recipe,
+        {name: digest_of(rows) for name, rows in splits.items()},
+        {name: len(rows) for name, rows in splits.items()},
+        ledger.counts().items() if ledger is not None else (),
+        parent=parent,
+        note=note,
+    )
+    folder = root / version.id
+    if (folder / SEAL).exists():
+        return load(root, version.id)
     for name, rows in splits.items():
-        write_parquet(folder / f"{name}.parquet", rows)
+        write_parquet(rows_file(folder, name), rows)
     if ledger is not None:
-        ledger.write(folder / "ledger.jsonl")
-    version = DatasetVersion(
-        id=identity,
+        ledger.write(folder / LEDGER)
+    return _sealed(folder, version)
+
+
+def described(
+    recipe: Mapping[str, Any],
+    digests: dict[str, str],
+    counts: dict[str, int],
+    fates: Iterable[tuple[str, int]],
+    *,
+    parent: str | None = None,
+    note: str = "",
+) -> DatasetVersion:
+    """The record of a version whose id follows from the recipe and the digests of its rows."""
+    return DatasetVersion(
+        id=digest(dict(recipe), digests, size=12),
         recipe=msgspec.to_builtins(dict(recipe)),
-        counts={name: len(rows) for name, rows in splits.items()},
+        counts=counts,
         digests=digests,
         parent=parent,
-        fates=ledger.counts() if ledger is not None else {},
+        fates=dict(fates),
         note=note,
         created=time.time(),
     )
-    with atomic(folder / "version.json") as stream:
+
+
+def adopt(root: Path, filled: Path, version: DatasetVersion) -> DatasetVersion:
+    """Make the folder `filled`, which holds a version's rows and ledger and lies under `root`, that version. One that is there already is
+    left as it is, and so is the folder."""
+    folder = root / version.id
+    if (folder / SEAL).exists():
+        return load(root, version.id)
+    shutil.rmtree(folder, ignore_errors=True)  # what an interrupted import left: without its seal it does not count
+    filled.rename(folder)
+    return _sealed(folder, version)
+
+
+def rows_file(folder: Path, split: str) -> Path:
+    """Where the rows of a split lie in a version's folder."""
+    return folder / f"{split}.parquet"
+
+
+def _sealed(folder: Path, version: DatasetVersion) -> DatasetVersion:
+    with atomic(folder / SEAL) as stream:
         stream.write(canonical(version))
     return version
 
@@ -122,7 +163,7 @@ def load(root: str | Path, name: str) -> DatasetVersion:
 def log(root: str | Path) -> list[DatasetVersion]:
     """All finished versions, newest first."""
     found = []
-    for path in Path(root).glob("*/version.json"):
+    for path in Path(root).glob(f"*/{SEAL}"):
         try:
             found.append(msgspec.json.decode(path.read_bytes(), type=DatasetVersion))
         except msgspec.DecodeError as error:
@@ -136,7 +177,7 @@ def rows_of(root: str | Path, version: DatasetVersion, split: str) -> list[Row]:
         raise NotFound(
             f"version {version.id} has no split '{split}'", allowed=", ".join(version.counts), remedy=nearest(split, version.counts)
         )
-    path = Path(root) / version.id / f"{split}.parquet"
+    path = rows_file(Path(root) / version.id, split)
     rows = list(read_parquet(path))
     if digest_of(rows) != version.digests[split]:
         raise DataError("the rows are not those that were frozen", where=str(path), remedy="restore the file, or make the version again")

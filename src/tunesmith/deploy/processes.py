@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import threading
@@ -13,11 +14,10 @@ _CALM_S = 5.0  # one that dies sooner is started again only after this long
 
 
 class Processes:
-    """`count` processes of `python -m MODULE WORDS`. Use as a context; its end asks them to stop, and waits."""
+    """`count` processes as `start` starts them. Use as a context; its end asks them to stop, and waits."""
 
-    def __init__(self, module: str, words: Sequence[str], count: int, log: Path | None = None) -> None:
-        self._command = [sys.executable, "-m", module, *words]
-        self._count, self._log = count, log
+    def __init__(self, module: str, words: Sequence[str], count: int, log: Path, *, told: str = "") -> None:
+        self._module, self._words, self._count, self._log, self._told = module, words, count, log, told
         self._running: list[subprocess.Popen[bytes]] = []
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="workers", daemon=True)
@@ -52,7 +52,14 @@ class Processes:
             process.wait()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        if self._log is None:
-            return subprocess.Popen(self._command)
-        with self._log.open("ab") as log:
-            return subprocess.Popen(self._command, stdout=log, stderr=log)
+        return start(self._module, self._words, self._log, told=self._told)
+
+
+def start(module: str, words: Sequence[str], log: Path, *, told: str = "") -> subprocess.Popen[bytes]:
+    """`python -m MODULE WORDS`, which adds its words to `log` and reads `told` from standard input, where no list of processes shows it."""
+    with log.open("ab") as out:
+        process = subprocess.Popen([sys.executable, "-m", module, *words], stdin=subprocess.PIPE, stdout=out, stderr=out)
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError), process.stdin:  # one that died already read nothing
+        process.stdin.write(told.encode())
+    return process

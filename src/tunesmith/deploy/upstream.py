@@ -1,4 +1,4 @@
-"""Another server that speaks the chat API, passed through byte by byte; knows nothing about who asks or what is logged."""
+"""Another server that speaks the API, passed through byte by byte; knows nothing about who asks or what is logged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Upstream:
         self.name, self.base_url = model, base_url.rstrip("/")
         self._api_key = api_key
         self._connections = Connections(self.base_url, timeout_s=timeout_s)
-        self._head = self._connections.head("/chat/completions", {"content-type": "application/json", "authorization": f"Bearer {api_key}"})
+        self._heads: dict[str, bytes] = {}
 
     @property
     def digest(self) -> str:
@@ -29,9 +29,13 @@ class Upstream:
         """See `Model.answer`."""
         return OpenAIModel(self.name, base_url=self.base_url, api_key=self._api_key).answer(prompts, sampling, on_answer)
 
-    async def send(self, body: bytes) -> Incoming:
-        """POST a chat completion's body as it is; the answer's headers have come. Raises OSError when there is no answer."""
-        return await self._connections.send(self._head, body)
+    async def send(self, path: str, body: bytes) -> Incoming:
+        """POST a body as it is to `path` below /v1; the answer's headers have come. Raises OSError when there is no answer."""
+        head = self._heads.get(path)
+        if head is None:
+            headers = {"content-type": "application/json", "authorization": f"Bearer {self._api_key}"}
+            head = self._heads[path] = self._connections.head(path, headers)
+        return await self._connections.send(head, body)
 
     def close(self) -> None:
         """Close the connections."""

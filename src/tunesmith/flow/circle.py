@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import sqlalchemy as sa
@@ -17,11 +17,15 @@ from tunesmith.core.progress import Progress
 from tunesmith.core.store import Store
 from tunesmith.core.types import Example, Sampling, digest
 from tunesmith.data.collect import Source
+from tunesmith.data.intake import intake
 from tunesmith.flow.datasets import prepare
 from tunesmith.flow.project import Baseline, Project
 from tunesmith.flow.stages import Output, Runner, Stage
 from tunesmith.models.base import Model
 from tunesmith.models.catalog import Catalog
+
+if TYPE_CHECKING:
+    from tunesmith.evaluate.metrics import Metric
 
 TUNED = "tuned"
 
@@ -63,6 +67,13 @@ class Circle:
         from tunesmith.models.local import LocalModel
 
         return LocalModel(self.base, name=self.project.base, max_rows=self.project.evaluate.batch_size)
+
+    @cached_property
+    def metrics(self) -> list[Metric]:
+        """What rates the answers. Raises NotFound for a name that is no metric."""
+        from tunesmith.evaluate.metrics import metric
+
+        return [metric(name) for name in self.project.evaluate.metrics]
 
     def tuned_model(self) -> Any:
         """The base with the trained adapter."""
@@ -124,7 +135,15 @@ class Circle:
         ]
 
     def _collect(self, work: Path) -> Output:
-        return prepare.collect_rows(self.sources, self.project.max_invalid, work)
+        """Every row; those with faults lie in the store's own folder, since a stage that fails leaves no folder to look into."""
+        found = intake(
+            self.sources,
+            work / "rows.parquet",
+            work / "ledger.jsonl",
+            max_invalid=self.project.max_invalid,
+            rejects=self.store.folder / "rejects.jsonl",
+        )
+        return {"inputs": found.inputs, "invalid": found.invalid, "rows": found.rows, "formats": sorted(set(found.formats.values()))}
 
     def _split(self, work: Path) -> Output:
         return prepare.clean_and_split(self.runner.folder("collect"), self.project.clean, self.project.split, self.catalog, work)
@@ -171,7 +190,6 @@ class Circle:
         return self._evaluate(self.tuned_model(), prompts.as_given, TUNED, work)
 
     def _evaluate(self, model: Any, variant: Callable[[Example], Any], arm: str, work: Path) -> Output:
-        from tunesmith.evaluate.metrics import metric
         from tunesmith.evaluate.openings import open_sealed
         from tunesmith.evaluate.run import evaluate
 
@@ -182,7 +200,7 @@ class Circle:
         found = evaluate(
             model,
             rows,
-            [metric(name) for name in self.project.evaluate.metrics],
+            self.metrics,
             sampling=self.sampling(),
             prompt_variant=variant,
             out=work,

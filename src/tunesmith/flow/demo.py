@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 
 from tunesmith.core.progress import Progress
-from tunesmith.core.store import write_whole
+from tunesmith.core.whole import write_whole
 from tunesmith.flow.circle import Server
 from tunesmith.flow.pipeline import Outcome, run_circle
 from tunesmith.flow.project import load_project

@@ -15,8 +15,9 @@ import msgspec
 from tunesmith.core.errors import MissingExtra
 from tunesmith.flow.datasets.prepare import load_rendered
 from tunesmith.flow.datasets.tokens import prices, training_cost
+from tunesmith.flow.training import taught
 from tunesmith.train import gpus
-from tunesmith.train.estimate import Estimate, linear_shapes
+from tunesmith.train.estimate import RUNTIME_BYTES, Estimate, answering_bytes, linear_shapes
 from tunesmith.train.estimate import estimate as estimate_training
 from tunesmith.train.facts import base_shape
 from tunesmith.train.fit import refuse_what_cannot_fit
@@ -32,6 +33,8 @@ _ADAPTER = 2.0
 # How much of the allowed length an answer fills: an untrained base runs on, one that was shown examples stops early.
 _FILLED = {"zero": 0.5, "shots": 0.05}
 _LOADING_S, _ASKING_S = 5.0, 40.0
+# What the libraries of the data stages keep in the same process.
+_DATA_BYTES = 200_000_000
 # The general-ability suite, both models: 240 short answers.
 _SUITE_FLOP = 2.1e13
 
@@ -46,9 +49,10 @@ class Elsewhere:
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """Seconds by stage, the training room's own estimate, and what training alone takes elsewhere."""
+    """Seconds by stage, peak bytes by kind of stage, the training room's own estimate, and what training alone takes elsewhere."""
 
     seconds: dict[str, float]
+    memory: dict[str, int]
     training: Estimate
     gpu: dict[str, Any] | None = None
     hosted: tuple[dict[str, Any], ...] = ()
@@ -64,7 +68,8 @@ class RunEstimate:
             "tokens": one.tokens,
             "computed_tokens": one.computed_tokens,
             "trained_tokens": one.trained_tokens,
-            "memory_bytes": one.memory.total,
+            "memory_bytes": max(self.memory.values()),
+            "memory_by_stage": self.memory,
             "available_bytes": one.available_bytes,
             "trainable_parameters": one.trainable_parameters,
             "gpu": self.gpu,
@@ -80,7 +85,8 @@ class RunEstimate:
         lines = [
             f"this will take about {_time(sum(self.seconds.values()))} on this machine: {', '.join(parts) or 'nothing long'}",
             f"training: {one.steps} steps in {one.plan.epochs} epochs, {one.tokens:,} tokens ({one.computed_tokens:,} after packing, "
-            f"{one.trained_tokens:,} with loss), about {one.memory.total / 2**30:.1f} GiB of memory for training itself",
+            f"{one.trained_tokens:,} with loss)",
+            f"memory at the peak: about {', '.join(f'{size / 2**30:.1f} GiB to {name}' for name, size in self.memory.items())}",
         ]
         if self.gpu is not None:
             price = "" if self.gpu["usd"] is None else f", {self.gpu['usd']:.2f} USD"
@@ -105,7 +111,7 @@ def estimate(circle: Circle, waiting: Sequence[str], elsewhere: Elsewhere | None
     """
     folder = circle.runner.folder("tokens")
     rows, validation = load_rendered(folder / "train.npz"), load_rendered(folder / "validation.npz")
-    training = estimate_training(circle.project.train, rows, validation, base=circle.base)
+    training = estimate_training(taught(circle), rows, validation, base=circle.base)
     gpu = None
     if elsewhere is None or elsewhere.gpu is None:
         refuse_what_cannot_fit(training, base=circle.base)
@@ -119,7 +125,20 @@ def estimate(circle: Circle, waiting: Sequence[str], elsewhere: Elsewhere | None
         seconds["regression"] = _LOADING_S + _SUITE_FLOP / training.rate
     if "ask" in waiting:
         seconds["ask"] = _ASKING_S
-    return RunEstimate(seconds, training, gpu, _offers(circle, training.plan.epochs) if elsewhere is not None else ())
+    return RunEstimate(
+        seconds, _memory(circle, training), training, gpu, _offers(circle, training.plan.epochs) if elsewhere is not None else ()
+    )
+
+
+def _memory(circle: Circle, training: Estimate) -> dict[str, int]:
+    """Peak bytes of the process while it trains, and while it answers: one model at a time, over what the data stages leave behind."""
+    size = 2 if training.plan.dtype == "bfloat16" else 4
+    config, tokens = base_shape(circle.base), circle.runner.run("tokens").output
+    length = tokens["train"]["longest"] + circle.sampling().max_tokens
+    answers = answering_bytes(config, size, circle.project.evaluate.batch_size, length)
+    evaluating = RUNTIME_BYTES["cpu"] + size * int(config["parameters"]) + answers
+    left = _DATA_BYTES if training.plan.device == "cpu" else 0
+    return {"train": training.memory.total + left, "evaluate": evaluating + left}
 
 
 def _on_gpu(training: Estimate, name: str, usd_per_hour: float | None, base: Path) -> dict[str, Any]:

@@ -13,9 +13,9 @@ import msgspec
 from tunesmith.core.errors import DataError, UsageError
 from tunesmith.core.progress import Progress
 from tunesmith.core.rows import read_parquet
-from tunesmith.core.store import write_whole
 from tunesmith.core.tokens import OpenAITokens, openai_encoding
 from tunesmith.core.types import Example, digest
+from tunesmith.core.whole import write_whole
 from tunesmith.data.export import export
 from tunesmith.flow.datasets.tokens import training_cost
 from tunesmith.flow.pipeline import opened

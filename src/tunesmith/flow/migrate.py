@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from tunesmith.core.errors import NotFound, SourceUnavailable, UsageError
+from tunesmith.core.errors import DataError, Fault, NotFound, SourceUnavailable, UsageError
 from tunesmith.core.load import need
-from tunesmith.core.rows import read_jsonl, write_jsonl
-from tunesmith.core.store import write_whole
+from tunesmith.core.rows import Row, read_jsonl, write_jsonl
 from tunesmith.core.tokens import OpenAITokens
 from tunesmith.core.types import Answer, Example, Message, Prompt, Record, Sampling, example_id
-from tunesmith.data.collect import Source, collect
+from tunesmith.core.whole import write_whole
+from tunesmith.data.collect import Incoming, Source, faults_of, stream_all
+from tunesmith.data.format import parse_row
 from tunesmith.flow.datasets.tokens import price_of
 from tunesmith.train.openai_job import plain_text
 
@@ -55,6 +56,13 @@ class FineTune(Record, frozen=True):
     shutdown: datetime.date | None = None
     shutdown_source: str = "unknown"
     days_left: int | None = None
+
+
+class Recording(Record, frozen=True):
+    """How the old model is asked: the longest answer in tokens, and how many requests at a time."""
+
+    max_tokens: int = 1024
+    concurrency: int = 4
 
 
 def shutdowns() -> Shutdowns:
@@ -161,8 +169,28 @@ def golden_rows(path: Path) -> list[Example]:
 
 
 def prompts_of(path: str) -> list[Example]:
-    """The rows of any file that the data room reads, as things to ask."""
-    return collect(Source(path=path, unique_ids=False)).examples
+    """The rows of any file that the data room reads, as things to ask; rows of messages need no answer.
+
+    Raises DataError with the rows that cannot be asked.
+    """
+    rows, faults = [], []
+    for incoming in stream_all(Source(path=path, unique_ids=False), {}):
+        row = incoming.row if incoming.row is not None else _unanswered(incoming)
+        if isinstance(row, Example):
+            rows.append(row)
+        else:
+            faults += faults_of(incoming) or [Fault(incoming.origin, "preference", "a preference pair, not a question")]
+    if faults:
+        raise DataError("these rows cannot be asked", faults=faults, where=path, remedy="mend them, or leave them out; nothing was asked")
+    return rows
+
+
+def _unanswered(incoming: Incoming) -> Row | None:
+    """A row of messages whose only fault is that nobody answered yet."""
+    if [code for code, _ in incoming.faults] != ["no_assistant"]:
+        return None
+    row = incoming.raw if isinstance(incoming.raw, dict) else msgspec.json.decode(incoming.raw)
+    return parse_row({"unanswered": True, **row}, "rft", origin=incoming.origin).row
 
 
 def download(client: Any, fine_tune: FineTune, folder: Path) -> dict[str, Path]:
@@ -207,6 +235,8 @@ def translated(fine_tune: FineTune, *, base: str, data: Path, golden: Path | Non
         notes.append(
             f"learning_rate_multiplier {settings['learning_rate_multiplier']} is relative to a rate that is not published: auto is used"
         )
+    if fine_tune.validation_file is not None:
+        notes.append("the provider's validation rows are not trained on: they are good prompts to record")
     if golden is not None:
         notes.append(f"then: tunesmith migrate compare {golden} --model <alias>")
     name = local_name(fine_tune)
@@ -280,14 +310,27 @@ def _median(values: Sequence[float]) -> float | None:
     return ordered[len(ordered) // 2] if ordered else None
 
 
-def judged_sentence(judged: dict[str, Any]) -> str:
-    """The judge's preference in a sentence."""
-    share, lean = judged["share"], judged["bias"]
-    return (
-        f"Judge {judged['judge']}, each pair in both orders: the new model's share of the win {share['estimate']:.3f} "
-        f"({share['low']:.3f} … {share['high']:.3f}); {lean['flips']:.0%} of the verdicts change with the order, "
-        f"{lean['missing']} unreadable."
-    )
+def sentences(compared: dict[str, Any]) -> list[str]:
+    """What `likeness` found besides the metrics: latency, tokens, cost, and the judge's preference."""
+    seconds, tokens, judged = compared["median_seconds"], compared["completion_tokens"], compared["judged"]
+    found = [
+        f"Median answer: {_seconds(seconds['old'])} before, {_seconds(seconds['new'])} now. "
+        f"Tokens written: {tokens['old']} before, {tokens['new']} now."
+    ]
+    if compared["usd_before"] is not None:
+        found.append(f"The recorded answers cost {compared['usd_before']:.4f} USD by the list; the new ones cost your own machine's time.")
+    if judged is not None:
+        share, lean = judged["share"], judged["bias"]
+        found.append(
+            f"Judge {judged['judge']}, each pair in both orders: the new model's share of the win {share['estimate']:.3f} "
+            f"({share['low']:.3f} … {share['high']:.3f}); {lean['flips']:.0%} of the verdicts change with the order, "
+            f"{lean['missing']} unreadable."
+        )
+    return found
+
+
+def _seconds(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f} s"
 
 
 def report(found: Sequence[FineTune], compared: dict[str, Any] | None) -> str:
@@ -308,19 +351,8 @@ def report(found: Sequence[FineTune], compared: dict[str, Any] | None) -> str:
         lines += [
             f"| {name} | {one['estimate']:.3f} | {one['low']:.3f} … {one['high']:.3f} |" for name, one in compared["agreement"].items()
         ]
-        seconds, tokens = compared["median_seconds"], compared["completion_tokens"]
-        lines += [
-            "",
-            f"Median answer: {seconds['old']} s before, {seconds['new']} s now. "
-            f"Tokens written: {tokens['old']} before, {tokens['new']} now.",
-        ]
-        if compared["usd_before"] is not None:
-            lines += [
-                "",
-                f"The recorded answers cost {compared['usd_before']:.4f} USD by the list; the new ones cost your own machine's time.",
-            ]
-        if compared["judged"] is not None:
-            lines += ["", judged_sentence(compared["judged"])]
+        for sentence in sentences(compared):
+            lines += ["", sentence]
         for one in compared["differing"][:10]:
             lines += ["", f"- **asked** {one['asked']}", f"  - old: {one['old']}", f"  - new: {one['new']}"]
     return "\n".join(lines) + "\n"

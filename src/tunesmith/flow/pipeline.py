@@ -13,15 +13,16 @@ import sqlalchemy as sa
 
 from tunesmith.core.errors import UsageError
 from tunesmith.core.progress import Progress, Silent
-from tunesmith.core.store import Store
 from tunesmith.flow.circle import TUNED, Circle, Server
-from tunesmith.flow.project import Project
+from tunesmith.flow.project import Project, open_store
 from tunesmith.flow.stages import Done, only_one
 from tunesmith.models.base import Model
 from tunesmith.models.catalog import Catalog
 
 if TYPE_CHECKING:
     from tunesmith.flow.estimate import Elsewhere
+
+_DATA = ("collect", "split", "tokens")
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,7 @@ def dry_run(project: Project, folder: Path, progress: Progress, elsewhere: Elsew
     from tunesmith.flow.estimate import estimate
 
     with opened(project, folder, progress) as circle, only_one(circle.store.folder):
-        for name in ("collect", "split", "tokens"):
-            circle.runner.run(name)
+        _data(circle)
         waiting = [stage.name for stage in circle.runner.stages if circle.runner.peek(stage.name) is None]
         found = estimate(circle, waiting, elsewhere)
         return found.summary() | {"waiting": waiting, "text": found.text()}
@@ -119,20 +119,26 @@ def _no_server(models: Mapping[str, Model], log: sa.Engine) -> AbstractContextMa
 @contextmanager
 def opened(project: Project, folder: Path, progress: Progress, server: Server = _no_server) -> Iterator[Circle]:
     """The circle of a project over its opened store."""
-    store = Store.open(folder / project.store)
+    store = open_store(project, folder)
     try:
         yield Circle(project, folder, store, Catalog(progress=progress.bar), progress, server)
     finally:
         store.close()
 
 
+def _data(circle: Circle) -> None:
+    """The stages of data; a metric that does not exist is said before them, not when the first answers are rated."""
+    circle.metrics  # noqa: B018 raises
+    for name in _DATA:
+        circle.runner.run(name)
+
+
 def _say_beforehand(circle: Circle, waiting: list[str]) -> None:
     """Data first (seconds), then how long the rest will take."""
     from tunesmith.flow.estimate import estimate
 
-    for name in ("collect", "split", "tokens"):
-        circle.runner.run(name)
-    left = [name for name in waiting if name not in ("collect", "split", "tokens")]
+    _data(circle)
+    left = [name for name in waiting if name not in _DATA]
     if any(name == "train" or name.startswith("evaluate:") for name in left):
         circle.progress.say(estimate(circle, left).text())
 

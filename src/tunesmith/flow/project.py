@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from tunesmith.core.config import load
+from tunesmith.core.config import load, parse_overrides
 from tunesmith.core.errors import ConfigError
-from tunesmith.core.store import write_whole
+from tunesmith.core.store import Store
 from tunesmith.core.types import Record
+from tunesmith.core.whole import write_whole
 from tunesmith.data.clean import Clean
 from tunesmith.data.collect import Source
 from tunesmith.data.split import Split
 from tunesmith.flow.server.settings import ServeConfig
+from tunesmith.models import trust
 from tunesmith.train.plan import Plan, check
 
 DEFAULT_FILE = Path("tunesmith.yaml")
@@ -51,7 +54,10 @@ class Deploy(Record, frozen=True):
 
 
 class Project(Record, frozen=True):
-    """The whole circle. Paths are relative to the file's folder. `trackers` are told what training reports; they change nothing."""
+    """The whole circle. Paths are relative to the file's folder. `trackers` are told what training reports; they change nothing.
+
+    `trust_remote_code` names the bases, as `base` (or a teacher) names them, that may run the code beside their weights.
+    """
 
     name: str
     sources: tuple[Source, ...]
@@ -65,6 +71,7 @@ class Project(Record, frozen=True):
     gate: Gate = Gate()
     deploy: Deploy = Deploy()
     serve: ServeConfig = ServeConfig()
+    trust_remote_code: tuple[str, ...] = ()
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
     report: str = "report"
     store: str = ".tunesmith"
@@ -81,15 +88,33 @@ class Project(Record, frozen=True):
 
 
 def load_project(file: Path, overrides: list[str] | None = None) -> Project:
-    """The project that a file describes. Raises ConfigError with file, line and key."""
+    """The project that a file describes; what it trusts is trusted from now on. Raises ConfigError with file, line and key."""
     project = load(file, Project, overrides or [])
     check(project.train)
+    trust.allow(project.trust_remote_code)
     return project
 
 
+def open_store(project: Project, folder: Path) -> Store:
+    """The project's store; `folder` holds its file. Raises StoreError."""
+    return Store.open(folder / project.store, url=project.serve.database)
+
+
 def write_template(file: Path, *, path: str, base: str = "smollm2-135m", metric: str = "exact_match", name: str = "my-model") -> None:
-    """Write the commented `tunesmith.yaml`. Raises ConfigError when the file is already there."""
+    """Write the commented `tunesmith.yaml`. Raises ConfigError when the file is already there, NotFound for an unknown metric."""
+    from tunesmith.evaluate.metrics import metric as known_metric
+
+    known_metric(metric)
     if file.exists():
         raise ConfigError(f"'{file}' is already there", remedy="edit it, or give another name with --config")
     text = resources.files("tunesmith.flow").joinpath("project.yaml").read_text("utf-8")
-    write_whole(file, text.format(name=name, path=path, base=base, metric=metric))
+    write_whole(file, text.format(name=_scalar(name), path=_scalar(path), base=_scalar(base), metric=_scalar(metric)))
+
+
+def _scalar(text: str) -> str:
+    """The text as it is where YAML reads it so, else in quotes."""
+    try:
+        plain = parse_overrides([f"--text=[{text}]"]) == [(("text",), [text])]
+    except ConfigError:
+        plain = False
+    return text if plain else json.dumps(text, ensure_ascii=False)

@@ -14,7 +14,7 @@ import jinja2
 import msgspec
 
 from tunesmith._version import __version__
-from tunesmith.core.store import write_whole
+from tunesmith.core.whole import write_whole
 from tunesmith.evaluate.compare import Comparison
 from tunesmith.evaluate.metrics import metric
 from tunesmith.flow import plots

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import StoreError
+from tunesmith.core.memory import give_back
 from tunesmith.core.progress import Progress
-from tunesmith.core.store import Store, sync
+from tunesmith.core.store import Store
 from tunesmith.core.types import digest
+from tunesmith.core.whole import sync
 
 Output = dict[str, Any]
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
@@ -96,6 +98,7 @@ class Runner:
         started = time.monotonic()
         try:
             output = stage.run(work)
+            give_back(cycles=True)  # or the next stage's peak comes on top of this one's
             for path in work.rglob("*"):
                 if path.is_file():
                     sync(path)

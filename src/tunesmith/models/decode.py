@@ -83,7 +83,7 @@ class Engine:
     ) -> Tensor:
         """Logits float32 [len(keep), vocabulary] at the packed places `keep`. `owners` has each token's adapter."""
         with self.lock:
-            self.adapters.use(owners, self.device)
+            self.adapters.use(owners, keep, self.device)
             out = self.model(
                 input_ids=torch.tensor([tokens], device=self.device),
                 position_ids=torch.tensor([positions], device=self.device),

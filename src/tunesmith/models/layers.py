@@ -96,8 +96,10 @@ class _TreeAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
-        grad = grad.contiguous()
-        delta = (grad.float() * out).sum(-1, keepdim=True)
+        grad, delta = grad.contiguous(), torch.empty_like(lse)
+        for a, b, _ in ctx.spans:  # span by span: in the cache, and nothing large is allocated
+            own = slice(a * ctx.group, b * ctx.group)
+            delta[:, own] = (grad[:, own].float() * out[:, own]).sum(-1, keepdim=True)
         dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for rows, keys, future in _blocks(ctx.spans, ctx.group, q.device):
             p = _scores(q[:, rows], k[:, keys], future).sub_(lse[:, rows]).exp2_()

@@ -1,6 +1,6 @@
 """Language models from a folder on this machine, with or without a LoRA adapter; knows nothing about where the folders come from.
 
-Weights are read from safetensors only, and no code of a model's folder is ever run.
+Weights are read from safetensors only; code of a model's folder runs only where a person allowed it by name (`models/trust.py`).
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ from tunesmith.core.load import need
 from tunesmith.core.types import Answer, Message, Prompt, Sampling, digest
 from tunesmith.models.base import OnAnswer
 from tunesmith.models.reply import Reply
+from tunesmith.models.trust import refuse_code, trusted
 
 if TYPE_CHECKING:
     from tunesmith.models.decode import Decoder, Engine, Request
 
-# Keys of config.json that make a loader import code or fetch it; a model that needs them is refused.
-_CODE = ("auto_map", "custom_code", "trust_remote_code", "_attn_implementation", "attn_implementation", "quantization_config")
 # Kinds of layer whose state is not keys and values, so that the decoder cannot hold it.
 _RECURRENT = ("linear_attention", "mamba", "conv", "recurrent")
 
@@ -198,28 +197,42 @@ def load_engine(base: Path, dtype: str, device: str) -> _Loaded:
     kind = dtype if dtype != "auto" else _best_dtype(torch, place)
     quiet = transformers.utils.logging
     quiet.disable_progress_bar()
+    own = trusted(base)
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        base, dtype=getattr(torch, kind), attn_implementation=NAME, use_safetensors=True, local_files_only=True, trust_remote_code=False
+        base, dtype=getattr(torch, kind), attn_implementation=NAME, use_safetensors=True, local_files_only=True, trust_remote_code=own
     )
     quiet.enable_progress_bar()
     if not model._supports_attention_backend or any(word in kind for kind in _layer_types(model) for word in _RECURRENT):
         raise UsageError(
             f"{type(model).__name__} cannot be decoded here", where=str(base), allowed="models whose layers all attend to keys and values"
         )
-    return _Loaded(Engine(model.to(place).eval().requires_grad_(False)), kind, [config_file, *weights])
+    engine = Engine(model.to(place).eval().requires_grad_(False))
+    if own:
+        _refuse_own_attention(engine, base)
+    return _Loaded(engine, kind, [config_file, *weights, *sorted(base.glob("*.py"))])
+
+
+def _refuse_own_attention(engine: Engine, base: Path) -> None:
+    """Raises UsageError for a model whose code attends in its own way: rows that are read in one pass would then see each other."""
+    from tunesmith.models.decode import score
+
+    rows = [([1, 2, 3, 4, 5], [1] * 5), ([5, 4, 3, 2, 1], [1] * 5)]
+    try:
+        together, alone = score(engine, rows, None), [score(engine, [row], None)[0] for row in rows]
+        apart = all(abs(one - other) <= 0.02 * abs(other) for (one, _), (other, _) in zip(together, alone, strict=True))
+        said = "" if apart else "two rows in one pass see each other"
+    except (ValueError, TypeError, AttributeError) as error:
+        said = str(error)
+    if said:
+        raise UsageError(
+            f"the attention of {type(engine.model).__name__} is its own, and cannot be replaced: {said}",
+            where=str(base),
+            allowed="code that calls transformers' attention interface (ALL_ATTENTION_FUNCTIONS) and hands its keywords on",
+        )
 
 
 def _layer_types(model: Any) -> list[str]:
     return list(getattr(model.config.get_text_config(), "layer_types", None) or ())
-
-
-def refuse_code(config: dict[str, Any], where: Path) -> None:
-    """Raises UsageError when a config.json makes a loader import or fetch code."""
-    for key in _CODE:
-        if config.get(key):
-            raise UsageError(
-                f"the model's configuration sets '{key}'", where=str(where), remedy="use a model that runs without code of its own"
-            )
 
 
 def _best_dtype(torch: Any, device: str) -> str:

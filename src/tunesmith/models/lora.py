@@ -1,7 +1,8 @@
 """Many LoRA adapters on one base, chosen token by token in the same pass; knows nothing about rows, prompts or training.
 
 Reads the folders that `peft` writes: LoRA (arXiv:2106.09685), rank-stabilised scaling (rsLoRA, arXiv:2312.03732), per-module ranks and
-alphas, DoRA (arXiv:2402.09353). Anything else that such a folder may say is refused by name, never ignored.
+alphas, DoRA (arXiv:2402.09353), rows of the embeddings for tokens that were added (`trainable_token_indices`). Anything else that such a
+folder may say is refused by name, never ignored.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ _MUST_BE_OFF = (
     "modules_to_save",
     "layer_replication",
     "fan_in_fan_out",
-    "trainable_token_indices",
     "target_parameters",
     "use_qalora",
     "alora_invocation_tokens",
@@ -35,6 +35,10 @@ _MUST_BE_OFF = (
     "corda_config",
     "use_bdlora",
 )
+
+
+_ROWS = "token_adapter.trainable_tokens_delta"
+_PARTS = ("lora_A", "lora_B", "lora_magnitude_vector", _ROWS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +50,18 @@ class Delta:
     gain: Tensor | None = None
 
 
+Groups = list[tuple[str, Tensor | None]]
+
+
 class Route:
-    """Which tokens of the current pass belong to which adapter: `groups` of (adapter, token indices or None for all)."""
+    """Which tokens of the current pass belong to which adapter: `groups` of (adapter, token indices or None for all).
+
+    `kept` is the same for the places whose logits are computed.
+    """
 
     def __init__(self) -> None:
-        self.groups: list[tuple[str, Tensor | None]] = []
+        self.groups: Groups = []
+        self.kept: Groups = []
 
 
 class AdaptedLinear(nn.Module):
@@ -72,6 +83,54 @@ class AdaptedLinear(nn.Module):
                 out = _changed(x, out, delta)
             else:
                 out[:, index] = _changed(x[:, index], out[:, index], delta)
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What one adapter has in place of the embeddings of some tokens: their ids [n] and `values` [n, H]."""
+
+    tokens: Tensor
+    values: Tensor
+
+
+class AdaptedEmbedding(nn.Module):
+    """The input embeddings with every loaded adapter's own rows; each token gets those of its adapter."""
+
+    def __init__(self, base: nn.Module, route: Route) -> None:
+        super().__init__()
+        self.base, self.route = base, route
+        self.rows: dict[str, Rows] = {}
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids [1, N] → [1, N, H]."""
+        out: Tensor = self.base(ids)
+        for adapter, index in self.route.groups:
+            own = self.rows.get(adapter)
+            if own is None:
+                continue
+            at, which = ((ids[0] if index is None else ids[0, index])[:, None] == own.tokens).nonzero(as_tuple=True)
+            out[0, at if index is None else index[at]] = own.values[which]
+        return out
+
+
+class AdaptedHead(nn.Module):
+    """The output layer with every loaded adapter's own rows."""
+
+    def __init__(self, base: nn.Linear, route: Route) -> None:
+        super().__init__()
+        self.base, self.route = base, route
+        self.rows: dict[str, Rows] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [1, M, H] at the kept places → [1, M, vocabulary]."""
+        out: Tensor = self.base(x)
+        for adapter, index in self.route.kept:
+            own = self.rows.get(adapter)
+            if own is None:
+                continue
+            places = torch.arange(x.shape[1], device=x.device) if index is None else index
+            out[0, places[:, None], own.tokens] = nn.functional.linear(x[0, places], own.values)
         return out
 
 
@@ -107,7 +166,10 @@ class Adapters:
             _refuse_unknown(config, folder)
             tensors = need("safetensors.torch", extra="local").load_file(str(weights_file))
             for module, parts in _by_module(tensors, folder).items():
-                self._put(name, module, parts, _scaling(config, module, parts["lora_A"].shape[0]))
+                if "rows" in parts:
+                    self._put_rows(name, module, parts["rows"], _token_ids(config, module, len(parts["rows"]), folder))
+                else:
+                    self._put(name, module, parts, _scaling(config, module, parts["lora_A"].shape[0]))
             self.loaded[name] = digest
         return digest
 
@@ -117,24 +179,52 @@ class Adapters:
         for module in self.model.modules():
             if isinstance(module, AdaptedLinear):
                 module.deltas.pop(name, None)
+            elif isinstance(module, AdaptedEmbedding | AdaptedHead):
+                module.rows.pop(name, None)
 
-    def use(self, adapters: Sequence[str | None], device: torch.device) -> None:
-        """Route a pass: the adapter of each of its tokens (None: the base alone)."""
-        names = {name for name in adapters if name is not None}
-        if len(names) == 1 and None not in adapters:
-            self.route.groups = [(names.pop(), None)]
-            return
-        self.route.groups = [
-            (name, torch.tensor([i for i, other in enumerate(adapters) if other == name], device=device)) for name in sorted(names)
-        ]
+    def use(self, adapters: Sequence[str | None], keep: Sequence[int], device: torch.device) -> None:
+        """Route a pass: the adapter of each of its tokens (None: the base alone), and the places whose logits are computed."""
+        self.route.groups, self.route.kept = _groups(adapters, device), _groups([adapters[i] for i in keep], device)
 
-    def _put(self, name: str, module: str, parts: dict[str, Tensor], scaling: float) -> None:
+    def _put_rows(self, name: str, module: str, values: Tensor, tokens: list[int]) -> None:
+        """The rows of some tokens in the embeddings and, where the base ties them, in the output layer."""
+        where = {"input": self.model.get_input_embeddings(), "output": self.model.get_output_embeddings()}  # type: ignore[operator]
+        found = self._module(name, module)
+        if found not in where.values():
+            raise UsageError(f"adapter '{name}' has rows of '{module}'", allowed="the embeddings and the output layer", remedy="merge it")
+        weight: Tensor = getattr(getattr(found, "base", found), "weight")  # noqa: B009
+        if values.shape[1] != weight.shape[1] or max(tokens) >= len(weight):
+            raise UsageError(
+                f"adapter '{name}' has rows of {values.shape[1]} numbers up to token {max(tokens)} for '{module}'",
+                allowed=f"{weight.shape[1]} numbers, {len(weight)} tokens, the base's",
+            )
+        tied = self.model.config.get_text_config().tie_word_embeddings  # type: ignore[union-attr, operator]
+        rows = Rows(torch.tensor(tokens, device=weight.device), values.to(weight.device, weight.dtype))
+        for layer in where.values() if tied else [found]:
+            self._adapted(layer).rows[name] = rows
+
+    def _adapted(self, layer: nn.Module) -> AdaptedEmbedding | AdaptedHead:
+        """The layer as one that takes rows, put into the model where it is not yet one."""
+        if isinstance(layer, AdaptedEmbedding | AdaptedHead):
+            return layer
+        if getattr(layer, "bias", None) is not None or hasattr(layer, "embed_scale"):
+            raise UsageError(f"{type(layer).__name__} scales its rows or has a bias", remedy="merge the adapter into the base")
+        made = AdaptedHead(layer, self.route) if isinstance(layer, nn.Linear) else AdaptedEmbedding(layer, self.route)
+        path = next(path for path, module in self.model.named_modules() if module is layer)
+        parent, _, leaf = path.rpartition(".")
+        setattr(self.model.get_submodule(parent), leaf, made)
+        return made
+
+    def _module(self, name: str, module: str) -> nn.Module:
         try:
-            found = self.model.get_submodule(module)
+            return self.model.get_submodule(module)
         except AttributeError as error:
             raise UsageError(
                 f"adapter '{name}' changes '{module}', which this base does not have", remedy="use the base it was trained on"
             ) from error
+
+    def _put(self, name: str, module: str, parts: dict[str, Tensor], scaling: float) -> None:
+        found = self._module(name, module)
         if not isinstance(found, AdaptedLinear):
             if not isinstance(found, nn.Linear):
                 raise UsageError(
@@ -161,6 +251,13 @@ class Adapters:
         found.deltas[name] = Delta(down.to(weight.device, weight.dtype), up.to(weight.device, weight.dtype), gain)
 
 
+def _groups(adapters: Sequence[str | None], device: torch.device) -> Groups:
+    names = {name for name in adapters if name is not None}
+    if len(names) == 1 and None not in adapters:
+        return [(names.pop(), None)]
+    return [(name, torch.tensor([i for i, other in enumerate(adapters) if other == name], device=device)) for name in sorted(names)]
+
+
 def _refuse_unknown(config: dict[str, Any], folder: Path) -> None:
     where = str(folder / "adapter_config.json")
     if config.get("peft_type") != "LORA":
@@ -173,19 +270,27 @@ def _refuse_unknown(config: dict[str, Any], folder: Path) -> None:
 
 
 def _by_module(tensors: dict[str, Tensor], folder: Path) -> dict[str, dict[str, Tensor]]:
-    """Tensors by module name and part (`lora_A`, `lora_B`, `lora_magnitude_vector`)."""
+    """Tensors by module name and part (`lora_A`, `lora_B`, `lora_magnitude_vector`, or `rows` of embeddings)."""
     modules: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        found = re.fullmatch(r"(?:base_model\.model\.)?(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?", key)
+        found = re.fullmatch(rf"(?:base_model\.model\.)?(.+)\.({'|'.join(_PARTS)})(?:\.weight)?", key)
         if found is None:
-            raise UsageError(
-                f"unknown tensor '{key}'", where=str(folder / "adapter_model.safetensors"), allowed="lora_A, lora_B, lora_magnitude_vector"
-            )
-        modules.setdefault(found[1], {})[found[2]] = tensor
+            raise UsageError(f"unknown tensor '{key}'", where=str(folder / "adapter_model.safetensors"), allowed=", ".join(_PARTS))
+        modules.setdefault(found[1], {})["rows" if found[2] == _ROWS else found[2]] = tensor
     for module, parts in modules.items():
-        if not {"lora_A", "lora_B"} <= parts.keys():
+        if "rows" not in parts and not {"lora_A", "lora_B"} <= parts.keys():
             raise UsageError(f"'{module}' has only {', '.join(sorted(parts))}", where=str(folder), remedy="save the adapter again")
     return modules
+
+
+def _token_ids(config: dict[str, Any], module: str, count: int, folder: Path) -> list[int]:
+    """The ids whose rows an adapter has for that module: a list for the embeddings, or a list for each module by the end of its name."""
+    given = config.get("trainable_token_indices") or []
+    found = next((ids for name, ids in given.items() if f".{module}".endswith(f".{name}")), []) if isinstance(given, dict) else given
+    if len(found) != count:
+        what = f"trainable_token_indices names {len(found)} tokens of '{module}', and there are rows for {count}"
+        raise UsageError(what, where=str(folder / "adapter_config.json"), remedy="save the adapter again")
+    return list(found)
 
 
 def _scaling(config: dict[str, Any], module: str, rank: int) -> float:

@@ -35,7 +35,9 @@ class OpenAIModel:
         try:
             self._client = openai.OpenAI(base_url=base_url, api_key=api_key, max_retries=retries, timeout=timeout_s)
         except openai.OpenAIError as error:
-            raise UsageError(f"no client for '{model}': {error}", remedy="set OPENAI_API_KEY, or give api_key") from error
+            raise UsageError(
+                f"no client for '{model}': {error}", remedy="set OPENAI_API_KEY, or give a key (--api-key where the command has it)"
+            ) from error
         self._errors, self._concurrency = openai, concurrency
         self.model, self.name = model, name or model
         self.digest = digest("openai-api", str(self._client.base_url), model)

@@ -9,22 +9,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tunesmith.core.chat import Renderer
 from tunesmith.core.errors import ConfigError, TrainingError
 from tunesmith.models.blocks import fuse_blocks
-from tunesmith.models.layers import FusedLoraLinear, SeededDropout, fuse_norms, register_attention
+from tunesmith.models.layers import FusedLoraLinear, SeededDropout, Span, fuse_norms, register_attention
 from tunesmith.models.nf4 import Nf4Linear, quantise
+from tunesmith.models.trust import trusted
 from tunesmith.train.facts import WEIGHTS, require_safetensors
 from tunesmith.train.plan import ResolvedPlan
 
 
 def load_base(base: Path, dtype: torch.dtype, device: str = "cpu") -> Any:
-    """The causal model in the folder `base`, from safetensors only and without remote code. Raises TrainingError when it cannot be read."""
+    """The causal model in the folder `base`, from safetensors only; code beside them runs only where it was allowed by name.
+
+    Raises TrainingError when it cannot be read.
+    """
     from transformers import AutoModelForCausalLM
 
     require_safetensors(base)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            base, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True
+            base, dtype=dtype, use_safetensors=True, trust_remote_code=trusted(base), local_files_only=True
         )
     except (OSError, ValueError) as error:
         raise TrainingError(f"the base cannot be loaded: {error}", where=str(base)) from error
@@ -39,7 +44,31 @@ def linear_names(model: Any) -> list[str]:
     )
 
 
-def _peft_config(model: Any, plan: ResolvedPlan) -> Any:
+def _token_rows(model: Any, plan: ResolvedPlan, base: Path) -> dict[str, list[int]] | list[int] | None:
+    """What peft calls trainable_token_indices: the ids of the plan's tokens, for the output layer too where the base does not tie it.
+
+    Raises ConfigError for a token that the base does not have.
+    """
+    tokens, rows = plan.adapter.trainable_tokens, len(model.get_input_embeddings().weight)
+    if not tokens:
+        return None
+    ids = Renderer.load(base).ids(tokens)
+    missing = [token for token, number in zip(tokens, ids, strict=True) if number is None or number >= rows]
+    if missing:
+        raise ConfigError(
+            f"the base has no token {', '.join(missing)}",
+            where="train.adapter.trainable_tokens",
+            allowed=f"tokens of {base.name}'s tokenizer with one of its {rows} embeddings",
+            remedy="add them with transformers: tokenizer.add_tokens([…]), model.resize_token_embeddings(len(tokenizer)), save both",
+        )
+    found = sorted({number for number in ids if number is not None})
+    if model.config.get_text_config().tie_word_embeddings:
+        return found
+    layers = {id(module): name.rsplit(".", 1)[-1] for name, module in model.named_modules()}
+    return {layers[id(layer)]: found for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
+
+
+def _peft_config(model: Any, plan: ResolvedPlan, base: Path) -> Any:
     from peft import LoraConfig
 
     adapter = plan.adapter
@@ -58,6 +87,7 @@ def _peft_config(model: Any, plan: ResolvedPlan) -> Any:
         use_dora=adapter.dora,
         init_lora_weights=True if adapter.init == "default" else adapter.init,
         bias="none",
+        trainable_token_indices=_token_rows(model, plan, base),
     )
     config._register_custom_module({nn.Linear: FusedLoraLinear})  # peft's own way to bring a layer; its name is all that is private
     return config
@@ -70,7 +100,6 @@ class Trainable:
         self.model = model
         self.causal = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.decoder = getattr(self.causal, self.causal.base_model_prefix)
-        self.head = self.causal.get_output_embeddings()
         self.lora = plan.adapter.kind == "lora"
         self.device = plan.device
         # Full training keeps float32 weights and multiplies in the plan's type.
@@ -84,6 +113,13 @@ class Trainable:
             raise TrainingError(
                 "the base's output layer has a bias, which the chunked loss does not compute", where=self.causal.config.model_type
             )
+
+    @property
+    def head(self) -> Any:
+        """The output layer; with trained tokens its `weight` has their rows in place, unless the adapter is switched off."""
+        layer = self.causal.get_output_embeddings()
+        tokens = getattr(layer, "token_adapter", None)
+        return tokens.base_layer if tokens is not None and tokens.disable_adapters else layer
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Trainable parameters by their full name."""
@@ -107,13 +143,20 @@ def prepare(base: Path, plan: ResolvedPlan) -> Trainable:
     dtype = torch.float32 if full or plan.dtype == "float32" else torch.bfloat16
     four = plan.adapter.quantise == "nf4"
     model = load_base(base, dtype, "cpu" if four else plan.device)  # of a base in 4 bits only the packed weights go to a GPU
+    if trusted(base):
+        _refuse_own_attention(model, base)
+        if full:
+            what = "a base that runs code of its own is trained through an adapter: its result would need that code beside it"
+            raise ConfigError(what, where="train.adapter.kind", allowed="lora")
     model.set_attn_implementation(register_attention())
     _fuse(model, plan.device)
     if not full:
         from peft import get_peft_model
 
         torch.manual_seed(plan.seed)
-        model = get_peft_model(model, _peft_config(model, plan))
+        model = get_peft_model(model, _peft_config(model, plan, base))
+        chosen = model.peft_config["default"]
+        chosen.target_modules = sorted(chosen.target_modules)  # peft keeps a set, which is written in another order each time
         fuse_blocks(model)
         if plan.adapter.start_from is not None:
             _start_from(model, Path(plan.adapter.start_from))
@@ -127,6 +170,32 @@ def prepare(base: Path, plan: ResolvedPlan) -> Trainable:
     if plan.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return Trainable(model, plan)
+
+
+def _refuse_own_attention(model: Any, base: Path) -> None:
+    """Raises TrainingError for a model whose code attends in its own way: the rows of a pack would then see each other."""
+    ids, decoder = torch.tensor([1, 2, 3, 4, 4, 3, 2, 1], device=model.device), getattr(model, model.base_model_prefix)
+
+    def states(start: int, *spans: Span) -> Tensor:
+        places = torch.arange(4, device=model.device).repeat(len(spans))[None]
+        pack = {"position_ids": places, "spans": spans, "longest": 4, "use_cache": False}
+        found: Tensor = decoder(input_ids=ids[None, start:], **pack).last_hidden_state[0, -4:].float()
+        return found
+
+    try:
+        model.set_attn_implementation(register_attention())
+        with torch.no_grad():
+            packed, alone = states(0, Span(0, 4, 4), Span(4, 8, 8)), states(4, Span(0, 4, 4))
+        change = float((packed - alone).norm() / alone.norm())
+        said = "" if change <= 0.05 else f"the states of a row change by {change:.0%} with another one in its pack"
+    except (ValueError, TypeError, AttributeError) as error:
+        said = str(error)
+    if said:
+        raise TrainingError(
+            f"the attention of {type(model).__name__} is its own, and cannot be replaced: {said}",
+            where=str(base),
+            allowed="code that calls transformers' attention interface (ALL_ATTENTION_FUNCTIONS) and hands its keywords on",
+        )
 
 
 def _fuse(model: Any, device: str) -> None:

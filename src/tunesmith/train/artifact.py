@@ -15,8 +15,8 @@ import torch
 
 from tunesmith.core.chat import Rendered
 from tunesmith.core.errors import StoreError, TrainingError
-from tunesmith.core.store import whole_folder
 from tunesmith.core.types import Record
+from tunesmith.core.whole import whole_folder
 from tunesmith.train.adapters import Trainable, load_base, quantise_decoder
 from tunesmith.train.checkpoint import save_weights
 from tunesmith.train.plan import ResolvedPlan
@@ -111,7 +111,9 @@ def self_test(
     else:
         model = load_base(folder, kind).eval()
         largest = max(float(p.detach().abs().max()) for p in model.parameters())
-        reloaded, plain, merge = _plain_loss(model, rows), _plain_loss(load_base(base, kind).eval(), rows), None
+        reloaded, merge = _plain_loss(model, rows), None
+        del model  # two models in memory are enough
+        plain = _plain_loss(load_base(base, kind).eval(), rows)
     result = SelfTest(
         trained_loss=trained_loss, reloaded_loss=reloaded, base_loss=plain, largest_weight=largest, merge_error=merge, full_loss=full
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from tunesmith.core.store import write_whole
+from tunesmith.core.whole import write_whole
 from tunesmith.train.artifact import SelfTest
 from tunesmith.train.checkpoint import State
 from tunesmith.train.run import Manifest

@@ -15,8 +15,8 @@ import msgspec
 import torch
 
 from tunesmith.core.errors import StoreError
-from tunesmith.core.store import whole_folder
 from tunesmith.core.types import Record
+from tunesmith.core.whole import whole_folder
 from tunesmith.train.adapters import Trainable
 
 ADAPTER, FULL, MOMENTS, STATE = "adapter_model.safetensors", "weights.safetensors", "optimizer.safetensors", "state.json"

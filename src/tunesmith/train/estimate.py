@@ -24,11 +24,21 @@ SECONDS_PER_PARAMETER, SECONDS_FIXED = 3e-8, 6.0
 # Python, torch, transformers and peft with their libraries; on a GPU the driver's context and the libraries' kernels.
 RUNTIME_BYTES = {"cpu": 450_000_000, "cuda": 600_000_000}
 SAMPLED_STEPS = 50
+# What the decoder holds at once (`models/decode.py`): rows, tokens of prompts that one pass reads, bytes of keys and values.
+DECODED_ROWS, READ_TOKENS, CACHE_BYTES = 64, 2048, 2 << 30
+POOL_HOLES = 1.25  # a pool that grows leaves holes of its former sizes; measured on the demo
+# Chunks of logits in float32 that live at once when two distributions are compared: both, their logarithms, products and gradients.
+DISTIL_CHUNKS = 8
+CHUNK_BYTES = 64 << 20  # of `train/loss.py`, which needs torch
 NF4_BITS = 4.127  # a weight with its share of the scales (arXiv 2305.14314)
 
 
 class Memory(Record, frozen=True):
-    """Peak resident bytes by cause. `loading` is what the base takes before its weights are packed into 4 bits."""
+    """Peak resident bytes by cause. `loading` is what the base takes before its weights are packed into 4 bits.
+
+    `teacher` are the weights of distillation's teacher. Between steps and at the end `beside` is what a second model takes, which is loaded
+    to measure the metric and for the artifact's test of itself, and `answering` are keys, values and logits of answers (metric, grpo).
+    """
 
     runtime: int
     weights: int
@@ -36,11 +46,15 @@ class Memory(Record, frozen=True):
     activations: int
     logits: int
     loading: int = 0
+    teacher: int = 0
+    beside: int = 0
+    answering: int = 0
 
     @property
     def total(self) -> int:
-        """The larger of both peaks: while the base is loaded, and while it trains."""
-        return self.runtime + max(self.loading, self.weights + self.trainable + self.activations + self.logits)
+        """The largest of the peaks: while the base is loaded, in a step, and while the model that it has become is asked or tested."""
+        step, between = self.activations + self.logits, self.beside + self.answering
+        return self.runtime + max(self.loading, self.weights + self.trainable + self.teacher + max(step, between))
 
 
 class Estimate(Record, frozen=True):
@@ -96,16 +110,49 @@ def linear_shapes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
 
 
 def lora_parameters(config: dict[str, Any], plan: ResolvedPlan) -> int:
-    """Trainable parameters of a LoRA adapter: r·(in + out) for each target in each block (arXiv 2106.09685), DoRA adds out."""
+    """Trainable parameters of a LoRA adapter: r·(in + out) for each target in each block (arXiv 2106.09685), DoRA adds out; and the rows
+    of its tokens."""
     targets = plan.adapter.targets
     chosen = [shape for name, shape in linear_shapes(config).items() if targets == "all-linear" or name in targets]
-    return sum(plan.adapter.r * (o + i) + (o if plan.adapter.dora else 0) for o, i in chosen) * int(config["num_hidden_layers"])
+    rows = len(plan.adapter.trainable_tokens) * config["hidden_size"] * (1 if config.get("tie_word_embeddings") else 2)
+    return sum(plan.adapter.r * (o + i) + (o if plan.adapter.dora else 0) for o, i in chosen) * int(config["num_hidden_layers"]) + int(rows)
+
+
+def answering_bytes(config: dict[str, Any], size: int, rows: int, length: int) -> int:
+    """Bytes that answering takes besides the weights: keys and values of `rows` rows of `length` tokens, a pass over prompts, logits.
+
+    `size` is that of a number of the model's type.
+    """
+    hidden, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
+    width = (config.get("num_key_value_heads") or heads) * (config.get("head_dim") or hidden // heads)
+    rows = min(rows, DECODED_ROWS)
+    kept = 2 * size * rows * length * width * config["num_hidden_layers"]
+    return int(POOL_HOLES * min(kept, CACHE_BYTES) + size * READ_TOKENS * 4 * (hidden + inner) + 3 * 4 * rows * config["vocab_size"])
+
+
+def _teacher(plan: ResolvedPlan, largest_pack: int, size: int) -> tuple[int, int]:
+    """Bytes of the teacher's weights, and of what its pass and the logits of both take in a step."""
+    if plan.method != "distil":
+        return 0, 0
+    shape = base_shape(Path(plan.distillation.teacher or ""))
+    working = size * largest_pack * 4 * (shape["hidden_size"] + shape["intermediate_size"])
+    return size * int(shape["parameters"]), plan.lanes * (working + DISTIL_CHUNKS * CHUNK_BYTES)
+
+
+def _between(config: dict[str, Any], plan: ResolvedPlan, size: int) -> tuple[int, int]:
+    """Bytes of a second model and of answers, while no step is computed. On a GPU the artifact tests itself beside it, not on it."""
+    second = size * int(config["parameters"]) if plan.device == "cpu" or plan.metric_rows else 0
+    if plan.method == "grpo":
+        return second, answering_bytes(config, size, plan.batch_size * plan.reinforcement.samples, plan.max_length)
+    return second, answering_bytes(config, size, plan.metric_rows, plan.max_length) if plan.metric_rows else 0
 
 
 def memory(config: dict[str, Any], plan: ResolvedPlan, trainable: int, largest_pack: int) -> Memory:
     """Peak bytes of a plan whose largest pack computes so many tokens; `config` as `base_shape` gives it."""
     size = 2 if plan.dtype == "bfloat16" else 4
     full = plan.adapter.kind == "none"
+    teacher, taught = _teacher(plan, largest_pack, size)
+    beside, answering = _between(config, plan, size)
     hidden, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
     # Kept for the backward pass, per token and block: 8 vectors of the hidden size, 4 of the MLP's.
     per_token = size * (2 * hidden if plan.activation_checkpointing else layers * (8 * hidden + 4 * inner))
@@ -120,7 +167,10 @@ def memory(config: dict[str, Any], plan: ResolvedPlan, trainable: int, largest_p
         loading=whole if four and plan.device == "cpu" else 0,  # for a GPU the base is packed before it goes there
         trainable=trainable * (4 * (2 + plan.lanes) + (0 if full else 4)),  # two moments, a gradient each lane, an adapter's own weights
         activations=plan.lanes * largest_pack * (per_token + working),
-        logits=plan.lanes * (160 << 20),
+        logits=plan.lanes * (160 << 20) + taught,
+        teacher=teacher,
+        beside=beside,
+        answering=answering,
     )
 
 
@@ -146,6 +196,8 @@ def estimate(plan: Plan, rows: Sequence[Row], validation: Sequence[Row] = (), *,
     resolved, reasons = resolve(plan, facts)
     kept, _, _ = usable(items, resolved.max_length, resolved.over_length)
     computed, largest = _sample(kept, resolved)
+    if resolved.method == "grpo":  # the answers are not there yet; there will be more of them than a pack holds
+        largest = max(resolved.micro_batch_tokens, resolved.max_length)
     trained = sum(row.trained for item in kept for row in item.rows)
     full = resolved.adapter.kind == "none"
     trainable = int(config["parameters"]) if full else lora_parameters(config, resolved)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import ConfigError, TrainingError
-from tunesmith.models.local import refuse_code
+from tunesmith.models.trust import refuse_code
 from tunesmith.train.items import Item
 from tunesmith.train.plan import Adapter, Facts, Plan, ResolvedPlan
 
@@ -32,7 +32,7 @@ def require_safetensors(base: Path) -> None:
 def base_shape(base: Path) -> dict[str, Any]:
     """The base's config.json with `parameters` (unique weights, read from the safetensors headers) added.
 
-    Raises TrainingError for a folder without them, UsageError for a base that wants code of its own.
+    Raises TrainingError for a folder without them, UsageError for a base that wants code of its own and may not.
     """
     try:
         config: dict[str, Any] = json.loads((base / "config.json").read_text(encoding="utf-8"))
@@ -144,11 +144,12 @@ def _device(plan: Plan) -> str:
 def gather(plan: Plan, items: Sequence[Item], base: Path) -> Facts:
     """Everything `resolve` wants to know. Takes about a third of a second (it times matrix products).
 
-    Raises ConfigError for a device that is not there.
+    Raises ConfigError for a device that is not there, TrainingError for tokens that the base has no embeddings for.
     """
     import torch
 
     device, shape = _device(plan), base_shape(base)
+    _refuse_unknown_tokens(items, shape, base)
     hidden = int(shape["hidden_size"])
     rank, alpha = start_of(plan.adapter)
     hardware = torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else bfloat16_in_hardware()
@@ -168,6 +169,19 @@ def gather(plan: Plan, items: Sequence[Item], base: Path) -> Facts:
         start_rank=rank,
         start_alpha=alpha,
     )
+
+
+def _refuse_unknown_tokens(items: Sequence[Item], shape: dict[str, Any], base: Path) -> None:
+    """Raises TrainingError naming a row with a token beyond the embeddings: it was added to the tokenizer alone."""
+    limit = int(shape.get("vocab_size", 1 << 31))
+    beyond = next((row for item in items for row in item.rows if len(row.ids) and int(row.ids.max()) >= limit), None)
+    if beyond is not None:
+        raise TrainingError(
+            f"row {beyond.example_id} has token {int(beyond.ids.max())}, and the base has {limit} embeddings: "
+            "its tokenizer has tokens that were never added to its weights",
+            where=str(base),
+            remedy="model.resize_token_embeddings(len(tokenizer)), save it, and name the new ones in train.adapter.trainable_tokens",
+        )
 
 
 def start_of(adapter: Adapter) -> tuple[int | None, float | None]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.core.chat import Rendered
+from tunesmith.core.memory import give_back
 from tunesmith.models.layers import dropout_seed
 from tunesmith.train.adapters import Trainable
 from tunesmith.train.items import Item
@@ -156,4 +157,5 @@ def evaluate(trainable: Trainable, objective: Objective, batch: Batch, plan: Res
     for sums in lanes.map(work, packs_of([item.rows for item in batch.items], plan, budget=2 * plan.micro_batch_tokens)):
         total = _add(total, sums)
     trainable.model.train()
+    give_back()
     return total

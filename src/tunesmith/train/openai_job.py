@@ -20,8 +20,8 @@ import msgspec
 
 from tunesmith.core.errors import ConfigError, NotFound, SourceUnavailable, TrainingError
 from tunesmith.core.load import need
-from tunesmith.core.store import write_whole
 from tunesmith.core.types import Record
+from tunesmith.core.whole import write_whole
 
 T = TypeVar("T")
 OnEvent = Callable[[dict[str, Any]], None]

@@ -24,7 +24,8 @@ class Adapter(Record, frozen=True):
 
     `b_rate_ratio` above 1 is LoRA+ (arXiv 2402.12354); `init` pissa is arXiv 2404.02948; `dora` arXiv 2402.09353; `rslora` divides alpha
     by √r instead of r (arXiv 2312.03732). `quantise` nf4 keeps the frozen base in 4 bits (QLoRA, arXiv 2305.14314). `start_from` is the
-    folder of an adapter in peft's format that training goes on from; rank and alpha are then its own.
+    folder of an adapter in peft's format that training goes on from; rank and alpha are then its own. `trainable_tokens` are tokens that
+    were added to the base: their rows of the embeddings, and of the output layer, are trained whole beside the low-rank matrices.
     """
 
     kind: Literal["lora", "none"] = "lora"
@@ -38,6 +39,7 @@ class Adapter(Record, frozen=True):
     b_rate_ratio: float = 1.0
     quantise: Literal["none", "nf4"] = "none"
     start_from: str | None = None
+    trainable_tokens: tuple[str, ...] = ()
 
 
 class Preference(Record, frozen=True):
@@ -444,11 +446,7 @@ def _check_adapter(adapter: Adapter) -> None:
             f"adapter.r is {adapter.r}", where="train.adapter.r", allowed="a number above 0", remedy="kind: none trains all weights"
         )
     if adapter.kind == "none":
-        changed = [
-            f
-            for f in ("r", "alpha", "dropout", "targets", "rslora", "dora", "init", "b_rate_ratio", "quantise", "start_from")
-            if getattr(adapter, f) != getattr(Adapter(), f)
-        ]
+        changed = [f for f in Adapter.__struct_fields__ if f != "kind" and getattr(adapter, f) != getattr(Adapter(), f)]
         if changed:
             raise ConfigError(
                 f"adapter.kind none trains every weight, so {', '.join(changed)} mean nothing",

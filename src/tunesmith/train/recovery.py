@@ -16,8 +16,8 @@ import msgspec
 import torch
 
 from tunesmith.core.errors import StoreError, TrainingError
-from tunesmith.core.store import write_whole
 from tunesmith.core.types import Record
+from tunesmith.core.whole import write_whole
 from tunesmith.train import checkpoint
 from tunesmith.train.adapters import Trainable
 from tunesmith.train.checkpoint import State

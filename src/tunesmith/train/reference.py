@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tunesmith.core.store import write_whole
+from tunesmith.core.whole import write_whole
 from tunesmith.train.adapters import Trainable
 from tunesmith.train.items import Item
 from tunesmith.train.lanes import Lanes, Reference, row_logps

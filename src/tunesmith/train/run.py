@@ -21,8 +21,8 @@ import msgspec
 import numpy as np
 
 from tunesmith.core.errors import TrainingError
-from tunesmith.core.store import write_whole
 from tunesmith.core.types import Record, digest
+from tunesmith.core.whole import write_whole
 from tunesmith.train.facts import SETTINGS, WEIGHTS, environment, gather, header, require_same_tokens
 from tunesmith.train.items import Item
 from tunesmith.train.plan import Facts, Plan, Reason, ResolvedPlan, resolve

@@ -13,9 +13,9 @@ import jinja2
 import msgspec
 import numpy as np
 
-from tunesmith.core.errors import TunesmithError
+from tunesmith.core.errors import NotFound, TunesmithError
 from tunesmith.core.rows import Row
-from tunesmith.core.store import write_whole
+from tunesmith.core.whole import write_whole
 from tunesmith.data.check import GUIDANCE, check, held_out_power
 from tunesmith.flow import plots
 from tunesmith.flow.datasets.tokens import lengths, training_cost
@@ -25,7 +25,10 @@ _SIZES = (25, 50, 100, 200, 400, 800, 1600, 3200)
 
 
 def checked(datasets: Datasets, data: Data, *, base: str = "", max_length: int | None = None, wanted: Sequence[Row] = ()) -> dict[str, Any]:
-    """Everything the report shows: advice, numbers, tokens (where the base can be had), what a test can show, topics, price."""
+    """Everything the report shows: advice, numbers, tokens (where the base can be had), what a test can show, topics, price.
+
+    Raises NotFound for a base that does not exist.
+    """
     base = base or datasets.settings.base
     counts: list[int] | None = None
     tokens: dict[str, Any] = {}
@@ -33,6 +36,8 @@ def checked(datasets: Datasets, data: Data, *, base: str = "", max_length: int |
         datasets.progress.say(f"counting the tokens of {len(data.rows)} rows for {base}")
         try:
             counts, tokens = lengths(data.rows, base, datasets.catalog)
+        except NotFound:
+            raise
         except TunesmithError as error:  # the check is worth having without a tokenizer; the report says what is missing
             tokens = {"base": base, "error": str(error)}
     datasets.progress.say("looking at the rows")

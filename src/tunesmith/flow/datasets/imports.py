@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from tunesmith.core.progress import Progress
-from tunesmith.core.rows import atomic
-from tunesmith.core.types import canonical, digest
 from tunesmith.data import version as versions
-from tunesmith.data.collect import Incoming, Source
+from tunesmith.data.collect import Incoming, Source, refuse_invalid, stream_all
 from tunesmith.data.intake import Intake, Told, intake
 from tunesmith.data.sources import files
 from tunesmith.data.version import DatasetVersion
@@ -29,31 +24,23 @@ def imported(
     """The version that `version.freeze` would make of the same rows and recipe. Raises as `intake`, and then there is no version."""
     root.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".import-", dir=root))
+    work.chmod(0o755)  # mkdtemp makes it for its owner alone
     try:
-        found = intake(
-            sources, work / f"{ALL}.parquet", work / "ledger.jsonl", max_invalid=max_invalid, rejects=root / "rejects.jsonl", told=told
-        )
-        identity = digest(dict(recipe), {ALL: found.digest}, size=12)
-        folder = root / identity
-        if (folder / "version.json").exists():
-            return versions.load(root, identity), found
-        shutil.rmtree(folder, ignore_errors=True)  # what an interrupted import left: without version.json it does not count
-        work.chmod(0o755)  # mkdtemp makes it for its owner alone
-        work.rename(folder)
+        files = versions.rows_file(work, ALL), work / versions.LEDGER
+        found = intake(sources, *files, max_invalid=max_invalid, rejects=root / "rejects.jsonl", told=told)
+        version = versions.described(recipe, {ALL: found.digest}, {ALL: found.rows}, found.fates.items(), note=note)
+        return versions.adopt(root, work, version), found
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    version = DatasetVersion(
-        id=identity,
-        recipe=msgspec.to_builtins(dict(recipe)),
-        counts={ALL: found.rows},
-        digests={ALL: found.digest},
-        fates={str(fate): n for fate, n in found.fates.items()},
-        note=note,
-        created=time.time(),
-    )
-    with atomic(folder / "version.json") as stream:
-        stream.write(canonical(version))
-    return version, found
+
+
+def surveyed(sources: Sequence[Source], *, max_invalid: float) -> Intake:
+    """What an import would take in, counted; nothing is written. Raises as `imported`."""
+    found = Intake()
+    for incoming in stream_all(sources, found.formats):
+        found.enter(incoming)
+    refuse_invalid(found, max_invalid, None)
+    return found
 
 
 def reading(sources: Sequence[Source], progress: Progress) -> Told:

@@ -14,8 +14,8 @@ import numpy as np
 
 from tunesmith.core.errors import DataError, UsageError
 from tunesmith.core.rows import Row
-from tunesmith.core.store import write_whole
 from tunesmith.core.types import Example, Message
+from tunesmith.core.whole import write_whole
 from tunesmith.data import review
 from tunesmith.data.choose import choose, like_failures, uncertainty_of
 from tunesmith.data.clean import apply

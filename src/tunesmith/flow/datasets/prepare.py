@@ -18,7 +18,6 @@ from tunesmith.core.rows import read_parquet, write_parquet
 from tunesmith.core.types import Example
 from tunesmith.data.clean import Clean, clean
 from tunesmith.data.collect import Source
-from tunesmith.data.intake import intake
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.sources import files
 from tunesmith.data.split import Split, split
@@ -51,13 +50,6 @@ def content(sources: Sequence[Source]) -> list[str]:
             with open(path, "rb") as file:
                 hashes.append(hashlib.file_digest(file, "blake2b").hexdigest()[:32])
     return hashes
-
-
-def collect_rows(sources: Sequence[Source], max_invalid: float, work: Path) -> dict[str, Any]:
-    """Read every source; writes rows.parquet, ledger.jsonl and (where rows have faults) rejects.jsonl."""
-    rows, ledger, rejects = (work / name for name in ("rows.parquet", "ledger.jsonl", "rejects.jsonl"))
-    found = intake(sources, rows, ledger, max_invalid=max_invalid, rejects=rejects)
-    return {"inputs": found.inputs, "invalid": found.invalid, "rows": found.rows, "formats": sorted(set(found.formats.values()))}
 
 
 def clean_and_split(rows_folder: Path, cleaning: Clean, splitting: Split, catalog: Catalog, work: Path) -> dict[str, Any]:

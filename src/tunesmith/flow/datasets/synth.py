@@ -13,7 +13,6 @@ from tunesmith.core.config import convert, parse_overrides
 from tunesmith.core.errors import ConfigError, SourceUnavailable, UsageError, nearest
 from tunesmith.core.load import resolve
 from tunesmith.core.rows import Row
-from tunesmith.core.store import Store
 from tunesmith.core.types import Answer, Example, Prompt, Record, Sampling
 from tunesmith.data import synth, version
 from tunesmith.data.synth import Judge, Made, Synth
@@ -97,7 +96,7 @@ class Teachers:
 
     def __init__(self, datasets: Datasets) -> None:
         self._file = datasets.root.parent / "synth" / "answers.jsonl"
-        self._store = Store.open(datasets.folder / datasets.settings.store)
+        self._store = datasets.store()
         self._models = Models(self._store, datasets.catalog)
 
     def __enter__(self) -> Teachers:

@@ -26,20 +26,21 @@ from tunesmith.core.config import convert, parse_overrides
 from tunesmith.core.errors import DataError, NotFound, UsageError, nearest
 from tunesmith.core.progress import Progress
 from tunesmith.core.rows import Row, read_parquet
+from tunesmith.core.store import Store
 from tunesmith.core.types import Example, LedgerLine, Record
 from tunesmith.data import version as versions
 from tunesmith.data.clean import Clean, Cleaned, clean, near_clusters
-from tunesmith.data.collect import Collected, Source, collect, stream
+from tunesmith.data.collect import Collected, Source, collect, stream_all
 from tunesmith.data.intake import Intake
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.split import Split, Splits, split
 from tunesmith.data.version import DatasetVersion
 from tunesmith.flow.datasets import prepare
 from tunesmith.flow.datasets.imports import ALL as ALL
-from tunesmith.flow.datasets.imports import imported, reading
+from tunesmith.flow.datasets.imports import imported, reading, surveyed
 from tunesmith.flow.datasets.leaks import meaning
 from tunesmith.flow.datasets.vectors import embed
-from tunesmith.flow.project import Project, load_project
+from tunesmith.flow.project import Project, load_project, open_store
 from tunesmith.models.catalog import Catalog
 
 PREVIEW = 3
@@ -48,6 +49,7 @@ PREVIEW = 3
 class Sections(Record, frozen=True):
     """The parts of tunesmith.yaml that data commands read, for folders that have no such file."""
 
+    max_invalid: float = 0.0
     clean: Clean = Clean()
     split: Split = Split()
     base: str = ""
@@ -137,6 +139,12 @@ class Datasets:
         """Where versions lie."""
         return self.folder / self.settings.store / "datasets"
 
+    def store(self) -> Store:
+        """The folder's store, which is made where there is none."""
+        if isinstance(self.settings, Project):
+            return open_store(self.settings, self.folder)
+        return Store.open(self.folder / self.settings.store)
+
     def find(self, word: str = "latest", *, format: str = "auto", mapping: Mapping[str, str] | None = None) -> Data:
         """The rows that the word means. Raises NotFound with what a word can be, DataError for what cannot be read."""
         if word == "latest":
@@ -162,7 +170,7 @@ class Datasets:
         """A version's rows, checked against its digests, and its ledger."""
         names = sorted(version.counts, key=lambda name: (prepare.PARTS.index(name) if name in prepare.PARTS else -1, name))
         splits = {name: versions.rows_of(self.root, version, name) for name in names}
-        kept = self.root / version.id / "ledger.jsonl"
+        kept = self.root / version.id / versions.LEDGER
         return Data(version.id, splits, Ledger.read(kept) if kept.is_file() else entered(splits), version)
 
     def _latest(self) -> Data:
@@ -184,17 +192,14 @@ class Datasets:
 
     def _run(self) -> Data | None:
         """The rows of the newest finished split stage of the project's runs, or None."""
-        file = self.folder / self.settings.store / "tunesmith.db"
-        if not file.is_file():
-            return None
-        engine = sa.create_engine(f"sqlite:///{file}")
+        elsewhere = isinstance(self.settings, Project) and self.settings.serve.database
+        if not elsewhere and not (self.folder / self.settings.store / "tunesmith.db").is_file():
+            return None  # and looking makes no store
+        store = self.store()
         query = sa.select(tables.stages).where(tables.stages.c.name.in_(("split", "tokens"))).order_by(tables.stages.c.created.desc())
-        try:
-            with engine.connect() as connection:
-                kept = [row for row in connection.execute(query).mappings() if self._stage(row["digest"]).is_dir()]
-        except sa.exc.OperationalError:  # a store without tables: nothing ran here
-            kept = []
-        engine.dispose()
+        with store.engine.connect() as connection:
+            kept = [row for row in connection.execute(query).mappings() if self._stage(row["digest"]).is_dir()]
+        store.close()
         done = next((row for row in kept if row["name"] == "split"), None)
         if done is None:
             return None
@@ -224,7 +229,7 @@ class Datasets:
             formats: dict[str, str] = {}
             rows: list[Row] = []
             faults: list[str] = []
-            for incoming in stream(source, formats):
+            for incoming in stream_all(source, formats):
                 if incoming.row is not None:
                     rows.append(incoming.row)
                 faults += [f"{incoming.origin}: {message}" for _, message in incoming.faults]
@@ -238,6 +243,10 @@ class Datasets:
         """Every row of the sources (see `data.collect.collect`)."""
         self.progress.say(f"reading {', '.join(source.path for source in sources)}")
         return collect(self.located(sources), max_invalid=max_invalid, rejects=rejects)
+
+    def survey(self, sources: Sequence[Source], *, max_invalid: float = 0.0) -> Intake:
+        """What `keep` would take in, counted; nothing is written. Raises as `keep`."""
+        return surveyed(self.located(sources), max_invalid=max_invalid)
 
     def keep(self, sources: Sequence[Source], *, max_invalid: float = 0.0, note: str = "") -> tuple[DatasetVersion, Intake]:
         """Import: read the sources into a version, row by row, in bounded memory. Rows with faults lie in `rejects.jsonl` beside the

@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.core.errors import NotFound, UsageError, nearest
-from tunesmith.core.store import Store, write_whole
+from tunesmith.core.store import Store
 from tunesmith.core.types import Answer, Prompt, Sampling, digest
+from tunesmith.core.whole import write_whole
 from tunesmith.models.base import Model, OnAnswer
 from tunesmith.models.catalog import Catalog
 

@@ -14,8 +14,8 @@ import msgspec
 
 from tunesmith._version import __version__
 from tunesmith.core.errors import NotFound
-from tunesmith.core.store import write_whole
 from tunesmith.core.types import Example
+from tunesmith.core.whole import write_whole
 from tunesmith.evaluate.failures import collect_next, confusion, failure_groups
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.openings import openings

@@ -22,8 +22,9 @@ from tunesmith.core.errors import ConfigError, DataError, NotFound, UsageError
 from tunesmith.core.progress import Progress
 from tunesmith.core.rows import write_jsonl
 from tunesmith.core.stats import run_noise
-from tunesmith.core.store import Store, write_whole
+from tunesmith.core.store import Store
 from tunesmith.core.types import Record, Sampling, digest
+from tunesmith.core.whole import write_whole
 from tunesmith.evaluate.compare import estimate, merged
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.openings import open_sealed, openings
@@ -33,7 +34,7 @@ from tunesmith.flow.circle import Circle
 from tunesmith.flow.evaluation.kept import Kept
 from tunesmith.flow.evaluation.models import Metered, Models
 from tunesmith.flow.evaluation.rows import Data, build, find
-from tunesmith.flow.project import load_project
+from tunesmith.flow.project import load_project, open_store
 from tunesmith.models.base import Model
 from tunesmith.models.catalog import Catalog
 
@@ -113,7 +114,7 @@ def bench(config: Path, progress: Progress, *, concurrency: int = 8, rate: float
     """The bench of the project file, or, where there is none, of `.tunesmith` in the file's folder."""
     folder = config.resolve().parent
     project = load_project(config) if config.is_file() else None
-    store = Store.open(folder / (project.store if project else ".tunesmith"))
+    store = open_store(project, folder) if project else Store.open(folder / ".tunesmith")
     catalog = Catalog(progress=progress.bar)
     try:
         circle = Circle(project, folder, store, catalog, progress, _no_server) if project else None

@@ -16,8 +16,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from tunesmith.core.store import Store, whole_folder
+from tunesmith.core.store import Store
 from tunesmith.core.tables import checkpoints, files, tuned_models
+from tunesmith.core.whole import whole_folder
 from tunesmith.flow.jobs.queue import Lease, keep_model
 from tunesmith.flow.server.files import Files, remove_blob
 from tunesmith.flow.server.paging import Row, new_id

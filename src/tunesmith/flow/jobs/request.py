@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -18,6 +19,9 @@ from tunesmith.core.errors import ConfigError, UsageError, nearest
 from tunesmith.core.types import Record, digest
 from tunesmith.core.wire import BadRequest
 from tunesmith.train.plan import Adapter, Plan, ResolvedReinforcement, check
+
+if TYPE_CHECKING:
+    from tunesmith.evaluate.graders import Grader
 
 # Inclusive bounds (low, high, whole numbers only); a bound with "excluded" is named in `_OPEN`.
 _RANGES: dict[str, tuple[float, float, bool]] = {
@@ -71,6 +75,9 @@ class _Integration(Record, frozen=True):
 
 class _Tuning(Record, frozen=True):
     hyperparameters: dict[str, Any] | None = None
+
+
+class _Reinforcement(_Tuning, frozen=True):
     grader: dict[str, Any] | None = None
     response_format: dict[str, Any] | None = None
 
@@ -79,7 +86,7 @@ class _Method(Record, frozen=True):
     type: Literal["supervised", "dpo", "reinforcement"]
     supervised: _Tuning | None = None
     dpo: _Tuning | None = None
-    reinforcement: _Tuning | None = None
+    reinforcement: _Reinforcement | None = None
 
 
 class _Body(Record, frozen=True):
@@ -128,14 +135,14 @@ def job_request(body: bytes, *, python: bool = False, base_of: Callable[[str], s
     if asked.integrations is not None and len(asked.integrations) > 5:
         raise BadRequest(f"{len(asked.integrations)} integrations", param="integrations", code="invalid_value", allowed="at most 5")
     kind = asked.method.type if asked.method else "supervised"
-    tuning = (getattr(asked.method, kind) if asked.method else None) or _Tuning()
+    tuning = (getattr(asked.method, kind) if asked.method else None) or _Reinforcement()
     where = f"method.{kind}.hyperparameters" if tuning.hyperparameters is not None else "hyperparameters"
     given = tuning.hyperparameters if tuning.hyperparameters is not None else (asked.hyperparameters or {})
     shown, extras = _hyperparameters(given, kind, where)
     if kind == "reinforcement":
         _reinforce(extras, shown, tuning, python, base_of)
     plan(extras, where, method=PLAN_METHODS[kind])  # refused now, not when a worker has time
-    more = {key: value for key in ("grader", "response_format") if (value := getattr(tuning, key)) is not None}
+    more = {"grader": tuning.grader} if kind == "reinforcement" else {}
     return JobRequest(
         model=asked.model,
         training_file=asked.training_file,
@@ -161,16 +168,39 @@ def check_metadata(metadata: dict[str, str] | None) -> None:
         raise BadRequest(f"'metadata' has {len(metadata)} pairs", param="metadata", code="invalid_value", allowed="at most 16")
 
 
-def _reinforce(extras: dict[str, Any], shown: dict[str, Any], tuning: _Tuning, python: bool, base_of: Callable[[str], str]) -> None:
-    """Add to the plan's tree what a reinforcement job asks for."""
+def grader_of(tree: Any, param: str, *, python: bool) -> Grader:
+    """The typed grader of its JSON at `param`; `python` allows Python graders. Raises BadRequest."""
     from tunesmith.evaluate.graders import parse
 
-    key = "method.reinforcement.grader"
-    if tuning.grader is None:
-        raise BadRequest(f"Missing required parameter: '{key}'", param=key, code="missing_required_parameter")
+    if not python and _runs_python(tree):
+        allowed = "the other types; Python once the server's tunesmith.yaml has serve.python_graders: true"
+        raise BadRequest(
+            "a grader is of type 'python', and this server runs no Python", param=param, code="invalid_grader", allowed=allowed
+        )
     try:
-        parse(tuning.grader, python=python)
-        options: dict[str, Any] = {"grader": _with_models(tuning.grader, base_of)}
+        return parse(tree, python=python)
+    except UsageError as error:
+        raise BadRequest(str(error), param=param, code="invalid_grader") from error
+
+
+def _runs_python(part: Any) -> bool:
+    if isinstance(part, list):
+        return any(map(_runs_python, part))
+    return isinstance(part, dict) and (part.get("type") == "python" or any(map(_runs_python, part.values())))
+
+
+def _reinforce(extras: dict[str, Any], shown: dict[str, Any], asked: _Reinforcement, python: bool, base_of: Callable[[str], str]) -> None:
+    """Add to the plan's tree what a reinforcement job asks for."""
+    key, form = "method.reinforcement.grader", "method.reinforcement.response_format"
+    if asked.response_format not in (None, {"type": "text"}):
+        said = f"'{form}' is {str(asked.response_format)[:100]}: the answers that a job draws are not held to a format here"
+        allowed = "{'type': 'text'}, or no such key and a grader that gives nothing for another format"
+        raise BadRequest(said, param=form, code="unsupported_parameter", allowed=allowed)
+    if asked.grader is None:
+        raise BadRequest(f"Missing required parameter: '{key}'", param=key, code="missing_required_parameter")
+    grader_of(asked.grader, key, python=python)
+    try:
+        options: dict[str, Any] = {"grader": _with_models(asked.grader, partial(_asked_base, base_of))}
     except UsageError as error:
         raise BadRequest(str(error), param=key, code="invalid_grader") from error
     if shown["compute_multiplier"] != "auto":
@@ -182,6 +212,14 @@ def _reinforce(extras: dict[str, Any], shown: dict[str, Any], tuning: _Tuning, p
     if shown["eval_interval"] != "auto":
         extras["eval_every"] = shown["eval_interval"]
     extras["reinforcement"] = options | extras.get("reinforcement", {})
+
+
+def _asked_base(base_of: Callable[[str], str], name: str) -> str:
+    if name.startswith("ft:"):
+        raise UsageError(
+            f"a grader asks '{name[:200]}', which a job made", allowed="a base: a job grades beside its training, not in the server"
+        )
+    return base_of(name)
 
 
 def _with_models(grader: Any, name_of: Callable[[str], str]) -> Any:

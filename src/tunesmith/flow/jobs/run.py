@@ -180,11 +180,7 @@ def _planned(job: Row, rows: Sequence[Any], base: Path, threads: int | None) -> 
         found = {"compute_multiplier": 1, "eval_interval": every, "eval_samples": resolved.reinforcement.eval_samples}
         shown |= {key: value for key, value in found.items() if shown[key] == "auto"}
     shown |= {"n_epochs": fixed["epochs"], "batch_size": resolved.batch_size, "learning_rate_multiplier": factor}
-    notes = _cut_note(rows, resolved)
-    if "response_format" in job["method"][kind]:
-        message = "response_format is not enforced on the answers that are drawn: the grader sees them as they are"
-        notes.append({"key": "response_format", "message": message, "level": "warn"})
-    return wanted, {**job["method"], kind: {**job["method"][kind], "hyperparameters": shown}}, notes
+    return wanted, {**job["method"], kind: {**job["method"][kind], "hyperparameters": shown}}, _cut_note(rows, resolved)
 
 
 def _begun(out: Path) -> Plan | None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -20,10 +19,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tunesmith.core.errors import StoreError
+from tunesmith.core.progress import hush
 from tunesmith.core.store import Store
+from tunesmith.deploy.processes import start
 from tunesmith.flow.jobs.queue import Jobs, Lease, Stopped
 from tunesmith.flow.jobs.run import folder_of, run_job
+from tunesmith.models import trust
 
+MODULE = "tunesmith.flow.jobs.worker"
 _LOG_TAIL = 2000
 _LOOK_S = 0.5  # how often a worker looks whether its job was cancelled
 
@@ -91,32 +94,41 @@ class Worker:
         """Run the job in a child; None when it ended well, else the last words of its log."""
         folder = folder_of(self.store, lease.job)
         folder.mkdir(parents=True, exist_ok=True)
-        words = ["--store", str(self.store.folder), "--job", lease.job, "--token", lease.token, "--lease", str(self.lease_s)]
-        words += ["--parent", str(os.getpid())]
+        words = [*place(self.store), "--job", lease.job, "--token", lease.token, "--lease", str(self.lease_s)]
         words += ["--threads", str(self.threads)] if self.threads else []
-        with (folder / "log.txt").open("ab") as log:
-            child = subprocess.Popen([sys.executable, "-m", "tunesmith.flow.jobs.worker", *words], stdout=log, stderr=log)
-            beaten = looked = time.monotonic()
-            while child.poll() is None:
-                if self.stopping.wait(0.05):
-                    child.terminate()
-                    child.wait()
-                try:
-                    if time.monotonic() - beaten > self.lease_s / 3:
-                        beaten = time.monotonic()
-                        lease.beat()
-                    if time.monotonic() - looked > _LOOK_S:
-                        looked = time.monotonic()
-                        if lease.cancelled():
-                            raise Stopped(f"{lease.job} is cancelled")
-                except Stopped:  # the child need not end its step
-                    child.kill()
-                    child.wait()
-                    raise
+        child = start(MODULE, words, folder / "log.txt", told=database(self.store))
+        beaten = looked = time.monotonic()
+        while child.poll() is None:
+            if self.stopping.wait(0.05):
+                child.terminate()
+                child.wait()
+            try:
+                if time.monotonic() - beaten > self.lease_s / 3:
+                    beaten = time.monotonic()
+                    lease.beat()
+                if time.monotonic() - looked > _LOOK_S:
+                    looked = time.monotonic()
+                    if lease.cancelled():
+                        raise Stopped(f"{lease.job} is cancelled")
+            except BaseException:  # the job is no longer ours, or the store is away: the child need not end its step
+                child.kill()
+                child.wait()
+                raise
         if child.returncode == 0:
             return None
         how = signal.Signals(-child.returncode).name if child.returncode < 0 else f"exit code {child.returncode}"
         return f"{how}. {_tail(folder / 'log.txt')}".strip()
+
+
+def place(store: Store) -> list[str]:
+    """The words with which this process starts one of `MODULE` over the same store; it is told the `database` on its standard input."""
+    trusted = [word for name in trust.allowed() for word in ("--trust", name)]
+    return ["--store", str(store.folder), "--database", "-", "--parent", str(os.getpid()), *trusted]
+
+
+def database(store: Store) -> str:
+    """The URL of the store's database with its password: for no command line and no log."""
+    return store.engine.url.render_as_string(hide_password=False)
 
 
 def attempt(lease: Lease, threads: int | None = None) -> str | None:
@@ -148,22 +160,25 @@ def _die_with(parent: int) -> None:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run a worker, or (with --job) the child of one."""
-    parser = argparse.ArgumentParser(prog="python -m tunesmith.flow.jobs.worker", description="Works on fine-tuning jobs.")
+    parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description="Works on fine-tuning jobs.")
     parser.add_argument("--store", required=True)
+    parser.add_argument("--database", default=None, help="the store's database as a URL; - reads it from standard input")
     parser.add_argument("--lease", type=float, default=30.0, help="seconds after which a worker that is not heard of is thought dead")
     parser.add_argument("--per-project", type=int, default=None, help="jobs of one project at once, over all workers")
     parser.add_argument("--threads", type=int, default=None, help="threads that a job may use")
     parser.add_argument("--gpu", default=None, help="the one GPU that this worker's jobs see")
+    parser.add_argument("--trust", action="append", default=[], help="a base that may run the code beside its weights")
     parser.add_argument("--parent", type=int, default=None, help="the process that starts this one: end when it ends")
     parser.add_argument("--job", default=None, help=argparse.SUPPRESS)
     parser.add_argument("--token", default="", help=argparse.SUPPRESS)
     asked = parser.parse_args(words)
     if asked.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = asked.gpu
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    hush()
+    trust.allow(asked.trust)
     if asked.parent is not None:
         _die_with(asked.parent)
-    store = Store.open(asked.store)
+    store = Store.open(asked.store, url=sys.stdin.readline().strip() if asked.database == "-" else asked.database)
     if asked.job is not None:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # the run's folder survives any death; the parent gives the lease back
         return 1 if attempt(Lease(store, asked.job, asked.token, asked.lease), asked.threads) else 0

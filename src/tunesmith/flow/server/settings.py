@@ -8,6 +8,8 @@ import binascii
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.types import Record
 
+_DATABASE = "postgresql+psycopg://"
+
 
 class Webhook(Record, frozen=True):
     """Where events go. `secret` is `whsec_` and base64, as OpenAI's client reads it; `events` empty means all."""
@@ -26,7 +28,7 @@ class Webhook(Record, frozen=True):
 
 
 class Elsewhere(Record, frozen=True):
-    """A model of another server whose chat completions are passed through. `api_key_from` names the environment variable with its key."""
+    """A model of another server whose answers are passed through. `api_key_from` names the environment variable with its key."""
 
     base_url: str
     model: str
@@ -43,6 +45,7 @@ class ServeConfig(Record, frozen=True):
 
     `names` lets clients use OpenAI's model names: `gpt-4o-mini-2024-07-18: smollm2-135m` (a catalogue name, a folder, or a served alias).
     `encoders` does the same for embeddings; they come as numbers always where `base64_embeddings` is off, as the published schema has it.
+    `database` is the URL of a PostgreSQL database that holds the store's tables in place of the SQLite file in its folder.
     `upstreams` are names that other servers answer to. `requests_per_minute` limits each key. `workers` processes work on fine-tuning jobs.
 
     After SIGTERM the server says that it is not ready, goes on answering for `notice_s`, then takes no new connection and lets what is open
@@ -52,6 +55,7 @@ class ServeConfig(Record, frozen=True):
     host: str = "127.0.0.1"
     port: int = 8000
     workers: int = 1
+    database: str | None = None
     max_body_bytes: int = 16 << 20
     default_max_tokens: int = 1024
     max_waiting: int = 512
@@ -66,6 +70,9 @@ class ServeConfig(Record, frozen=True):
     drain_s: float = 60.0
 
     def __post_init__(self) -> None:
+        if self.database is not None and not self.database.startswith(_DATABASE):
+            came = self.database.partition("://")[0]  # the rest may hold a password
+            raise ConfigError(f"'database' begins with '{came}'", where="database", allowed=f"{_DATABASE}USER@HOST/NAME")
         for name, least in (
             ("workers", 0),
             ("max_body_bytes", 1),

@@ -1,0 +1,67 @@
+"""Which bases may run code that lies beside their weights: those a person named in `trust_remote_code`. Knows nothing about loading.
+
+A base is asked for by name in many places (training, evaluation, serving, a teacher, a judge); what is allowed holds for the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tunesmith.core.errors import UsageError
+
+# Keys of config.json that make a loader run code of the model's folder, and those that make it fetch or choose other code.
+_CODE = ("auto_map", "custom_code", "trust_remote_code")
+_OTHER = ("_attn_implementation", "attn_implementation", "quantization_config")
+
+_allowed: set[str] = set()
+_names: dict[Path, str] = {}
+
+
+def allow(names: Iterable[str]) -> None:
+    """These bases, by the name that `base:` gives them (or their folder), may run their own code; all others no longer may."""
+    _allowed.clear()
+    _allowed.update(names)
+
+
+def allowed() -> list[str]:
+    """The bases that may run their own code, by name and, where it is known, by folder: what another process is to be told."""
+    return sorted(_allowed | {str(folder) for folder, name in _names.items() if name in _allowed})
+
+
+def asked_as(name: str, folder: Path) -> Path:
+    """Remember by which name a folder was asked for; returns the folder."""
+    _names[folder.resolve()] = name
+    return folder
+
+
+def trusted(folder: Path) -> bool:
+    """Whether the folder's own code may run."""
+    return not _allowed.isdisjoint((_names.get(folder.resolve(), ""), str(folder), str(folder.resolve())))
+
+
+def refuse_code(config: dict[str, Any], where: Path) -> None:
+    """Raises UsageError when the config.json at `where` makes a loader run or fetch code that was not allowed."""
+    folder = where.parent
+    name = _names.get(folder.resolve(), str(folder))
+    for key in (*_OTHER, *(() if trusted(folder) else _CODE)):
+        if config.get(key):
+            remedy = "use a model that runs without code of its own"
+            if key in _CODE:
+                remedy = f"read {folder}/*.py and, where you trust them, write trust_remote_code: [{name}] into tunesmith.yaml"
+            raise UsageError(f"the model's configuration sets '{key}'", where=str(where), remedy=remedy)
+    elsewhere = [one for one in _classes(config) if "--" in one]
+    if elsewhere:
+        raise UsageError(
+            f"the model's code is fetched from elsewhere: {elsewhere[0]}",
+            where=str(where),
+            allowed="files of the model's own folder",
+            remedy="put the files beside the weights, and name them in auto_map without the repository",
+        )
+
+
+def _classes(config: dict[str, Any]) -> list[str]:
+    """What auto_map names: `module.Class`, or `repository--module.Class`."""
+    found = dict(config.get("auto_map") or {}).values()
+    return [str(one) for value in found for one in (value if isinstance(value, list | tuple) else (value,)) if one]
