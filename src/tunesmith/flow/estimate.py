@@ -46,6 +46,10 @@ class Elsewhere:
     gpu: str | None = None
     usd_per_hour: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.gpu is not None:
+            gpus.gpu_of(self.gpu)  # an unknown one is said before any work
+
 
 @dataclass(frozen=True)
 class RunEstimate:

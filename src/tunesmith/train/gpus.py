@@ -72,15 +72,20 @@ def table() -> Gpus:
     return msgspec.yaml.decode(resources.files("tunesmith.train").joinpath("gpus.yaml").read_bytes(), type=Gpus)
 
 
+def gpu_of(name: str) -> Gpu:
+    """The GPU of that name, in any case. Raises NotFound with those that are known."""
+    known = table().gpus
+    if name.upper() not in known:
+        raise NotFound(f"no GPU '{name}'", where="gpu", allowed=", ".join(known))
+    return known[name.upper()]
+
+
 def on_gpu(found: Estimate, name: str, *, base: Path, share: float = ASSUMED_SHARE) -> GpuEstimate:
     """The estimated run on one GPU of that name: in bfloat16 where it has it, one pack at a time. Raises NotFound.
 
     Time is the longest of: the arithmetic, reading the weights twice a pack (both at the assumed share), and launching the kernels.
     """
-    known = table()
-    gpu = known.gpus.get(name.upper())
-    if gpu is None:
-        raise NotFound(f"no GPU '{name}'", where="gpu", allowed=", ".join(known.gpus))
+    gpu = gpu_of(name)
     shape = base_shape(base)
     plan = msgspec.structs.replace(found.plan, device="cuda", lanes=1, dtype="float32" if gpu.bfloat16 is None else "bfloat16")
     needed = fit.peak(shape, plan, found)
@@ -96,7 +101,7 @@ def on_gpu(found: Estimate, name: str, *, base: Path, share: float = ASSUMED_SHA
         memory_bytes=int(1e9 * gpu.memory),
         assumed_share=share,
         source=gpu.source,
-        collected=known.collected,
+        collected=table().collected,
     )
 
 
