@@ -209,14 +209,16 @@ def test_a_template_whose_prompt_merges_with_the_answer_is_refused(folders, tmp_
     assert spaced.count("' '") == 1
     (folder / "chat_template.jinja").write_text(spaced, "utf-8")
     renderer = Renderer.load(folder)
-    with pytest.raises(DataError, match=r"row r1: the prompt ends in 'sistant ', .* token \d+, ' the', is not the one") as refused:
-        renderer.examples([asked("the answer")])
+    with pytest.raises(
+        DataError, match=r"in 1 of 2 rows the end of the prompt merges .*\n(.*\n)*  row r1: the prompt ends in 'sistant '"
+    ) as refused:
+        renderer.examples([asked("the answer"), asked("the answer", weight=0)])
     assert "generation prompt without" in refused.value.remedy
     assert renderer.example(asked("the answer", weight=0)).trained == 0
 
 
 def test_an_answer_whose_white_space_merges_with_the_prompt_is_refused(renderers):
-    with pytest.raises(DataError, match=r"row r1: .*'\\n\\n', is not the one") as refused:
+    with pytest.raises(DataError, match=r"row r1: .*begins with '\\n\\nthe") as refused:
         renderers["smollm2"].example(asked("\n\nthe answer"))
     assert "beginning of the answer" in refused.value.remedy
     assert renderers["no_system"].example(asked("\n\nthe answer")).trained, "this template takes the white space off"

@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from tunesmith.core.errors import DataError, NotFound
+from tunesmith.core.errors import DataError, Fault, NotFound
 from tunesmith.core.load import need
 from tunesmith.core.template import FALLBACK, ChatTemplate
 from tunesmith.core.types import Example, Function, Message, Preference, Prompt, ToolCall
@@ -138,11 +138,14 @@ class Renderer:
         found = [self._spans(example) for example in examples]
         texts = [text for text, _ in found]
         encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
-        rows = []
+        rows, merged = [], []
         for example, encoding, (text, spans) in zip(examples, encodings, found, strict=True):
-            ids, offsets = encoding.ids, encoding.offsets
-            self._refuse_merged(f"row {example.id}", text, ids, offsets, [start for start, _ in spans])
+            ids, offsets, starts = encoding.ids, encoding.offsets, [start for start, _ in spans]
+            if (start := next((at for at in starts if self._merges(text, ids, offsets, at)), None)) is not None:
+                merged.append((example, text, start))
             rows.append(_masked(example.id, ids, np.array(offsets, np.int64).reshape(-1, 2), spans))
+        if merged:
+            raise _merged_tokens(merged, len(rows))
         return rows
 
     def pair(self, preference: Preference) -> tuple[Rendered, Rendered]:
@@ -177,26 +180,15 @@ class Renderer:
             spans.append((start, end))
         return full, spans
 
-    def _refuse_merged(self, place: str, text: str, ids: list[int], offsets: list[tuple[int, int]], starts: Sequence[int]) -> None:
-        """Raises DataError where the prompt before an answer is cut into other tokens than without the answer, as serving sends it.
+    def _merges(self, text: str, ids: list[int], offsets: list[tuple[int, int]], start: int) -> bool:
+        """Whether the prompt before an answer is cut into other tokens than without the answer, as serving sends it.
 
         Tokenizers cut a text at added tokens first, so only what stands after the last of them is compared.
         """
-        for start in starts:
-            behind = bisect_left(offsets, (start, 0))
-            first = next((k for k in reversed(range(behind)) if ids[k] in self._added), 0)
-            alone = self._alone(text[offsets[first][0] : start])
-            cut = ids[first : first + len(alone)]
-            if cut == alone:
-                continue
-            differs = first + next((k for k, pair in enumerate(zip(cut, alone, strict=False)) if pair[0] != pair[1]), len(cut) - 1)
-            raise DataError(
-                f"the prompt ends in {text[:start][-8:]!r}, and with the answer behind it token {differs + 1}, "
-                f"{text[slice(*offsets[differs])]!r}, is not the one that serving sends",
-                where=place,
-                allowed="a prompt whose tokens are the same with and without an answer behind it",
-                remedy=_REMEDY_ANSWER if text[start : start + 1].isspace() else _REMEDY_TEMPLATE,
-            )
+        behind = bisect_left(offsets, (start, 0))
+        first = next((k for k in reversed(range(behind)) if ids[k] in self._added), 0)
+        alone = self._alone(text[offsets[first][0] : start])
+        return ids[first : first + len(alone)] != alone
 
     def _start(self, full: str, example: Example, i: int) -> int | None:
         """Where the words of turn `i` begin: at the end of the prompt that inference would send, and where the template writes earlier
@@ -223,6 +215,25 @@ class Renderer:
         if not calls:
             return Message(role="assistant", content=text)
         return Message(role="assistant", content=_TOOL_CALL.sub("", text).strip() or None, tool_calls=tuple(calls))
+
+
+def _merged_tokens(rows: Sequence[tuple[Example, str, int]], of: int) -> DataError:
+    """The error about rows whose prompt merges with the answer; each with its text and where the answer begins."""
+    faults = [
+        Fault(
+            row.origin or f"row {row.id}",
+            "merged_token",
+            f"the prompt ends in {text[:start][-8:]!r}, the answer begins with {text[start:][:8]!r}",
+        )
+        for row, text, start in rows
+    ]
+    white = all(text[start : start + 1].isspace() for _, text, start in rows)
+    return DataError(
+        f"in {len(rows)} of {of} rows the end of the prompt merges with the answer into tokens that serving does not send",
+        faults=faults,
+        allowed="a prompt whose tokens are the same with and without an answer behind it",
+        remedy=_REMEDY_ANSWER if white else _REMEDY_TEMPLATE,
+    )
 
 
 def replace_weight(message: Message, weight: int) -> Message:
