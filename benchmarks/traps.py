@@ -193,7 +193,9 @@ FAULTS = (
         22,
         TRAIN + "loop.py",
         "    state = course.begin(len(validation))\n",
-        "    state = course.begin(len(validation))\n    reference = references(run, 'again', items, objective, trainable, side)\n",
+        "    state = course.begin(len(validation))\n"
+        "    if state.step:\n"
+        "        reference = references(run, 'again', items, objective, trainable, side)\n",
         "test_train_preference::test_it_learns_what_is_preferred_and_resumes_to_the_same_bytes[dpo]",
     ),
     Fault(
