@@ -75,19 +75,31 @@ def test_a_completion_passes_and_is_logged(servers, stream):
     assert json.loads(row["messages"]) == [{"role": "user", "content": "one two three"}]
 
 
-@pytest.mark.parametrize(("given", "content"), [("one", "one"), (["one", "two"], "one\ntwo"), ([1, 2], None)])
-def test_embeddings_pass_and_are_logged_without_an_answer(store, given, content):
+def test_embeddings_pass_and_are_counted_but_are_no_conversation(store):
     body = {
         "object": "list",
         "data": [{"object": "embedding", "index": 0, "embedding": [0.5] * 8}],
         "usage": {"prompt_tokens": 3, "total_tokens": 3},
     }
     upstream, seen = scripted([whole(body)])
-    (answer,), (row,) = asked(store, upstream, path="embeddings", input=given)
+    (answer,), logged = asked(store, upstream, path="embeddings", input=["one", "two"])
     assert answer.json() == body
     assert seen["paths"] == ["/v1/embeddings"]
-    assert (row["answer"], row["finish_reason"], row["prompt_tokens"], row["completion_tokens"]) == ("", "stop", 3, 0)
-    assert json.loads(row["messages"])[0].get("content") == content
+    assert logged == []
+
+
+@pytest.mark.parametrize(("given", "logged"), [(["one", "two"], [{"role": "user", "content": "one\ntwo"}]), ([1, 2], [])])
+def test_texts_of_a_completion_are_one_message_and_token_ids_none(store, given, logged):
+    choice = {"text": "x", "index": 0, "logprobs": None, "finish_reason": "stop"}
+    upstream, _ = scripted([whole({"id": "cmpl-0123456789012345678901", "choices": [choice]})])
+    _, (row,) = asked(store, upstream, path="completions", prompt=given)
+    assert json.loads(row["messages"]) == logged
+
+
+def test_only_paths_below_v1_are_passed(servers):
+    url, _ = servers
+    stray = httpx.post(f"{url.removesuffix('/v1')}/chat/completions", json={"model": "far", "messages": [{"role": "user", "content": "x"}]})
+    assert stray.status_code == 404
 
 
 @pytest.mark.parametrize("begun", [b"", b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{"])

@@ -11,6 +11,7 @@ import typer
 
 from tunesmith.cli import app
 from tunesmith.cli.shared import guarded
+from tunesmith.core.errors import UsageError
 
 GOOD = json.dumps({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]})
 
@@ -176,13 +177,36 @@ def test_init_writes_a_file_that_loads_and_never_overwrites(here, capsys):
     assert "already there" in err
 
 
-@pytest.mark.parametrize("odd", ["a: b.jsonl", "*.jsonl", "true", "10%", 'a"b, c', "~/x#y", "1e3"])
+@pytest.mark.parametrize(
+    "odd", ["a: b.jsonl", "*.jsonl", "true", "10%", 'a"b, c', "~/x#y", "1e3", "a\x7fb", "a\u2028b", "é: 😀", "long " * 40 + ":"]
+)
 def test_init_writes_any_name_so_that_it_is_read_back(here, capsys, odd):
     from tunesmith.flow.project import load_project
 
     assert call(capsys, "init", odd, "--name", odd)[0] == 0
     found = load_project(here / "tunesmith.yaml")
     assert (found.name, found.sources[0].path, found.deploy.alias) == (odd, odd, odd)
+
+
+def test_a_wrong_setting_of_the_server_names_its_line_and_key(here, capsys):
+    project = "name: x\nsources: [{path: rows.jsonl}]\nbase: smollm2-135m\nserve:\n"
+    for key, value in (("database", "mysql://me:secret@host/x"), ("workers", "-1"), ("webhooks", "[{url: ftp://x, secret: whsec_aaaa}]")):
+        (here / "bad.yaml").write_text(f"{project}  port: 1\n  {key}: {value}\n")
+        code, _, err = call(capsys, "run", "--dry-run", "-c", "bad.yaml")
+        assert (code, f"bad.yaml:6: serve.{key}" in err, "secret@" in err) == (2, True, False), err
+
+
+def test_a_share_is_a_percentage_or_a_number(here):
+    from tunesmith.cli.data import share
+    from tunesmith.flow.project import load_project
+
+    assert [share(text) for text in ("5%", "5% ", " 0.05")] == [0.05] * 3
+    with pytest.raises(UsageError, match="'x%' is no share"):
+        share("x%")
+    (here / "tunesmith.yaml").write_text("name: 100%\nsources: [{path: rows.jsonl}]\nbase: smollm2-135m\nmax_invalid: 5%\n")
+    project = load_project(here / "tunesmith.yaml")
+    assert (project.name, project.max_invalid) == ("100%", 0.05)
+    assert load_project(here / "tunesmith.yaml", ["--max_invalid", "7%"]).max_invalid == 0.07
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ def test_a_file_becomes_a_record_with_overrides_applied(tmp_path):
         ("name: a\ntrain:\n  epochs: two\n", [":3: train.epochs", "Expected `int`, got `str`", "a whole number"]),
         ("name: a\ntrain: {keep: bst}\n", [":2: train.keep", "allowed: best, last", "did you mean 'best'"]),
         ("name: a\nepochs: 1\n", [":2: epochs", "did you mean 'train.epochs'"]),
+        ("name: a\nkep: last\n", [":2: kep", "did you mean 'train.keep'"]),
         ("nme: a\nmany: [{epoch: 1}, {rate: 2}]\n", ["3 unknown keys", ":1: nme: did", ":2: many.0.epoch: did", ":2: many.1.rate: "]),
         ("train: {}\n", ["required field `name`"]),
         ("name: a\nname: b\n", [":2", "stands twice"]),
@@ -57,6 +58,20 @@ def test_each_mistake_names_its_place_and_its_remedy(tmp_path, text, said):
         load(write(tmp_path, text), Outer)
     for words in said:
         assert words in str(caught.value)
+
+
+class Adapter(Record, frozen=True):
+    r: int = 8
+
+
+class Tuning(Record, frozen=True):
+    epochs: int = 1
+    adapter: Adapter = Adapter()
+
+
+def test_a_key_elsewhere_is_only_proposed_when_it_is_very_near():
+    with pytest.raises(ConfigError, match=r"lr: unknown key 'lr'\s+allowed: epochs, adapter$"):
+        convert({"lr": 1e-4}, Tuning)
 
 
 def test_a_missing_file_says_how_to_get_one(tmp_path):
@@ -100,9 +115,21 @@ def test_records_that_tell_their_kind_are_read_and_their_unknown_keys_found():
         convert({"shapes": [{"type": "square", "side": 1.0, "sides": 2}]}, Drawing)
 
 
+class Shares(Record, frozen=True):
+    either: float | str = 0.0
+    maybe: float | Literal["auto"] | None = None
+
+
 def test_a_percentage_is_the_number_that_it_means(tmp_path):
-    assert load(write(tmp_path, "name: 'x 5%'\ntrain: {learning_rate: 0.9%}\n"), Outer).train.learning_rate == 0.009
-    assert parse_overrides(["--a", "5%", "--b", ".5%", "--c", "5 %"]) == [(("a",), 0.05), (("b",), 0.005), (("c",), "5 %")]
+    path = write(tmp_path, "name: 100%\ntrain: {learning_rate: 0.9%}\nmany: [{learning_rate: .5%}]\n")
+    found = load(path, Outer)
+    assert (found.name, found.train.learning_rate, found.many[0].learning_rate) == ("100%", 0.009, 0.005)
+    found = load(path, Outer, ["--train.learning_rate", "5%", "--name", "7%"])
+    assert (found.name, found.train.learning_rate) == ("7%", 0.05)
+    for wrong in ("5 %", "-5%", "%"):
+        with pytest.raises(ConfigError, match="allowed: a number"):
+            load(path, Outer, ["--train.learning_rate", f'"{wrong}"'])
+    assert convert({"either": "5%", "maybe": "5%"}, Shares) == Shares(either="5%", maybe=0.05), "text where text is allowed"
     assert all(percent(f"{tenths / 10:g}%") == tenths / 1000 for tenths in range(1001))
 
 

@@ -77,13 +77,14 @@ def test_each_format_is_detected_and_read(name, tmp_path):
 
 
 def test_a_reinforcement_row_may_have_earlier_answers(tmp_path):
-    """Its prompt ends in the user's turn; the same row may be a chat that goes on after its last answer, so rows like it decide, or the user."""
+    """Its prompt ends in the user's turn; the same row may be a chat that goes on after its last answer: rows like it decide, or a reference."""
     later = {"messages": [USER, ASSISTANT, {"role": "user", "content": "and now?"}], "answer": "b"}
     assert [turn.text for turn in collect(written(tmp_path, [later, ROWS["rft"], ROWS["rft"]])).rows[0].prompt] == ["q", "a", "and now?"]
     chats = collect(written(tmp_path, [ROWS["chat"], {**ROWS["chat"], "n": 1}, later])).rows
     assert [turn.text for turn in chats[-1].messages] == ["q", "a"]
-    with pytest.raises(DataError, match="the rows fit several formats: chat, rft"):
-        collect(written(tmp_path, [later]))
+    assert len(collect(written(tmp_path, [later])).rows[0].messages) == 3, "a key that holds a reference tells"
+    (row,) = collect(written(tmp_path, [{"messages": later["messages"], "source": "crm"}])).rows
+    assert ([turn.text for turn in row.messages], row.meta) == (["q", "a"], {"source": "crm"})
     row = parse_row(later, "rft").row
     assert (len(row.messages), row.answer, row.meta) == (3, "", {"answer": "b"})
 

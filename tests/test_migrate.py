@@ -92,6 +92,9 @@ def test_prompts_need_no_answers_and_all_faults_are_said_before_anything_is_aske
     path.write_text("\n".join(json.dumps(line) for line in lines))
     rows = migrate.prompts_of(str(path))
     assert [[turn.role for turn in row.prompt] for row in rows] == [["user"], ["user"]]
+    path.write_text("\n".join(json.dumps(line) for line in [*lines, {"messages": [asked, answered, {**asked, "content": "q2"}]}]))
+    *_, last = migrate.prompts_of(str(path))
+    assert [turn.text for turn in last.prompt] == ["q", "a", "q2"], "the last question is asked, not the answered one again"
     path.write_text("\n".join(json.dumps(line) for line in [*lines, {"messages": []}, {"messages": [{"role": "user"}]}]))
     with pytest.raises(DataError, match="cannot be asked") as caught:
         migrate.prompts_of(str(path))

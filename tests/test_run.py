@@ -33,6 +33,7 @@ train:
 baselines: [{{name: zero-shot}}, {{name: few-shot, shots: 2}}]
 evaluate: {{metrics: [exact_match], max_tokens: 6}}
 deploy: {{alias: tiny, questions: 2}}
+serve: {{webhooks: [{{url: "http://127.0.0.1:9", secret: whsec_bm9ib2R5IG1heSByZWFkIHRoaXM=}}]}}
 """
 
 
@@ -88,6 +89,8 @@ def test_the_circle_ends_with_a_report_and_a_verdict(finished):
             assert one["difference"]["low"] <= one["difference"]["estimate"] <= one["difference"]["high"]
     html = (folder / "report" / "report.html").read_text()
     assert "<svg" in html
+    assert "webhooks" in html
+    assert "bm9ib2R5" not in html
     assert "http://" not in html.replace("http://www.w3.org", "").replace("http://127.0.0.1", "")
     assert sum(line["rows"] for line in report["data"]["fates"]) == report["data"]["inputs"] == 140
     assert report["monitoring"]

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+import sqlalchemy
 import sqlalchemy as sa
 
 from tunesmith.core import tables
@@ -46,12 +47,27 @@ def test_a_file_in_the_way_is_one_clear_error(tmp_path):
         Store.open(tmp_path / "file")
 
 
-@pytest.mark.parametrize("url", ["postgresql+psycopg://tuna:h1dden@127.0.0.1:9/none", "postgresql+psycopg//tuna:h1dden@nowhere"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://tuna:h1dden@127.0.0.1:9/none",
+        "postgresql+psycopg://tuna@127.0.0.1:9/none?password=h1dden",
+        "postgresql+psycopg//tuna:h1dden@nowhere",
+        "postgresql+psycopg://127.0.0.1:h1dden/none",
+    ],
+)
 def test_an_error_never_shows_the_databases_password(tmp_path, url):
     with pytest.raises(StoreError) as refused:
         Store.open(tmp_path, url=url)
-    assert "cannot be opened" in str(refused.value)
+    assert "cannot be" in str(refused.value)
     assert "h1dden" not in str(refused.value)
+
+
+def test_a_database_that_is_away_is_one_error_for_readers_too(tmp_path):
+    store = Store.open(tmp_path)
+    store.engine = sqlalchemy.create_engine("postgresql+psycopg://127.0.0.1:9/none")
+    with pytest.raises(StoreError, match="cannot be read"):
+        store.deployed()
 
 
 def test_deployments_keep_their_history(tmp_path):

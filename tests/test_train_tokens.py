@@ -10,7 +10,7 @@ import torch
 import tiny
 from tunesmith.core.chat import Rendered, Renderer
 from tunesmith.core.errors import ConfigError, TrainingError, UsageError
-from tunesmith.core.types import Example, Message
+from tunesmith.core.types import Example, Message, Prompt, Sampling
 from tunesmith.models.local import LocalModel
 from tunesmith.train.adapters import prepare
 from tunesmith.train.artifact import _plain_loss
@@ -129,6 +129,43 @@ def test_a_paused_run_ends_in_the_same_bytes_and_another_goes_on_from_it(base, t
     assert trained(base, tmp_path / "more", adapter=more).train_loss < trained(base, tmp_path / "out").train_loss
     with pytest.raises(TrainingError, match="tensors differ between the plan's adapter and the one to start from"):
         trained(base, tmp_path / "without", adapter=Adapter(start_from=str(whole)))
+
+
+def test_answers_are_held_to_a_form_beside_an_adapter_with_tokens(base, tmp_path):
+    from tunesmith.deploy.constrain import Constraint, HeldDecoder
+
+    pytest.importorskip("llguidance", reason="answers are held to a form by llguidance (extra: serve)")
+    model = LocalModel(base, trained(base, tmp_path / "out").artifact, name="m", dtype="float32")
+    decoder, constraint = HeldDecoder(model), Constraint(schema={"enum": ["Bern", "Rome"]})
+    prompt = Prompt(messages=(Message(role="user", content="Where?"),))
+    number = decoder.add(model.request(prompt, model.renderer.prompt(prompt), Sampling(max_tokens=30)))
+    decoder.hold(number, constraint)
+    said = []
+    while decoder.busy:
+        said += [token.id for token in decoder.step() if token.finish is None]
+    assert model.renderer.decode(said) in ('"Bern"', '"Rome"')
+
+
+def test_rows_of_tokens_beside_lora_on_the_output_layer_are_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    base = speaking(tmp_path / "base", tied=True)
+    ours = trained(base, tmp_path / "out").artifact
+    other = tiny.adapter(base, tmp_path / "other", target_modules=["lm_head"])
+    file = other / "adapter_model.safetensors"  # as save_pretrained writes it with save_embedding_layers=False
+    save_file({name: tensor for name, tensor in load_file(file).items() if "base_layer" not in name}, file)
+    for first, second in ((other, ours), (ours, other)):
+        model = LocalModel(base, first, name="m", dtype="float32")
+        with pytest.raises(UsageError, match=r"output layer cannot take|changes 'lm_head'"):
+            model.with_adapter(second, "n")
+        assert len(model.nll([([1, 2, 3], [1, 1, 1])])) == 1
+
+
+def test_arithmetic_is_counted_without_copying_the_output_layer(base):
+    trainable = prepare(base, ResolvedPlan(dtype="float32", adapter=ResolvedAdapter(r=4, trainable_tokens=NEW)))
+    with torch.autograd.profiler.profile() as seen:
+        assert trainable.flops(10, 5) > 0
+    assert not seen.function_events
 
 
 def test_the_head_is_the_bases_where_the_adapter_is_off(base):

@@ -13,6 +13,7 @@ from tunesmith.core.chat import Rendered, Renderer
 from tunesmith.core.errors import ConfigError, TrainingError, UsageError
 from tunesmith.core.store import Store
 from tunesmith.core.types import Example, Message, Prompt, Sampling
+from tunesmith.flow.evaluation.models import Models
 from tunesmith.flow.jobs.queue import Jobs
 from tunesmith.flow.jobs.worker import Worker
 from tunesmith.flow.project import load_project
@@ -36,11 +37,18 @@ class Closed(LlamaAttention):
         return self.o_proj(self.q_proj(hidden_states)), None
 
 
+class Broken(LlamaAttention):
+    def forward(self, hidden_states, **kwargs):
+        raise KeyError("window")
+
+
 class Own(LlamaForCausalLM):
     def __init__(self, config):
         super().__init__(config)
         for number, layer in enumerate(self.model.layers if config.own else ()):
-            layer.self_attn = {"blind": Blind, "closed": Closed}[config.own](config, number)
+            layer.self_attn = {"blind": Blind, "closed": Closed, "broken": Broken}.get(config.own, type(layer.self_attn))(config, number)
+        if config.own == "hidden":
+            self.base_model_prefix = "nowhere"
 """
 ANSWERS = {"Who signed it?": "First Bank of Ohio", "Say yes or no.": "no", "List the entities.": "Acme Holdings"}
 
@@ -112,6 +120,39 @@ def test_a_project_allows_a_base_by_its_name_and_the_next_one_does_not(base, tmp
     assert not trust.trusted(folder)
 
 
+def test_a_folder_stays_trusted_however_it_is_asked_for(base, monkeypatch):
+    monkeypatch.chdir(base.parent)
+    trust.allow(["some/base"])
+    for name in ("some/base", str(base), f"./{base.name}"):
+        trust.asked_as(name, base)
+        assert trust.trusted(base)
+    assert set(trust.allowed()) == {"some/base", str(base.resolve())}
+    for name in (str(base), base.name, f"./{base.name}", f"{base}/../{base.name}"):
+        trust.allow([name])
+        assert trust.trusted(base)
+        assert trust.trusted(Path(base.name))
+    assert not trust.trusted(base.parent)
+
+
+@pytest.mark.parametrize("word", ["deployed", "folder"])
+def test_an_evaluation_trusts_by_name_what_an_earlier_process_fetched(tmp_path, word):
+    """A deployed alias and an adapter name their base by its folder, here one of the catalogue's that nobody has asked for by name."""
+    base = remote(tmp_path / "data" / "models" / "some--base")
+    (base / "tunesmith.txt").write_text("some/base\n", "utf-8")
+    adapter = tiny.adapter(tiny.model(tmp_path / "plain"), tmp_path / "adapter")
+    config = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(base)}), "utf-8")
+    store = Store.open(tmp_path / "store")
+    store.deploy("deployed", {"base": str(base), "adapter": str(adapter)}, reason="test")
+    model = Models(store, Catalog(tmp_path / "data")).resolve(str(adapter) if word == "folder" else word)
+    asked = [Prompt(messages=(Message(role="user", content="Say yes or no."),))]
+    with pytest.raises(UsageError, match="sets 'auto_map'"):
+        model.answer(asked, Sampling(max_tokens=2))
+    trust.allow(["some/base"])
+    assert len(model.answer(asked, Sampling(max_tokens=2))) == 1
+    store.close()
+
+
 def test_it_is_trained_and_asked_as_any_other(base, tmp_path):
     trust.allow([str(base)])
     result = train(plan(), rows(base), base=base, out=tmp_path / "out")
@@ -127,7 +168,11 @@ def test_it_is_trained_and_asked_as_any_other(base, tmp_path):
 
 @pytest.mark.parametrize(
     ("own", "trains", "answers"),
-    [("blind", "the states of a row change by", "see each other"), ("closed", "argument 'spans'", "argument 'step'")],
+    [
+        ("blind", "the states of a row change by", "see each other"),
+        ("closed", "argument 'spans'", "argument 'step'"),
+        ("broken", "KeyError: 'window'", "KeyError: 'window'"),
+    ],
 )
 def test_attention_that_cannot_be_replaced_is_refused(tmp_path, own, trains, answers):
     base = remote(tmp_path / "base", own=own)
@@ -138,6 +183,13 @@ def test_attention_that_cannot_be_replaced_is_refused(tmp_path, own, trains, ans
         LocalModel(base, name="m", dtype="float32")
 
 
+def test_a_model_whose_decoder_is_not_where_it_says_is_not_trained(tmp_path):
+    base = remote(tmp_path / "base", own="hidden")
+    trust.allow([str(base)])
+    with pytest.raises(TrainingError, match=r"attention of Own is its own, .*no attribute 'nowhere'"):
+        train(plan(), rows(base), base=base, out=tmp_path / "out")
+
+
 def test_what_stays_refused(base, tmp_path):
     trust.allow([str(base), str(tmp_path / "far")])
     with pytest.raises(ConfigError, match="trained through an adapter"):
@@ -146,6 +198,8 @@ def test_what_stays_refused(base, tmp_path):
     config = json.loads((far / "config.json").read_text("utf-8"))
     for key, value, said in (
         ("auto_map", {"AutoModelForCausalLM": "some/where--modeling_own.Own"}, "fetched from elsewhere"),
+        ("auto_map", "modeling_own.Own", "auto_map is 'modeling_own.Own'"),
+        ("auto_map", ["modeling_own.Own", None], "auto_map is "),
         ("quantization_config", {"quant_method": "x"}, "sets 'quantization_config'"),
     ):
         (far / "config.json").write_text(json.dumps(config | {key: value}), "utf-8")

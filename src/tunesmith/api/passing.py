@@ -24,8 +24,8 @@ from tunesmith.core.types import Interaction, Message, Role
 from tunesmith.deploy.connection import Incoming
 from tunesmith.deploy.upstream import Upstream
 
-# What is passed, below /v1, and how the ids of its rows begin where the answer has none.
-_KINDS = {"/chat/completions": "chatcmpl", "/completions": "cmpl", "/embeddings": "embd"}
+# What is passed, and how the ids of its rows begin where the answer has none. Embeddings say nothing, and are only counted.
+_KINDS = {"/v1/chat/completions": "chatcmpl", "/v1/completions": "cmpl", "/v1/embeddings": ""}
 _END = b"data: [DONE]"
 _LOOK_S = 0.25  # a request that took so long is worth looking whether its client is still there
 _UNIQUE = 24  # characters of an id that can be taken for random
@@ -61,8 +61,6 @@ class _Message(msgspec.Struct, frozen=True):
 
 class _Asked(msgspec.Struct, frozen=True):
     messages: list[_Message] = []
-    prompt: Any = None
-    input: Any = None
 
 
 _answer, _asked = msgspec.json.Decoder(_Answer), msgspec.json.Decoder(_Asked)
@@ -77,7 +75,7 @@ class Passing:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request through, or hand it on."""
-        path = scope["path"].removeprefix("/v1") if scope["type"] == "http" and scope["method"] == "POST" else ""
+        path = scope["path"] if scope["type"] == "http" and scope["method"] == "POST" else ""
         if path not in _KINDS:
             await self.app(scope, receive, send)
             return
@@ -121,7 +119,7 @@ async def passed(entry: Entry, upstream: Upstream, receive: Receive) -> Response
     tree["model"] = msgspec.Raw(msgspec.json.encode(upstream.name))
     try:
         with _Present(receive):
-            answer = await upstream.send(entry.path, msgspec.json.encode(tree))
+            answer = await upstream.send(entry.path.removeprefix("/v1"), msgspec.json.encode(tree))
             entry.status = answer.status
             headers = [(name, answer.headers[name]) for name in _KEPT if name in answer.headers]
             if answer.headers.get(b"content-type", b"").startswith(b"text/event-stream"):
@@ -210,7 +208,7 @@ class Streamed:
 
 @dataclass(slots=True)
 class Entry:
-    """The log's row of one request; `path` is below /v1."""
+    """The log's row of one request."""
 
     state: State
     path: str
@@ -239,7 +237,7 @@ class Entry:
             self.state.metrics.answered(self.alias, finish, (used.prompt_tokens, used.completion_tokens), first_s, total_s)
         else:
             self.state.metrics.failed(self.status)
-        if self.state.log is None:
+        if self.state.log is None or not _KINDS[self.path]:
             return
         row = Interaction(
             # Some servers count their answers, or draw from a few numbers: two of those must not become one row.
@@ -247,7 +245,7 @@ class Entry:
             created=self.created,
             alias=self.alias,
             variant=self.variant,
-            messages=_messages(self.body),
+            messages=_messages(self.body) if self.path.endswith("/chat/completions") else _prompt(self.body),
             answer=text,
             finish_reason=finish,
             prompt_tokens=used.prompt_tokens,
@@ -261,22 +259,21 @@ class Entry:
 
 
 def _messages(body: bytes) -> tuple[Message, ...]:
-    """The messages that were asked, a prompt or input as one; as far as there are any: the upstream judges requests, not this log."""
+    """The messages that were asked, as far as they are any: the upstream judges requests, not this log."""
     try:
-        asked = _asked.decode(body)
+        return tuple(Message(role=m.role, content=m.content if isinstance(m.content, str) else None) for m in _asked.decode(body).messages)
     except msgspec.DecodeError:
         return ()
-    text = asked.input if asked.prompt is None else asked.prompt
-    if text is not None:
-        return (Message(role="user", content=_text(text)),)
-    return tuple(Message(role=m.role, content=m.content if isinstance(m.content, str) else None) for m in asked.messages)
 
 
-def _text(given: Any) -> str | None:
-    """A text, or texts one a line; None of token ids."""
-    if isinstance(given, list) and all(isinstance(one, str) for one in given):
-        return "\n".join(given)
-    return given if isinstance(given, str) else None
+def _prompt(body: bytes) -> tuple[Message, ...]:
+    """What a completion goes on from, as one message: a text, or texts one a line; nothing for token ids."""
+    given = _object.decode(body).get("prompt")
+    texts = msgspec.json.decode(given) if given is not None else None
+    texts = [texts] if isinstance(texts, str) else texts
+    if not isinstance(texts, list) or not texts or not all(isinstance(one, str) for one in texts):
+        return ()
+    return (Message(role="user", content="\n".join(texts)),)
 
 
 def _words(choice: _Choice) -> str:

@@ -66,7 +66,7 @@ async def _send(session: aiohttp.ClientSession, hook: Webhook, row: Any) -> bool
 
 def _due(store: Store) -> list[Any]:
     query = sa.select(deliveries).where(deliveries.c.done.is_(None), deliveries.c.due <= time.time()).order_by(deliveries.c.seq)
-    with store.engine.connect() as connection:
+    with store.reading() as connection:
         return list(connection.execute(query.limit(_MOST)).mappings())
 
 

@@ -54,6 +54,7 @@ def share(text: str) -> float:
     from tunesmith.core.config import percent
     from tunesmith.core.errors import UsageError
 
+    text = text.strip()
     try:
         value = percent(text) if text.endswith("%") else float(text)
     except (ValueError, InvalidOperation):

@@ -14,15 +14,16 @@ from typing import Any, TypeVar
 
 import msgspec
 import yaml
+from msgspec.inspect import FloatType, StrType
 
 from tunesmith.core.errors import ConfigError
-from tunesmith.core.explain import Path_, explained, unknown_keys
+from tunesmith.core.explain import Path_, explained, inside, kinds, unknown_keys
 
 T = TypeVar("T")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's scalars: `1e-4` is a number and `no` a word (PyYAML's 1.1 has it the other way round); and `5%` is the number 0.05."""
+    """YAML 1.2's scalars: `1e-4` is a number and `no` a word (PyYAML's 1.1 has it the other way round)."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -35,8 +36,7 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?((\d+\.\d*|\.\d+)([eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(inf|Inf|INF))$|^\.(nan|NaN|NAN)$"),
     list("-+.0123456789"),
 )
-_Loader.add_implicit_resolver("!percent", re.compile(r"^(\d+\.?\d*|\.\d+)%$"), list(".0123456789"))
-_Loader.add_constructor("!percent", lambda loader, node: percent(node.value))
+_PERCENT = re.compile(r"(\d+\.?\d*|\.\d+)%")
 
 
 def percent(text: str) -> float:
@@ -74,13 +74,26 @@ def load(path: Path, record: type[T], overrides: Sequence[str] = ()) -> T:
 
 
 def convert(tree: Mapping[str, Any], record: type[T], *, places: Mapping[Path_, str] | None = None) -> T:
-    """A plain tree as a typed record; every mistake is a ConfigError with its place, which `places` knows by the path of the key."""
+    """A plain tree as a typed record, `5%` being 0.05 where a number is expected; every mistake is a ConfigError with its place, which
+    `places` knows by the path of the key."""
     if (unknown := unknown_keys(tree, record, places or {})) is not None:
         raise unknown
     try:
-        return msgspec.convert(tree, record)
+        return msgspec.convert(_numbers(tree, msgspec.inspect.type_info(record)), record)
     except (msgspec.ValidationError, ConfigError) as error:
         raise explained(error, record, places or {}) from error
+
+
+def _numbers(value: Any, info: Any) -> Any:
+    """The tree with each percentage that stands where a number but no text may stand as that number."""
+    if isinstance(value, Mapping):
+        return {key: _numbers(child, inside(info, key)) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_numbers(child, inside(info, i)) for i, child in enumerate(value)]
+    types = {type(kind) for kind in kinds(info)}
+    if isinstance(value, str) and _PERCENT.fullmatch(value) and FloatType in types and StrType not in types:
+        return percent(value)
+    return value
 
 
 def schema(record: type) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def explained(error: Exception, record: type, places: Mapping[Path_, str]) -> Co
     message, path = (said[: at.start()], _path(at["path"])) if at else (said, ())
     info = _at(msgspec.inspect.type_info(record), path)
     wrong = _WRONG.search(message)
-    words = [value for kind in _kinds(info) for value in getattr(kind, "values", ())]
+    words = [value for kind in kinds(info) for value in getattr(kind, "values", ())]
     return ConfigError(message, where=_where(path, places), allowed=_allowed(info), remedy=nearest(wrong["value"], words) if wrong else "")
 
 
@@ -45,10 +45,10 @@ def unknown_keys(tree: Mapping[str, Any], record: type, places: Mapping[Path_, s
 
 
 def _meant(key: str, info: Any) -> str:
-    """`did you mean 'x'?` for the nearest key, at this place or below it; an empty string when none is near."""
+    """`did you mean 'x'?` for the nearest key, at this place or, when it is very near, below it; an empty string when none is near."""
     paths = {path.rpartition(".")[2]: path for path in _below(info, depth=2)}
-    close = get_close_matches(key, paths, n=1, cutoff=0.5)
-    return f"did you mean '{paths[close[0]]}'?" if close else ""
+    close = get_close_matches(key, paths, n=1, cutoff=0.8)
+    return f"did you mean '{paths[close[0]]}'?" if close else nearest(key, _names(info))
 
 
 def _below(info: Any, depth: int) -> Iterator[str]:
@@ -56,7 +56,7 @@ def _below(info: Any, depth: int) -> Iterator[str]:
     names = _names(info)
     if depth:
         for name in names:
-            yield from (f"{name}.{path}" for path in _below(_inside(info, name), depth - 1))
+            yield from (f"{name}.{path}" for path in _below(inside(info, name), depth - 1))
     yield from names
 
 
@@ -83,24 +83,24 @@ def _unknown(value: Any, info: Any, path: Path_) -> Iterator[tuple[Path_, Any]]:
             if known and strict and key not in known:
                 yield (*path, key), info
             else:
-                yield from _unknown(child, _inside(info, key), (*path, key))
+                yield from _unknown(child, inside(info, key), (*path, key))
     elif isinstance(value, list | tuple):
         for i, child in enumerate(value):
-            yield from _unknown(child, _inside(info, i), (*path, i))
+            yield from _unknown(child, inside(info, i), (*path, i))
 
 
 def _records(info: Any) -> list[Any]:
     """The types that a mapping may become."""
-    return [kind for kind in _kinds(info) if isinstance(kind, msgspec.inspect.StructType | msgspec.inspect.DictType)]
+    return [kind for kind in kinds(info) if isinstance(kind, msgspec.inspect.StructType | msgspec.inspect.DictType)]
 
 
 def _names(info: Any) -> list[str]:
     """The keys of a record, with the one that tells its kind where it has such."""
-    records = [kind for kind in _kinds(info) if isinstance(kind, msgspec.inspect.StructType)]
+    records = [kind for kind in kinds(info) if isinstance(kind, msgspec.inspect.StructType)]
     return [*(field.encode_name for kind in records for field in kind.fields), *{kind.tag_field for kind in records if kind.tag_field}]
 
 
-def _kinds(info: Any) -> Sequence[Any]:
+def kinds(info: Any) -> Sequence[Any]:
     """The types of a union; a type that is none by itself."""
     return info.types if isinstance(info, msgspec.inspect.UnionType) else (info,)
 
@@ -108,12 +108,13 @@ def _kinds(info: Any) -> Sequence[Any]:
 def _at(info: Any, path: Path_) -> Any:
     """The type at `path`, or None."""
     for part in path:
-        info = _inside(info, part)
+        info = inside(info, part)
     return info
 
 
-def _inside(info: Any, part: str | int) -> Any:
-    for kind in _kinds(info):
+def inside(info: Any, part: str | int) -> Any:
+    """The type of the key or item `part` of a type, or None."""
+    for kind in kinds(info):
         if isinstance(kind, msgspec.inspect.StructType):
             for field in kind.fields:
                 if field.encode_name == part:
@@ -140,7 +141,7 @@ _WORDS: dict[Any, str] = {
 def _allowed(info: Any) -> str:
     """What may stand there, in words."""
     found: list[str] = []
-    for kind in _kinds(info):
+    for kind in kinds(info):
         if isinstance(kind, msgspec.inspect.LiteralType):
             found += map(str, kind.values)
         elif isinstance(kind, msgspec.inspect.StructType):

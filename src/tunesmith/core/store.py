@@ -42,9 +42,11 @@ class Store:
         except (OSError, sa.exc.SQLAlchemyError) as error:
             raise StoreError(
                 f"the store cannot be opened: {getattr(error, 'orig', error)}",
-                where=_named(url) if url else str(folder),
+                where=without_password(url) if url else str(folder),
                 remedy="check the path and its rights, and free space on the disk",
             ) from error
+        except ValueError:  # its message may quote a part of the URL, and that be the password
+            raise StoreError("the database's URL cannot be read", allowed="postgresql+psycopg://USER@HOST:PORT/NAME") from None
         place = blobs or str(folder / "blobs")
         if "://" not in place:
             Path(place).mkdir(parents=True, exist_ok=True)
@@ -67,9 +69,22 @@ class Store:
                 remedy="free space on the disk; what is finished is kept, run again to continue",
             ) from error
 
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """One look at the tables. Raises StoreError when the database does not answer."""
+        try:
+            with self.engine.connect() as connection:
+                yield connection
+        except sa.exc.OperationalError as error:
+            raise StoreError(
+                f"the store cannot be read: {error.orig}",
+                where=str(self.folder),
+                remedy="look whether the database runs; what is finished is kept, run again to continue",
+            ) from error
+
     def finished(self, digest: str) -> dict[str, Any] | None:
         """What the stage with that digest returned (with `seconds` and `created`), or None when it never finished."""
-        with self.engine.connect() as connection:
+        with self.reading() as connection:
             row = connection.execute(sa.select(tables.stages).where(tables.stages.c.digest == digest)).mappings().first()
         return None if row is None else {**row, "output": json.loads(row["output"])}
 
@@ -101,13 +116,13 @@ class Store:
     def deployed(self) -> dict[str, dict[str, Any]]:
         """The record in force for each alias."""
         query = sa.select(tables.deployments).order_by(tables.deployments.c.version)
-        with self.engine.connect() as connection:
+        with self.reading() as connection:
             rows = connection.execute(query).mappings().all()
         return {row["alias"]: {**json.loads(row["record"]), "version": row["version"], "created": row["created"]} for row in rows}
 
 
 def _engine(url: str) -> sa.Engine:
-    engine = sa.create_engine(url)
+    engine = sa.create_engine(url, pool_pre_ping=not url.startswith("sqlite"))  # a connection may have died since it was used
     if engine.dialect.name == "sqlite":
 
         @sa.event.listens_for(engine, "connect")
@@ -120,11 +135,11 @@ def _engine(url: str) -> sa.Engine:
     return engine
 
 
-def _named(url: str) -> str:
-    """A database's URL without its password."""
+def without_password(url: str) -> str:
+    """A database's URL without its password and options, which may hold one."""
     try:
-        return sa.engine.make_url(url).render_as_string()
-    except sa.exc.ArgumentError:
+        return sa.engine.make_url(url).set(query={}).render_as_string()
+    except (sa.exc.ArgumentError, ValueError):
         return "the database's URL"
 
 
@@ -142,7 +157,7 @@ def _migrate(engine: sa.Engine) -> None:
             if version > len(tables.MIGRATIONS):
                 raise StoreError(
                     f"the store has version {version}, this Tunesmith knows {len(tables.MIGRATIONS)}",
-                    where=str(engine.url),
+                    where=without_password(engine.url.render_as_string()),
                     remedy="pip install --upgrade tunesmith",
                 )
             tables.MIGRATIONS[version](connection)

@@ -139,7 +139,7 @@ def detect(rows: Sequence[Mapping[str, Any]], *, where: str = "") -> str:
 
     Raises DataError when no row fits a format, or when rows fit several: the keys found and the formats known are named.
     """
-    votes = Counter(frozenset(name for name, known in FORMATS.items() if known.matches(row)) for row in rows)
+    votes = Counter(_fitting(row) for row in rows)
     votes.pop(frozenset(), None)
     if not votes:
         keys = _keys(rows[0]) if rows else "none"
@@ -157,6 +157,14 @@ def detect(rows: Sequence[Mapping[str, Any]], *, where: str = "") -> str:
             remedy="name one with format:",
         )
     return next(iter(best))
+
+
+def _fitting(row: Mapping[str, Any]) -> frozenset[str]:
+    """The formats that the row fits. A conversation that goes on after its last answer is a reinforcement row if it has a reference."""
+    fitting = frozenset(name for name, known in FORMATS.items() if known.matches(row))
+    if fitting == {"chat", "rft"}:
+        return fitting - ({"chat"} if row.keys() & shapes.REFERENCES else {"rft"})
+    return fitting
 
 
 def _keys(row: Mapping[str, Any]) -> str:

@@ -269,6 +269,10 @@ def _is_rft(row: Mapping[str, Any]) -> bool:
     return asks and bool(row.keys() - {"messages", "tools", "parallel_tool_calls", "functions", "id", "group", "meta"})
 
 
+# the keys of a reinforcement row that graders compare an answer with
+REFERENCES = frozenset({"reference", "reference_answer", "answer", "expected", "expected_answer", "ideal", "solution", "target"})
+
+
 def _is_logged(row: Mapping[str, Any]) -> bool:
     return row.keys() >= {"alias", "variant", "answer"}
 

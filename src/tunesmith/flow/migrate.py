@@ -169,13 +169,13 @@ def golden_rows(path: Path) -> list[Example]:
 
 
 def prompts_of(path: str) -> list[Example]:
-    """The rows of any file that the data room reads, as things to ask; rows of messages need no answer.
+    """The rows of any file that the data room reads, as things to ask; a row of messages that ends in a question is asked whole.
 
     Raises DataError with the rows that cannot be asked.
     """
     rows, faults = [], []
     for incoming in stream_all(Source(path=path, unique_ids=False), {}):
-        row = incoming.row if incoming.row is not None else _unanswered(incoming)
+        row = _unanswered(incoming) or incoming.row
         if isinstance(row, Example):
             rows.append(row)
         else:
@@ -186,8 +186,8 @@ def prompts_of(path: str) -> list[Example]:
 
 
 def _unanswered(incoming: Incoming) -> Row | None:
-    """A row of messages whose only fault is that nobody answered yet."""
-    if [code for code, _ in incoming.faults] != ["no_assistant"]:
+    """A row of messages whose last turn nobody answered yet, with all of its turns; None for others."""
+    if [code for code, _ in incoming.faults] != ["no_assistant"] and "trailing_turns" not in incoming.mends:
         return None
     row = incoming.raw if isinstance(incoming.raw, dict) else msgspec.json.decode(incoming.raw)
     return parse_row({"unanswered": True, **row}, "rft", origin=incoming.origin).row

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import math
 from importlib import resources
 from pathlib import Path
 from typing import Literal
+
+import yaml
 
 from tunesmith.core.config import load, parse_overrides
 from tunesmith.core.errors import ConfigError
@@ -112,9 +114,9 @@ def write_template(file: Path, *, path: str, base: str = "smollm2-135m", metric:
 
 
 def _scalar(text: str) -> str:
-    """The text as it is where YAML reads it so, else in quotes."""
+    """The text as it is where YAML reads it so, else in quotes; what does not print, such as a line separator, is escaped."""
     try:
-        plain = parse_overrides([f"--text=[{text}]"]) == [(("text",), [text])]
+        plain = text.isprintable() and parse_overrides([f"--text=[{text}]"]) == [(("text",), [text])]
     except ConfigError:
         plain = False
-    return text if plain else json.dumps(text, ensure_ascii=False)
+    return text if plain else yaml.safe_dump(text, default_style='"', allow_unicode=True, width=math.inf).rstrip("\n")

@@ -14,6 +14,7 @@ import jinja2
 import msgspec
 
 from tunesmith._version import __version__
+from tunesmith.core.store import without_password
 from tunesmith.core.whole import write_whole
 from tunesmith.evaluate.compare import Comparison
 from tunesmith.evaluate.metrics import metric
@@ -22,6 +23,7 @@ from tunesmith.flow.datasets import findings as in_rows
 from tunesmith.flow.evaluation.findings import findings, findings_html
 from tunesmith.flow.evaluation.verdict import load_comparisons
 from tunesmith.flow.failures import write_failures
+from tunesmith.flow.project import Project
 from tunesmith.flow.stages import Output
 from tunesmith.flow.training import events
 
@@ -53,7 +55,7 @@ def _report(circle: Circle) -> dict[str, Any]:
     return {
         "name": circle.project.name,
         "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": circle.command,
+        "command": _without_secrets(circle.command, circle.project),
         "left_out": list(circle.left_out),
         "versions": {"tunesmith": __version__, **{name: importlib.metadata.version(name) for name in _PACKAGES}},
         "verdict": compared["verdict"],
@@ -72,9 +74,23 @@ def _report(circle: Circle) -> dict[str, Any]:
         "questions": outputs["ask"]["questions"],
         "monitoring": [_watched(variant) for variant in outputs["ask"]["monitoring"]["variants"]],
         "stages": [{"name": done.name, "digest": done.digest, "seconds": done.seconds} for done in stages],
-        "configuration": msgspec.yaml.encode(circle.project).decode(),
+        "configuration": msgspec.yaml.encode(_without_secrets(msgspec.to_builtins(circle.project), circle.project)).decode(),
         "environment": f"{platform.platform()}\n" + "\n".join(f"{key}: {value}" for key, value in outputs["train"]["environment"].items()),
     }
+
+
+def _without_secrets(value: Any, project: Project) -> Any:
+    """A report is shown around: the database's password and the webhooks' secrets are taken out of every text in `value`."""
+    if isinstance(value, dict):
+        return {key: _without_secrets(one, project) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_secrets(one, project) for one in value]
+    if not isinstance(value, str):
+        return value
+    for hook in project.serve.webhooks:
+        value = value.replace(hook.secret, "…") if hook.secret else value
+    url = project.serve.database
+    return value.replace(url, without_password(url)) if url else value
 
 
 def _minutes(seconds: float) -> str:

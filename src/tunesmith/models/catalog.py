@@ -11,6 +11,7 @@ import io
 import json
 import shutil
 import zipfile
+from collections.abc import Iterable
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -29,6 +30,7 @@ from tunesmith.models.trust import asked_as
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 # Code comes along to be read; it runs only where it was allowed (`models/trust.py`).
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "LICENSE*", "*.py"]
+_NOTE = "tunesmith.txt"  # what a prepared folder is and where it came from
 
 
 class PackageSource(Record, frozen=True):
@@ -92,6 +94,13 @@ class Catalog:
         """
         return asked_as(name, self._model(name))
 
+    def recall(self, names: Iterable[str]) -> None:
+        """Make the names of bases that were fetched before known for their folders; nothing is fetched."""
+        for name in names:
+            folder = self._place("models", name)
+            if (folder / _NOTE).is_file():
+                asked_as(name, folder)
+
     def _model(self, name: str) -> Path:
         known = self.listing.models
         if name in known:
@@ -122,16 +131,19 @@ class Catalog:
         folder = self._prepared("datasets", name, known[name])
         return next(path for path in sorted(folder.iterdir()) if path.suffix != ".txt")
 
+    def _place(self, kind: str, name: str) -> Path:
+        return self.folder / kind / name.replace("/", "--")
+
     def _prepared(self, kind: str, name: str, entry: Entry) -> Path:
-        final = self.folder / kind / name.replace("/", "--")
-        if (final / "tunesmith.txt").is_file():
+        final = self._place(kind, name)
+        if (final / _NOTE).is_file():
             return final
         failures = []
         for source in entry.resolved():
             try:
                 with whole_folder(final) as work:
                     self._fill(work, source, name)
-                    write_whole(work / "tunesmith.txt", f"{name}\n{entry.about}\nlicence: {entry.license}\nsource: {source}\n")
+                    write_whole(work / _NOTE, f"{name}\n{entry.about}\nlicence: {entry.license}\nsource: {source}\n")
                 return final
             except SourceUnavailable as error:
                 failures.append(str(error))

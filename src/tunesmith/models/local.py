@@ -23,7 +23,7 @@ from tunesmith.core.load import need
 from tunesmith.core.types import Answer, Message, Prompt, Sampling, digest
 from tunesmith.models.base import OnAnswer
 from tunesmith.models.reply import Reply
-from tunesmith.models.trust import refuse_code, trusted
+from tunesmith.models.trust import refuse_code, refuse_own_attention, trusted
 
 if TYPE_CHECKING:
     from tunesmith.models.decode import Decoder, Engine, Request
@@ -208,27 +208,19 @@ def load_engine(base: Path, dtype: str, device: str) -> _Loaded:
         )
     engine = Engine(model.to(place).eval().requires_grad_(False))
     if own:
-        _refuse_own_attention(engine, base)
+        # Rows that are read in one pass would see each other.
+        refuse_own_attention(engine.model, base, lambda: _leak(engine), UsageError)
     return _Loaded(engine, kind, [config_file, *weights, *sorted(base.glob("*.py"))])
 
 
-def _refuse_own_attention(engine: Engine, base: Path) -> None:
-    """Raises UsageError for a model whose code attends in its own way: rows that are read in one pass would then see each other."""
+def _leak(engine: Engine) -> str:
+    """What is wrong when two rows are read in one pass; nothing where each is read as it is alone."""
     from tunesmith.models.decode import score
 
     rows = [([1, 2, 3, 4, 5], [1] * 5), ([5, 4, 3, 2, 1], [1] * 5)]
-    try:
-        together, alone = score(engine, rows, None), [score(engine, [row], None)[0] for row in rows]
-        apart = all(abs(one - other) <= 0.02 * abs(other) for (one, _), (other, _) in zip(together, alone, strict=True))
-        said = "" if apart else "two rows in one pass see each other"
-    except (ValueError, TypeError, AttributeError) as error:
-        said = str(error)
-    if said:
-        raise UsageError(
-            f"the attention of {type(engine.model).__name__} is its own, and cannot be replaced: {said}",
-            where=str(base),
-            allowed="code that calls transformers' attention interface (ALL_ATTENTION_FUNCTIONS) and hands its keywords on",
-        )
+    together, alone = score(engine, rows, None), [score(engine, [row], None)[0] for row in rows]
+    apart = all(abs(one - other) <= 0.02 * abs(other) for (one, _), (other, _) in zip(together, alone, strict=True))
+    return "" if apart else "two rows in one pass see each other"
 
 
 def _layer_types(model: Any) -> list[str]:

@@ -64,12 +64,26 @@ class Route:
         self.kept: Groups = []
 
 
-class AdaptedLinear(nn.Module):
-    """A linear layer with the changes of every loaded adapter; each token gets those of its own."""
+class _Adapted(nn.Module):
+    """A layer that stands in the place of `base`, whose `weight` can be read as before."""
 
-    def __init__(self, base: nn.Linear, route: Route) -> None:
+    def __init__(self, base: nn.Module, route: Route) -> None:
         super().__init__()
         self.base, self.route = base, route
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's, without any adapter."""
+        return self.base.weight  # type: ignore[return-value]
+
+
+class AdaptedLinear(_Adapted):
+    """A linear layer with the changes of every loaded adapter; each token gets those of its own."""
+
+    base: nn.Linear
+
+    def __init__(self, base: nn.Linear, route: Route) -> None:
+        super().__init__(base, route)
         self.deltas: dict[str, Delta] = {}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -94,12 +108,11 @@ class Rows:
     values: Tensor
 
 
-class AdaptedEmbedding(nn.Module):
+class AdaptedEmbedding(_Adapted):
     """The input embeddings with every loaded adapter's own rows; each token gets those of its adapter."""
 
     def __init__(self, base: nn.Module, route: Route) -> None:
-        super().__init__()
-        self.base, self.route = base, route
+        super().__init__(base, route)
         self.rows: dict[str, Rows] = {}
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -114,12 +127,11 @@ class AdaptedEmbedding(nn.Module):
         return out
 
 
-class AdaptedHead(nn.Module):
+class AdaptedHead(_Adapted):
     """The output layer with every loaded adapter's own rows."""
 
     def __init__(self, base: nn.Linear, route: Route) -> None:
-        super().__init__()
-        self.base, self.route = base, route
+        super().__init__(base, route)
         self.rows: dict[str, Rows] = {}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -192,7 +204,7 @@ class Adapters:
         found = self._module(name, module)
         if found not in where.values():
             raise UsageError(f"adapter '{name}' has rows of '{module}'", allowed="the embeddings and the output layer", remedy="merge it")
-        weight: Tensor = getattr(getattr(found, "base", found), "weight")  # noqa: B009
+        weight: Tensor = found.weight  # type: ignore[assignment]
         if values.shape[1] != weight.shape[1] or max(tokens) >= len(weight):
             raise UsageError(
                 f"adapter '{name}' has rows of {values.shape[1]} numbers up to token {max(tokens)} for '{module}'",
@@ -207,6 +219,11 @@ class Adapters:
         """The layer as one that takes rows, put into the model where it is not yet one."""
         if isinstance(layer, AdaptedEmbedding | AdaptedHead):
             return layer
+        if isinstance(layer, AdaptedLinear):
+            raise UsageError(
+                "the output layer cannot take an adapter's rows of tokens where one is loaded that changes it by LoRA",
+                remedy="merge the adapter into the base",
+            )
         if getattr(layer, "bias", None) is not None or hasattr(layer, "embed_scale"):
             raise UsageError(f"{type(layer).__name__} scales its rows or has a bias", remedy="merge the adapter into the base")
         made = AdaptedHead(layer, self.route) if isinstance(layer, nn.Linear) else AdaptedEmbedding(layer, self.route)
@@ -235,7 +252,7 @@ class Adapters:
             parent, _, leaf = module.rpartition(".")
             found = AdaptedLinear(found, self.route)
             setattr(self.model.get_submodule(parent), leaf, found)
-        weight = found.base.weight
+        weight = found.weight
         down, up = parts["lora_A"].float(), parts["lora_B"].float() * scaling
         if down.shape[1] != weight.shape[1] or up.shape[0] != weight.shape[0]:
             raise UsageError(

@@ -5,18 +5,18 @@ A base is asked for by name in many places (training, evaluation, serving, a tea
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tunesmith.core.errors import UsageError
+from tunesmith.core.errors import TunesmithError, UsageError
 
 # Keys of config.json that make a loader run code of the model's folder, and those that make it fetch or choose other code.
 _CODE = ("auto_map", "custom_code", "trust_remote_code")
 _OTHER = ("_attn_implementation", "attn_implementation", "quantization_config")
 
 _allowed: set[str] = set()
-_names: dict[Path, str] = {}
+_names: dict[Path, set[str]] = {}
 
 
 def allow(names: Iterable[str]) -> None:
@@ -27,31 +27,32 @@ def allow(names: Iterable[str]) -> None:
 
 def allowed() -> list[str]:
     """The bases that may run their own code, by name and, where it is known, by folder: what another process is to be told."""
-    return sorted(_allowed | {str(folder) for folder, name in _names.items() if name in _allowed})
+    return sorted(_allowed | {str(folder) for folder, names in _names.items() if names & _allowed})
 
 
 def asked_as(name: str, folder: Path) -> Path:
-    """Remember by which name a folder was asked for; returns the folder."""
-    _names[folder.resolve()] = name
+    """Remember a name by which a folder was asked for, beside its others; returns the folder."""
+    _names.setdefault(folder.resolve(), set()).add(name)
     return folder
 
 
 def trusted(folder: Path) -> bool:
-    """Whether the folder's own code may run."""
-    return not _allowed.isdisjoint((_names.get(folder.resolve(), ""), str(folder), str(folder.resolve())))
+    """Whether the folder's own code may run: it was allowed by a name that it was asked for by, or as a folder, however written."""
+    place = folder.resolve()
+    return bool(_allowed & _names.get(place, set())) or any(Path(name).expanduser().resolve() == place for name in _allowed)
 
 
 def refuse_code(config: dict[str, Any], where: Path) -> None:
     """Raises UsageError when the config.json at `where` makes a loader run or fetch code that was not allowed."""
     folder = where.parent
-    name = _names.get(folder.resolve(), str(folder))
+    name = min(_names.get(folder.resolve(), {str(folder)}), key=len)
     for key in (*_OTHER, *(() if trusted(folder) else _CODE)):
         if config.get(key):
             remedy = "use a model that runs without code of its own"
             if key in _CODE:
                 remedy = f"read {folder}/*.py and, where you trust them, write trust_remote_code: [{name}] into tunesmith.yaml"
             raise UsageError(f"the model's configuration sets '{key}'", where=str(where), remedy=remedy)
-    elsewhere = [one for one in _classes(config) if "--" in one]
+    elsewhere = [one for one in _classes(config, where) if "--" in one]
     if elsewhere:
         raise UsageError(
             f"the model's code is fetched from elsewhere: {elsewhere[0]}",
@@ -61,7 +62,23 @@ def refuse_code(config: dict[str, Any], where: Path) -> None:
         )
 
 
-def _classes(config: dict[str, Any]) -> list[str]:
-    """What auto_map names: `module.Class`, or `repository--module.Class`."""
-    found = dict(config.get("auto_map") or {}).values()
-    return [str(one) for value in found for one in (value if isinstance(value, list | tuple) else (value,)) if one]
+def refuse_own_attention(model: Any, base: Path, tried: Callable[[], str], error: type[TunesmithError]) -> None:
+    """Raises `error` for a model whose code attends in its own way: `tried` passes rows through it and says what went wrong, or nothing."""
+    try:
+        said = tried()
+    except Exception as broken:  # noqa: BLE001 - foreign code, which may raise anything
+        said = f"{type(broken).__name__}: {broken}"
+    if said:
+        raise error(
+            f"the attention of {type(model).__name__} is its own, and cannot be replaced: {said}",
+            where=str(base),
+            allowed="code that calls transformers' attention interface (ALL_ATTENTION_FUNCTIONS) and hands its keywords on",
+        )
+
+
+def _classes(config: dict[str, Any], where: Path) -> list[str]:
+    """What auto_map names: `module.Class`, or `repository--module.Class`. Raises UsageError when it is no mapping."""
+    found = config.get("auto_map") or {}
+    if not isinstance(found, Mapping):
+        raise UsageError(f"auto_map is {found!r}", where=str(where), allowed="a mapping from a loader's class to module.Class")
+    return [str(one) for value in found.values() for one in (value if isinstance(value, list | tuple) else (value,)) if one]

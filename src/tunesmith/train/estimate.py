@@ -28,6 +28,9 @@ SAMPLED_STEPS = 50
 # What the decoder holds at once (`models/decode.py`): rows, tokens of prompts that one pass reads, bytes of keys and values.
 DECODED_ROWS, READ_TOKENS, CACHE_BYTES = 64, 2048, 2 << 30
 POOL_HOLES = 1.25  # a pool that grows leaves holes of its former sizes; measured on the demo
+READ_VECTORS = 4  # of the hidden size and of the MLP's, that a pass without gradients holds of each token at once
+FLOAT32_BYTES = 4
+DRAWN_LOGITS = 3  # float32 numbers for each logit while the next token is drawn
 # Chunks of logits in float32 that live at once when two distributions are compared: both, their logarithms, products and gradients.
 DISTIL_CHUNKS = 8
 CHUNK_BYTES = 64 << 20  # of `train/loss.py`, which needs torch
@@ -127,8 +130,10 @@ def answering_bytes(config: dict[str, Any], size: int, rows: int, length: int) -
     hidden, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
     width = (config.get("num_key_value_heads") or heads) * (config.get("head_dim") or hidden // heads)
     rows = min(rows, DECODED_ROWS)
-    kept = 2 * size * rows * length * width * config["num_hidden_layers"]
-    return int(POOL_HOLES * min(kept, CACHE_BYTES) + size * READ_TOKENS * 4 * (hidden + inner) + 3 * 4 * rows * config["vocab_size"])
+    kept = 2 * size * rows * length * width * config["num_hidden_layers"]  # keys and values
+    read = size * READ_TOKENS * READ_VECTORS * (hidden + inner)
+    logits = DRAWN_LOGITS * FLOAT32_BYTES * rows * config["vocab_size"]
+    return int(POOL_HOLES * min(kept, CACHE_BYTES) + read + logits)
 
 
 def _teacher(plan: ResolvedPlan, largest_pack: int, size: int) -> tuple[int, int]:
@@ -136,7 +141,7 @@ def _teacher(plan: ResolvedPlan, largest_pack: int, size: int) -> tuple[int, int
     if plan.method != "distil":
         return 0, 0
     shape = base_shape(Path(plan.distillation.teacher or ""))
-    working = size * largest_pack * 4 * (shape["hidden_size"] + shape["intermediate_size"])
+    working = size * largest_pack * READ_VECTORS * (shape["hidden_size"] + shape["intermediate_size"])
     return size * int(shape["parameters"]), plan.lanes * (working + DISTIL_CHUNKS * CHUNK_BYTES)
 
 

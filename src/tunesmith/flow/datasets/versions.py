@@ -13,6 +13,7 @@ from __future__ import annotations
 import glob
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -195,11 +196,9 @@ class Datasets:
         elsewhere = isinstance(self.settings, Project) and self.settings.serve.database
         if not elsewhere and not (self.folder / self.settings.store / "tunesmith.db").is_file():
             return None  # and looking makes no store
-        store = self.store()
         query = sa.select(tables.stages).where(tables.stages.c.name.in_(("split", "tokens"))).order_by(tables.stages.c.created.desc())
-        with store.engine.connect() as connection:
+        with closing(self.store()) as store, store.reading() as connection:
             kept = [row for row in connection.execute(query).mappings() if self._stage(row["digest"]).is_dir()]
-        store.close()
         done = next((row for row in kept if row["name"] == "split"), None)
         if done is None:
             return None

@@ -28,6 +28,7 @@ from tunesmith.core.errors import NotFound, UsageError, nearest
 from tunesmith.core.store import Store
 from tunesmith.core.types import Answer, Prompt, Sampling, digest
 from tunesmith.core.whole import write_whole
+from tunesmith.models import trust
 from tunesmith.models.base import Model, OnAnswer
 from tunesmith.models.catalog import Catalog
 
@@ -195,5 +196,7 @@ class Models:
         from tunesmith.models.local import LocalModel
 
         if base not in self._bases:
+            # An alias and an adapter name their base by its folder; a person allows its code by its name.
+            self.catalog.recall(trust.allowed())
             self._bases[base] = LocalModel(base, name=base.name)
         return self._bases[base].with_adapter(adapter, word)

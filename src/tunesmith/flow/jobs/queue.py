@@ -70,7 +70,7 @@ class Jobs:
     def find(self, number: str, project: str | None) -> Row:
         """A job; `project` None looks in all. Raises Missing."""
         where = [jobs.c.id == number, *([jobs.c.project == project] if project is not None else [])]
-        with self.store.engine.connect() as connection:
+        with self.store.reading() as connection:
             row = connection.execute(sa.select(jobs).where(*where)).mappings().first()
         if row is None:
             raise Missing("fine-tuning job", number, param="fine_tuning_job_id", code="fine_tune_not_found")
@@ -159,7 +159,7 @@ class Lease:
 
     def check(self) -> Row:
         """The job as it stands; Stopped when it is another worker's now, or has ended."""
-        with self.store.engine.connect() as connection:
+        with self.store.reading() as connection:
             row = _one(connection, jobs.c.id == self.job)
         if row["lease"] != self.token or row["status"] in FINAL:
             raise Stopped(f"{self.job} is {row['status']}")
@@ -167,7 +167,7 @@ class Lease:
 
     def cancelled(self) -> bool:
         """Whether the job was cancelled, whoever works on it."""
-        with self.store.engine.connect() as connection:
+        with self.store.reading() as connection:
             return bool(_one(connection, jobs.c.id == self.job)["status"] == "cancelled")
 
     def pausing(self) -> bool:

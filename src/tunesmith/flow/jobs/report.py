@@ -86,7 +86,7 @@ class Reporter:
         ends = [step for step in steps.keys() & found.keys() if float(steps[step]["epoch"]).is_integer()]
         wanted = set(sorted(ends, key=lambda step: (valid.get(step, {}).get("valid_reward", -math.inf), step))[-KEPT:])
         paused = [event["step"] for event in events if event["event"] == "paused"][-1:]
-        with self._lease.store.engine.connect() as connection:
+        with self._lease.store.reading() as connection:
             kept = connection.execute(sa.select(checkpoints.c.step).where(checkpoints.c.job == self._job["id"])).scalars().all()
         for step in sorted((wanted | {*paused} & found.keys()) - {*kept}):
             folder = found[step] if step in wanted else self._apart(found[step])

@@ -122,8 +122,12 @@ class Worker:
 
 def place(store: Store) -> list[str]:
     """The words with which this process starts one of `MODULE` over the same store; it is told the `database` on its standard input."""
-    trusted = [word for name in trust.allowed() for word in ("--trust", name)]
-    return ["--store", str(store.folder), "--database", "-", "--parent", str(os.getpid()), *trusted]
+    return ["--store", str(store.folder), "--database", "-", "--parent", str(os.getpid()), *trusted()]
+
+
+def trusted() -> list[str]:
+    """The words that let another process trust the bases that this one does."""
+    return [word for name in trust.allowed() for word in ("--trust", name)]
 
 
 def database(store: Store) -> str:

@@ -57,7 +57,7 @@ class Batches:
     def find(self, number: str, project: str | None) -> Row:
         """A batch; `project` None looks in all. Raises Missing."""
         where = [batches.c.id == number, *([batches.c.project == project] if project is not None else [])]
-        with self.store.engine.connect() as connection:
+        with self.store.reading() as connection:
             row = connection.execute(sa.select(batches).where(*where)).mappings().first()
         if row is None:
             raise Missing("batch", number, param="batch_id")
@@ -70,7 +70,7 @@ class Batches:
     def counts(self, number: str) -> tuple[int, int, int, int]:
         """(answered, failed, prompt tokens, completion tokens) so far."""
         query = sa.select(batch_lines.c.ok, batch_lines.c.tokens).where(batch_lines.c.batch == number)
-        with self.store.engine.connect() as connection:
+        with self.store.reading() as connection:
             rows = connection.execute(query).all()
         tokens = [row.tokens for row in rows]
         return sum(row.ok for row in rows), sum(not row.ok for row in rows), sum(t[0] for t in tokens), sum(t[1] for t in tokens)
@@ -141,7 +141,7 @@ class Batches:
 
     def answered(self, number: str) -> set[int]:
         """The lines that have answers."""
-        with self.store.engine.connect() as connection:
+        with self.store.reading() as connection:
             return set(connection.execute(sa.select(batch_lines.c.line).where(batch_lines.c.batch == number)).scalars())
 
     def keep(self, number: str, answers: Sequence[tuple[int, bool, tuple[int, int], str]]) -> None:
@@ -161,7 +161,7 @@ class Batches:
             query = (
                 sa.select(batch_lines.c.body).where(batch_lines.c.batch == row["id"], batch_lines.c.ok == ok).order_by(batch_lines.c.line)
             )
-            with self.store.engine.connect() as connection:
+            with self.store.reading() as connection:
                 text = "".join(f"{body}\n" for body in connection.execute(query).scalars())
             if text:
                 name = f"{row['id']}_{key.removesuffix('_file')}.jsonl"

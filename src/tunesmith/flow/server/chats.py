@@ -34,7 +34,7 @@ class Chats:
 
     def find(self, number: str, project: str) -> Row:
         """A stored completion. Raises Missing."""
-        with self._store.engine.connect() as connection:
+        with self._store.reading() as connection:
             row = connection.execute(sa.select(chats).where(chats.c.id == number, chats.c.project == project)).mappings().first()
         if row is None:
             raise Missing("chat completion", number, param="completion_id")

@@ -56,7 +56,7 @@ class Files:
     def find(self, number: str, project: str, param: str = "id") -> Row:
         """The row of a file. Raises Missing, also for one that has expired."""
         query = sa.select(files).where(files.c.id == number, *self._visible(project))
-        with self._store.engine.connect() as connection:
+        with self._store.reading() as connection:
             row = connection.execute(query).mappings().first()
         if row is None:
             raise Missing("File object", number, param=param)

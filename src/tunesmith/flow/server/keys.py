@@ -41,7 +41,7 @@ class Keys:
 
     def listed(self) -> list[Row]:
         """All keys, the oldest first, the revoked ones too."""
-        with self._store.engine.connect() as connection:
+        with self._store.reading() as connection:
             return list(connection.execute(sa.select(api_keys).order_by(api_keys.c.seq)).mappings())
 
     def revoke(self, number: str) -> Row:
@@ -62,7 +62,7 @@ class Keys:
     def recognised(self, secret: str) -> Row | None:
         """The key of that secret when it is in force."""
         wanted = hashed(secret)
-        with self._store.engine.connect() as connection:
+        with self._store.reading() as connection:
             row = connection.execute(sa.select(api_keys).where(api_keys.c.hash == wanted)).mappings().first()
         if row is None or not hmac.compare_digest(row["hash"], wanted):
             return None
@@ -70,7 +70,7 @@ class Keys:
 
     def exist(self) -> bool:
         """Whether any key was ever made: from then on requests need one. Revoking the last one must not open the server to everybody."""
-        with self._store.engine.connect() as connection:
+        with self._store.reading() as connection:
             return connection.execute(sa.select(api_keys.c.id).limit(1)).first() is not None
 
 

@@ -58,7 +58,7 @@ def page(
     """(the next `limit` rows after the one whose id is `after`, whether more follow). An unknown `after` is followed by nothing."""
     limit = max(limit, 1)
     direction = table.c.seq.asc() if oldest_first else table.c.seq.desc()
-    with store.engine.connect() as connection:
+    with store.reading() as connection:
         if after is not None:
             place = connection.execute(sa.select(table.c.seq).where(table.c.id == after)).scalar()
             if place is None:

@@ -23,13 +23,13 @@ class TunedModels:
         """The model of that name, when the project owns it or it was opened to the project; else None."""
         opened = sa.select(permissions.c.checkpoint).where(permissions.c.project_id == project)
         mine = sa.or_(tuned_models.c.project == project, tuned_models.c.id.in_(opened))
-        with self._store.engine.connect() as connection:
+        with self._store.reading() as connection:
             return connection.execute(sa.select(tuned_models).where(tuned_models.c.id == name, mine)).mappings().first()
 
     def listed(self, project: str) -> list[Row]:
         """The models of a project, the oldest first; checkpoints are found by name only, as at OpenAI."""
         where = [tuned_models.c.project == project, sa.not_(tuned_models.c.checkpoint)]
-        with self._store.engine.connect() as connection:
+        with self._store.reading() as connection:
             return list(connection.execute(sa.select(tuned_models).where(*where).order_by(tuned_models.c.seq)).mappings())
 
     def delete(self, name: str, project: str) -> bool:
@@ -74,7 +74,7 @@ class Permissions:
                 raise Missing("permission", number, param="permission_id")
 
     def _check(self, checkpoint: str, project: str) -> None:
-        with self._store.engine.connect() as connection:
+        with self._store.reading() as connection:
             for table, column in ((checkpoints, checkpoints.c.model), (tuned_models, tuned_models.c.id)):
                 if connection.execute(sa.select(table.c.id).where(column == checkpoint, table.c.project == project)).first():
                     return

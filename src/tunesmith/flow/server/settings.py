@@ -22,9 +22,9 @@ class Webhook(Record, frozen=True):
         try:
             base64.b64decode(self.secret.removeprefix("whsec_"), validate=True)
         except binascii.Error as error:
-            raise ConfigError("a webhook's secret is not base64", where="webhooks.secret", allowed="whsec_ and base64") from error
+            raise ConfigError("a webhook's secret is not base64", where="serve.webhooks.secret", allowed="whsec_ and base64") from error
         if not self.url.startswith(("http://", "https://")):
-            raise ConfigError(f"a webhook's URL is '{self.url}'", where="webhooks.url", allowed="http:// or https://")
+            raise ConfigError(f"a webhook's URL is '{self.url}'", where="serve.webhooks.url", allowed="http:// or https://")
 
 
 class Elsewhere(Record, frozen=True):
@@ -37,7 +37,9 @@ class Elsewhere(Record, frozen=True):
 
     def __post_init__(self) -> None:
         if not self.base_url.startswith(("http://", "https://")):
-            raise ConfigError(f"an upstream's address is '{self.base_url}'", where="upstreams.base_url", allowed="http:// or https://")
+            raise ConfigError(
+                f"an upstream's address is '{self.base_url}'", where="serve.upstreams.base_url", allowed="http:// or https://"
+            )
 
 
 class ServeConfig(Record, frozen=True):
@@ -72,7 +74,7 @@ class ServeConfig(Record, frozen=True):
     def __post_init__(self) -> None:
         if self.database is not None and not self.database.startswith(_DATABASE):
             came = self.database.partition("://")[0]  # the rest may hold a password
-            raise ConfigError(f"'database' begins with '{came}'", where="database", allowed=f"{_DATABASE}USER@HOST/NAME")
+            raise ConfigError(f"'database' begins with '{came}'", where="serve.database", allowed=f"{_DATABASE}USER@HOST/NAME")
         for name, least in (
             ("workers", 0),
             ("max_body_bytes", 1),
@@ -82,4 +84,4 @@ class ServeConfig(Record, frozen=True):
         ):
             value = getattr(self, name)
             if value is not None and value < least:
-                raise ConfigError(f"'{name}' is {value}", where=name, allowed=f"{least} or more")
+                raise ConfigError(f"'{name}' is {value}", where=f"serve.{name}", allowed=f"{least} or more")

@@ -37,7 +37,7 @@ class Uploads:
 
     def find(self, number: str, project: str) -> Row:
         """An upload. Raises Missing."""
-        with self._store.engine.connect() as connection:
+        with self._store.reading() as connection:
             row = connection.execute(sa.select(uploads).where(uploads.c.id == number, uploads.c.project == project)).mappings().first()
         if row is None:
             raise Missing("Upload object", number, param="upload_id")
@@ -58,7 +58,7 @@ class Uploads:
         if upload["status"] == "completed":
             return upload, Files(self._store).find(upload["file"], project)
         self._pending(number, project)
-        with self._store.engine.connect() as connection:
+        with self._store.reading() as connection:
             sizes = dict(
                 connection.execute(sa.select(upload_parts.c.id, upload_parts.c.bytes).where(upload_parts.c.upload == number)).all()
             )
