@@ -59,27 +59,24 @@ class Store:
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
         """One transaction. Raises StoreError when the database refuses it (a full disk, another writer that holds it too long)."""
-        try:
-            with self.engine.begin() as connection:
-                yield connection
-        except sa.exc.OperationalError as error:
-            raise StoreError(
-                f"the store cannot be written: {error.orig}",
-                where=str(self.folder),
-                remedy="free space on the disk; what is finished is kept, run again to continue",
-            ) from error
+        with self._told("written", "free space on the disk"), self.engine.begin() as connection:
+            yield connection
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
         """One look at the tables. Raises StoreError when the database does not answer."""
+        with self._told("read", "look whether the database runs"), self.engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def _told(self, what: str, mend: str) -> Iterator[None]:
         try:
-            with self.engine.connect() as connection:
-                yield connection
+            yield
         except sa.exc.OperationalError as error:
             raise StoreError(
-                f"the store cannot be read: {error.orig}",
+                f"the store cannot be {what}: {error.orig}",
                 where=str(self.folder),
-                remedy="look whether the database runs; what is finished is kept, run again to continue",
+                remedy=f"{mend}; what is finished is kept, run again to continue",
             ) from error
 
     def finished(self, digest: str) -> dict[str, Any] | None:

@@ -55,6 +55,11 @@ def whole_folder(final: Path) -> Iterator[Path]:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     yield work
+    put_in_place(work, final)
+
+
+def put_in_place(work: Path, final: Path) -> None:
+    """Let a filled folder appear under its final name, in place of what was there."""
     for path in work.rglob("*"):
         if path.is_file():
             sync(path)

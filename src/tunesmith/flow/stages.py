@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from tunesmith.core.memory import give_back
 from tunesmith.core.progress import Progress
 from tunesmith.core.store import Store
 from tunesmith.core.types import digest
-from tunesmith.core.whole import sync
+from tunesmith.core.whole import put_in_place
 
 Output = dict[str, Any]
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
@@ -99,12 +98,7 @@ class Runner:
         try:
             output = stage.run(work)
             give_back(cycles=True)  # or the next stage's peak comes on top of this one's
-            for path in work.rglob("*"):
-                if path.is_file():
-                    sync(path)
-            shutil.rmtree(folder, ignore_errors=True)
-            work.replace(folder)
-            sync(folder.parent)
+            put_in_place(work, folder)
             seconds = time.monotonic() - started
             self.store.finish(key, project=self.project, name=stage.name, seconds=seconds, output=output)
         except OSError as error:
