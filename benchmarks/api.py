@@ -81,8 +81,8 @@ def behind(port: int) -> None:
 def ours(port: int, upstream: int, folder: str) -> None:
     """Our server in front of it."""
     from tunesmith.api.app import ServeConfig, create_app, serve
-    from tunesmith.core.store import Store
-    from tunesmith.deploy.upstream import Upstream
+    from tunesmith.models.upstream import Upstream
+    from tunesmith.store.store import Store
 
     models = {"m": Upstream("m", base_url=f"http://127.0.0.1:{upstream}/v1")}
     config = ServeConfig(port=port)
@@ -156,8 +156,8 @@ def start(name: str, port: int, upstream: int, folder: str) -> tuple[subprocess.
     key, environment = "sk-none", {**os.environ, "NO_COLOR": "1"}
     command = [sys.executable, "-m", "benchmarks.api", name, str(port), str(upstream), *([folder] if name == "ours" else [])]
     if name == "ours":
-        from tunesmith.core.store import Store
-        from tunesmith.flow.server.keys import Keys
+        from tunesmith.store.keys import Keys
+        from tunesmith.store.store import Store
 
         key = Keys(Store.open(folder)).create("benchmark")[1]
     elif name == "litellm":
@@ -189,8 +189,8 @@ def logged(name: str, folder: str) -> int:
     """How many requests the side has in its log."""
     if name == "litellm":
         return len((Path(folder) / "rows.jsonl").read_text().splitlines())
-    from tunesmith.core.store import Store
     from tunesmith.monitor.status import status
+    from tunesmith.store.store import Store
 
     return int(status(Store.open(folder).engine)["requests"])
 

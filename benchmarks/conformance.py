@@ -36,7 +36,7 @@ PERMISSION, PROJECT = "cp_zc4Q7MP6XxulcVzj4MZdwsAB", "default"
 
 def seed(store: Any, base: Path) -> None:
     """Every table as the tests expect it: a job, its files, checkpoint and permission, uploads, a chat, a batch."""
-    from tunesmith.core import tables
+    from tunesmith.store import tables
 
     now = time.time()
     kinds = [t for t in tables.metadata.sorted_tables if t.name not in ("meta", "stages", "interactions", "deployments", "api_keys")]
@@ -108,8 +108,8 @@ def main() -> int:
     import tiny
     from benchmarks.harness import ROOT, peer_python
     from tunesmith.api.app import ServeConfig, create_app, running
-    from tunesmith.core.store import Store
     from tunesmith.models.echo import EchoModel
+    from tunesmith.store.store import Store
 
     python = peer_python("openai-tests", NEEDS)
     with tempfile.TemporaryDirectory() as folder:

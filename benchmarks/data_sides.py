@@ -173,7 +173,7 @@ def pipeline_ours(path: str) -> Work:
 def import_ours(path: str) -> Work:
     """The stream alone: rows to Parquet, their fates and the rejects to files."""
     from tunesmith.data.collect import Source
-    from tunesmith.data.intake import intake
+    from tunesmith.data.import_stream import intake
 
     def work() -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:

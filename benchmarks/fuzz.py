@@ -23,8 +23,8 @@ def main() -> int:
     from benchmarks.conformance import seed
     from benchmarks.harness import peer_python
     from tunesmith.api.app import ServeConfig, create_app, running
-    from tunesmith.core.store import Store
     from tunesmith.models.echo import EchoModel
+    from tunesmith.store.store import Store
 
     python = peer_python("schemathesis", ("schemathesis",))
     default = Path(__file__).resolve().parents[2] / "shared" / "spec" / "openai-subset.yaml"

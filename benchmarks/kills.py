@@ -29,8 +29,8 @@ def serve(folder: Path, port: int) -> None:
     """The server's own process."""
     from tunesmith.api.app import ServeConfig, create_app
     from tunesmith.api.app import serve as answer
-    from tunesmith.core.store import Store
     from tunesmith.models.echo import EchoModel
+    from tunesmith.store.store import Store
 
     config = ServeConfig(port=port, names={MODEL: str(folder / "base")})
     answer(create_app({"echo": EchoModel()}, config=config, store=Store.open(folder / "store")), config)
@@ -119,9 +119,9 @@ def wait(run: Run, made: list[str], limit_s: float) -> None:
 
 def results(folder: Path, made: list[str]) -> list[Any]:
     """What each job came to: result files byte by byte, steps as told, checkpoints."""
-    from tunesmith.core.store import Store
-    from tunesmith.flow.jobs.queue import Jobs
-    from tunesmith.flow.server.files import Files
+    from tunesmith.store.files import Files
+    from tunesmith.store.jobs import Jobs
+    from tunesmith.store.store import Store
 
     store = Store.open(folder / "store")
     found = []
@@ -224,8 +224,8 @@ def kept_rows(folder: Path) -> dict[str, set[str]]:
     """The ids in the store, by table; a file counts when its bytes are there too."""
     from sqlalchemy import select
 
-    from tunesmith.core import tables
-    from tunesmith.core.store import Store
+    from tunesmith.store import tables
+    from tunesmith.store.store import Store
 
     store, found = Store.open(folder / "store"), {}
     with store.engine.connect() as connection:

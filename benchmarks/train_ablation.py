@@ -29,8 +29,8 @@ def built(folder: Path, parts: int) -> Any:
     from peft import LoraConfig, get_peft_model
     from torch import nn
 
-    from tunesmith.models.blocks import fuse_blocks
-    from tunesmith.models.layers import FusedLoraLinear, fuse_norms, register_attention
+    from tunesmith.nets.blocks import fuse_blocks
+    from tunesmith.nets.linear import FusedLoraLinear, fuse_norms, register_attention
     from tunesmith.train.adapters import load_base
 
     model = load_base(folder, torch.bfloat16)

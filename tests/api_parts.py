@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 
 import tiny
-from tunesmith.core.store import Store
 from tunesmith.models.echo import EchoModel
+from tunesmith.store.store import Store
 
 MODEL = "gpt-4o-mini-2024-07-18"
 

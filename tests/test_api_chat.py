@@ -11,8 +11,8 @@ import pytest
 
 import tiny
 from openai_spec import assert_valid, require_spec
-from tunesmith.core.store import Store
 from tunesmith.models.echo import EchoModel
+from tunesmith.store.store import Store
 
 openai = pytest.importorskip("openai")
 TOOL = {"type": "function", "function": {"name": "lookup", "parameters": {"type": "object", "properties": {}}}}
@@ -32,7 +32,7 @@ class Served:
     def rows(self):
         from sqlalchemy import select
 
-        from tunesmith.core.tables import interactions
+        from tunesmith.store.tables import interactions
 
         with self.engine.connect() as connection:
             return list(connection.execute(select(interactions).order_by(interactions.c.created)).mappings())

@@ -65,8 +65,8 @@ def test_files_expire(server: Server):
     assert made.expires_at == made.created_at + 3600
     from sqlalchemy import update
 
-    from tunesmith.core.tables import files
-    from tunesmith.flow.server.files import Files
+    from tunesmith.store.files import Files
+    from tunesmith.store.tables import files
 
     with server.store.engine.begin() as connection:
         connection.execute(update(files).where(files.c.id == made.id).values(expires=1.0))

@@ -13,7 +13,7 @@ import pytest
 
 from api_parts import MODEL, Server, chat_rows, running_server
 from openai_spec import assert_valid, require_spec
-from tunesmith.flow.server.keys import Keys
+from tunesmith.store.keys import Keys
 
 openai = pytest.importorskip("openai")
 SECRET = "whsec_" + base64.b64encode(b"a secret of our own, 32 bytes!!!").decode()

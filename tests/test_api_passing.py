@@ -10,9 +10,9 @@ import httpx
 import pytest
 from sqlalchemy import select
 
-from tunesmith.core.store import Store
-from tunesmith.core.tables import interactions
 from tunesmith.models.echo import EchoModel
+from tunesmith.store.store import Store
+from tunesmith.store.tables import interactions
 
 openai = pytest.importorskip("openai")
 
@@ -20,7 +20,7 @@ openai = pytest.importorskip("openai")
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory):
     from tunesmith.api.app import create_app, running
-    from tunesmith.deploy.upstream import Upstream
+    from tunesmith.models.upstream import Upstream
 
     store = Store.open(tmp_path_factory.mktemp("store"))
     with running(create_app({"echo": EchoModel()})) as behind:
@@ -105,7 +105,7 @@ def test_only_paths_below_v1_are_passed(servers):
 @pytest.mark.parametrize("begun", [b"", b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{"])
 def test_a_client_that_leaves_ends_the_work_on_a_whole_answer(store, begun):
     from tunesmith.api.app import create_app, running
-    from tunesmith.deploy.upstream import Upstream
+    from tunesmith.models.upstream import Upstream
 
     ended = threading.Event()
 
@@ -129,7 +129,7 @@ def test_the_first_piece_does_not_wait_for_the_next():
     import asyncio
 
     from tunesmith.api.app import create_app, running
-    from tunesmith.deploy.upstream import Upstream
+    from tunesmith.models.upstream import Upstream
 
     async def slow(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
@@ -207,7 +207,7 @@ STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
 
 def asked(store, upstream, count=1, path="chat/completions", **more):
     from tunesmith.api.app import ServeConfig, create_app, running
-    from tunesmith.deploy.upstream import Upstream
+    from tunesmith.models.upstream import Upstream
 
     app = create_app({"m": Upstream("x", base_url=upstream, timeout_s=1)}, store=store, config=ServeConfig(port=0, names={"gpt-4o": "m"}))
     with running(app) as url:

@@ -394,7 +394,7 @@ def test_pause_and_cancel_act_within_a_step(server: Server):
 
 
 def _lease(server, number):
-    from tunesmith.flow.jobs.queue import Jobs
+    from tunesmith.store.jobs import Jobs
 
     return Jobs(server.store).find(number, None)["lease"]
 

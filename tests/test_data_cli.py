@@ -20,7 +20,7 @@ from tunesmith.cli.shared import guarded
 from tunesmith.core.config import percent
 from tunesmith.core.errors import DataError
 from tunesmith.data.collect import refuse_invalid
-from tunesmith.data.intake import Intake
+from tunesmith.data.import_stream import Intake
 
 
 def chat(question: str, answer: str, **more: object) -> str:

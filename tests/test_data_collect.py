@@ -13,7 +13,7 @@ from tunesmith.core.types import Message, Preference
 from tunesmith.data.clean import Clean, clean
 from tunesmith.data.collect import Source, collect
 from tunesmith.data.format import FORMATS, detect, parse_line, parse_row
-from tunesmith.data.intake import add_up, intake
+from tunesmith.data.import_stream import add_up, intake
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.version import digest_of
 

@@ -15,13 +15,13 @@ from tunesmith.api.serve import temporary
 from tunesmith.cli import app
 from tunesmith.cli.shared import guarded
 from tunesmith.core.errors import ConfigError, UsageError
-from tunesmith.core.store import Store
 from tunesmith.core.types import Answer, Message, Prompt, Sampling
 from tunesmith.flow.evaluation.compare import Weigh
 from tunesmith.flow.evaluation.models import Paced
 from tunesmith.flow.evaluation.options import options, split_words
 from tunesmith.flow.evaluation.run import Ask
 from tunesmith.models.echo import EchoModel
+from tunesmith.store.store import Store
 
 
 def rows(path: Path, n: int = 120, wrong: int = 3) -> None:

@@ -14,12 +14,12 @@ from test_run import project
 from tunesmith.cli import app
 from tunesmith.cli.shared import guarded
 from tunesmith.core.progress import Silent
-from tunesmith.core.store import Store
-from tunesmith.flow.circle import Circle, evaluations
 from tunesmith.flow.evaluation.findings import findings, findings_html, regression
+from tunesmith.flow.pipeline.context import ProjectContext, evaluations
+from tunesmith.flow.pipeline.runner import Runner, Stage
 from tunesmith.flow.project import load_project
-from tunesmith.flow.stages import Runner, Stage
 from tunesmith.models.catalog import Catalog
+from tunesmith.store.store import Store
 
 
 def unserved(*_):
@@ -27,10 +27,10 @@ def unserved(*_):
 
 
 @pytest.fixture(scope="module")
-def circle(tmp_path_factory):
+def context(tmp_path_factory):
     folder = project(tmp_path_factory.mktemp("findings"), tiny.model(tmp_path_factory.mktemp("base")))
     store = Store.open(folder / ".tunesmith")
-    found = Circle(load_project(folder / "tunesmith.yaml"), folder, store, Catalog(), Silent(), unserved)
+    found = ProjectContext(load_project(folder / "tunesmith.yaml"), folder, store, Catalog(), Silent(), unserved)
     stages = [stage for stage in found.stages() if stage.name != "regression"]
     at = next(i for i, stage in enumerate(stages) if stage.name == "report")
     stages.insert(at, Stage("regression", partial(regression, found), found.base_digest, ("train",)))
@@ -41,27 +41,27 @@ def circle(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_before_regression_it_is_said_to_be_unmeasured(circle):
-    if circle.runner.peek("regression") is None:
-        found = findings(circle)
+def test_before_regression_it_is_said_to_be_unmeasured(context):
+    if context.runner.peek("regression") is None:
+        found = findings(context)
         assert found["regression"] is None
         assert found["answers"]["what broke"] == "not measured."
 
 
 @pytest.mark.slow
-def test_six_questions_have_answers(circle):
-    output = circle.runner.run("regression").output
+def test_six_questions_have_answers(context):
+    output = context.runner.run("regression").output
     assert len(output["abilities"]) == 6
     together = output["together"]
     assert together["low"] <= together["difference"] <= together["high"]
     assert sum(one["difference"]["n"] for one in output["abilities"]) == together["rows"] <= 120
-    found = findings(circle)
+    found = findings(context)
     assert list(found["answers"]) == ["better", "by how much", "sure", "where not", "what broke", "what next"]
     assert "interval" in found["answers"]["sure"]
     tested = [line for line in found["slices"] if line["difference"]]
     assert all(line["p_adjusted"] is not None for line in tested)
     assert found["slices_tested"] >= len(tested)
-    rows = {row.id for row in circle.rows("test")}
+    rows = {row.id for row in context.rows("test")}
     assert {i for group in found["failures"] for i in group["ids"]} <= rows
     if found["failures"]:
         assert sum(group["collect"] for group in found["failures"]) <= 1 + 1e-9
@@ -71,9 +71,9 @@ def test_six_questions_have_answers(circle):
 
 
 @pytest.mark.slow
-def test_the_part_of_the_report_is_escaped_and_whole(circle):
-    circle.runner.run("regression")
-    found = findings(circle)
+def test_the_part_of_the_report_is_escaped_and_whole(context):
+    context.runner.run("regression")
+    found = findings(context)
     found["answers"]["better"] = "<script>alert(1)</script>"
     html = findings_html(found)
     for title in ("Six questions", "Where not?", "What broke?", "What next?"):
@@ -82,27 +82,27 @@ def test_the_part_of_the_report_is_escaped_and_whole(circle):
     assert "<svg" in html
 
 
-def call(circle, capsys, *words):
-    code = guarded(app, [*words, "--config", str(circle.folder / "tunesmith.yaml"), "--json"])
+def call(context, capsys, *words):
+    code = guarded(app, [*words, "--config", str(context.folder / "tunesmith.yaml"), "--json"])
     return code, json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
 @pytest.mark.slow
-def test_single_evaluations_agree_with_the_run_and_need_no_weights_again(circle, capsys):
-    base = str(circle.base)
-    words = ("eval", base, f"{base}+{circle.adapter}", str(circle.adapter), "--data", "test")
-    code, found = call(circle, capsys, *words)
+def test_single_evaluations_agree_with_the_run_and_need_no_weights_again(context, capsys):
+    base = str(context.base)
+    words = ("eval", base, f"{base}+{context.adapter}", str(context.adapter), "--data", "test")
+    code, found = call(context, capsys, *words)
     assert code == 0
-    ran = evaluations(circle, ["zero-shot", "tuned"])
+    ran = evaluations(context, ["zero-shot", "tuned"])
     wanted = [ran["zero-shot"].values, ran["tuned"].values, ran["tuned"].values]
     assert [one["values"] for one in found["evaluations"]] == wanted
     assert [one["asked"] for one in found["evaluations"]][1:] == [found["evaluations"][0]["asked"], 0]
     openings = [one["opening"] for one in found["evaluations"]]
     assert openings[0] > 3  # the run's own looks are counted too
-    assert [one["opening"] for one in call(circle, capsys, *words)[1]["evaluations"]] == openings
+    assert [one["opening"] for one in call(context, capsys, *words)[1]["evaluations"]] == openings
     program = (
         "import sys; from tunesmith.cli import app\n"
-        f"app({[*words, '--config', str(circle.folder / 'tunesmith.yaml'), '--json']!r}, standalone_mode=False)\n"
+        f"app({[*words, '--config', str(context.folder / 'tunesmith.yaml'), '--json']!r}, standalone_mode=False)\n"
         "print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -110,12 +110,12 @@ def test_single_evaluations_agree_with_the_run_and_need_no_weights_again(circle,
 
 
 @pytest.mark.slow
-def test_arms_of_the_run_are_compared_and_gated(circle, capsys):
-    code, found = call(circle, capsys, "compare", "run:zero-shot", "run:tuned")
+def test_arms_of_the_run_are_compared_and_gated(context, capsys):
+    code, found = call(context, capsys, "compare", "run:zero-shot", "run:tuned")
     assert code == 0
-    assert found["comparison"]["metrics"][0]["difference"]["n"] == len(circle.rows("test"))
-    code, _ = call(circle, capsys, "gate", "run:zero-shot", "run:zero-shot", "--margin", "0.9")
+    assert found["comparison"]["metrics"][0]["difference"]["n"] == len(context.rows("test"))
+    code, _ = call(context, capsys, "gate", "run:zero-shot", "run:zero-shot", "--margin", "0.9")
     assert code == 0
-    code, told = call(circle, capsys, "compare", "run:zero-shot", "run:best")
+    code, told = call(context, capsys, "compare", "run:zero-shot", "run:best")
     assert code == 2
     assert "tuned" in told["error"]["message"]

@@ -12,13 +12,13 @@ import pytest
 
 import tiny
 from tunesmith.api.serve import temporary
-from tunesmith.core.store import Store
 from tunesmith.core.types import Example, Message, Sampling, example_id
 from tunesmith.evaluate.importers import lm_eval_log
 from tunesmith.evaluate.metrics import metric
 from tunesmith.evaluate.run import evaluate
 from tunesmith.models.local import LocalModel
 from tunesmith.models.openai_api import OpenAIModel
+from tunesmith.store.store import Store
 
 PEER = Path(__file__).parent.parent / ".peers" / "lm-eval" / "bin" / "python"
 TASK = """

@@ -17,12 +17,12 @@ import pytest
 
 import tiny
 from api_parts import MODEL, chat_rows, reward_rows, running_server
-from tunesmith.core.store import Store
-from tunesmith.flow.jobs.queue import MAX_TRIES, Jobs, Stopped
 from tunesmith.flow.jobs.request import epochs, job_request
 from tunesmith.flow.jobs.worker import Worker
-from tunesmith.flow.server.files import Files
-from tunesmith.flow.server.paging import Refused
+from tunesmith.store.files import Files
+from tunesmith.store.jobs import MAX_TRIES, Jobs, Stopped
+from tunesmith.store.paging import Refused
+from tunesmith.store.store import Store
 
 ROOT = Path(__file__).resolve().parent
 

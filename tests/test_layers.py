@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tunesmith.models.blocks import fuse_blocks
-from tunesmith.models.layers import FusedLoraLinear, SeededDropout, Span, dropout_seed, fuse_norms, register_attention, tree_attention
+from tunesmith.nets.blocks import fuse_blocks
+from tunesmith.nets.linear import FusedLoraLinear, SeededDropout, Span, dropout_seed, fuse_norms, register_attention, tree_attention
 
 
 @st.composite

@@ -68,7 +68,7 @@ def generated(model, renderer, prompt: Prompt, count: int = 12) -> list[int]:
 
 def decoded(model: LocalModel, requests, **options) -> list[list[int]]:
     """The ids that one decoder gives for all requests together."""
-    from tunesmith.models.decode import Decoder
+    from tunesmith.nets.decoder import Decoder
 
     decoder = Decoder(model.engine, **options)
     rows = [decoder.add(request) for request in requests]

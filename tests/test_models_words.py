@@ -12,8 +12,8 @@ import tiny
 torch = pytest.importorskip("torch")
 
 from tunesmith.core.chat import Renderer  # noqa: E402
-from tunesmith.models.sample import draw, uniform  # noqa: E402
-from tunesmith.models.words import Words  # noqa: E402
+from tunesmith.models.detokenize import Words  # noqa: E402
+from tunesmith.nets.sampling import draw, uniform  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ import pytest
 import sqlalchemy as sa
 
 from tunesmith.core.errors import StoreError
-from tunesmith.core.store import Store
 from tunesmith.core.types import Interaction, Message
+from tunesmith.store.store import Store
 
 PASSWORD = "no-list-of-processes-shows-this"
 BINARIES = sorted(glob.glob("/usr/lib/postgresql/*/bin"))
@@ -77,8 +77,8 @@ def test_stages_deployments_and_blobs(database, tmp_path):
 
 @pytest.mark.slow
 def test_the_log_of_requests_is_read_back_by_monitoring(database, tmp_path):
-    from tunesmith.monitor.log import InteractionLog
     from tunesmith.monitor.status import status
+    from tunesmith.store.interactions import InteractionLog
 
     store = Store.open(tmp_path, url=database)
     log = InteractionLog(store.engine)
@@ -236,7 +236,7 @@ def test_serve_and_jobs_work_on_the_database_of_the_project(database, tmp_path):
 
 def test_a_database_that_is_none_is_refused_without_its_password():
     from tunesmith.core.errors import ConfigError
-    from tunesmith.flow.server.settings import ServeConfig
+    from tunesmith.deploy.serve_config import ServeConfig
 
     with pytest.raises(ConfigError, match=r"begins with 'mysql'\s+allowed: postgresql\+psycopg://") as said:
         ServeConfig(database=f"mysql://tester:{PASSWORD}@127.0.0.1/x")

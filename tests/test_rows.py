@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunesmith.core.atomic import atomic_file
 from tunesmith.core.errors import DataError, NotFound, StoreError
-from tunesmith.core.rows import atomic, read_jsonl, read_lines, read_parquet, write_jsonl, write_parquet
+from tunesmith.core.rows import read_jsonl, read_lines, read_parquet, write_jsonl, write_parquet
 from tunesmith.core.types import Example, Function, LedgerLine, Message, Preference, ToolCall, example_id
 
 CALL = ToolCall(id="c1", function=Function(name="f", arguments='{"a":null}'))
@@ -75,7 +76,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 def test_a_full_disk_is_a_store_error():
-    with pytest.raises(StoreError, match="cannot write"), atomic("/proc/none/a"):
+    with pytest.raises(StoreError, match="cannot write"), atomic_file("/proc/none/a"):
         pytest.fail("the block must not run")
 
 

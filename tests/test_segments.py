@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from test_layers import trees, visible
 from train_parts import make_rows
-from tunesmith.models.layers import Span, tree_attention
-from tunesmith.models.segments import Branch, branches, segment_attention
+from tunesmith.nets.linear import Span, tree_attention
+from tunesmith.nets.varlen_attention import Branch, branches, segment_attention
 from tunesmith.train.packing import MAX_SPAN, pack
 
 

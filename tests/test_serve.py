@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 
 from tunesmith.core.errors import NotFound, StoreError, UsageError
-from tunesmith.core.store import Store
 from tunesmith.core.types import Answer, Interaction, Message, Prompt, Sampling
 from tunesmith.deploy.router import Router
 from tunesmith.models.base import Model
 from tunesmith.models.echo import EchoModel
-from tunesmith.monitor.log import InteractionLog
 from tunesmith.monitor.metrics import Sketch
 from tunesmith.monitor.status import quantiles, status
+from tunesmith.store.interactions import InteractionLog
+from tunesmith.store.store import Store
 
 
 def interaction(number: int, **more) -> Interaction:
@@ -206,7 +206,7 @@ def test_a_broken_model_tells_nothing_of_its_inside_and_is_logged(store, stream)
 SERVER = """
 import sys, time
 from tunesmith.api.app import ServeConfig, create_app, serve
-from tunesmith.core.store import Store
+from tunesmith.store.store import Store
 from tunesmith.core.types import Answer
 from tunesmith.models.echo import EchoModel
 class Slow(EchoModel):

@@ -12,10 +12,10 @@ import pytest
 import sqlalchemy
 import sqlalchemy as sa
 
-from tunesmith.core import tables
+from tunesmith.core.atomic import atomic_folder, write_atomic
 from tunesmith.core.errors import StoreError
-from tunesmith.core.store import Store
-from tunesmith.core.whole import whole_folder, write_whole
+from tunesmith.store import tables
+from tunesmith.store.store import Store
 
 
 def test_a_finished_stage_is_found_again(tmp_path):
@@ -91,14 +91,14 @@ def test_a_folder_appears_complete_or_not_at_all(tmp_path):
     final = tmp_path / "out"
 
     def interrupted():
-        with whole_folder(final) as work:
+        with atomic_folder(final) as work:
             (work / "a").write_text("x")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert not final.exists()
-    with whole_folder(final) as work:
+    with atomic_folder(final) as work:
         (work / "b").write_text("y")
     assert [path.name for path in final.iterdir()] == ["b"]
 
@@ -109,13 +109,13 @@ def test_a_full_disk_is_said_and_leaves_no_file(tmp_path):
     target = tmp_path / "x"
     (tmp_path / f".x.{os.getpid()}.part").symlink_to("/dev/full")
     with pytest.raises(StoreError, match="No space left"):
-        write_whole(target, "data")
+        write_atomic(target, "data")
     assert not target.exists()
 
 
 WRITER = """
 import sys
-from tunesmith.core.store import Store
+from tunesmith.store.store import Store
 store = Store.open(sys.argv[1])
 for n in range(100000):
     store.finish(f"d{n}", project="p", name="s", seconds=0.0, output={"n": n})

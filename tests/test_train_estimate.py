@@ -10,7 +10,7 @@ import pytest
 import tiny
 from train_parts import make_rows, tiny_base, user_plan
 from tunesmith.core.errors import NotFound, TrainingError
-from tunesmith.flow.estimate import Elsewhere
+from tunesmith.flow.pipeline.estimate import Elsewhere
 from tunesmith.train import fit, gpus
 from tunesmith.train.estimate import CACHE_BYTES, POOL_HOLES, Memory, estimate, lora_parameters, memory
 from tunesmith.train.facts import base_shape

@@ -20,14 +20,14 @@ from tunesmith.core.errors import ConfigError, TrainingError, UsageError
 from tunesmith.core.progress import Silent
 from tunesmith.core.types import Message, Prompt
 from tunesmith.data.format import parse_line
+from tunesmith.flow.pipeline.rewards import item_of, reward_of, tasks_of
+from tunesmith.flow.pipeline.train_only import train_project
 from tunesmith.flow.project import load_project
-from tunesmith.flow.rewards import item_of, reward_of, tasks_of
-from tunesmith.flow.train_only import train_project
 from tunesmith.train.checkpoint import save_weights
 from tunesmith.train.grpo import reinforce
 from tunesmith.train.grpo_loss import GRPO, known_logps, places, token_logps, weight
 from tunesmith.train.items import Item
-from tunesmith.train.lanes import Batch, gradients, lanes
+from tunesmith.train.microbatch import Batch, gradients, lanes
 from tunesmith.train.plan import Adapter, Plan, Reinforcement, ResolvedReinforcement, check
 from tunesmith.train.rollout import Graded, Sampler, Task, advantages, roll_out
 from tunesmith.train.run import Paused

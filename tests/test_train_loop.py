@@ -13,9 +13,9 @@ import torch
 from train_parts import Stop, adapter_bytes, killed, make_rows, padded_loss, stopping_at, tiny_base, user_plan
 from tunesmith.core.chat import Rendered
 from tunesmith.core.errors import ConfigError, DataError, TrainingError
-from tunesmith.train.course import rate_at
 from tunesmith.train.loop import train
 from tunesmith.train.plan import Adapter, ResolvedPlan
+from tunesmith.train.trainer import rate_at
 
 KILLED = """
 from pathlib import Path

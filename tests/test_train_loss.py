@@ -12,8 +12,8 @@ import torch
 from train_parts import awake, loss_of, make_rows, plan, slope_of, tiny_base
 from tunesmith.core.chat import Rendered
 from tunesmith.train import loss as loss_module
-from tunesmith.train.lanes import packs_of
 from tunesmith.train.loss import chunked_nll
+from tunesmith.train.microbatch import packs_of
 from tunesmith.train.packing import pack
 from tunesmith.train.plan import ResolvedAdapter
 

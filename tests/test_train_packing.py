@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from train_parts import awake, make_rows, padded_loss, plan, slope_of, tiny_base
 from tunesmith.core.chat import Rendered
 from tunesmith.core.errors import UsageError
-from tunesmith.train.lanes import hidden_at
 from tunesmith.train.loss import chunked_nll
+from tunesmith.train.microbatch import hidden_at
 from tunesmith.train.packing import epoch_order, micro_batches, pack
 from tunesmith.train.plan import ResolvedAdapter
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from train_parts import awake, make_rows, plan, slope_of, tiny_base, user_plan
 from tunesmith.core.errors import ConfigError, TrainingError
-from tunesmith.models.nf4 import Nf4, Nf4Linear, codebook, quantise
+from tunesmith.nets.nf4 import Nf4, Nf4Linear, codebook, quantise
 from tunesmith.train.adapters import prepare
 from tunesmith.train.artifact import self_test
 from tunesmith.train.estimate import estimate

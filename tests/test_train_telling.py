@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from train_parts import make_rows, tiny_base, user_plan
-from tunesmith.flow.telling import Told
+from tunesmith.flow.train_progress import TrainProgress
 from tunesmith.train.loop import train
 
 
@@ -26,7 +26,7 @@ class Page:
 
 def told(base, out, **changes) -> Page:
     page = Page()
-    train(user_plan(**changes), make_rows(8), make_rows(3, seed=5), base=base, out=out, on_event=Told(page))
+    train(user_plan(**changes), make_rows(8), make_rows(3, seed=5), base=base, out=out, on_event=TrainProgress(page))
     return page
 
 
@@ -52,7 +52,7 @@ def test_evaluations_speak_of_the_step_before_them_and_of_what_is_kept(tmp_path)
 
 def test_what_goes_wrong_is_said():
     page = Page()
-    say = Told(page)
+    say = TrainProgress(page)
     say({"event": "start", "step": 0, "total_steps": 9})
     say({"event": "start", "step": 4, "total_steps": 9})
     say({"event": "fell_back", "step": 2, "failed_step": 7, "why": "loss 9.1 above 3.2", "rate_factor": 0.5})

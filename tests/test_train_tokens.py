@@ -106,7 +106,7 @@ def test_plain_peft_and_our_server_give_the_trained_model(base, tmp_path):
 
 def _mixed(engine, prompts, adapters):
     """The logits after each prompt, all read in one pass."""
-    from tunesmith.models.attention import Fill, Segment, Strip
+    from tunesmith.nets.cached_attention import Fill, Segment, Strip
 
     tokens = [number for ids in prompts for number in ids]
     ends = [sum(len(ids) for ids in prompts[: i + 1]) for i in range(len(prompts))]

@@ -16,7 +16,7 @@ import torch
 from tunesmith.core.chat import Rendered
 from tunesmith.train.adapters import Trainable, prepare
 from tunesmith.train.items import as_items, mismatch
-from tunesmith.train.lanes import Batch
+from tunesmith.train.microbatch import Batch
 from tunesmith.train.objectives import objective_of, report
 from tunesmith.train.plan import Adapter, Plan, ResolvedAdapter, ResolvedPlan
 
@@ -105,7 +105,7 @@ def slope_of(
     trainable: Trainable, resolved: ResolvedPlan, rows: list, *, seed: int = 0
 ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """The sums of one step over the rows and the gradient of each trainable parameter, under the plan's method."""
-    from tunesmith.train.lanes import gradients, lanes
+    from tunesmith.train.microbatch import gradients, lanes
 
     with lanes(resolved) as side:
         sums = gradients(trainable, objective_of(resolved), batch_of(trainable, resolved, rows), resolved, side, seed=seed)
@@ -116,7 +116,7 @@ def slope_of(
 
 def batch_of(trainable: Trainable, resolved: ResolvedPlan, rows: list) -> Batch:
     """The rows as a batch whose reference is the trainable with its adapter switched off."""
-    from tunesmith.train.lanes import lanes, row_logps
+    from tunesmith.train.microbatch import lanes, row_logps
 
     items = as_items(resolved.method, rows)
     if resolved.method == "kto":
@@ -131,7 +131,7 @@ def batch_of(trainable: Trainable, resolved: ResolvedPlan, rows: list) -> Batch:
 
 def loss_of(trainable: Trainable, resolved: ResolvedPlan, rows: list) -> dict[str, float]:
     """The evaluation of the rows."""
-    from tunesmith.train.lanes import evaluate, lanes
+    from tunesmith.train.microbatch import evaluate, lanes
 
     with lanes(resolved) as side:
         return report(evaluate(trainable, objective_of(resolved), batch_of(trainable, resolved, rows), resolved, side))

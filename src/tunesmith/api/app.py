@@ -37,21 +37,21 @@ from tunesmith.api import (
     webhooks,
 )
 from tunesmith.api.auth import Auth
-from tunesmith.api.door import Door
 from tunesmith.api.errors import APIError
-from tunesmith.api.passing import Passing
+from tunesmith.api.guard import Guard
+from tunesmith.api.proxy import Proxy
 from tunesmith.api.state import State, state_of
 from tunesmith.core.errors import DataError, TunesmithError, UsageError
-from tunesmith.core.store import Store
 from tunesmith.deploy.bases import Bases
 from tunesmith.deploy.engine import Answering, Overloaded
 from tunesmith.deploy.router import Router
-from tunesmith.deploy.upstream import Upstream
-from tunesmith.flow.server.settings import ServeConfig
+from tunesmith.deploy.serve_config import ServeConfig
 from tunesmith.models.base import Model
 from tunesmith.models.catalog import Catalog
-from tunesmith.monitor.log import InteractionLog
+from tunesmith.models.upstream import Upstream
 from tunesmith.monitor.metrics import ServerMetrics
+from tunesmith.store.interactions import InteractionLog
+from tunesmith.store.store import Store
 
 # OpenAI's names for embeddings, so that unchanged code gets vectors; their sizes are the local encoder's.
 _ENCODERS = {"text-embedding-3-small": "minilm-l6-v2", "text-embedding-ada-002": "minilm-l6-v2"}
@@ -90,8 +90,8 @@ def create_app(
     )
     app = Starlette(routes=_routes(), lifespan=_lifespan, exception_handlers=_handlers())
     app.state.tunesmith = state
-    app.add_middleware(Passing, state=state)
-    app.add_middleware(Door, auth=state.auth, max_body_bytes=config.max_body_bytes, local_only=is_loopback(config.host))
+    app.add_middleware(Proxy, state=state)
+    app.add_middleware(Guard, auth=state.auth, max_body_bytes=config.max_body_bytes, local_only=is_loopback(config.host))
     return app
 
 
@@ -174,7 +174,7 @@ def _background(app: Starlette, state: State) -> list[Coroutine[Any, Any, None]]
     """What the server does besides answering: batches, and webhooks where there are any."""
     if state.store is None:
         return []
-    inner = Passing(ExceptionMiddleware(app.router, handlers=_handlers()), state=state)
+    inner = Proxy(ExceptionMiddleware(app.router, handlers=_handlers()), state=state)
 
     def inside(project: str) -> Any:
         """The application behind its door, for requests that were let in before."""

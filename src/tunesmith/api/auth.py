@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tunesmith.api.errors import APIError
-from tunesmith.core.store import Store
-from tunesmith.flow.server.keys import DEFAULT_PROJECT, SCOPES, Keys, hashed
+from tunesmith.store.keys import DEFAULT_PROJECT, SCOPES, Keys, hashed
+from tunesmith.store.store import Store
 
 _TRUST_S = 2.0  # how long a look into the store is believed, and so how long a revoked key lives on
 _REMEMBERED = 10_000

@@ -15,12 +15,12 @@ from starlette.responses import Response
 from tunesmith.api.http import away, limit_of, listing, project_of, reply
 from tunesmith.api.state import store_of
 from tunesmith.core import wire
-from tunesmith.core.store import Store
 from tunesmith.core.types import Record
 from tunesmith.core.wire import BadRequest
 from tunesmith.flow.jobs.request import check_metadata
-from tunesmith.flow.server.batches import ENDPOINTS, UNSERVED, Batches, Line, batch_object, output_line
-from tunesmith.flow.server.paging import Row
+from tunesmith.store.batches import ENDPOINTS, UNSERVED, Batches, Line, batch_object, output_line
+from tunesmith.store.paging import Row
+from tunesmith.store.store import Store
 
 _log = logging.getLogger("tunesmith.api")
 _LEASE_S, _POLL_S, _AT_ONCE = 30.0, 0.5, 16

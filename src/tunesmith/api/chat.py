@@ -25,8 +25,8 @@ from tunesmith.core.types import Answer, Interaction, Prompt
 from tunesmith.deploy.constrain import constraint_of
 from tunesmith.deploy.engine import Piece, Stream
 from tunesmith.flow.jobs.request import check_metadata
-from tunesmith.flow.server.chats import Chats
 from tunesmith.models.base import Model
+from tunesmith.store.chats import Chats
 
 _encode = msgspec.json.Encoder().encode
 

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from tunesmith.core import wire
 from tunesmith.core.errors import DataError, NotFound, TunesmithError, UsageError
 from tunesmith.deploy.engine import Overloaded
-from tunesmith.flow.server.paging import Missing, Refused
+from tunesmith.store.paging import Missing, Refused
 
 _log = logging.getLogger("tunesmith.api")
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "invalid_request_error", 429: "rate_limit_error"}

@@ -15,8 +15,8 @@ from tunesmith.api.http import away, limit_of, listing, oldest_first, project_of
 from tunesmith.api.limits import MAX_FILE_BYTES
 from tunesmith.api.state import store_of
 from tunesmith.core.wire import BadRequest
-from tunesmith.flow.server.files import Files
-from tunesmith.flow.server.paging import Row
+from tunesmith.store.files import Files
+from tunesmith.store.paging import Row
 
 PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
 

@@ -16,11 +16,11 @@ from tunesmith.api.state import state_of, store_of
 from tunesmith.core import wire
 from tunesmith.core.types import Record
 from tunesmith.core.wire import BadRequest
-from tunesmith.flow.jobs.queue import FINAL, Jobs
-from tunesmith.flow.jobs.request import KEYS, JobRequest, job_request
-from tunesmith.flow.server.files import Files
-from tunesmith.flow.server.paging import Missing, Row
-from tunesmith.flow.server.permissions import Permissions
+from tunesmith.flow.jobs.request import KEYS, job_request
+from tunesmith.store.files import Files
+from tunesmith.store.jobs import FINAL, JobRequest, Jobs
+from tunesmith.store.paging import Missing, Row
+from tunesmith.store.permissions import Permissions
 
 _POLL_S = 0.25
 _STREAM = {"cache-control": "no-cache", "x-accel-buffering": "no"}

@@ -9,7 +9,7 @@ from tunesmith.api.errors import APIError
 from tunesmith.api.http import away, project_of, reply
 from tunesmith.api.state import State, state_of
 from tunesmith.core import wire
-from tunesmith.flow.server.permissions import TunedModels
+from tunesmith.store.permissions import TunedModels
 
 _STARTED = 1_700_000_000  # a mapped name has no age of its own
 

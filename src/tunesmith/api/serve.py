@@ -12,13 +12,13 @@ import sqlalchemy as sa
 
 from tunesmith.core.errors import UsageError
 from tunesmith.deploy.processes import Processes
-from tunesmith.deploy.upstream import Upstream
+from tunesmith.deploy.serve_config import Elsewhere, ServeConfig
 from tunesmith.flow.jobs import worker
 from tunesmith.flow.project import Project, load_project, open_store
-from tunesmith.flow.server.keys import Keys
-from tunesmith.flow.server.settings import Elsewhere, ServeConfig
 from tunesmith.models.base import Model
 from tunesmith.models.catalog import Catalog
+from tunesmith.models.upstream import Upstream
+from tunesmith.store.keys import Keys
 
 
 def serve_project(

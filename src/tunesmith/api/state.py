@@ -12,20 +12,20 @@ from starlette.requests import Request
 
 from tunesmith.api.auth import Auth
 from tunesmith.api.errors import APIError
-from tunesmith.core.store import Store
 from tunesmith.core.wire import BadRequest
 from tunesmith.deploy.bases import Bases
 from tunesmith.deploy.engine import Answering
 from tunesmith.deploy.router import Router
-from tunesmith.deploy.upstream import Upstream
-from tunesmith.flow.server.permissions import TunedModels
-from tunesmith.flow.server.settings import Webhook
+from tunesmith.deploy.serve_config import Webhook
 from tunesmith.models.base import Model
 from tunesmith.models.catalog import Catalog
 from tunesmith.models.encoder import Encoder
 from tunesmith.models.local import LocalModel
-from tunesmith.monitor.log import InteractionLog
+from tunesmith.models.upstream import Upstream
 from tunesmith.monitor.metrics import ServerMetrics
+from tunesmith.store.interactions import InteractionLog
+from tunesmith.store.permissions import TunedModels
+from tunesmith.store.store import Store
 
 
 @dataclass(slots=True)

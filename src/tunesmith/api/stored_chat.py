@@ -12,8 +12,8 @@ from tunesmith.api.state import store_of
 from tunesmith.core import wire
 from tunesmith.core.types import Record
 from tunesmith.flow.jobs.request import check_metadata
-from tunesmith.flow.server.chats import Chats
-from tunesmith.flow.server.paging import Row
+from tunesmith.store.chats import Chats
+from tunesmith.store.paging import Row
 
 
 class _Update(Record, frozen=True):

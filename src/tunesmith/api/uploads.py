@@ -14,7 +14,7 @@ from tunesmith.api.state import store_of
 from tunesmith.core import wire
 from tunesmith.core.types import Record
 from tunesmith.core.wire import BadRequest
-from tunesmith.flow.server.uploads import MAX_BYTES, Uploads, upload_object
+from tunesmith.store.uploads import MAX_BYTES, Uploads, upload_object
 
 _PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data")
 

@@ -19,9 +19,9 @@ import msgspec
 import sqlalchemy as sa
 
 from tunesmith.api.http import away
-from tunesmith.core.store import Store
-from tunesmith.core.tables import deliveries
-from tunesmith.flow.server.settings import Webhook
+from tunesmith.deploy.serve_config import Webhook
+from tunesmith.store.store import Store
+from tunesmith.store.tables import deliveries
 
 _log = logging.getLogger("tunesmith.api")
 _POLL_S, _TIMEOUT_S, _LONGEST_S, _GIVE_UP_S, _MOST = 0.5, 10.0, 3600.0, 3 * 86_400.0, 100

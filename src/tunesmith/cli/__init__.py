@@ -94,8 +94,8 @@ def run(
 
     Example: tunesmith run --train.epochs 2
     """
-    from tunesmith.flow.pipeline import dry_run as plan_only
-    from tunesmith.flow.pipeline import run_circle
+    from tunesmith.flow.pipeline.run import dry_run as plan_only
+    from tunesmith.flow.pipeline.run import run_pipeline
     from tunesmith.flow.project import load_project
 
     project = load_project(config, context.args)
@@ -107,7 +107,7 @@ def run(
     from tunesmith.api.serve import temporary  # before any work, so that a missing package is said at once
 
     with told(as_json) as progress:
-        outcome = run_circle(project, config.resolve().parent, progress, temporary, command=" ".join(["tunesmith", *sys.argv[1:]]))
+        outcome = run_pipeline(project, config.resolve().parent, progress, temporary, command=" ".join(["tunesmith", *sys.argv[1:]]))
     emit(outcome.summary(), as_json, outcome.text())
     if not outcome.passed:
         raise typer.Exit(3)
@@ -144,7 +144,7 @@ def status(context: typer.Context, config: file_option = Path("tunesmith.yaml"),
 
     Example: tunesmith status
     """
-    from tunesmith.flow.pipeline import stage_states
+    from tunesmith.flow.pipeline.run import stage_states
     from tunesmith.flow.project import load_project
 
     rows = stage_states(load_project(config, context.args), config.resolve().parent)

@@ -11,7 +11,7 @@ import typer
 from tunesmith.cli.shared import OVERRIDES, Json, emit, file_option, told
 
 if TYPE_CHECKING:
-    from tunesmith.flow.evaluation.kept import Kept
+    from tunesmith.flow.evaluation.results import KeptEvaluation
 
 DATA = Annotated[
     str | None,
@@ -123,7 +123,7 @@ def gate(
 
     Example: tunesmith gate run:zero-shot run:tuned --margin 0.02 --junit gate.xml
     """
-    from tunesmith.core.whole import write_whole
+    from tunesmith.core.atomic import write_atomic
     from tunesmith.flow.evaluation.compare import Weigh, compare_results, sides
     from tunesmith.flow.evaluation.compare import gate as decide
     from tunesmith.flow.evaluation.compare import junit as junit_of
@@ -138,7 +138,7 @@ def gate(
         comparison = compare_results(first, second, weigh).comparison
     lines = decide(comparison, {m.name: m.better for m in first.metrics}, weigh)
     if junit is not None:
-        write_whole(junit, junit_of(lines, (a, b)))
+        write_atomic(junit, junit_of(lines, (a, b)))
     passed = all(line.decision == "pass" for line in lines)
     said = [f"{line.decision}: {line.metric}. {line.sentence}{_power(line)}" for line in lines]
     emit({"passed": passed, "lines": [_plain(line) for line in lines], "comparison": _plain(comparison)}, as_json, "\n".join(said))
@@ -181,7 +181,7 @@ def _plain(record: Any) -> dict[str, Any]:
     return found
 
 
-def _table(found: Sequence[Kept]) -> list[str]:
+def _table(found: Sequence[KeptEvaluation]) -> list[str]:
     lines = []
     for one in found:
         lines.append(f"{one.id[:8]}  {one.model} ({one.variant}) on {one.data}, {one.rows} rows{_spent(one)}")
@@ -194,7 +194,7 @@ def _table(found: Sequence[Kept]) -> list[str]:
     return lines
 
 
-def _spent(one: Kept) -> str:
+def _spent(one: KeptEvaluation) -> str:
     cost = "" if one.usd is None else f", {one.usd:.4f} USD in all, {one.paid_usd or 0.0:.4f} now"
     sealed = f", opening {one.opening} of sealed rows" if one.opening else ""
     failed = f", {one.failed} without an answer" if one.failed else ""

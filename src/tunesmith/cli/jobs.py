@@ -13,7 +13,7 @@ import typer
 from tunesmith.cli.shared import Json, emit, file_option
 
 if TYPE_CHECKING:
-    from tunesmith.core.store import Store
+    from tunesmith.store.store import Store
 
 jobs_app = typer.Typer(help="Fine-tuning jobs: list, logs, pause, resume, cancel, work.", no_args_is_help=True, rich_markup_mode=None)
 keys_app = typer.Typer(help="API keys: create, list, revoke, rotate.", no_args_is_help=True, rich_markup_mode=None)
@@ -45,7 +45,7 @@ def list_jobs(
 
     Example: tunesmith jobs list --limit 5
     """
-    from tunesmith.flow.jobs.queue import Jobs
+    from tunesmith.store.jobs import Jobs
 
     with _store(config) as store:
         rows, _ = Jobs(store).listed(None, limit=limit)
@@ -60,8 +60,8 @@ def logs(job: _Job, config: file_option = _DEFAULT, as_json: Json = False) -> No
 
     Example: tunesmith jobs logs ftjob-abc123
     """
-    from tunesmith.flow.jobs.queue import Jobs
     from tunesmith.flow.jobs.run import folder_of
+    from tunesmith.store.jobs import Jobs
 
     with _store(config) as store:
         Jobs(store).find(job, None)
@@ -78,7 +78,7 @@ def logs(job: _Job, config: file_option = _DEFAULT, as_json: Json = False) -> No
 
 
 def _change(word: str, job: str, config: Path, as_json: bool) -> None:
-    from tunesmith.flow.jobs.queue import Jobs
+    from tunesmith.store.jobs import Jobs
 
     with _store(config) as store:
         row = getattr(Jobs(store), word)(job, None)
@@ -150,7 +150,7 @@ def create(
 
     Example: tunesmith keys create laptop --scopes serve
     """
-    from tunesmith.flow.server.keys import Keys
+    from tunesmith.store.keys import Keys
 
     with _store(config) as store:
         row, secret = Keys(store).create(name, project=project, scopes=[word.strip() for word in scopes.split(",") if word.strip()])
@@ -163,7 +163,7 @@ def list_keys(config: file_option = _DEFAULT, as_json: Json = False) -> None:
 
     Example: tunesmith keys list
     """
-    from tunesmith.flow.server.keys import Keys
+    from tunesmith.store.keys import Keys
 
     with _store(config) as store:
         rows = Keys(store).listed()
@@ -181,7 +181,7 @@ def revoke(key: _Key, config: file_option = _DEFAULT, as_json: Json = False) -> 
 
     Example: tunesmith keys revoke key_abc123
     """
-    from tunesmith.flow.server.keys import Keys
+    from tunesmith.store.keys import Keys
 
     with _store(config) as store:
         row = Keys(store).revoke(key)
@@ -199,7 +199,7 @@ def rotate(
 
     Example: tunesmith keys rotate key_abc123 --grace-s 3600
     """
-    from tunesmith.flow.server.keys import Keys
+    from tunesmith.store.keys import Keys
 
     with _store(config) as store:
         row, secret = Keys(store).rotate(key, grace_s=grace_s)

@@ -100,8 +100,8 @@ def retrain(
 
     Example: tunesmith migrate retrain ft:gpt-4o-mini:acme::abc123 --base Qwen/Qwen2.5-0.5B-Instruct
     """
+    from tunesmith.core.atomic import write_atomic
     from tunesmith.core.errors import NotFound, nearest
-    from tunesmith.core.whole import write_whole
     from tunesmith.flow import migrate
 
     client = migrate.client_for(base_url, api_key)
@@ -117,7 +117,7 @@ def retrain(
     file = folder / "tunesmith.yaml"
     if file.exists():
         raise NotFound(f"'{file}' is already there", remedy="give another --folder")
-    write_whole(file, migrate.translated(chosen, base=base, data=training, golden=golden))
+    write_atomic(file, migrate.translated(chosen, base=base, data=training, golden=golden))
     name = migrate.local_name(chosen)
     said = f"wrote {file}; look it over, then: tunesmith run --config {file}\nthe replacement will answer as {name}"
     emit({"project": str(file), "alias": name}, as_json, said)
@@ -138,8 +138,8 @@ def compare(
 
     Example: tunesmith migrate compare golden.jsonl --model my-model
     """
+    from tunesmith.core.atomic import write_atomic
     from tunesmith.core.types import Sampling
-    from tunesmith.core.whole import write_whole
     from tunesmith.flow import migrate
     from tunesmith.flow.evaluation.run import bench
     from tunesmith.models.openai_api import OpenAIModel
@@ -149,7 +149,7 @@ def compare(
     with told(as_json) as progress, ExitStack() as stack:
         asked = stack.enter_context(bench(Path("tunesmith.yaml"), progress)).models.resolve(judge) if judge else None
         found = migrate.likeness(rows, new, out, Sampling(max_tokens=max_tokens), metrics.split(","), asked)
-    write_whole(out / "compare.json", json.dumps(found))
+    write_atomic(out / "compare.json", json.dumps(found))
     lines = [f"{name}: {one['estimate']:.3f} ({one['low']:.3f} … {one['high']:.3f})" for name, one in found["agreement"].items()]
     head = f"{found['rows']} recorded answers, {len(found['differing'])} differ (tunesmith migrate report --golden {golden} shows them)"
     emit(found, as_json, "\n".join([head, *lines, *migrate.sentences(found)]))
@@ -168,13 +168,13 @@ def report(
 
     Example: tunesmith migrate report --golden golden.jsonl
     """
+    from tunesmith.core.atomic import write_atomic
     from tunesmith.core.errors import NotFound
-    from tunesmith.core.whole import write_whole
     from tunesmith.flow import migrate
 
     kept = golden.with_suffix(".compare") / "compare.json" if golden else None
     if kept is not None and not kept.is_file():
         raise NotFound(f"no comparison '{kept}'", remedy=f"tunesmith migrate compare {golden} --model NAME")
     compared = json.loads(kept.read_text("utf-8")) if kept else None
-    write_whole(out, migrate.report(migrate.inventory(migrate.client_for(base_url, api_key), _date(today)), compared))
+    write_atomic(out, migrate.report(migrate.inventory(migrate.client_for(base_url, api_key), _date(today)), compared))
     emit({"written": str(out)}, as_json, f"wrote {out}")

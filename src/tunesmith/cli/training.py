@@ -25,8 +25,8 @@ def estimate(
 
     Example: tunesmith estimate --gpu H100 --usd-per-hour 2.5 --train.adapter.r 64
     """
-    from tunesmith.flow.estimate import Elsewhere
-    from tunesmith.flow.pipeline import dry_run
+    from tunesmith.flow.pipeline.estimate import Elsewhere
+    from tunesmith.flow.pipeline.run import dry_run
     from tunesmith.flow.project import load_project
 
     with told(as_json) as progress:
@@ -49,7 +49,7 @@ def train(
 
     Example: tunesmith train --backend openai:gpt-4.1-mini-2025-04-14
     """
-    from tunesmith.flow import train_only
+    from tunesmith.flow.pipeline import train_only
     from tunesmith.flow.project import load_project
 
     project, folder = load_project(config, context.args), config.resolve().parent

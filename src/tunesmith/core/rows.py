@@ -1,16 +1,13 @@
-"""JSONL and Parquet as streams: lines with their place, and files that are whole or absent; knows nothing about formats of rows.
+"""JSONL and Parquet as streams, lines with their place; knows nothing about formats of rows.
 
-A file is written under a temporary name in the same folder, fsynced and renamed: what carries the final name is complete.
 Messages are kept in Parquet as JSON text, because nested Arrow structs merge schemas and plant nulls into tool calls.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import io
 import itertools
-import os
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,7 +15,8 @@ from typing import IO, Any, NamedTuple, TypeVar
 
 import msgspec
 
-from tunesmith.core.errors import DataError, Fault, NotFound, StoreError
+from tunesmith.core.atomic import atomic_file
+from tunesmith.core.errors import DataError, Fault, NotFound
 from tunesmith.core.load import need
 from tunesmith.core.types import Example, Message, Preference, canonical
 
@@ -112,44 +110,10 @@ def read_jsonl(path: str | Path, kind: type[T]) -> Iterator[T]:
             raise DataError("the file is damaged", faults=[fault], where=str(path), remedy="make it again") from error
 
 
-@contextlib.contextmanager
-def atomic(path: str | Path) -> Iterator[IO[bytes]]:
-    """A file to write to that takes its name only when the block ends well; a failure leaves what was there before.
-
-    Raises StoreError when the disk is full or the folder cannot be written.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise StoreError(
-            f"cannot write: {error.strerror or error}", where=str(path), remedy="free some space or choose another folder"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows cannot open a folder; its rename is durable by itself
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_jsonl(path: str | Path, rows: Iterable[Any]) -> int:
     """Write one canonical JSON line for each row, packed when the name ends in .gz, and return how many. Whole or absent."""
     count = 0
-    with atomic(path) as raw:
+    with atomic_file(path) as raw:
         # mtime=0: the same rows give the same bytes
         stream: IO[bytes] = gzip.GzipFile(fileobj=raw, mode="wb", mtime=0) if str(path).endswith(".gz") else raw  # type: ignore[assignment]
         for row in rows:
@@ -184,7 +148,7 @@ def write_parquet(path: str | Path, rows: Iterable[Row], *, batch: int = 20_000)
     first = next(chunks, [])
     kind = type(first[0]) if first else Example
     schema, count = _schema(pa, kind), 0
-    with atomic(path) as stream, pq.ParquetWriter(stream, schema, compression="zstd", compression_level=3) as writer:
+    with atomic_file(path) as stream, pq.ParquetWriter(stream, schema, compression="zstd", compression_level=3) as writer:
         for chunk in itertools.chain([first], chunks) if first else ():
             if any(type(row) is not kind for row in chunk):
                 raise DataError("examples and preference pairs cannot share a file", where=str(path), remedy="write them to two files")

@@ -18,10 +18,10 @@ from tunesmith.core.load import resolve
 from tunesmith.core.progress import Progress
 from tunesmith.core.rows import Row
 from tunesmith.core.types import Example, Preference, Record, example_id
-from tunesmith.data.bulk import no_cycles
 from tunesmith.data.contamination import Contamination, Held, contaminated
 from tunesmith.data.dedup import Ints, Pairs, components, near_duplicates
 from tunesmith.data.ledger import LOST, Ledger
+from tunesmith.data.no_gc import no_cycles
 from tunesmith.data.pii import PersonalData
 from tunesmith.data.quality import Change, Length, Rule, contradictory, language, length, personal_data, refusals, repair_text
 from tunesmith.data.semantic import Encoder, SemanticDuplicates, semantic_duplicates

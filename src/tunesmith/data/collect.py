@@ -16,10 +16,10 @@ import msgspec
 from tunesmith.core.errors import ConfigError, DataError, Fault
 from tunesmith.core.rows import Row, write_jsonl
 from tunesmith.core.types import Example, LedgerLine, Record
-from tunesmith.data.bulk import no_cycles
 from tunesmith.data.convert import Notes
 from tunesmith.data.format import Parsed, check_format, detect, parse_line, parse_row, rename
 from tunesmith.data.ledger import Ledger
+from tunesmith.data.no_gc import no_cycles
 from tunesmith.data.objects import load_object
 from tunesmith.data.sources import Item, Unread, is_text, read_items
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import msgspec
 
+from tunesmith.core.atomic import atomic_file
 from tunesmith.core.errors import ConfigError, DataError, Fault, nearest
 from tunesmith.core.load import need
-from tunesmith.core.rows import Row, atomic, write_jsonl, write_parquet
+from tunesmith.core.rows import Row, write_jsonl, write_parquet
 from tunesmith.core.types import Example, Message, Preference, canonical
 from tunesmith.data.annotated import OWN
 from tunesmith.data.format import parse_row
@@ -76,7 +77,7 @@ def _write(made: Sequence[Fields], path: Path, name: str) -> None:
     if kind in (".csv", ".tsv"):
         _write_table(made, path, "\t" if kind == ".tsv" else ",")
     elif kind == ".json":
-        with atomic(path) as stream:
+        with atomic_file(path) as stream:
             stream.write(msgspec.json.format(msgspec.json.encode(list(made)), indent=1))
     elif kind == ".parquet" and name == "tunesmith":
         pairs: list[Row] = [msgspec.convert(one, Preference) for one in made if "preferred" in one]
@@ -107,7 +108,7 @@ def _write_columns(made: Sequence[Fields], path: Path, name: str) -> None:
     for number, (one, now) in enumerate(zip(made, back, strict=True), start=1):
         if _other(parse_row(one, name).row, parse_row(now, name).row):
             raise DataError(f"Parquet's columns would change row {number}", where=str(path), remedy="export as tunesmith, or as .jsonl")
-    with atomic(path) as stream:
+    with atomic_file(path) as stream:
         stream.write(packed.getvalue())
 
 
@@ -132,7 +133,7 @@ def _write_table(made: Sequence[Fields], path: Path, delimiter: str) -> None:
             where=str(path),
             remedy="export columns or alpaca without meta, or as .jsonl",
         )
-    with atomic(path) as stream:
+    with atomic_file(path) as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=True)
         table = csv.DictWriter(text, header, delimiter=delimiter, lineterminator="\n")
         table.writeheader()

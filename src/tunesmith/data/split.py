@@ -16,8 +16,8 @@ import numpy as np
 from tunesmith.core.errors import ConfigError, DataError, GateRefused
 from tunesmith.core.rows import Row
 from tunesmith.core.types import Example, Record
-from tunesmith.data.bulk import no_cycles
 from tunesmith.data.dedup import Ints, Pairs, best_matches, components
+from tunesmith.data.no_gc import no_cycles
 from tunesmith.data.semantic import Overlap, SemanticLeakage
 from tunesmith.data.shingle import Shingles, joined
 from tunesmith.data.text import comparison_text, normalised, question_of

@@ -18,8 +18,9 @@ from typing import Any
 
 import msgspec
 
+from tunesmith.core.atomic import atomic_file
 from tunesmith.core.errors import DataError, NotFound, UsageError, nearest
-from tunesmith.core.rows import Row, atomic, read_parquet, write_parquet
+from tunesmith.core.rows import Row, read_parquet, write_parquet
 from tunesmith.core.types import Record, canonical, digest
 from tunesmith.data.ledger import Ledger
 
@@ -135,7 +136,7 @@ def rows_file(folder: Path, split: str) -> Path:
 
 
 def _sealed(folder: Path, version: DatasetVersion) -> DatasetVersion:
-    with atomic(folder / SEAL) as stream:
+    with atomic_file(folder / SEAL) as stream:
         stream.write(canonical(version))
     return version
 

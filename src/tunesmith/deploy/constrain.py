@@ -14,8 +14,8 @@ import numpy as np
 from tunesmith.core.errors import UsageError
 from tunesmith.core.load import need
 from tunesmith.core.types import Record
-from tunesmith.models.decode import Decoder, Token
 from tunesmith.models.local import LocalModel
+from tunesmith.nets.decoder import Decoder, Token
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -23,8 +23,8 @@ from tunesmith.core.types import Answer, Message, Prompt, Sampling
 from tunesmith.deploy.constrain import Constraint, HeldDecoder
 from tunesmith.models.base import Model
 from tunesmith.models.local import LocalModel
+from tunesmith.models.local_answer import Reply
 from tunesmith.models.openai_api import OpenAIModel
-from tunesmith.models.reply import Reply
 
 
 class Overloaded(TunesmithError):

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import msgspec
 
+from tunesmith.core.atomic import atomic_file
 from tunesmith.core.errors import ConfigError, StoreError
-from tunesmith.core.rows import atomic
 from tunesmith.core.types import Answer, Example, Prompt, Record, Sampling, Score, digest
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.prompts import Variant, as_given
@@ -181,7 +181,7 @@ def evaluate(
         completion_tokens=sum(answer.completion_tokens for answer in answers),
         seconds=kept.seconds(keys),
     )
-    with atomic(out / "evaluation.json") as file:
+    with atomic_file(out / "evaluation.json") as file:
         file.write(msgspec.json.encode(evaluation))
     return evaluation
 

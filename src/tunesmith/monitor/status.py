@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from tunesmith.core.stats.distributions import binomial_cdf
-from tunesmith.core.tables import interactions
+from tunesmith.store.tables import interactions
 
 
 def status(engine: sa.Engine, since: float = 0.0) -> dict[str, Any]:

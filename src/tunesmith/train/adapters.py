@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from tunesmith.core.chat import Renderer
 from tunesmith.core.errors import ConfigError, TrainingError
-from tunesmith.models.blocks import fuse_blocks
-from tunesmith.models.layers import FusedLoraLinear, SeededDropout, Span, fuse_norms, register_attention
-from tunesmith.models.nf4 import Nf4Linear, quantise
 from tunesmith.models.trust import refuse_own_attention, trusted
+from tunesmith.nets.blocks import fuse_blocks
+from tunesmith.nets.linear import FusedLoraLinear, SeededDropout, Span, fuse_norms, register_attention
+from tunesmith.nets.nf4 import Nf4Linear, quantise
 from tunesmith.train.facts import WEIGHTS, require_safetensors
 from tunesmith.train.plan import ResolvedPlan
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from tunesmith.core.atomic import atomic_folder
 from tunesmith.core.chat import Rendered
 from tunesmith.core.errors import StoreError, TrainingError
 from tunesmith.core.types import Record
-from tunesmith.core.whole import whole_folder
 from tunesmith.train.adapters import Trainable, load_base, quantise_decoder
 from tunesmith.train.checkpoint import save_weights
 from tunesmith.train.plan import ResolvedPlan
@@ -44,7 +44,7 @@ def save_artifact(out: Path, base: Path, trainable: Trainable) -> Path:
     """Write `out/adapter` (peft's format) or `out/model` (full training), with the base's tokenizer and template; returns the folder."""
     final = out / ("adapter" if trainable.lora else "model")
     try:
-        with whole_folder(final) as work:
+        with atomic_folder(final) as work:
             if trainable.lora:
                 save_weights(trainable, work)
             else:

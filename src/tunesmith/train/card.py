@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from tunesmith.core.whole import write_whole
+from tunesmith.core.atomic import write_atomic
 from tunesmith.train.artifact import SelfTest
 from tunesmith.train.checkpoint import State
 from tunesmith.train.run import Manifest
@@ -40,4 +40,4 @@ def write_card(folder: Path, base: Path, manifest: Manifest, state: State, score
         "\n## Limits\n\nThe model knows what its base knew and what these rows show; nothing was tested here but the losses above.",
         "\n## Environment\n\n" + ", ".join(f"{name} {value}" for name, value in manifest.environment.items()) + ".",
     ]
-    write_whole(folder / "README.md", "\n".join(line for line in lines if line) + "\n")
+    write_atomic(folder / "README.md", "\n".join(line for line in lines if line) + "\n")

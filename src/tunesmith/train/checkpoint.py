@@ -14,9 +14,9 @@ from typing import Any
 import msgspec
 import torch
 
+from tunesmith.core.atomic import atomic_folder
 from tunesmith.core.errors import StoreError
 from tunesmith.core.types import Record
-from tunesmith.core.whole import whole_folder
 from tunesmith.train.adapters import Trainable
 
 ADAPTER, FULL, MOMENTS, STATE = "adapter_model.safetensors", "weights.safetensors", "optimizer.safetensors", "state.json"
@@ -63,7 +63,7 @@ def save(out: Path, trainable: Trainable, optimizer: torch.optim.Optimizer, stat
 
     final = folder_of(out, state.step)
     try:
-        with whole_folder(final) as work:
+        with atomic_folder(final) as work:
             save_weights(trainable, work)
             moments = {
                 f"{name}.{key}": value.contiguous()

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from tunesmith.models.layers import fuse_norms, register_attention
+from tunesmith.nets.linear import fuse_norms, register_attention
 from tunesmith.train.adapters import Trainable, load_base
-from tunesmith.train.lanes import hidden_at
 from tunesmith.train.loss import chunk_of
+from tunesmith.train.microbatch import hidden_at
 from tunesmith.train.objectives import SFT, Step, Sums
 from tunesmith.train.packing import Pack
 from tunesmith.train.plan import Distillation, ResolvedAdapter, ResolvedPlan

@@ -182,7 +182,7 @@ def memory(config: dict[str, Any], plan: ResolvedPlan, trainable: int, largest_p
 
 def _sample(items: Sequence[Item], plan: ResolvedPlan) -> tuple[float, int]:
     """Computed tokens of one epoch and the largest pack, from the packs of its first steps."""
-    from tunesmith.train.lanes import packs_of
+    from tunesmith.train.microbatch import packs_of
 
     order = epoch_order(len(items), seed=plan.seed, epoch=0)
     steps = math.ceil(len(items) / plan.batch_size)

@@ -21,15 +21,15 @@ from tunesmith.core.types import Record, canonical, digest
 from tunesmith.train.artifact import SelfTest
 from tunesmith.train.card import write_card
 from tunesmith.train.checkpoint import State
-from tunesmith.train.course import Course
 from tunesmith.train.grpo_loss import GRPO, known_logps, weight
 from tunesmith.train.items import Item, as_items, refuse_overlap
-from tunesmith.train.lanes import Batch, Lanes, gradients, lanes
+from tunesmith.train.microbatch import Batch, Lanes, gradients, lanes
 from tunesmith.train.objectives import Sums
 from tunesmith.train.plan import Plan, ResolvedPlan
 from tunesmith.train.recovery import Diverged, fall_back, judge
 from tunesmith.train.rollout import Reward, Rollout, Sampler, Task, roll_out, with_advantages
 from tunesmith.train.run import OnEvent, Run, open_run, told
+from tunesmith.train.trainer import Trainer
 
 HELD_OUT = -1  # the step whose draws answer the held-out prompts, the same at every evaluation
 
@@ -117,16 +117,16 @@ def _answerable(tasks: Sequence[Task], plan: ResolvedPlan) -> tuple[list[Task], 
 def _run(
     run: Run, tasks: tuple[list[Task], list[Task]], reward: Reward, base: Path, side: Lanes, should_stop: Callable[[], bool]
 ) -> Reinforced:
-    course, (prompts, held_out) = Course(run, base, len(tasks[0])), tasks
-    plan, options, trainable = course.plan, course.plan.reinforcement, course.trainable
+    trainer, (prompts, held_out) = Trainer(run, base, len(tasks[0])), tasks
+    plan, options, trainable = trainer.plan, trainer.plan.reinforcement, trainer.trainable
     sampler = Sampler(trainable, base, plan)
-    state = course.begin(len(held_out))
+    state = trainer.begin(len(held_out))
     if held_out and not state.step:
         found = roll_out(sampler, reward, held_out, options.eval_samples, HELD_OUT)
-        run.emit("evaluation", **course.place(0), **_named("valid_", found.means()))
-    while not course.over(state):
+        run.emit("evaluation", **trainer.place(0), **_named("valid_", found.means()))
+    while not trainer.over(state):
         started, step = time.perf_counter(), state.step + 1
-        rollout = roll_out(sampler, reward, [prompts[i] for i in course.order(step)], options.samples, step)
+        rollout = roll_out(sampler, reward, [prompts[i] for i in trainer.order(step)], options.samples, step)
         if rollout.failures:
             run.emit("grading_failed", step=step, count=len(rollout.failures), why=rollout.failures[0])
         sampled = time.perf_counter()
@@ -138,29 +138,29 @@ def _run(
             objective = GRPO(options, whole, on_policy=options.updates == 1)
             seed = (plan.seed * 1_000_003 + step * options.updates + update) * 1009
             sums = gradients(trainable, objective, Batch(items, known), plan, side, seed=seed)
-            norm = course.clip()
-            judge(run, state, step, sums["loss"], norm, course.fallen)
-            course.update(step)
+            norm = trainer.clip()
+            judge(run, state, step, sums["loss"], norm, trainer.fallen)
+            trainer.update(step)
         seconds = time.perf_counter() - started
         tokens = sum(row.trained for group in rollout.groups for row in group.rows)
         state = msgspec.structs.replace(state, step=step, seconds=state.seconds + seconds, tokens=state.tokens + tokens)
         run.emit(
             "step",
-            **course.place(step),
+            **trainer.place(step),
             **_named("train_", rollout.means() | {"degenerate": rollout.degenerate} | _means(sums, whole)),
-            learning_rate=course.rate(step),
+            learning_rate=trainer.rate(step),
             grad_norm=norm,
             tokens=tokens,
             tokens_per_s=tokens / seconds,
             sampling_share=(sampled - started) / seconds,
-            seconds_left=(course.total - step) * state.seconds / step,
+            seconds_left=(trainer.total - step) * state.seconds / step,
         )
-        if held_out and course.looks(step):
+        if held_out and trainer.looks(step):
             found = roll_out(sampler, reward, held_out, options.eval_samples, HELD_OUT)
             state = _judged(state, found)
-            run.emit("evaluation", **course.place(step), **_named("valid_", found.means()))
-        course.keep(state, should_stop)
-    return _finish(course, prompts, state, side)
+            run.emit("evaluation", **trainer.place(step), **_named("valid_", found.means()))
+        trainer.keep(state, should_stop)
+    return _finish(trainer, prompts, state, side)
 
 
 def _with_gradient(rollout: Rollout, plan: ResolvedPlan) -> tuple[list[Item], float]:
@@ -192,9 +192,9 @@ def _judged(state: State, found: Rollout) -> State:
     return msgspec.structs.replace(state, best_metric=reward, best_step=state.step, stale=0) if better else state
 
 
-def _finish(course: Course, prompts: Sequence[Task], state: State, side: Lanes) -> Reinforced:
+def _finish(trainer: Trainer, prompts: Sequence[Task], state: State, side: Lanes) -> Reinforced:
     """Choose the weights to keep, save them, let the artifact test itself."""
-    run, events = course.run, told(course.run.out)
+    run, events = trainer.run, told(trainer.run.out)
     steps = [event for event in events if event["event"] == "step"]
     if all(event["train_degenerate"] == 1.0 for event in steps):
         raise TrainingError(
@@ -203,33 +203,33 @@ def _finish(course: Course, prompts: Sequence[Task], state: State, side: Lanes) 
             remedy="a grader with shades between right and wrong, easier prompts, more samples, or SFT first",
         )
     valid = {event["step"]: event.get("valid_reward") for event in events if event["event"] == "evaluation"}
-    chosen = course.choose(state)
+    chosen = trainer.choose(state)
     if chosen != state.step:
         run.emit("best_restored", step=state.step, best_step=chosen, valid_reward=valid.get(chosen))
-    folder, test = course.save(state, [replace(task.prompt, mask=np.ones(len(task.prompt.ids), np.uint8)) for task in prompts], side)
-    last = [event["train_reward"] for event in steps if event["step"] > state.step - course.per_epoch and "train_reward" in event]
+    folder, test = trainer.save(state, [replace(task.prompt, mask=np.ones(len(task.prompt.ids), np.uint8)) for task in prompts], side)
+    last = [event["train_reward"] for event in steps if event["step"] > state.step - trainer.per_epoch and "train_reward" in event]
     result = Reinforced(
         artifact=str(folder),
         steps=state.step,
-        epochs=state.step // course.per_epoch,
+        epochs=state.step // trainer.per_epoch,
         train_reward=statistics.fmean(last) if last else None,
         first_valid_reward=valid.get(0),
         valid_reward=valid.get(chosen),
         best_step=state.best_step,
         rows=len(prompts),
         trained_tokens=state.tokens,
-        trainable_parameters=course.trainable_parameters,
+        trainable_parameters=trainer.trainable_parameters,
         seconds=state.seconds,
         identity=run.identity,
         failed=int(sum(event["train_failed"] for event in steps)),
         test=test,
-        early_stopped=state.step < course.total,
-        recoveries=len(course.fallen),
+        early_stopped=state.step < trainer.total,
+        recoveries=len(trainer.fallen),
     )
     scores = {
         "mean reward of the last epoch's samples": result.train_reward,
         "mean reward over held-out prompts before training": result.first_valid_reward,
         "mean reward over held-out prompts": result.valid_reward,
     }
-    write_card(folder, course.base, run.manifest, state, scores, test)
+    write_card(folder, trainer.base, run.manifest, state, scores, test)
     return result

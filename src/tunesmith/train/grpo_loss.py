@@ -15,8 +15,8 @@ from torch import Tensor
 from tunesmith.core.chat import Rendered
 from tunesmith.train.adapters import Trainable
 from tunesmith.train.items import Item
-from tunesmith.train.lanes import Lanes, Reference, Work, hidden_at, packs_of
 from tunesmith.train.loss import chunked_logp
+from tunesmith.train.microbatch import Lanes, Reference, Work, hidden_at, packs_of
 from tunesmith.train.objectives import Step, Sums
 from tunesmith.train.packing import Ints, Pack
 from tunesmith.train.plan import ResolvedPlan, ResolvedReinforcement

@@ -15,16 +15,16 @@ from tunesmith.core.types import Record
 from tunesmith.train.artifact import SelfTest
 from tunesmith.train.card import write_card
 from tunesmith.train.checkpoint import State
-from tunesmith.train.course import Course
 from tunesmith.train.facts import machine_rate
 from tunesmith.train.items import Item, Row, as_items, mismatch, refuse_overlap, usable
-from tunesmith.train.lanes import Batch, Lanes, gradients, lanes
+from tunesmith.train.microbatch import Batch, Lanes, gradients, lanes
 from tunesmith.train.objectives import objective_of, report
 from tunesmith.train.packing import epoch_order
 from tunesmith.train.plan import Plan, ResolvedPlan
 from tunesmith.train.recovery import Diverged, fall_back, judge, watched
 from tunesmith.train.reference import references
 from tunesmith.train.run import OnEvent, Run, open_run
+from tunesmith.train.trainer import Trainer
 from tunesmith.train.validation import Measure, Validation
 
 
@@ -111,27 +111,27 @@ def _run(
     should_stop: Callable[[], bool],
     measure: Measure | None,
 ) -> TrainResult:
-    course = Course(run, base, len(items))
-    plan, trainable, objective = course.plan, course.trainable, objective_of(course.plan)
+    trainer = Trainer(run, base, len(items))
+    plan, trainable, objective = trainer.plan, trainer.trainable, objective_of(trainer.plan)
     reference = references(run, "train", items, objective, trainable, side)
     valid_batch = Batch(validation, references(run, "validation", validation, objective, trainable, side))
     judged = Validation(run, trainable, objective, valid_batch, side, base, measure)
     limit = machine_rate(run.manifest.facts, plan)
-    state = course.begin(len(validation))
+    state = trainer.begin(len(validation))
     if validation and not state.step:
-        judged.look(state, **course.place(0))
-    while not course.over(state):
+        judged.look(state, **trainer.place(0))
+    while not trainer.over(state):
         started, step = time.perf_counter(), state.step + 1
-        order = course.order(step)
+        order = trainer.order(step)
         batch = Batch([items[i] for i in order], reference[order])
         # Dropout is a function of seed, step and pack, so that a resumed run repeats it.
         sums = gradients(trainable, objective, batch, plan, side, seed=(plan.seed * 1_000_003 + step) * 1009)
-        found, norm = report(sums), course.clip()
-        judge(run, state, step, found["loss"], norm, course.fallen)
-        course.update(step)
+        found, norm = report(sums), trainer.clip()
+        judge(run, state, step, found["loss"], norm, trainer.fallen)
+        trainer.update(step)
         seconds = time.perf_counter() - started
         tokens = sum(len(row.ids) for item in batch.items for row in item.rows)
-        before = State(step=0, identity="") if course.begins_epoch(step) else state
+        before = State(step=0, identity="") if trainer.begins_epoch(step) else state
         state = msgspec.structs.replace(
             watched(state, found["loss"]),
             step=step,
@@ -142,50 +142,50 @@ def _run(
         )
         run.emit(
             "step",
-            **course.place(step),
+            **trainer.place(step),
             **{f"train_{key}": value for key, value in found.items()},
-            learning_rate=course.rate(step),
+            learning_rate=trainer.rate(step),
             grad_norm=norm,
             tokens=tokens,
             tokens_per_s=tokens / seconds,
             computed_tokens=int(sums["computed"]),
             limit_share=trainable.flops(sums["computed"], sums["positions"]) / (limit * seconds),
-            seconds_left=(course.total - step) * state.seconds / step,
+            seconds_left=(trainer.total - step) * state.seconds / step,
         )
-        if validation and course.looks(step):
-            state = judged.look(state, **course.place(step))
-        course.keep(state, should_stop)
-    return _finish(course, items, state, side, measure)
+        if validation and trainer.looks(step):
+            state = judged.look(state, **trainer.place(step))
+        trainer.keep(state, should_stop)
+    return _finish(trainer, items, state, side, measure)
 
 
-def _finish(course: Course, items: Sequence[Item], state: State, side: Lanes, measure: Measure | None) -> TrainResult:
+def _finish(trainer: Trainer, items: Sequence[Item], state: State, side: Lanes, measure: Measure | None) -> TrainResult:
     """Choose the weights to keep, save them, let the artifact test itself."""
-    run, plan, valid_loss, valid_metric = course.run, course.plan, state.valid_loss, state.valid_metric
-    if course.choose(state) != state.step:
+    run, plan, valid_loss, valid_metric = trainer.run, trainer.plan, state.valid_loss, state.valid_metric
+    if trainer.choose(state) != state.step:
         valid_loss, valid_metric = state.best_loss, state.best_metric
         run.emit("best_restored", step=state.step, best_step=state.best_step, valid_loss=valid_loss, valid_metric=valid_metric)
-    folder, test = course.save(state, [item.rows[0] for item in items], side)
+    folder, test = trainer.save(state, [item.rows[0] for item in items], side)
     train_loss = state.epoch_loss / max(1.0, state.epoch_weight)
     scores = {"training loss, last epoch": train_loss, "validation loss": valid_loss}
     if measure is not None:
         scores[f"{measure.name} on validation rows"] = valid_metric
-    write_card(folder, course.base, run.manifest, state, scores, test)
+    write_card(folder, trainer.base, run.manifest, state, scores, test)
     return TrainResult(
         artifact=str(folder),
         steps=state.step,
-        epochs=state.step // course.per_epoch,
+        epochs=state.step // trainer.per_epoch,
         train_loss=train_loss,
         valid_loss=valid_loss,
         best_step=state.best_step,
         rows=len(items),
         tokens=state.tokens,
         trained_tokens=_trained_tokens(items, plan, state.step),
-        trainable_parameters=course.trainable_parameters,
+        trainable_parameters=trainer.trainable_parameters,
         seconds=state.seconds,
         identity=run.identity,
         test=test,
-        early_stopped=state.step < course.total,
-        recoveries=len(course.fallen),
+        early_stopped=state.step < trainer.total,
+        recoveries=len(trainer.fallen),
         metric=None if measure is None else measure.name,
         valid_metric=valid_metric,
     )

@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from tunesmith.core.atomic import write_atomic
 from tunesmith.core.errors import ConfigError, NotFound, SourceUnavailable, TrainingError
 from tunesmith.core.load import need
 from tunesmith.core.types import Record
-from tunesmith.core.whole import write_whole
 
 T = TypeVar("T")
 OnEvent = Callable[[dict[str, Any]], None]
@@ -77,7 +77,7 @@ class Driver:
 
     def _keep(self, job: HostedJob, **changes: Any) -> HostedJob:
         job = msgspec.structs.replace(job, **changes)
-        write_whole(self._file, msgspec.json.encode(job))
+        write_atomic(self._file, msgspec.json.encode(job))
         return job
 
     def run(self, order: Order, training: Path, validation: Path | None = None, *, poll_s: float = 10.0) -> HostedJob:

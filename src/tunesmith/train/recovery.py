@@ -15,9 +15,9 @@ from statistics import median
 import msgspec
 import torch
 
+from tunesmith.core.atomic import write_atomic
 from tunesmith.core.errors import StoreError, TrainingError
 from tunesmith.core.types import Record
-from tunesmith.core.whole import write_whole
 from tunesmith.train import checkpoint
 from tunesmith.train.adapters import Trainable
 from tunesmith.train.checkpoint import State
@@ -107,7 +107,7 @@ def fall_back(run: Run, diverged: Diverged) -> None:
             break
     checkpoint.discard_after(run.out, back_to)
     fallen = (*falls(run.out), Fall(failed_step=diverged.step, back_to=back_to, why=diverged.why))
-    write_whole(run.out / "fallen.json", msgspec.json.encode(fallen))
+    write_atomic(run.out / "fallen.json", msgspec.json.encode(fallen))
     run.emit("fell_back", step=back_to, failed_step=diverged.step, why=diverged.why, rate_factor=rate_factor(fallen, back_to + 1))
 
 

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tunesmith.core.whole import write_whole
+from tunesmith.core.atomic import write_atomic
 from tunesmith.train.adapters import Trainable
 from tunesmith.train.items import Item
-from tunesmith.train.lanes import Lanes, Reference, row_logps
+from tunesmith.train.microbatch import Lanes, Reference, row_logps
 from tunesmith.train.objectives import Objective
 from tunesmith.train.run import Run
 
@@ -39,5 +39,5 @@ def references(run: Run, name: str, items: Sequence[Item], objective: Objective,
         pass  # none yet, or cut off: it is computed again
     rows = [row for item in items for row in item.every]
     found = row_logps(trainable, rows, run.manifest.resolved, lanes).reshape(len(items), width)
-    write_whole(path, save({"logp": found}, metadata={"identity": run.identity}))
+    write_atomic(path, save({"logp": found}, metadata={"identity": run.identity}))
     return found

@@ -16,10 +16,10 @@ import torch
 import transformers
 
 from tunesmith.core.chat import Rendered, Renderer
-from tunesmith.models.attention import NAME, packed_attention
-from tunesmith.models.decode import Decoder, Engine, Request
-from tunesmith.models.layers import ATTENTION
 from tunesmith.models.local import row_seed
+from tunesmith.nets.cached_attention import NAME, packed_attention
+from tunesmith.nets.decoder import Decoder, Engine, Request
+from tunesmith.nets.linear import ATTENTION
 from tunesmith.train.adapters import Trainable
 from tunesmith.train.items import Item
 from tunesmith.train.plan import ResolvedPlan

@@ -20,9 +20,9 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 import numpy as np
 
+from tunesmith.core.atomic import write_atomic
 from tunesmith.core.errors import TrainingError
 from tunesmith.core.types import Record, digest
-from tunesmith.core.whole import write_whole
 from tunesmith.train.facts import SETTINGS, WEIGHTS, environment, gather, header, require_same_tokens
 from tunesmith.train.items import Item
 from tunesmith.train.plan import Facts, Plan, Reason, ResolvedPlan, resolve
@@ -138,7 +138,7 @@ class Run:
     def rewind(self, step: int) -> None:
         """Forget the events after `step`, which are reported again; that the run fell back is not forgotten."""
         kept = [event for event in told(self.out) if event.get("step", 0) <= step or event["event"] == "fell_back"]
-        write_whole(self.out / "events.jsonl", "".join(f"{json.dumps(event)}\n" for event in kept))
+        write_atomic(self.out / "events.jsonl", "".join(f"{json.dumps(event)}\n" for event in kept))
 
     def finished(self, kind: type[Result]) -> Result | None:
         """The result of a run that has ended and whose artifact is still there, else None."""
@@ -150,7 +150,7 @@ class Run:
 
     def finish(self, result: Result) -> Result:
         """Keep the result, which ends the run."""
-        write_whole(self.out / "result.json", msgspec.json.format(msgspec.json.encode(result)))
+        write_atomic(self.out / "result.json", msgspec.json.format(msgspec.json.encode(result)))
         self.emit("finished", step=result.steps, seconds=result.seconds)
         return result
 
@@ -188,7 +188,7 @@ def open_run(
     manifest = Manifest(
         identity=identity, plan=plan, data=data, base=weights, resolved=resolved, reasons=reasons, facts=facts, environment=environment()
     )
-    write_whole(path, msgspec.json.format(msgspec.json.encode(manifest)))
+    write_atomic(path, msgspec.json.format(msgspec.json.encode(manifest)))
     return Run(out, manifest, on_event)
 
 

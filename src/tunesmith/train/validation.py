@@ -17,7 +17,7 @@ import msgspec
 from tunesmith.train.adapters import Trainable
 from tunesmith.train.artifact import save_artifact
 from tunesmith.train.checkpoint import State
-from tunesmith.train.lanes import Batch, Lanes, evaluate
+from tunesmith.train.microbatch import Batch, Lanes, evaluate
 from tunesmith.train.objectives import Objective, report
 from tunesmith.train.run import Run
 

@@ -13,13 +13,13 @@ import jinja2
 import msgspec
 import numpy as np
 
+from tunesmith.core.atomic import write_atomic
 from tunesmith.core.errors import NotFound, TunesmithError
 from tunesmith.core.rows import Row
-from tunesmith.core.whole import write_whole
 from tunesmith.data.check import GUIDANCE, check, held_out_power
-from tunesmith.flow import plots
 from tunesmith.flow.datasets.tokens import lengths, training_cost
 from tunesmith.flow.datasets.versions import Data, Datasets, shown
+from tunesmith.pages import plots
 
 _SIZES = (25, 50, 100, 200, 400, 800, 1600, 3200)
 
@@ -89,11 +89,11 @@ def text_of(result: dict[str, Any]) -> str:
 def write_html(result: dict[str, Any], rows: Sequence[Row], path: Path) -> None:
     """The report as one file without outside parts."""
     examples = {row.origin: shown(row) for row in rows if any(row.origin in one.get("rows", ()) for one in result["advice"])}
-    source = resources.files("tunesmith.flow.datasets").joinpath("check.html.j2").read_text("utf-8")
+    source = resources.files("tunesmith.pages").joinpath("templates", "data_check.html.j2").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"short": short, "count": lambda n: f"{n:,}"}
     drawn = {"plots": _plots(result, rows), "bars": _bars(result), "examples": examples, "typical": _typical(result, rows)}
-    write_whole(path, environment.from_string(source).render(r=result, guidance=GUIDANCE, **drawn))
+    write_atomic(path, environment.from_string(source).render(r=result, guidance=GUIDANCE, **drawn))
 
 
 def _typical(result: dict[str, Any], rows: Sequence[Row]) -> list[tuple[str, dict[str, Any]]]:

@@ -22,31 +22,31 @@ from tunesmith.data.clean import near_clusters
 from tunesmith.data.labels import label_errors
 from tunesmith.data.quality import contradictions
 from tunesmith.data.text import answer_of, normalised, question_of
-from tunesmith.flow import plots
 from tunesmith.flow.datasets.people import disagreeing, not_copied, omitted, personal
-from tunesmith.flow.datasets.prepare import PARTS
 from tunesmith.flow.datasets.versions import Data, entered
+from tunesmith.flow.pipeline.data_stages import PARTS
+from tunesmith.pages import plots
 
 if TYPE_CHECKING:
-    from tunesmith.flow.circle import Circle
+    from tunesmith.flow.pipeline.context import ProjectContext
 
 PAIRS, SUSPECTS, LABELS = 6, 8, 100
 # Near-duplicates link quadratically many pairs at worst; what is shown needs no more rows than this.
 MOST = 20_000
 
 
-def findings(circle: Circle) -> dict[str, Any]:
+def findings(context: ProjectContext) -> dict[str, Any]:
     """The findings of a run whose stages `split` and `tokens` are finished. Under a second a thousand rows."""
-    folder = circle.runner.folder("split")
+    folder = context.runner.folder("split")
     splits: dict[str, list[Row]] = {part: list(read_parquet(folder / f"{part}.parquet")) for part in PARTS}
-    tokens = circle.runner.run("tokens").output
-    near = circle.project.clean.near_duplicates.threshold
-    found = of_rows(splits, near, lengths=tokens.get("lengths"), max_length=_limit(circle))
-    return {**found, "meaning": circle.runner.run("split").output.get("meaning", {})}
+    tokens = context.runner.run("tokens").output
+    near = context.project.clean.near_duplicates.threshold
+    found = of_rows(splits, near, lengths=tokens.get("lengths"), max_length=_limit(context))
+    return {**found, "meaning": context.runner.run("split").output.get("meaning", {})}
 
 
-def _limit(circle: Circle) -> int | None:
-    wanted = circle.project.train.max_length
+def _limit(context: ProjectContext) -> int | None:
+    wanted = context.project.train.max_length
     return None if wanted == "auto" else int(wanted)
 
 
@@ -178,6 +178,6 @@ def section(found: dict[str, Any]) -> str:
         "test": plots.lines("test size", curves, "rows held out", "points"),
         "topics": plots.bars("topics", topics, "% of the rows") if topics else "",
     }
-    source = resources.files("tunesmith.flow.datasets").joinpath("findings.html.j2").read_text("utf-8")
+    source = resources.files("tunesmith.pages").joinpath("templates", "data_findings.html.j2").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(source).render(f=found, plots=drawn)

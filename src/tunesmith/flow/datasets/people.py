@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+from tunesmith.core.atomic import write_atomic
 from tunesmith.core.errors import DataError, UsageError
 from tunesmith.core.rows import Row
 from tunesmith.core.types import Example, Message
-from tunesmith.core.whole import write_whole
 from tunesmith.data import review
 from tunesmith.data.choose import choose, like_failures, uncertainty_of
 from tunesmith.data.clean import apply
@@ -76,7 +76,7 @@ def suspects(datasets: Datasets, data: Data, *, encoder: str = "", base: str = "
         {**one._asdict(), "row": rows[one.row].id, "origin": rows[one.row].origin, "method": method, "answer": answers[one.row]}
         for method, one in found
     ]
-    write_whole(_suspects_file(datasets), msgspec.json.encode([{"row": one["row"], "reason": one["reason"]} for one in listed]))
+    write_atomic(_suspects_file(datasets), msgspec.json.encode([{"row": one["row"], "reason": one["reason"]} for one in listed]))
     return listed
 
 

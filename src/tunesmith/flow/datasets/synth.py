@@ -68,7 +68,7 @@ def priced(wish: Wish) -> Synth:
     return msgspec.structs.replace(wish.settings, usd_in=price.input, usd_out=price.output)
 
 
-class Kept:
+class KeptEvaluation:
     """A teacher whose answers are on disk as they come: what it said before a stop is neither asked nor paid again."""
 
     def __init__(self, teacher: Model, file: Path) -> None:
@@ -111,7 +111,7 @@ class Teachers:
 
     def teacher(self, word: str) -> Model:
         """The same, with its answers kept."""
-        return Kept(self._models.resolve(word), self._file)
+        return KeptEvaluation(self._models.resolve(word), self._file)
 
 
 def requests(wish: Wish, data: Data | None, teacher: Model) -> list[synth.Request]:

@@ -22,27 +22,27 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from tunesmith.core import tables
 from tunesmith.core.config import convert, parse_overrides
 from tunesmith.core.errors import DataError, NotFound, UsageError, nearest
 from tunesmith.core.progress import Progress
 from tunesmith.core.rows import Row, read_parquet
-from tunesmith.core.store import Store
 from tunesmith.core.types import Example, LedgerLine, Record
 from tunesmith.data import version as versions
 from tunesmith.data.clean import Clean, Cleaned, clean, near_clusters
 from tunesmith.data.collect import Collected, Source, collect, stream_all
-from tunesmith.data.intake import Intake
+from tunesmith.data.import_stream import Intake
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.split import Split, Splits, split
 from tunesmith.data.version import DatasetVersion
-from tunesmith.flow.datasets import prepare
 from tunesmith.flow.datasets.imports import ALL as ALL
 from tunesmith.flow.datasets.imports import imported, reading, surveyed
 from tunesmith.flow.datasets.leaks import meaning
 from tunesmith.flow.datasets.vectors import embed
+from tunesmith.flow.pipeline import data_stages as prepare
 from tunesmith.flow.project import Project, load_project, open_store
 from tunesmith.models.catalog import Catalog
+from tunesmith.store import tables
+from tunesmith.store.store import Store
 
 PREVIEW = 3
 

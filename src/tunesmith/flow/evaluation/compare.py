@@ -22,7 +22,7 @@ from tunesmith.evaluate.failures import Changed, changed
 from tunesmith.evaluate.judge import Bias, Corrected, bias, corrected, pairwise
 from tunesmith.evaluate.regression import Forgotten, forgetting
 from tunesmith.evaluate.slices import Slice, Slicer, by_cluster, by_label, by_length, by_meta, slices
-from tunesmith.flow.evaluation.kept import Result, load_kept, result
+from tunesmith.flow.evaluation.results import Result, load_kept, result
 from tunesmith.flow.evaluation.run import Ask, Bench, measure
 
 # Below so many rows, groups of alike questions are too small to be tested.
@@ -81,7 +81,7 @@ def sides(a: str, b: str, ask: Ask, at: Bench) -> tuple[Result, Result]:
 
 
 def _side(words: str, ask: Ask, at: Bench) -> Result:
-    found = [result(word, at.folder, at.circle) or _measured(word, ask, at) for word in words.split(",")]
+    found = [result(word, at.folder, at.context) or _measured(word, ask, at) for word in words.split(",")]
     if len(found) == 1:
         return found[0]
     return Result(words, [run for one in found for run in one.runs], found[0].examples, found[0].metrics, found[0].clusters)

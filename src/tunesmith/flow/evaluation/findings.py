@@ -16,40 +16,40 @@ from tunesmith.evaluate.openings import openings
 from tunesmith.evaluate.prompts import as_given
 from tunesmith.evaluate.regression import GENERAL, fetch_suite, forgetting, run_suite, sized
 from tunesmith.evaluate.slices import Slice, slices
-from tunesmith.flow import plots
 from tunesmith.flow.evaluation.compare import slicers
-from tunesmith.flow.evaluation.kept import Result
 from tunesmith.flow.evaluation.report import failing, render
-from tunesmith.flow.evaluation.verdict import load_comparisons
-from tunesmith.flow.stages import Output
+from tunesmith.flow.evaluation.results import Result
+from tunesmith.flow.pipeline.compare_stage import load_comparisons
+from tunesmith.flow.pipeline.runner import Output
+from tunesmith.pages import plots
 
 if TYPE_CHECKING:
     from tunesmith.evaluate.run import Evaluation
-    from tunesmith.flow.circle import Circle
+    from tunesmith.flow.pipeline.context import ProjectContext
 
 ROWS = 20  # of each ability: a look at each, and a fair view of all together
 _SHOWN_SLICES = 10
 
 
-def regression(circle: Circle, work: Path) -> Output:
+def regression(context: ProjectContext, work: Path) -> Output:
     """The stage: six general abilities of the base before and after training, `ROWS` rows each, on the same rows; writes one folder an
     evaluation, so that an interrupted stage continues. Rows longer than the base's context are left out; where the suite's package cannot
     be fetched, or nothing fits, the output says so (`left_out`)."""
     suite = sized(GENERAL, ROWS)
     try:
-        rows = fetch_suite(suite, circle.catalog.folder / "downloads")
+        rows = fetch_suite(suite, context.catalog.folder / "downloads")
     except SourceUnavailable as error:
         return {"left_out": str(error)}
-    room = circle.model.engine.context
-    rows = {name: [row for row in own if len(circle.model.renderer.prompt(as_given(row))) < room] for name, own in rows.items()}
+    room = context.model.engine.context
+    rows = {name: [row for row in own if len(context.model.renderer.prompt(as_given(row))) < room] for name, own in rows.items()}
     suite = replace(suite, abilities=tuple(one for one in suite.abilities if len(rows[one.name]) >= 2))
     if not suite.abilities:
         return {"left_out": f"the base's context of {room} tokens holds none of the suite's rows"}
     sides = {}
-    for name, model in (("before", circle.model), ("after", circle.tuned_model())):
+    for name, model in (("before", context.model), ("after", context.tuned_model())):
 
         def tell(done: int, total: int, name: str = name) -> None:
-            circle.progress.bar(f"regression, {name}", done, total)
+            context.progress.bar(f"regression, {name}", done, total)
 
         sides[name] = run_suite(model, suite, rows, work / name, tell)
     lines = forgetting(sides["before"], sides["after"])
@@ -78,25 +78,25 @@ def _together(before: dict[str, Evaluation], after: dict[str, Evaluation]) -> di
     }
 
 
-def findings(circle: Circle) -> dict[str, Any]:
+def findings(context: ProjectContext) -> dict[str, Any]:
     """Where the tuned model is not better than the best baseline, what it forgot, what it still gets wrong and what to collect next.
 
     Reads finished stages only: the evaluations, `compare`, and `regression` where there is one. Plain JSON.
     """
-    from tunesmith.flow.circle import TUNED, evaluations
+    from tunesmith.flow.pipeline.context import TUNED, evaluations
 
-    best = circle.runner.run("compare").output["best_baseline"]
-    found = evaluations(circle, [best, TUNED])
-    metrics = [metric(name) for name in circle.project.evaluate.metrics]
-    clusters = circle.clusters()
-    rows = [replace(row, group=clusters[row.id]) for row in circle.rows("test")]
+    best = context.runner.run("compare").output["best_baseline"]
+    found = evaluations(context, [best, TUNED])
+    metrics = [metric(name) for name in context.project.evaluate.metrics]
+    clusters = context.clusters()
+    rows = [replace(row, group=clusters[row.id]) for row in context.rows("test")]
     table = slices(rows, metrics[:1], slicers(rows, ()), found[TUNED], found[best])
     tuned = Result(TUNED, [found[TUNED]], rows, metrics, clusters)
-    groups = failing(rows, tuned, metrics[0], circle.rows("train"))
-    one = load_comparisons(circle.runner.folder("compare"))[best].metrics[0]
-    looked = openings(circle.store.folder / "openings.jsonl", digest([row.id for row in rows]))
-    stage = next((stage.name for stage in circle.runner.stages if stage.name == "regression"), None)
-    done = circle.runner.peek(stage) if stage else None
+    groups = failing(rows, tuned, metrics[0], context.rows("train"))
+    one = load_comparisons(context.runner.folder("compare"))[best].metrics[0]
+    looked = openings(context.store.folder / "openings.jsonl", digest([row.id for row in rows]))
+    stage = next((stage.name for stage in context.runner.stages if stage.name == "regression"), None)
+    done = context.runner.peek(stage) if stage else None
     return {
         "metric": metrics[0].name,
         "against": best,
@@ -196,4 +196,4 @@ def _regression(output: Output) -> dict[str, Any]:
 
 def findings_html(found: dict[str, Any]) -> str:
     """The findings as the part of a report that holds them; everything that comes from data is escaped."""
-    return render("findings.html.j2", found)
+    return render("evaluation_findings.html.j2", found)

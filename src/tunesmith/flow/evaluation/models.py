@@ -24,13 +24,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.core.atomic import write_atomic
 from tunesmith.core.errors import NotFound, UsageError, nearest
-from tunesmith.core.store import Store
 from tunesmith.core.types import Answer, Prompt, Sampling, digest
-from tunesmith.core.whole import write_whole
 from tunesmith.models import trust
 from tunesmith.models.base import Model, OnAnswer
 from tunesmith.models.catalog import Catalog
+from tunesmith.store.store import Store
 
 if TYPE_CHECKING:
     from tunesmith.models.local import LocalModel
@@ -177,7 +177,7 @@ class Models:
 
         def keep(found: str) -> None:
             if found != known:
-                write_whole(kept, found)
+                write_atomic(kept, found)
 
         return Local(word, known, lambda: self._load(word, base, adapter), keep)
 

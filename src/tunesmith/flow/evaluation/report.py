@@ -13,18 +13,18 @@ from typing import Any
 import msgspec
 
 from tunesmith._version import __version__
+from tunesmith.core.atomic import write_atomic
 from tunesmith.core.errors import NotFound
 from tunesmith.core.types import Example
-from tunesmith.core.whole import write_whole
 from tunesmith.evaluate.failures import collect_next, confusion, failure_groups
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.openings import openings
-from tunesmith.flow import plots
 from tunesmith.flow.evaluation.compare import Compared, Weigh, compare_results
-from tunesmith.flow.evaluation.kept import Kept, Result, kept_all, result
+from tunesmith.flow.evaluation.results import KeptEvaluation, Result, kept_evaluations, result
 from tunesmith.flow.evaluation.rows import build
 from tunesmith.flow.evaluation.run import Bench
 from tunesmith.flow.failures import write_failures
+from tunesmith.pages import plots
 
 _SHOWN = 5
 _SLICES = 12
@@ -38,9 +38,9 @@ def write_report(words: Sequence[str], at: Bench, out: Path, weigh: Weigh = Weig
     holds for all of those comparisons together (1 − α/k each). Raises NotFound for a word that names no result, and for an empty store.
     """
     report = collected(words, at, weigh)
-    write_whole(out / "report.json", json.dumps(report, indent=1, default=str))
-    write_whole(out / "report.html", render("report.html.j2", report))
-    write_whole(out / "report.md", markdown(report))
+    write_atomic(out / "report.json", json.dumps(report, indent=1, default=str))
+    write_atomic(out / "report.html", render("evaluation_report.html.j2", report))
+    write_atomic(out / "report.md", markdown(report))
     if report["failures"]:
         write_failures(out / "failures.jsonl", report["failures"]["groups"])
     return report
@@ -52,13 +52,13 @@ def render(template: str, report: dict[str, Any]) -> str:
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"signed": lambda value: f"{value:+.3g}", "brief": lambda value: f"{value:.3g}"}
-    source = resources.files("tunesmith.flow.evaluation").joinpath(template).read_text("utf-8")
+    source = resources.files("tunesmith.pages").joinpath("templates", template).read_text("utf-8")
     return environment.from_string(source).render(r=report)
 
 
 def collected(words: Sequence[str], at: Bench, weigh: Weigh) -> dict[str, Any]:
     """Everything that the report shows, as plain JSON."""
-    kept = kept_all(at.folder)
+    kept = kept_evaluations(at.folder)
     named = [_named(word, at) for word in words]
     if not kept and not named:
         raise NotFound("no evaluation is kept yet", where=str(at.folder), remedy="tunesmith eval MODEL --data FILE")
@@ -82,27 +82,27 @@ def collected(words: Sequence[str], at: Bench, weigh: Weigh) -> dict[str, Any]:
 
 
 def _named(word: str, at: Bench) -> Result:
-    found = result(word, at.folder, at.circle)
+    found = result(word, at.folder, at.context)
     if found is None:
-        known = ", ".join(f"{one.id} ({one.model} on {one.data})" for one in kept_all(at.folder)[:8])
+        known = ", ".join(f"{one.id} ({one.model} on {one.data})" for one in kept_evaluations(at.folder)[:8])
         raise NotFound(f"'{word}' names no result", allowed=known or "none is kept yet", remedy="tunesmith eval MODEL --data FILE")
     return found
 
 
 def _taught(word: str, at: Bench) -> list[Example]:
     """The rows that an arm of the project's run was trained on; of other models they are not known."""
-    return at.circle.rows("train") if at.circle is not None and word.startswith("run:") else []
+    return at.context.rows("train") if at.context is not None and word.startswith("run:") else []
 
 
-def leaderboard(kept: Sequence[Kept]) -> list[dict[str, Any]]:
+def leaderboard(kept: Sequence[KeptEvaluation]) -> list[dict[str, Any]]:
     """One board for each data set and first metric, the best first; with a picture of every metric."""
-    boards: dict[tuple[str, str], list[Kept]] = {}
+    boards: dict[tuple[str, str], list[KeptEvaluation]] = {}
     for one in kept:
         boards.setdefault((one.dataset_digest, one.metrics[0]), []).append(one)
     return [_board(first, rows) for (_, first), rows in boards.items()]
 
 
-def _board(first: str, rows: Sequence[Kept]) -> dict[str, Any]:
+def _board(first: str, rows: Sequence[KeptEvaluation]) -> dict[str, Any]:
     made = build(first, rows[0].options.get(first, {}))
     sign = 1 if made.better == "lower" else -1
     ranked = sorted(rows, key=lambda one: (one.values[first] is None, sign * (one.values[first] or 0.0)))
@@ -122,7 +122,7 @@ def _board(first: str, rows: Sequence[Kept]) -> dict[str, Any]:
     }
 
 
-def _entry(one: Kept, names: Sequence[str]) -> dict[str, Any]:
+def _entry(one: KeptEvaluation, names: Sequence[str]) -> dict[str, Any]:
     return {
         "id": one.id,
         "model": one.model,
@@ -148,7 +148,7 @@ def _cell(value: float | None, interval: Any) -> str:
     return f"{value:.4g} [{interval.low:.3g}, {interval.high:.3g}]" if interval else f"{value:.4g}"
 
 
-def _plot(name: str, ranked: Sequence[Kept]) -> str:
+def _plot(name: str, ranked: Sequence[KeptEvaluation]) -> str:
     rows = [
         (f"{one.model} {one.variant if one.variant != 'zero-shot' else ''}"[-28:], found.estimate, found.low, found.high)
         for one in ranked[:12]

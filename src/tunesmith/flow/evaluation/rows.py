@@ -21,9 +21,9 @@ from tunesmith.core.types import Answer, Example, Prompt, Sampling, digest
 from tunesmith.evaluate.metrics import Measured, Metric, metric
 
 if TYPE_CHECKING:
-    from tunesmith.flow.circle import Circle
     from tunesmith.flow.evaluation.models import Models
     from tunesmith.flow.evaluation.run import Ask
+    from tunesmith.flow.pipeline.context import ProjectContext
 
 PARTS = ("train", "validation", "test")
 
@@ -46,12 +46,12 @@ class Data:
         return digest([row.id for row in self.examples])
 
 
-def find(word: str, ask: Ask, models: Models, circle: Circle | None) -> list[Data]:
+def find(word: str, ask: Ask, models: Models, context: ProjectContext | None) -> list[Data]:
     """The data that the word means; a suite has several parts. Raises UsageError, NotFound or DataError with what is allowed."""
     kind, _, rest = word.partition(":")
     sealed = ask.sealed and word == ask.data
     if word in PARTS:
-        return [_part(word, circle)]
+        return [_part(word, context)]
     if kind == "suite":
         return _suite(rest, ask.limit, models)
     if kind == "lm-eval":
@@ -72,25 +72,25 @@ def find(word: str, ask: Ask, models: Models, circle: Circle | None) -> list[Dat
     return [Data(word, rows, {row.id: row.group for row in rows if row.group is not None}, sealed=sealed)]
 
 
-def _part(name: str, circle: Circle | None) -> Data:
-    if circle is None:
+def _part(name: str, context: ProjectContext | None) -> Data:
+    if context is None:
         raise UsageError(
             f"'{name}' is a part of a project's split, and there is no project file here",
             allowed="--config FILE, or --data FILE with the rows",
             remedy="tunesmith init",
         )
-    if circle.runner.peek("split") is None:
+    if context.runner.peek("split") is None:
         raise UsageError(
-            f"the project's '{name}' rows are not prepared", where=str(circle.folder), remedy="tunesmith run, or tunesmith run --dry-run"
+            f"the project's '{name}' rows are not prepared", where=str(context.folder), remedy="tunesmith run, or tunesmith run --dry-run"
         )
-    rows, clusters = circle.rows(name), circle.clusters()
-    known = circle.runner.peek("tokens") is not None
+    rows, clusters = context.rows(name), context.clusters()
+    known = context.runner.peek("tokens") is not None
     return Data(
-        f"{circle.project.name}/{name}",
+        f"{context.project.name}/{name}",
         rows,
         {row.id: clusters[row.id] for row in rows},
-        {one: {} for one in circle.project.evaluate.metrics},
-        circle.sampling().max_tokens if known else None,
+        {one: {} for one in context.project.evaluate.metrics},
+        context.sampling().max_tokens if known else None,
         sealed=name == "test",
     )
 

@@ -18,25 +18,25 @@ import msgspec
 import sqlalchemy as sa
 from msgspec.structs import replace
 
+from tunesmith.core.atomic import write_atomic
 from tunesmith.core.errors import ConfigError, DataError, NotFound, UsageError
 from tunesmith.core.progress import Progress
 from tunesmith.core.rows import write_jsonl
 from tunesmith.core.stats import run_noise
-from tunesmith.core.store import Store
 from tunesmith.core.types import Record, Sampling, digest
-from tunesmith.core.whole import write_whole
 from tunesmith.evaluate.compare import estimate, merged
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.openings import open_sealed, openings
 from tunesmith.evaluate.prompts import Variant, as_given, few_shot, instructed
 from tunesmith.evaluate.run import Evaluation, dataset_digest, evaluate
-from tunesmith.flow.circle import Circle
-from tunesmith.flow.evaluation.kept import Kept
 from tunesmith.flow.evaluation.models import Metered, Models
+from tunesmith.flow.evaluation.results import KeptEvaluation
 from tunesmith.flow.evaluation.rows import Data, build, find
+from tunesmith.flow.pipeline.context import ProjectContext
 from tunesmith.flow.project import load_project, open_store
 from tunesmith.models.base import Model
 from tunesmith.models.catalog import Catalog
+from tunesmith.store.store import Store
 
 
 class Ask(Record, frozen=True):
@@ -89,7 +89,7 @@ class Bench:
     store: Store
     models: Models
     progress: Progress
-    circle: Circle | None = None
+    context: ProjectContext | None = None
     _data: dict[str, list[Data]] = field(init=False, default_factory=dict)
 
     @property
@@ -105,7 +105,7 @@ class Bench:
     def data(self, word: str, ask: Ask) -> list[Data]:
         """The data that the word means, read once."""
         if word not in self._data:
-            self._data[word] = find(word, ask, self.models, self.circle)
+            self._data[word] = find(word, ask, self.models, self.context)
         return self._data[word]
 
 
@@ -117,8 +117,8 @@ def bench(config: Path, progress: Progress, *, concurrency: int = 8, rate: float
     store = open_store(project, folder) if project else Store.open(folder / ".tunesmith")
     catalog = Catalog(progress=progress.bar)
     try:
-        circle = Circle(project, folder, store, catalog, progress, _no_server) if project else None
-        yield Bench(store, Models(store, catalog, concurrency, rate), progress, circle)
+        context = ProjectContext(project, folder, store, catalog, progress, _no_server) if project else None
+        yield Bench(store, Models(store, catalog, concurrency, rate), progress, context)
     finally:
         store.close()
 
@@ -127,19 +127,19 @@ def _no_server(models: Mapping[str, Model], log: sa.Engine) -> AbstractContextMa
     raise UsageError(f"{', '.join(models)} cannot be served: an evaluation brought no server")
 
 
-def run_eval(words: Sequence[str], ask: Ask, at: Bench) -> list[Kept]:
+def run_eval(words: Sequence[str], ask: Ask, at: Bench) -> list[KeptEvaluation]:
     """Every model on every part of the data; with `choose_on`, the first model and the winner only. Raises ConfigError for no model."""
     if not words:
         raise ConfigError("no model to evaluate", allowed="at least one", remedy="tunesmith eval MODEL --data FILE")
     chosen = list(dict.fromkeys(words))
-    found: list[Kept] = []
+    found: list[KeptEvaluation] = []
     if ask.choose_on:
         found = [measure(word, part, ask, at) for part in at.data(ask.choose_on, ask) for word in chosen]
         chosen = list(dict.fromkeys([chosen[0], winner(found).model]))
     return found + [measure(word, part, ask, at) for part in at.data(ask.data, ask) for word in chosen]
 
 
-def winner(found: Sequence[Kept]) -> Kept:
+def winner(found: Sequence[KeptEvaluation]) -> KeptEvaluation:
     """The best by the first metric, in its good direction. Raises DataError when none has a value."""
     first = found[0].metrics[0]
     sign = -1.0 if build(first, found[0].options.get(first, {})).better == "lower" else 1.0
@@ -149,7 +149,7 @@ def winner(found: Sequence[Kept]) -> Kept:
     return max(valued, key=lambda pair: pair[0])[1]
 
 
-def measure(word: str, data: Data, ask: Ask, at: Bench) -> Kept:
+def measure(word: str, data: Data, ask: Ask, at: Bench) -> KeptEvaluation:
     """One model on one part of the data, from kept answers where there are; the result is kept. A look at sealed rows is logged first."""
     return _Task(word, data, ask, at).run()
 
@@ -209,14 +209,14 @@ class _Task:
         asked = [self.variant(row) for row in self.rows]
         return digest(self.model.digest, asked, dataset_digest(self.rows), self.sampling, self.ask.samples, self.options)[:16]
 
-    def run(self) -> Kept:
+    def run(self) -> KeptEvaluation:
         """Ask, rate, keep."""
         self._open()
         started, out = time.monotonic(), self.at.folder / self.id
         runs = self._ask(out)
         kept = self._summary(runs)
         self._keep_rows(kept.dataset_digest)
-        write_whole(out / "kept.json", msgspec.json.encode(kept))
+        write_atomic(out / "kept.json", msgspec.json.encode(kept))
         took = time.monotonic() - started
         self.at.progress.say(f"{self.word} on {self.data.name}: {kept.rows} rows, {self.model.asked} asked now, {took:.1f} s")
         return kept
@@ -261,10 +261,10 @@ class _Task:
         price = self.ask.price
         return None if price is None else (read * price[0] + written * price[1]) / 1e6
 
-    def _summary(self, runs: Sequence[Evaluation]) -> Kept:
+    def _summary(self, runs: Sequence[Evaluation]) -> KeptEvaluation:
         whole = merged(runs, self.metrics)
         values = {m.name: [value for run in runs if (value := run.values[m.name]) is not None] for m in self.metrics}
-        return Kept(
+        return KeptEvaluation(
             id=self.id,
             model=self.word,
             data=self.data.name,
@@ -296,4 +296,4 @@ class _Task:
             write_jsonl(folder / f"{name}.jsonl", self.rows)
         if clusters:
             own = {row.id: clusters[row.id] for row in self.rows if row.id in clusters}
-            write_whole(folder / f"{name}.clusters.json", msgspec.json.encode(own))
+            write_atomic(folder / f"{name}.clusters.json", msgspec.json.encode(own))

@@ -16,12 +16,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from tunesmith.core.store import Store
-from tunesmith.core.tables import checkpoints, files, tuned_models
-from tunesmith.core.whole import whole_folder
-from tunesmith.flow.jobs.queue import Lease, keep_model
-from tunesmith.flow.server.files import Files, remove_blob
-from tunesmith.flow.server.paging import Row, new_id
+from tunesmith.core.atomic import atomic_folder
+from tunesmith.store.files import Files, remove_blob
+from tunesmith.store.jobs import Lease, keep_model
+from tunesmith.store.paging import Row, new_id
+from tunesmith.store.store import Store
+from tunesmith.store.tables import checkpoints, files, tuned_models
 from tunesmith.train.run import told
 
 KEPT = 3
@@ -98,7 +98,7 @@ class Reporter:
         """A copy of the weights of a checkpoint that the run will remove as it goes on."""
         copy = self._out.parent / "paused" / folder.name
         if not copy.is_dir():
-            with whole_folder(copy) as work:
+            with atomic_folder(copy) as work:
                 for name in _WEIGHTS:
                     if (folder / name).is_file():
                         shutil.copyfile(folder / name, work / name)

@@ -18,6 +18,7 @@ from tunesmith.core.config import convert
 from tunesmith.core.errors import ConfigError, UsageError, nearest
 from tunesmith.core.types import Record, digest
 from tunesmith.core.wire import BadRequest
+from tunesmith.store.jobs import JobRequest
 from tunesmith.train.plan import Adapter, Plan, ResolvedReinforcement, check
 
 if TYPE_CHECKING:
@@ -100,22 +101,6 @@ class _Body(Record, frozen=True):
     method: _Method | None = None
     hyperparameters: dict[str, Any] | None = None
     priority: int = 0
-
-
-class JobRequest(Record, frozen=True):
-    """What a job was asked to be. `method` is shown to clients; `extras` are the plan's keys that the hyperparameters set."""
-
-    model: str
-    training_file: str
-    validation_file: str | None
-    suffix: str | None
-    seed: int
-    metadata: dict[str, str] | None
-    integrations: list[dict[str, Any]] | None
-    method: dict[str, Any]
-    extras: dict[str, Any]
-    priority: int
-    fingerprint: str
 
 
 def job_request(body: bytes, *, python: bool = False, base_of: Callable[[str], str] = str) -> JobRequest:

@@ -18,21 +18,22 @@ import msgspec
 import sqlalchemy as sa
 
 from tunesmith.core import types
+from tunesmith.core.atomic import atomic_file
 from tunesmith.core.chat import Rendered, Renderer
 from tunesmith.core.errors import DataError, NotFound, TrainingError, UsageError
 from tunesmith.core.rows import Row as DataRow
-from tunesmith.core.rows import atomic, read_lines
-from tunesmith.core.store import Store
-from tunesmith.core.tables import files
+from tunesmith.core.rows import read_lines
 from tunesmith.data.format import FORMATS, parse_line
 from tunesmith.data.objects import load_object
-from tunesmith.flow.jobs.queue import Lease, Stopped
 from tunesmith.flow.jobs.report import Reporter, model_name, result_csv, weight_files
 from tunesmith.flow.jobs.request import PLAN_METHODS, epochs, plan
-from tunesmith.flow.server.files import Files
-from tunesmith.flow.server.paging import Missing, Row
-from tunesmith.flow.stages import only_one
+from tunesmith.flow.pipeline.runner import only_one
 from tunesmith.models.catalog import Catalog
+from tunesmith.store.files import Files
+from tunesmith.store.jobs import Lease, Stopped
+from tunesmith.store.paging import Missing, Row
+from tunesmith.store.store import Store
+from tunesmith.store.tables import files
 from tunesmith.train.facts import gather
 from tunesmith.train.items import as_items
 from tunesmith.train.plan import Plan, Preference, ResolvedPlan, resolve
@@ -120,7 +121,7 @@ def _local(store: Store, job: Row, param: str) -> Path:
         source.find(job[param], job["project"])
     except Missing as error:
         raise BadFile(f"invalid_{param}", f"The file {job[param]} does not exist any more", param) from error
-    with source.open(job[param]) as stream, atomic(path) as local:
+    with source.open(job[param]) as stream, atomic_file(path) as local:
         shutil.copyfileobj(stream, local, 1 << 20)
     return path
 
@@ -134,7 +135,7 @@ def _format_of(data: bytes, name: str) -> str:
 
 
 def _train(lease: Lease, job: Row, rows: Sequence[DataRow], validation: Sequence[DataRow], out: Path, threads: int | None) -> None:
-    from tunesmith.flow.rewards import reward_of, tasks_of
+    from tunesmith.flow.pipeline.rewards import reward_of, tasks_of
     from tunesmith.train.grpo import reinforce
     from tunesmith.train.loop import train
 

@@ -20,11 +20,11 @@ from pathlib import Path
 
 from tunesmith.core.errors import StoreError
 from tunesmith.core.progress import hush
-from tunesmith.core.store import Store
 from tunesmith.deploy.processes import start
-from tunesmith.flow.jobs.queue import Jobs, Lease, Stopped
 from tunesmith.flow.jobs.run import folder_of, run_job
 from tunesmith.models import trust
+from tunesmith.store.jobs import Jobs, Lease, Stopped
+from tunesmith.store.store import Store
 
 MODULE = "tunesmith.flow.jobs.worker"
 _LOG_TAIL = 2000

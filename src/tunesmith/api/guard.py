@@ -1,0 +1,93 @@
+"""What every request passes before it is routed: its id, its key, its size, its kind and where it comes from. Knows no endpoint.
+
+A page in a browser can send requests to this machine. It cannot send JSON without asking first, its other requests name their origin, and
+by DNS rebinding it comes with its own name as Host: all three are refused.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import MutableMapping
+from typing import Any
+
+from tunesmith.api import errors
+from tunesmith.api.auth import Auth
+from tunesmith.api.errors import APIError
+from tunesmith.api.http import Receive, Scope, Send
+from tunesmith.api.limits import MAX_FILE_BYTES, MAX_PART_BYTES
+
+_ENVELOPE = 1 << 20  # what a multipart body may have besides the file
+_LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+_PART = re.compile(r"/v1/uploads/[^/]+/parts")
+_JSON = "application/json"
+
+
+class Guard:
+    """The outermost application."""
+
+    def __init__(self, app: Any, *, auth: Auth, max_body_bytes: int, local_only: bool) -> None:
+        self.app, self.auth, self.max_body_bytes, self.local_only = app, auth, max_body_bytes, local_only
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request in, or answer it with an error."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        more = [(b"x-request-id", _request_id(headers).encode())]
+        most = self._most(scope["path"])
+        seen = 0
+
+        async def send_with_more(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *more]
+            await send(message)
+
+        async def counted() -> MutableMapping[str, Any]:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > most:
+                raise _too_large(most)
+            return message
+
+        try:
+            self._check(scope, headers, most)
+            caller = self.auth.caller(scope["method"], scope["path"], headers)
+            if scope["path"].startswith("/v1/"):
+                more += self.auth.spend(caller)
+        except APIError as error:
+            await errors.response(error)(scope, receive, send_with_more)
+            return
+        scope.setdefault("state", {})["project"] = caller.project
+        await self.app(scope, counted, send_with_more)
+
+    def _most(self, path: str) -> int:
+        if path == "/v1/files":
+            return max(self.max_body_bytes, MAX_FILE_BYTES + _ENVELOPE)
+        return max(self.max_body_bytes, MAX_PART_BYTES + _ENVELOPE) if _PART.fullmatch(path) else self.max_body_bytes
+
+    def _check(self, scope: Scope, headers: dict[bytes, str], most: int) -> None:
+        host = re.sub(r":\d*$", "", headers.get(b"host", ""))
+        if self.local_only and host.strip("[]").lower() not in _LOCAL_NAMES:
+            raise APIError(403, f"Host '{host}' is not this machine", code="invalid_host")
+        origin = re.sub(r":\d*$", "", headers.get(b"origin", "").partition("://")[2] or headers.get(b"origin", ""))
+        if self.local_only and origin and origin.strip("[]").lower() not in _LOCAL_NAMES:
+            raise APIError(403, f"A page of '{origin[:100]}' may not ask this machine", code="invalid_origin")
+        length = headers.get(b"content-length", "0")
+        if length.isdigit() and int(length[:18]) > most:
+            raise _too_large(most)
+        kind = headers.get(b"content-type", "").split(";")[0].strip().lower()
+        bodyless = not kind and length == "0" and b"transfer-encoding" not in headers
+        if scope["method"] == "POST" and kind not in (_JSON, "multipart/form-data") and not bodyless:
+            raise APIError(400, f"Content-Type is '{kind[:100]}'; send application/json", code="invalid_content_type")
+
+
+def _request_id(headers: dict[bytes, str]) -> str:
+    given = headers.get(b"x-request-id", "")[:64]
+    return given if given and given.isascii() and given.isprintable() else f"req_{secrets.token_hex(16)}"
+
+
+def _too_large(limit: int) -> APIError:
+    return APIError(413, f"The request body is larger than {limit} bytes", code="request_too_large")

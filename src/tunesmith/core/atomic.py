@@ -1,0 +1,83 @@
+"""Files and folders that are there whole or not at all, killed at any moment; knows nothing about what is in them.
+
+Each is written under a temporary name in the same folder, fsynced, renamed: what carries the final name is complete.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from tunesmith.core.errors import StoreError
+
+
+def user_folder() -> Path:
+    """Where downloads are kept between projects: the platform's data folder of the user."""
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("tunesmith", appauthor=False))
+
+
+def sync(path: Path) -> None:
+    """fsync one file or folder entry."""
+    if os.name == "nt" and path.is_dir():  # Windows cannot open a folder; its rename is durable by itself
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
+    """A file to write to that takes its name only when the block ends well; a failure leaves what was there before.
+
+    Raises StoreError when the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        raise StoreError(
+            f"cannot write: {error.strerror or error}", where=str(path), remedy="free space on the disk, or choose another folder"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a file so that it is seen complete or not at all. Raises as `atomic_file`."""
+    with atomic_file(path) as stream:
+        stream.write(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def atomic_folder(final: Path) -> Iterator[Path]:
+    """A folder to fill that appears as `final` only when the block ends without an error; a leftover of a killed process is removed."""
+    work = final.with_name(f".{final.name}.part")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    yield work
+    put_in_place(work, final)
+
+
+def put_in_place(work: Path, final: Path) -> None:
+    """Let a filled folder appear under its final name, in place of what was there."""
+    for path in work.rglob("*"):
+        if path.is_file():
+            sync(path)
+    shutil.rmtree(final, ignore_errors=True)
+    work.replace(final)
+    sync(final.parent)

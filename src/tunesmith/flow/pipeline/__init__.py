@@ -1,0 +1,1 @@
+"""The stages of one project: context, runner, and a file for each stage."""

@@ -1,0 +1,64 @@
+"""The comparison stage: the tuned model against every baseline, and the gate. Knows no formula."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from tunesmith.evaluate.compare import Comparison, compare
+from tunesmith.evaluate.metrics import Metric, metric
+from tunesmith.evaluate.run import Evaluation
+from tunesmith.flow.pipeline.runner import Output
+
+if TYPE_CHECKING:
+    from tunesmith.flow.pipeline.context import ProjectContext
+
+
+def judge(context: ProjectContext, work: Path) -> Output:
+    """Compare on the same rows, clusters as one observation; writes comparisons.json. The best baseline by the first metric decides."""
+    from tunesmith.flow.pipeline.context import TUNED, evaluations
+
+    metrics = [metric(name) for name in context.project.evaluate.metrics]
+    found = evaluations(context, context.arms)
+    tuned, baselines = found.pop(TUNED), found
+    clusters = context.clusters()
+    comparisons = {arm: _against(arm, baseline, tuned, metrics, clusters) for arm, baseline in baselines.items()}
+    (work / "comparisons.json").write_bytes(msgspec.json.encode(comparisons))
+    best = _best(baselines, metrics[0])
+    decision, verdict = _gate(comparisons[best], metrics[0], context.project.gate.margin)
+    return {"decision": decision, "verdict": verdict, "best_baseline": best}
+
+
+def _against(arm: str, baseline: Evaluation, tuned: Evaluation, metrics: list[Metric], clusters: dict[str, str]) -> Comparison:
+    scores = [[score for row in side.rows for score in row.scores] for side in (baseline, tuned)]
+    return compare(scores[0], scores[1], metrics=metrics, clusters=clusters, names=(arm, "the tuned model"))
+
+
+def _best(baselines: dict[str, Evaluation], by: Metric) -> str:
+    sign = -1.0 if by.better == "lower" else 1.0
+
+    def value(arm: str) -> float:
+        found = baselines[arm].values[by.name]
+        return float("-inf") if found is None else sign * found
+
+    return max(baselines, key=value)
+
+
+def _gate(comparison: Comparison, by: Metric, margin: float) -> tuple[str, str]:
+    """(pass | block | unsure, one sentence). The interval of the improvement must lie wholly above `margin`."""
+    one = comparison.metric(by.name)
+    if one.difference is None:
+        return "unsure", one.sentence
+    low, high = (one.difference.low, one.difference.high) if by.better != "lower" else (-one.difference.high, -one.difference.low)
+    decision = "pass" if low > margin else "block" if high <= margin else "unsure"
+    told = {"pass": "The gate says yes.", "block": "The gate says no.", "unsure": "The gate cannot tell, and lets nothing through."}[
+        decision
+    ]
+    return decision, f"{one.sentence[:1].upper()}{one.sentence[1:]} {told}"
+
+
+def load_comparisons(folder: Path) -> dict[str, Comparison]:
+    """What `judge` wrote: the comparison with each baseline."""
+    return msgspec.json.decode((folder / "comparisons.json").read_bytes(), type=dict[str, Comparison])

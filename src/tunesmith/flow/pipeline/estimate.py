@@ -1,0 +1,189 @@
+"""How long, how much memory, how many tokens, at what price: said before the work, for this machine, a GPU by name, and providers.
+
+Knows no stage's inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from tunesmith.core.errors import MissingExtra
+from tunesmith.flow.datasets.tokens import prices, training_cost
+from tunesmith.flow.pipeline.data_stages import load_rendered
+from tunesmith.flow.pipeline.training_stage import taught
+from tunesmith.train import gpus
+from tunesmith.train.estimate import RUNTIME_BYTES, Estimate, answering_bytes, linear_shapes
+from tunesmith.train.estimate import estimate as estimate_training
+from tunesmith.train.facts import base_shape
+from tunesmith.train.fit import refuse_what_cannot_fit
+
+if TYPE_CHECKING:
+    from tunesmith.flow.pipeline.context import ProjectContext
+
+# Shares of the best matrix-product rate that reading prompts and writing answers reach: an estimate must not take as long as the thing.
+# These and the times below were set by the demo (SmolLM2-135M, two idle cores, 2 × 447 GFLOP/s in bfloat16).
+_READ, _WRITE = 0.40, 0.07
+# With an adapter both take longer: its own products come on top, small ones.
+_ADAPTER = 2.0
+# How much of the allowed length an answer fills: an untrained base runs on, one that was shown examples stops early.
+_FILLED = {"zero": 0.5, "shots": 0.05}
+_LOADING_S, _ASKING_S = 5.0, 40.0
+# What the libraries of the data stages keep in the same process.
+_DATA_BYTES = 200_000_000
+# The general-ability suite, both models: 240 short answers.
+_SUITE_FLOP = 2.1e13
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Where a run might go instead: a GPU by name, and what an hour of it costs in US dollars, as far as they are given."""
+
+    gpu: str | None = None
+    usd_per_hour: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.gpu is not None:
+            gpus.gpu_of(self.gpu)  # an unknown one is said before any work
+
+
+@dataclass(frozen=True)
+class RunEstimate:
+    """Seconds by stage, peak bytes by kind of stage, the training room's own estimate, and what training alone takes elsewhere."""
+
+    seconds: dict[str, float]
+    memory: dict[str, int]
+    training: Estimate
+    gpu: dict[str, Any] | None = None
+    hosted: tuple[dict[str, Any], ...] = ()
+
+    def summary(self) -> dict[str, Any]:
+        """As plain numbers."""
+        one = self.training
+        return {
+            "seconds": self.seconds,
+            "total_s": sum(self.seconds.values()),
+            "epochs": one.plan.epochs,
+            "steps": one.steps,
+            "tokens": one.tokens,
+            "computed_tokens": one.computed_tokens,
+            "trained_tokens": one.trained_tokens,
+            "memory_bytes": max(self.memory.values()),
+            "memory_by_stage": self.memory,
+            "available_bytes": one.available_bytes,
+            "trainable_parameters": one.trainable_parameters,
+            "gpu": self.gpu,
+            "hosted": list(self.hosted),
+            "plan": msgspec.to_builtins(one.plan),
+            "reasons": msgspec.to_builtins(one.reasons),
+        }
+
+    def text(self) -> str:
+        """In words."""
+        one = self.training
+        parts = [f"{name} {_time(seconds)}" for name, seconds in self.seconds.items() if seconds >= 1]
+        lines = [
+            f"this will take about {_time(sum(self.seconds.values()))} on this machine: {', '.join(parts) or 'nothing long'}",
+            f"training: {one.steps} steps in {one.plan.epochs} epochs, {one.tokens:,} tokens ({one.computed_tokens:,} after packing, "
+            f"{one.trained_tokens:,} with loss)",
+            f"memory at the peak: about {', '.join(f'{size / 2**30:.1f} GiB to {name}' for name, size in self.memory.items())}",
+        ]
+        if self.gpu is not None:
+            price = "" if self.gpu["usd"] is None else f", {self.gpu['usd']:.2f} USD"
+            lines.append(
+                f"training on one {self.gpu['name']}: about {_time(self.gpu['seconds'])}{price}, {self.gpu['memory_bytes'] / 2**30:.1f} GiB"
+                f" (assumed, not measured: {self.gpu['assumed_share']:.0%} of the data sheet's rate)"
+            )
+        if self.hosted:
+            offers = ", ".join(f"{offer['model']} {offer['usd']:.2f} USD" for offer in self.hosted)
+            lines.append(f"training at OpenAI, list prices of {self.hosted[0]['as_of']}: {offers}")
+        return "\n".join(lines)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def estimate(context: ProjectContext, waiting: Sequence[str], elsewhere: Elsewhere | None = None) -> RunEstimate:
+    """The estimate for the stages that wait; the data stages must be done.
+
+    Raises TrainingError with changes of the plan that would fit, when training cannot fit where it is asked for.
+    """
+    folder = context.runner.folder("tokens")
+    rows, validation = load_rendered(folder / "train.npz"), load_rendered(folder / "validation.npz")
+    training = estimate_training(taught(context), rows, validation, base=context.base)
+    gpu = None
+    if elsewhere is None or elsewhere.gpu is None:
+        refuse_what_cannot_fit(training, base=context.base)
+    else:
+        gpu = _on_gpu(training, elsewhere.gpu, elsewhere.usd_per_hour, context.base)
+    seconds = {"train": training.seconds} if "train" in waiting else {}
+    for name in waiting:
+        if name.startswith("evaluate:"):
+            seconds[name] = _LOADING_S + _answering(context, name.removeprefix("evaluate:"), context.base) / training.rate
+    if "regression" in waiting:
+        seconds["regression"] = _LOADING_S + _SUITE_FLOP / training.rate
+    if "ask" in waiting:
+        seconds["ask"] = _ASKING_S
+    return RunEstimate(
+        seconds, _memory(context, training), training, gpu, _offers(context, training.plan.epochs) if elsewhere is not None else ()
+    )
+
+
+def _memory(context: ProjectContext, training: Estimate) -> dict[str, int]:
+    """Peak bytes of the process while it trains, and while it answers: one model at a time, over what the data stages leave behind."""
+    size = 2 if training.plan.dtype == "bfloat16" else 4
+    config, tokens = base_shape(context.base), context.runner.run("tokens").output
+    length = tokens["train"]["longest"] + context.sampling().max_tokens
+    answers = answering_bytes(config, size, context.project.evaluate.batch_size, length)
+    evaluating = RUNTIME_BYTES["cpu"] + size * int(config["parameters"]) + answers
+    left = _DATA_BYTES if training.plan.device == "cpu" else 0
+    return {"train": training.memory.total + left, "evaluate": evaluating + left}
+
+
+def _on_gpu(training: Estimate, name: str, usd_per_hour: float | None, base: Path) -> dict[str, Any]:
+    there = gpus.on_gpu(training, name, base=base)
+    gpus.refuse_what_cannot_fit(training, there, base=base)
+    return {
+        "name": there.name,
+        "dtype": there.plan.dtype,
+        "seconds": there.seconds,
+        "usd": None if usd_per_hour is None else usd_per_hour * there.seconds / 3600,
+        "memory_bytes": there.memory.total,
+        "usable_bytes": there.usable_bytes,
+        "assumed_share": there.assumed_share,
+        "source": f"{there.source}, {there.collected}",
+    }
+
+
+def _offers(context: ProjectContext, epochs: int) -> tuple[dict[str, Any], ...]:
+    """What the same rows cost at OpenAI, the cheapest first; nothing without the tokenizer or for a method that is not offered there."""
+    from tunesmith.core.tokens import OpenAITokens
+
+    if context.project.train.method != "sft":
+        return ()
+    rows = context.rows("train")
+    try:
+        offers = [training_cost(OpenAITokens(model).rows(rows).tolist(), model, epochs) for model in prices().models]
+    except MissingExtra:
+        return ()
+    return tuple(sorted((offer for offer in offers if offer is not None), key=lambda offer: float(offer["usd"])))
+
+
+def _answering(context: ProjectContext, arm: str, base: Path) -> float:
+    """FLOP, weighed by what reading and writing reach, to answer the held-out rows. Shared beginnings of prompts are read once."""
+    tokens, config = context.runner.run("tokens").output, base_shape(base)
+    body = sum(o * i for o, i in linear_shapes(config).values()) * int(config["num_hidden_layers"])
+    head = int(config["hidden_size"]) * int(config["vocab_size"])
+    rows, count, shared = tokens["train"]["rows"], len(context.rows("test")), tokens["shared_prefix"]
+    own = tokens["train"]["tokens"] / rows - shared
+    shots = next((baseline.shots for baseline in context.project.baselines if baseline.name == arm), 0)
+    if arm == "tuned":
+        written, factor = tokens["train"]["trained"] / rows, _ADAPTER
+    else:
+        written, factor = context.sampling().max_tokens * _FILLED["shots" if shots else "zero"], 1.0
+    return float(2 * factor * count * (body * own / _READ + (body + head) * written / _WRITE))

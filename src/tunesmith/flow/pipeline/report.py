@@ -1,0 +1,229 @@
+"""The last stage: everything that was found, as report.json and as one report.html that opens offline. Computes nothing new."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import platform
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import msgspec
+
+from tunesmith._version import __version__
+from tunesmith.core.atomic import write_atomic
+from tunesmith.evaluate.compare import Comparison
+from tunesmith.evaluate.metrics import metric
+from tunesmith.flow.datasets import findings as in_rows
+from tunesmith.flow.evaluation.findings import findings, findings_html
+from tunesmith.flow.failures import write_failures
+from tunesmith.flow.pipeline.compare_stage import load_comparisons
+from tunesmith.flow.pipeline.runner import Output
+from tunesmith.flow.pipeline.training_stage import events
+from tunesmith.flow.project import Project
+from tunesmith.pages import plots
+from tunesmith.store.store import without_password
+
+if TYPE_CHECKING:
+    from tunesmith.flow.pipeline.context import ProjectContext
+
+_SHOWN = 6
+_PACKAGES = ("torch", "transformers", "peft", "tokenizers", "numpy", "scipy", "openai")
+
+
+def write_report(context: ProjectContext, work: Path) -> Output:
+    """Write report.json (every figure with its interval), report.html (the same for people) and failures.jsonl (for `data next`)."""
+    report = _report(context)
+    write_atomic(work / "report.json", json.dumps(report, indent=1, default=str))
+    source = resources.files("tunesmith.pages").joinpath("templates", "run_report.html.j2").read_text("utf-8")
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    write_atomic(work / "report.html", environment.from_string(source).render(r=report))
+    write_failures(work / "failures.jsonl", report["findings"]["failures"])
+    return {"files": ["report.html", "report.json", "failures.jsonl"]}
+
+
+def _report(context: ProjectContext) -> dict[str, Any]:
+    stages = [done for stage in context.runner.stages if (done := context.runner.peek(stage.name))]
+    outputs = {done.name: done.output for done in stages}
+    comparisons = load_comparisons(context.runner.folder("compare"))
+    compared = outputs["compare"]
+    best = compared["best_baseline"]
+    found, in_data = findings(context), in_rows.findings(context)
+    return {
+        "name": context.project.name,
+        "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": _without_secrets(context.command, context.project),
+        "left_out": list(context.left_out),
+        "versions": {"tunesmith": __version__, **{name: importlib.metadata.version(name) for name in _PACKAGES}},
+        "verdict": compared["verdict"],
+        "gate": {"decision": compared["decision"], "margin": context.project.gate.margin},
+        "primary": context.project.evaluate.metrics[0],
+        "best_baseline": best,
+        "total_time": _minutes(sum(done.seconds for done in stages)),
+        **_measured(context, comparisons, outputs),
+        **_rows_won_and_lost(context, best, comparisons[best]),
+        "findings": found,
+        "findings_html": findings_html(found),
+        "data_findings": in_data,
+        "data_html": in_rows.section(in_data),
+        "data": _data(context, outputs),
+        "training": _training(context, outputs["train"]),
+        "questions": outputs["ask"]["questions"],
+        "monitoring": [_watched(variant) for variant in outputs["ask"]["monitoring"]["variants"]],
+        "stages": [{"name": done.name, "digest": done.digest, "seconds": done.seconds} for done in stages],
+        "configuration": msgspec.yaml.encode(_without_secrets(msgspec.to_builtins(context.project), context.project)).decode(),
+        "environment": f"{platform.platform()}\n" + "\n".join(f"{key}: {value}" for key, value in outputs["train"]["environment"].items()),
+    }
+
+
+def _without_secrets(value: Any, project: Project) -> Any:
+    """A report is shown around: the database's password and the webhooks' secrets are taken out of every text in `value`."""
+    if isinstance(value, dict):
+        return {key: _without_secrets(one, project) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_secrets(one, project) for one in value]
+    if not isinstance(value, str):
+        return value
+    for hook in project.serve.webhooks:
+        value = value.replace(hook.secret, "…") if hook.secret else value
+    url = project.serve.database
+    return value.replace(url, without_password(url)) if url else value
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def _measured(context: ProjectContext, comparisons: dict[str, Comparison], outputs: dict[str, Output]) -> dict[str, Any]:
+    """Each arm's intervals, the plots, and the table of differences."""
+    names = context.project.evaluate.metrics
+    first = next(iter(comparisons.values()))
+    intervals = {arm: {one.metric: one.a for one in comparison.metrics} for arm, comparison in comparisons.items()}
+    intervals["tuned"] = {one.metric: one.b for one in first.metrics}
+    labels = {arm: f"{arm} ({outputs[f'evaluate:{arm}']['variant']})" if arm not in ("zero-shot", "tuned") else arm for arm in intervals}
+    plotted = []
+    for name in names:
+        kind = metric(name)
+        rows = [(labels[arm], found.estimate, found.low, found.high) for arm, each in intervals.items() if (found := each[name])]
+        unit = kind.low == 0 and kind.high == 1
+        about = f"{'pooled over all rows' if kind.kind == 'pooled' else 'mean over rows'}; {kind.better} is better"
+        plotted.append({"name": name, "about": about, "plot": plots.intervals(name, rows, name, (0.0, 1.0) if unit else None)})
+    arms = [
+        {
+            "name": arm,
+            "label": labels[arm],
+            "scores": {name: msgspec.structs.asdict(found) for name, found in each.items() if found},
+            **outputs[f"evaluate:{arm}"],
+        }
+        for arm, each in intervals.items()
+    ]
+    table = [
+        {"against": arm, "metrics": [_row(one) for one in comparison.metrics if one.difference]} for arm, comparison in comparisons.items()
+    ]
+    return {"metrics": plotted, "arms": arms, "comparisons": table}
+
+
+def _row(one: Any) -> dict[str, Any]:
+    return {
+        "metric": one.metric,
+        "difference": msgspec.structs.asdict(one.difference),
+        "p_adjusted": one.p_adjusted,
+        "smallest": one.smallest_detectable,
+        "verdict": one.verdict,
+        "sentence": one.sentence,
+    }
+
+
+def _rows_won_and_lost(context: ProjectContext, best: str, comparison: Comparison) -> dict[str, Any]:
+    from tunesmith.flow.pipeline.context import TUNED, evaluations
+
+    found = evaluations(context, [best, TUNED])
+    said = {arm: {row.example_id: row.answer.text for row in evaluation.rows} for arm, evaluation in found.items()}
+    rows = {row.id: row for row in context.rows("test")}
+    one = comparison.metric(context.project.evaluate.metrics[0])
+
+    def shown(ids: tuple[str, ...]) -> dict[str, Any]:
+        longest = sorted(ids, key=lambda i: (-len(rows[i].answer), i))[:_SHOWN]
+        entries = [
+            {"asked": rows[i].prompt[-1].text, "reference": rows[i].answer, "baseline": said[best][i], "tuned": said[TUNED][i]}
+            for i in longest
+        ]
+        return {"count": len(ids), "shown": entries}
+
+    return {"won": shown(one.won), "lost": shown(one.lost)}
+
+
+def _data(context: ProjectContext, outputs: dict[str, Output]) -> dict[str, Any]:
+    split, tokens = outputs["split"], outputs["tokens"]
+    clusters, leakage = split["clusters"], split["leakage"]["test"]
+    test = {row.id for row in context.rows("test")}
+    of = context.clusters()
+    ledger = context.runner.folder("tokens") / "ledger.jsonl"
+    fates: dict[tuple[str, str], int] = {}
+    for text in ledger.read_text("utf-8").splitlines():
+        line = json.loads(text)
+        key = (line["fate"], line.get("rule", ""))
+        fates[key] = fates.get(key, 0) + 1
+    answers = [f"{count} rows answer “{answer[:60]}”" for answer, count in split["answers"][:3]]
+    return {
+        "inputs": outputs["collect"]["inputs"],
+        "ledger": str(ledger),
+        "fates": [{"fate": fate, "rule": rule, "rows": rows} for (fate, rule), rows in sorted(fates.items(), key=lambda item: -item[1])],
+        "split": split["splits"],
+        "test_clusters": len({of[row] for row in test}),
+        "findings": [
+            f"{clusters['rows_in_clusters']} rows stand in {clusters['clusters_of_several']} clusters of near-identical texts "
+            f"(largest: {clusters['largest']}); each cluster is on one side of the split",
+            f"leakage from training into test: {leakage['exact']} exact and {leakage['near']} near-duplicate rows of {leakage['rows']}",
+            *answers,
+            f"all training rows start with the same {tokens['shared_prefix']} tokens, computed once a batch",
+            f"{tokens['train']['tokens']} tokens in the training rows, of which {tokens['train']['trained']} carry loss",
+            *split["notes"],
+        ],
+        "plot": plots.histogram("tokens per training row", tokens["lengths"], "tokens per training row"),
+        "mask": [{"text": text, "trained": bool(on)} for text, on in zip(*tokens["shown"], strict=True)],
+    }
+
+
+def _training(context: ProjectContext, output: Output) -> dict[str, Any]:
+    told = events(context.runner.folder("train"))
+    figure, unit = ("reward", "mean reward") if output["plan"].get("method") == "grpo" else ("loss", "nats per trained token")
+    steps = [event for event in told if event["event"] == "step" and f"train_{figure}" in event]
+    valid = [event for event in told if event.get(f"valid_{figure}") is not None]
+    series = [("training", [event["step"] for event in steps], _smooth([event[f"train_{figure}"] for event in steps]))]
+    if valid:
+        series.append(("validation", [event["step"] for event in valid], [event[f"valid_{figure}"] for event in valid]))
+    test = output["test"]
+    checks = [
+        f"saved and loaded again, loss on the same rows: {test['trained_loss']:.4f} before, {test['reloaded_loss']:.4f} after "
+        f"(base alone: {test['base_loss']:.4f})",
+        f"largest weight {test['largest_weight']:.3g}, so not zero; merged into the base, the logits differ by {test['merge_error']:.2g}",
+    ]
+    size = f"{output['trainable_parameters'] / 1e6:.2f} M trainable parameters"
+    reached = output.get(f"valid_{figure}")
+    loss = f"; validation {figure} {reached:.3f} ({unit}) at the end" if reached is not None else ""
+    return {
+        "about": f"{output['rows']} rows, {output['epochs']} epochs, {output['steps']} steps, {size}, {_minutes(output['seconds'])}{loss}.",
+        "plot": plots.lines(figure, series, "optimiser step", unit),
+        "reasons": output["reasons"],
+        "plan": output["plan"],
+        "checks": checks,
+        "events": told,
+    }
+
+
+def _smooth(values: list[float], width: int = 5) -> list[float]:
+    """Running mean over up to `width` values, so that single batches do not hide the course."""
+    return [sum(values[max(0, i - width + 1) : i + 1]) / len(values[max(0, i - width + 1) : i + 1]) for i in range(len(values))]
+
+
+def _watched(variant: dict[str, Any]) -> dict[str, Any]:
+    def seconds(name: str) -> str:
+        found = variant["total_s"].get(name)
+        return f"{found['value']:.2f} s" if found else "–"
+
+    keys = ("alias", "variant", "requests", "errors", "prompt_tokens", "completion_tokens")
+    return {key: variant[key] for key in keys} | {"p50": seconds("p50"), "p95": seconds("p95")}

@@ -1,0 +1,167 @@
+"""The whole circle, resumable: run it, plan it, look at it. Knows nothing about what a stage does inside."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from tunesmith.core.errors import UsageError
+from tunesmith.core.progress import Progress, Silent
+from tunesmith.flow.pipeline.context import TUNED, ProjectContext, Server
+from tunesmith.flow.pipeline.runner import Done, only_one
+from tunesmith.flow.project import Project, open_store
+from tunesmith.models.base import Model
+from tunesmith.models.catalog import Catalog
+
+if TYPE_CHECKING:
+    from tunesmith.flow.pipeline.estimate import Elsewhere
+
+_DATA = ("collect", "split", "tokens")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: the verdict, what was computed and what was found, where the report lies."""
+
+    verdict: str
+    decision: str
+    report: Path
+    stages: list[Done]
+    values: dict[str, dict[str, float | None]]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the gate let the tuned model through."""
+        return self.decision == "pass"
+
+    def summary(self) -> dict[str, Any]:
+        """The outcome as one JSON object."""
+        computed = [stage.name for stage in self.stages if not stage.cached]
+        return {"verdict": self.verdict, "decision": self.decision, "report": str(self.report), "values": self.values, "computed": computed}
+
+    def text(self) -> str:
+        """The outcome in words."""
+        computed = [stage.name for stage in self.stages if not stage.cached]
+        done = f"computed now: {', '.join(computed)}" if computed else "nothing to do: every stage was already done with these inputs"
+        return f"{self.verdict}\n{done}\nreport: {self.report}"
+
+
+def run_pipeline(
+    project: Project,
+    folder: Path,
+    progress: Progress,
+    server: Server,
+    *,
+    command: str = "tunesmith run",
+    left_out: tuple[str, ...] = (),
+) -> Outcome:
+    """Walk the circle in `folder`; finished stages are found, an interrupted one continues.
+
+    The tuned model is deployed (its alias recorded in the store) only when the gate passes.
+    """
+    with opened(project, folder, progress, server) as context, only_one(context.store.folder):
+        context.command, context.left_out = command, left_out
+        names = [stage.name for stage in context.runner.stages]
+        waiting = [name for name in names if context.runner.peek(name) is None]
+        if waiting:
+            _say_beforehand(context, waiting)
+        done = [context.runner.run(name) for name in names]
+        results = {stage.name: stage for stage in done}
+        decision = results["compare"].output["decision"]
+        if decision == "pass":
+            _deploy(context)
+        report = folder / project.report
+        _publish(results["report"].folder, report)
+        values = {arm: results[f"evaluate:{arm}"].output["values"] for arm in context.arms}
+        return Outcome(results["compare"].output["verdict"], decision, report / "report.html", done, values)
+
+
+def dry_run(project: Project, folder: Path, progress: Progress, elsewhere: Elsewhere | None = None) -> dict[str, Any]:
+    """Prepare the data (cheap and kept), then say what a run would do: time, memory, tokens; with `elsewhere`, prices too."""
+    from tunesmith.flow.pipeline.estimate import estimate
+
+    with opened(project, folder, progress) as context, only_one(context.store.folder):
+        _data(context)
+        waiting = [stage.name for stage in context.runner.stages if context.runner.peek(stage.name) is None]
+        found = estimate(context, waiting, elsewhere)
+        return found.summary() | {"waiting": waiting, "text": found.text()}
+
+
+def stage_states(project: Project, folder: Path) -> list[dict[str, Any]]:
+    """Each stage with its state, digest, and seconds when it is done."""
+    with opened(project, folder, Silent()) as context:
+        rows = []
+        for stage in context.runner.stages:
+            done = context.runner.peek(stage.name)
+            started = context.runner.folder(stage.name).with_name(f".{context.runner.digests[stage.name]}.part").is_dir()
+            state = "done" if done else "started" if started else "waiting"
+            rows.append(
+                {
+                    "name": stage.name,
+                    "state": state,
+                    "digest": context.runner.digests[stage.name],
+                    "seconds": round(done.seconds, 1) if done else None,
+                }
+            )
+        return rows
+
+
+def _no_server(models: Mapping[str, Model], log: sa.Engine) -> AbstractContextManager[str]:
+    raise UsageError(f"{', '.join(models)} cannot be served: this look at the stages brought no server")
+
+
+@contextmanager
+def opened(project: Project, folder: Path, progress: Progress, server: Server = _no_server) -> Iterator[ProjectContext]:
+    """The circle of a project over its opened store."""
+    store = open_store(project, folder)
+    try:
+        yield ProjectContext(project, folder, store, Catalog(progress=progress.bar), progress, server)
+    finally:
+        store.close()
+
+
+def _data(context: ProjectContext) -> None:
+    """The stages of data; a metric that does not exist is said before them, not when the first answers are rated."""
+    context.metrics  # noqa: B018 raises
+    for name in _DATA:
+        context.runner.run(name)
+
+
+def _say_beforehand(context: ProjectContext, waiting: list[str]) -> None:
+    """Data first (seconds), then how long the rest will take."""
+    from tunesmith.flow.pipeline.estimate import estimate
+
+    _data(context)
+    left = [name for name in waiting if name not in _DATA]
+    if any(name == "train" or name.startswith("evaluate:") for name in left):
+        context.progress.say(estimate(context, left).text())
+
+
+def _deploy(context: ProjectContext) -> None:
+    """Put the tuned model in force for its alias, unless it already is."""
+    record = {
+        "base": str(context.base),
+        "adapter": str(context.adapter),
+        "base_name": context.project.base,
+        "run": context.runner.digests["train"],
+    }
+    alias = context.project.deploy.alias
+    in_force = context.store.deployed().get(alias, {})
+    if any(in_force.get(key) != value for key, value in record.items()):
+        version = context.store.deploy(alias, record, reason=f"run of {context.project.name}: gate passed")
+        context.progress.say(f"deployed: '{alias}' answers with {TUNED} weights of this run (version {version})")
+
+
+def _publish(source: Path, target: Path) -> None:
+    """Copy the report to where people look for it, when it is not the same already."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        other = target / path.name
+        if not other.is_file() or other.read_bytes() != path.read_bytes():
+            shutil.copyfile(path, other)

@@ -1,0 +1,132 @@
+"""Stages that are done once: each is named by the hash of all its inputs, and its folder appears whole or not at all. Knows nothing
+about what a stage does.
+
+A stage that was killed finds its unfinished folder again and may continue in it; a finished one is never run twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tunesmith.core.atomic import put_in_place
+from tunesmith.core.errors import StoreError
+from tunesmith.core.memory import give_back
+from tunesmith.core.progress import Progress
+from tunesmith.core.types import digest
+from tunesmith.store.store import Store
+
+Output = dict[str, Any]
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step. `inputs` is everything besides earlier stages that its result depends on; `run(work)` fills the folder and returns a
+    small JSON-able summary. Raise `version` when the code changes what comes out."""
+
+    name: str
+    run: Callable[[Path], Output]
+    inputs: Any = None
+    needs: tuple[str, ...] = ()
+    version: int = 1
+    about: str = ""
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished stage: its digest, folder, summary, seconds, and whether it was already there."""
+
+    name: str
+    digest: str
+    folder: Path
+    output: Output
+    seconds: float
+    cached: bool
+
+
+@dataclass
+class Runner:
+    """The stages of one project in their order, over one store. A stage's digest follows from its inputs and the digests of what it
+    needs, never from results, so all of them are known before anything runs."""
+
+    store: Store
+    project: str
+    progress: Progress
+    stages: Sequence[Stage]
+    digests: dict[str, str] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for stage in self.stages:
+            needed = [self.digests[name] for name in stage.needs]
+            self.digests[stage.name] = digest(stage.name, stage.version, stage.inputs, needed)
+
+    def folder(self, name: str) -> Path:
+        """Where the result of that stage lies (or will lie)."""
+        return self.store.folder / "stages" / self.digests[name]
+
+    def peek(self, name: str) -> Done | None:
+        """The stage's result if it is finished and its folder is still there."""
+        key = self.digests[name]
+        kept, folder = self.store.finished(key), self.folder(name)
+        if kept is None or not folder.is_dir():
+            return None
+        return Done(name, key, folder, kept["output"], kept["seconds"], cached=True)
+
+    def run(self, name: str) -> Done:
+        """The stage's result, computed now or found; whatever it needs comes first."""
+        found = self.peek(name)
+        if found is not None:
+            return found
+        stage = next(stage for stage in self.stages if stage.name == name)
+        for needed in stage.needs:
+            self.run(needed)
+        return self._compute(stage)
+
+    def _compute(self, stage: Stage) -> Done:
+        key, folder = self.digests[stage.name], self.folder(stage.name)
+        work = folder.with_name(f".{key}.part")
+        work.mkdir(parents=True, exist_ok=True)
+        self.progress.say(f"{stage.name}: {stage.about}" if stage.about else stage.name)
+        started = time.monotonic()
+        try:
+            output = stage.run(work)
+            give_back(cycles=True)  # or the next stage's peak comes on top of this one's
+            put_in_place(work, folder)
+            seconds = time.monotonic() - started
+            self.store.finish(key, project=self.project, name=stage.name, seconds=seconds, output=output)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            raise StoreError(
+                f"stage '{stage.name}' cannot write: {error.strerror or error}",
+                where=str(work),
+                remedy="free space on the disk; what is finished is kept, run again to continue",
+            ) from error
+        return Done(stage.name, key, folder, output, seconds, cached=False)
+
+
+@contextlib.contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold the project's lock; raises StoreError when another process works on it. The kernel frees it when the holder dies."""
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise StoreError(
+                f"another run works here (process {file.read().strip() or 'unknown'})", where=str(folder), remedy="wait for it, or stop it"
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

@@ -1,0 +1,61 @@
+"""The serving stage: base and tuned model behind a real port, asked by the unchanged openai SDK, logged, and read back by monitoring."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from tunesmith.core.errors import TunesmithError
+from tunesmith.core.load import need
+from tunesmith.core.types import Example
+from tunesmith.flow.pipeline.runner import Output
+
+if TYPE_CHECKING:
+    from tunesmith.flow.pipeline.context import ProjectContext
+
+
+def ask(context: ProjectContext, work: Path) -> Output:
+    """Serve both models, ask held-out rows of both, and return what was said and what monitoring saw of it."""
+    from tunesmith.monitor.status import status
+
+    openai = need("openai", extra="openai")
+    started = time.time()
+    names = {context.project.base: context.model, context.project.deploy.alias: context.tuned_model()}
+    asked = _chosen(context.rows("test"), context.project.deploy.questions)
+    with context.server(names, context.store.engine) as url:
+        client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
+        answers = [_question(client, row, list(names), context.sampling().max_tokens) for row in asked]
+    seen = status(context.store.engine, since=started)
+    return {"questions": answers, "monitoring": seen}
+
+
+def _chosen(rows: Sequence[Example], count: int) -> list[Example]:
+    """Spread over the held-out rows, those with the longer answers first: they show more than the usual one."""
+    return sorted(rows, key=lambda row: (-len(row.answer), row.id))[:: max(1, len(rows) // (3 * max(count, 1)))][:count]
+
+
+def _question(client: Any, row: Example, models: list[str], max_tokens: int) -> dict[str, Any]:
+    client_error = need("openai", extra="openai").OpenAIError
+    messages = [msgspec.to_builtins(message) for message in row.prompt]
+    answers = []
+    for model in models:
+        started = time.monotonic()
+        try:
+            said = client.chat.completions.create(model=model, messages=messages, max_tokens=max_tokens, temperature=0)
+        except client_error as error:
+            raise TunesmithError(
+                f"the served model '{model}' did not answer: {error}", remedy="free space on the disk, then run again"
+            ) from error
+        answers.append(
+            {
+                "model": model,
+                "text": said.choices[0].message.content,
+                "tokens": said.usage.completion_tokens,
+                "seconds": time.monotonic() - started,
+            }
+        )
+    return {"asked": row.prompt[-1].text, "reference": row.answer, "answers": answers}

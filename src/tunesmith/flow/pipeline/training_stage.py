@@ -1,0 +1,111 @@
+"""The training stage of the circle: rendered rows in, a tested adapter out, told as it goes. Knows nothing about arithmetic."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from tunesmith.core.chat import Renderer
+from tunesmith.core.errors import ConfigError
+from tunesmith.core.memory import give_back
+from tunesmith.flow.pipeline.data_stages import load_rendered
+from tunesmith.flow.pipeline.runner import Output
+from tunesmith.flow.train_progress import TrainProgress
+
+if TYPE_CHECKING:
+    from tunesmith.flow.pipeline.context import ProjectContext
+    from tunesmith.train.grpo import Reinforced
+    from tunesmith.train.loop import TrainResult
+    from tunesmith.train.plan import Plan
+    from tunesmith.train.run import OnEvent
+    from tunesmith.train.validation import Measure
+
+
+def train_rows(context: ProjectContext, work: Path) -> Output:
+    """Train as the plan says; an interrupted run in `work` continues. Returns the result, the resolved plan and its reasons."""
+    from tunesmith.train.loop import train
+    from tunesmith.train.sinks import several, trackers
+
+    give_back(cycles=True)  # what answered before is gone by now
+    tokens = context.runner.folder("tokens")
+    rows, validation = load_rendered(tokens / "train.npz"), load_rendered(tokens / "validation.npz")
+    tracked = trackers(context.project.trackers, project=context.project.name, folder=context.store.folder / "trackers")
+    tell = several(TrainProgress(context.progress), tracked)
+    result: TrainResult | Reinforced
+    if context.project.train.method == "grpo":
+        result = _reinforce(context, work, tell)
+    else:
+        result = train(taught(context), rows, validation, base=context.base, out=work, on_event=tell, measure=_measure(context))
+    manifest = json.loads((work / "run.json").read_text("utf-8"))
+    return {
+        "valid_loss": None,  # grpo has none
+        **{key: value for key, value in msgspec.to_builtins(result).items() if key != "artifact"},
+        "plan": manifest["resolved"],
+        "reasons": manifest["reasons"],
+        "environment": manifest["environment"],
+    }
+
+
+def taught(context: ProjectContext) -> Plan:
+    """The plan with the folder of its teacher, which a project may give by its catalogue name."""
+    plan = context.project.train
+    if plan.distillation.teacher is None:
+        return plan
+    teacher = str(context.catalog.model(plan.distillation.teacher))
+    return msgspec.structs.replace(plan, distillation=msgspec.structs.replace(plan.distillation, teacher=teacher))
+
+
+def _reinforce(context: ProjectContext, work: Path, tell: OnEvent) -> Reinforced:
+    """Train by what the plan's grader says of the model's own answers to the rows' prompts."""
+    from tunesmith.flow.pipeline.rewards import reward_of, tasks_of
+    from tunesmith.train.grpo import reinforce
+
+    plan, renderer = context.project.train, Renderer.load(context.base)
+    if plan.reinforcement.grader is None:
+        raise ConfigError(
+            "method grpo has no grader",
+            where="train.reinforcement.grader",
+            allowed="string_check, text_similarity, python, score_model, multi",
+            remedy='grader: {type: string_check, name: same, input: "{{ sample.output_text }}", reference: "{{ item.reference }}", '
+            "operation: eq}",
+        )
+    reward = reward_of(plan.reinforcement.grader, context.catalog.model)
+    tasks, validation = (tasks_of(renderer, context.rows(part)) for part in ("train", "validation"))
+    return reinforce(plan, tasks, reward, validation, base=context.base, out=work, on_event=tell)
+
+
+def _measure(context: ProjectContext) -> Measure | None:
+    """The project's first metric on the first validation rows, as the evaluation asks them; None when the plan wants none.
+
+    Each time the model as it would be saved is loaded beside the one in training, and forgotten again.
+    """
+    from tunesmith.evaluate.metrics import metric
+    from tunesmith.evaluate.run import evaluate
+    from tunesmith.models.local import LocalModel
+    from tunesmith.train.validation import Measure
+
+    project = context.project
+    if not project.train.metric_rows:
+        return None
+    chosen, rows, sampling = (
+        metric(project.evaluate.metrics[0]),
+        context.rows("validation")[: project.train.metric_rows],
+        context.sampling(),
+    )
+    if chosen.better == "neither":
+        raise ConfigError(f"no value of {chosen.name} is better than another", where="evaluate.metrics", remedy="another metric first")
+
+    def value(folder: Path) -> float | None:
+        base, adapter = (context.base, folder) if folder.name == "adapter" else (folder, None)
+        model = LocalModel(base, adapter, name="in training", max_rows=project.evaluate.batch_size)
+        return evaluate(model, rows, [chosen], sampling=sampling, out=folder.parent / "answers").values[chosen.name]
+
+    return Measure(chosen.name, chosen.better == "higher", value)
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    """Everything that a finished run reported."""
+    return [json.loads(line) for line in (folder / "events.jsonl").read_text("utf-8").splitlines()]

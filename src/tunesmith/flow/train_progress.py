@@ -1,0 +1,69 @@
+"""What training reports, in words for a person: a bar for the steps, a line for whatever should stay. Knows nothing about arithmetic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tunesmith.core.progress import Progress
+
+
+class TrainProgress:
+    """An `on_event` that tells a person; it remembers the last step, of which an evaluation's line speaks too."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.step: dict[str, Any] | None = None
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Tell one event, or nothing where it is of no interest."""
+        if event["event"] == "step":
+            self.step = event
+            self.progress.bar("train", event["step"], event["total_steps"])
+        elif line := self._line(event):
+            self.progress.say(f"  {line}")
+
+    def _line(self, event: dict[str, Any]) -> str:
+        match event["event"]:
+            case "start" if event["step"]:
+                return f"continuing at step {event['step']} of {event['total_steps']}"
+            case "evaluation":
+                return f"step {event['step']} of {event['total_steps']}: " + "; ".join(
+                    filter(None, (_trained(self.step), _held_out(event)))
+                )
+            case "fell_back":
+                where = f"back to step {event['step']}, at {event['rate_factor']:g} of the learning rate"
+                return f"step {event['failed_step']} went wrong ({event['why']}): {where}"
+            case "spike":
+                return f"step {event['step']}: the loss jumped to {event['train_loss']:.3f}, and no recovery is left"
+            case "grading_failed":
+                return f"step {event['step']}: {event['count']} answers could not be graded: {event['why']}"
+            case "checkpoint_failed":
+                return f"step {event['step']}: {event['error']}; the run goes on"
+            case "early_stopped":
+                return f"stopped at step {event['step']} of {event['total_steps']}: no better since step {event['best_step']}"
+            case "best_restored":
+                return f"the weights of step {event['best_step']} are kept, the best of this run"
+        return ""
+
+
+def _trained(step: dict[str, Any] | None) -> str:
+    """The last step: loss, accuracy, speed, time left; as far as the method reports them."""
+    if step is None:
+        return ""
+    parts = [f"training loss {step['train_loss']:.3f}"] if "train_loss" in step else []
+    if "train_token_accuracy" in step:
+        parts.append(f"{step['train_token_accuracy']:.0%} of the tokens right")
+    if "tokens_per_s" in step:
+        share = f" ({step['limit_share']:.0%} of the machine's limit)" if "limit_share" in step else ""
+        parts.append(f"{step['tokens_per_s']:,.0f} tokens/s{share}")
+    if left := step.get("seconds_left"):
+        parts.append(f"{left / 60:.0f} min left" if left >= 90 else f"{left:.0f} s left")
+    return ", ".join(parts)
+
+
+def _held_out(event: dict[str, Any]) -> str:
+    """What the evaluation found: reward, or loss with the task's metric where it was measured."""
+    if "valid_loss" not in event:
+        return f"held-out reward {event['valid_reward']:.3f}" if "valid_reward" in event else "no held-out reward"
+    value = event.get(f"valid_{event.get('metric')}")
+    return f"validation loss {event['valid_loss']:.3f}" + ("" if value is None else f", {event['metric']} {value:.3f}")

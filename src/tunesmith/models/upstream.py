@@ -1,0 +1,42 @@
+"""Another server that speaks the API, passed through byte by byte; knows nothing about who asks or what is logged."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from tunesmith.core.types import Answer, Prompt, Sampling
+from tunesmith.models.base import OnAnswer
+from tunesmith.models.connection import Connections, Incoming
+from tunesmith.models.openai_api import OpenAIModel
+
+
+class Upstream:
+    """The model `model` of the server at `base_url` (ending in /v1). As a `Model` it asks through the SDK; `send` passes a body through."""
+
+    def __init__(self, model: str, *, base_url: str, api_key: str = "none", timeout_s: float = 600.0) -> None:
+        self.name, self.base_url = model, base_url.rstrip("/")
+        self._api_key = api_key
+        self._connections = Connections(self.base_url, timeout_s=timeout_s)
+        self._heads: dict[str, bytes] = {}
+
+    @property
+    def digest(self) -> str:
+        """Of the address and the model's name: what stands behind them cannot be seen."""
+        return hashlib.blake2b(f"{self.base_url} {self.name}".encode(), digest_size=16).hexdigest()
+
+    def answer(self, prompts: Sequence[Prompt], sampling: Sampling, on_answer: OnAnswer | None = None) -> list[Answer]:
+        """See `Model.answer`."""
+        return OpenAIModel(self.name, base_url=self.base_url, api_key=self._api_key).answer(prompts, sampling, on_answer)
+
+    async def send(self, path: str, body: bytes) -> Incoming:
+        """POST a body as it is to `path` below /v1; the answer's headers have come. Raises OSError when there is no answer."""
+        head = self._heads.get(path)
+        if head is None:
+            headers = {"content-type": "application/json", "authorization": f"Bearer {self._api_key}"}
+            head = self._heads[path] = self._connections.head(path, headers)
+        return await self._connections.send(head, body)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._connections.close()

@@ -1,0 +1,217 @@
+"""Batches in the store: requests from a file, answers line by line, files at the end; knows nothing about how a line is answered.
+
+Each answered line is kept as it comes, so a server that dies goes on where it stopped; the answers become files when all are there.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from tunesmith.store.files import Files
+from tunesmith.store.jobs import announce
+from tunesmith.store.paging import Missing, Refused, Row, exclusive, new_id, page
+from tunesmith.store.store import Store
+from tunesmith.store.tables import batch_lines, batches, files
+
+ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+# Documented by OpenAI: a batch for one of them is taken and fails with that reason.
+UNSERVED = ("/v1/responses", "/v1/moderations", "/v1/images/generations", "/v1/images/edits", "/v1/videos")
+MOST_LINES, DAY_S = 50_000, 86_400.0
+OPEN = ("validating", "in_progress", "finalizing", "cancelling")
+
+
+class Line(msgspec.Struct, forbid_unknown_fields=True):
+    """One request of a batch's file."""
+
+    custom_id: str
+    method: str
+    url: str
+    body: dict[str, Any]
+
+
+class Batches:
+    """The batches of all projects in one store."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def create(self, *, project: str, endpoint: str, input_file: str, window: str, metadata: Mapping[str, str] | None) -> Row:
+        """A new batch. Raises Refused for a file of another purpose, Missing."""
+        if Files(self.store).find(input_file, project, param="input_file_id")["purpose"] != "batch":
+            raise Refused(f"'{input_file}' has another purpose", param="input_file_id", code="invalid_file_purpose", allowed="batch")
+        now = time.time()
+        row = {"id": new_id("batch_"), "created": now, "project": project, "status": "validating", "endpoint": endpoint, "total": 0}
+        row |= {"input_file": input_file, "window": window, "metadata": metadata, "times": {"expires_at": now + DAY_S}}
+        with self.store.writing() as connection:
+            connection.execute(sa.insert(batches).values(**row))
+        return self.find(str(row["id"]), project)
+
+    def find(self, number: str, project: str | None) -> Row:
+        """A batch; `project` None looks in all. Raises Missing."""
+        where = [batches.c.id == number, *([batches.c.project == project] if project is not None else [])]
+        with self.store.reading() as connection:
+            row = connection.execute(sa.select(batches).where(*where)).mappings().first()
+        if row is None:
+            raise Missing("batch", number, param="batch_id")
+        return row
+
+    def listed(self, project: str, *, after: str | None, limit: int) -> tuple[list[Row], bool]:
+        """A page of batches, newest first, and whether more follow."""
+        return page(self.store, batches, [batches.c.project == project], after=after, limit=min(limit, 100))
+
+    def counts(self, number: str) -> tuple[int, int, int, int]:
+        """(answered, failed, prompt tokens, completion tokens) so far."""
+        query = sa.select(batch_lines.c.ok, batch_lines.c.tokens).where(batch_lines.c.batch == number)
+        with self.store.reading() as connection:
+            rows = connection.execute(query).all()
+        tokens = [row.tokens for row in rows]
+        return sum(row.ok for row in rows), sum(not row.ok for row in rows), sum(t[0] for t in tokens), sum(t[1] for t in tokens)
+
+    def cancel(self, number: str, project: str) -> Row:
+        """Ask a batch to end; what is answered is kept. Raises Missing, Refused."""
+        self.find(number, project)
+        with exclusive(self.store) as connection:
+            row = connection.execute(sa.select(batches).where(batches.c.id == number).with_for_update()).mappings().one()
+            if row["status"] in ("validating", "in_progress"):
+                times = {**row["times"], "cancelling_at": time.time()}
+                connection.execute(sa.update(batches).where(batches.c.id == number).values(status="cancelling", times=times))
+            elif row["status"] not in ("cancelling", "cancelled"):
+                raise Refused(f"Batch '{number}' is {row['status']}", param="batch_id", code="invalid_batch_status")
+        return self.find(number, project)
+
+    def lease(self, seconds: float) -> tuple[Row, str] | None:
+        """The oldest batch that nobody works on, with the token of the lease; or None."""
+        now, token = time.time(), secrets.token_hex(8)
+        with exclusive(self.store) as connection:
+            free = [batches.c.status.in_(OPEN), sa.or_(batches.c.lease.is_(None), batches.c.lease_until < now)]
+            query = sa.select(batches).where(*free).order_by(batches.c.seq).limit(1).with_for_update(skip_locked=True)
+            row = connection.execute(query).mappings().first()
+            if row is None:
+                return None
+            connection.execute(sa.update(batches).where(batches.c.id == row["id"]).values(lease=token, lease_until=now + seconds))
+        return row, token
+
+    def beat(self, number: str, token: str, seconds: float) -> bool:
+        """Keep the lease; False when it is lost."""
+        with self.store.writing() as connection:
+            mine = sa.update(batches).where(batches.c.id == number, batches.c.lease == token)
+            return bool(connection.execute(mine.values(lease_until=time.time() + seconds)).rowcount)
+
+    def read(self, row: Row) -> tuple[list[Line], list[dict[str, Any]]]:
+        """(the requests of the input file, what is wrong with it)."""
+        if row["endpoint"] in UNSERVED:
+            said = f"{row['endpoint']} is not served here; served: {', '.join(ENDPOINTS)}"
+            return [], [{"code": "unsupported_endpoint", "message": said, "line": None, "param": "endpoint"}]
+        lines, errors, seen = [], [], set()
+        with Files(self.store).open(row["input_file"]) as stream:
+            for number, data in enumerate((raw for raw in io.BufferedReader(stream) if raw.strip()), 1):  # type: ignore[type-var]
+                try:
+                    line = msgspec.json.decode(data, type=Line)
+                except msgspec.DecodeError as error:
+                    errors.append({"code": "invalid_json_line", "message": str(error), "line": number, "param": None})
+                    continue
+                if line.url != row["endpoint"] or line.method != "POST":
+                    said = f"{line.method} {line.url}, expected POST {row['endpoint']}"
+                    errors.append({"code": "mismatched_endpoint", "message": said, "line": number, "param": "url"})
+                if line.custom_id in seen:
+                    said = f"'{line.custom_id[:100]}' came before"
+                    errors.append({"code": "duplicate_custom_id", "message": said, "line": number, "param": "custom_id"})
+                seen.add(line.custom_id)
+                lines.append(line)
+                if len(lines) > MOST_LINES:
+                    break
+        if not 1 <= len(lines) <= MOST_LINES and not errors:
+            errors = [{"code": "invalid_n_requests", "message": f"{len(lines)} requests; 1 to {MOST_LINES}", "line": None, "param": None}]
+        return lines, errors[:100]
+
+    def begin(self, row: Row, total: int) -> None:
+        """The file is sound: the batch runs, unless it was cancelled meanwhile."""
+        times = {**row["times"], "in_progress_at": row["times"].get("in_progress_at", time.time())}
+        with self.store.writing() as connection:
+            mine = [batches.c.id == row["id"], batches.c.status.in_(("validating", "in_progress"))]
+            connection.execute(sa.update(batches).where(*mine).values(status="in_progress", times=times, total=total))
+
+    def answered(self, number: str) -> set[int]:
+        """The lines that have answers."""
+        with self.store.reading() as connection:
+            return set(connection.execute(sa.select(batch_lines.c.line).where(batch_lines.c.batch == number)).scalars())
+
+    def keep(self, number: str, answers: Sequence[tuple[int, bool, tuple[int, int], str]]) -> None:
+        """Keep answers: (line, ok, (prompt, completion) tokens, the line of the output file)."""
+        rows = [{"batch": number, "line": line, "ok": ok, "tokens": list(tokens), "body": body} for line, ok, tokens, body in answers]
+        with self.store.writing() as connection:
+            connection.execute(sa.insert(batch_lines), rows)
+
+    def fail(self, row: Row, errors: list[dict[str, Any]]) -> None:
+        """The input file is of no use."""
+        self._end(row, "failed", errors={"object": "list", "data": errors})
+
+    def finish(self, row: Row, status: str) -> None:
+        """Make the files of what was answered; the batch ends as completed, cancelled or expired."""
+        ids: dict[str, Any] = {}
+        for ok, key in ((True, "output_file"), (False, "error_file")):
+            query = (
+                sa.select(batch_lines.c.body).where(batch_lines.c.batch == row["id"], batch_lines.c.ok == ok).order_by(batch_lines.c.line)
+            )
+            with self.store.reading() as connection:
+                text = "".join(f"{body}\n" for body in connection.execute(query).scalars())
+            if text:
+                name = f"{row['id']}_{key.removesuffix('_file')}.jsonl"
+                ids[key] = Files(self.store).prepare(
+                    io.BytesIO(text.encode()), project=row["project"], filename=name, purpose="batch_output"
+                )
+        self._end(row, status, rows=list(ids.values()), **{key: file["id"] for key, file in ids.items()})
+
+    def _end(self, row: Row, status: str, *, rows: list[dict[str, Any]] | None = None, **values: Any) -> None:
+        with exclusive(self.store) as connection:
+            now = connection.execute(sa.select(batches).where(batches.c.id == row["id"]).with_for_update()).mappings().one()
+            times = {**now["times"], f"{status}_at": time.time()}
+            if rows:
+                connection.execute(sa.insert(files), rows)
+            ended = {"status": status, "times": times, "lease": None, "lease_until": None, **values}
+            connection.execute(sa.update(batches).where(batches.c.id == row["id"]).values(**ended))
+            announce(connection, now, f"batch.{status}")
+
+
+def batch_object(row: Row, counts: tuple[int, int, int, int]) -> dict[str, Any]:
+    """A batch as the API shows it; times that have not come are left out."""
+    done, failed, prompt, completion = counts
+    body = {
+        "id": row["id"],
+        "object": "batch",
+        "endpoint": row["endpoint"],
+        "input_file_id": row["input_file"],
+        "completion_window": row["window"],
+        "status": row["status"],
+        "created_at": int(row["created"]),
+        "request_counts": {"total": row["total"], "completed": done, "failed": failed},
+        "metadata": row["metadata"],
+        "usage": {
+            "input_tokens": prompt,
+            "input_tokens_details": {"cached_tokens": 0},
+            "output_tokens": completion,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": prompt + completion,
+        },
+    }
+    named = {"output_file_id": row["output_file"], "error_file_id": row["error_file"], "errors": row["errors"]}
+    times = {key: int(value) for key, value in row["times"].items()}
+    return {**body, **{key: value for key, value in named.items() if value is not None}, **times}
+
+
+def output_line(custom_id: str, status: int, request_id: str, body: bytes) -> str:
+    """A line of the output (or error) file."""
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        answer = {"error": {"message": body.decode("utf-8", "replace")[:1000]}}
+    response = {"status_code": status, "request_id": request_id, "body": answer}
+    return json.dumps({"id": new_id("batch_req_"), "custom_id": custom_id, "response": response, "error": None}, ensure_ascii=False)

@@ -1,0 +1,134 @@
+"""Files that clients upload and jobs produce: a row in the store and the bytes as a blob; knows nothing about HTTP or what is in them.
+
+The blob is written whole before the row appears, and the row goes before the blob: a file that is listed can be read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from typing import IO, Any
+
+import sqlalchemy as sa
+
+from tunesmith.core.errors import StoreError
+from tunesmith.store.paging import Missing, Refused, Row, new_id, page
+from tunesmith.store.store import Store
+from tunesmith.store.tables import files
+
+_CHUNK = 1 << 20
+
+
+class Files:
+    """The files of all projects in one store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def put(
+        self, stream: IO[bytes], *, project: str, filename: str, purpose: str, keep_s: float | None = None, most: int | None = None
+    ) -> Row:
+        """Store what `stream` has; returns the row. Raises Refused above `most` bytes, StoreError when the disk is full."""
+        row = self.prepare(stream, project=project, filename=filename, purpose=purpose, keep_s=keep_s, most=most)
+        with self._store.writing() as connection:
+            connection.execute(sa.insert(files).values(**row))
+        return self.find(row["id"], project)
+
+    def prepare(
+        self, stream: IO[bytes], *, project: str, filename: str, purpose: str, keep_s: float | None = None, most: int | None = None
+    ) -> dict[str, Any]:
+        """Store the bytes only; the row is for the caller to insert, in the transaction that makes the file known."""
+        now, number = time.time(), new_id("file-")
+        size, sha256 = write_blob(self._store, f"files/{number}", stream, most)
+        return {
+            "id": number,
+            "project": project,
+            "created": now,
+            "expires": None if keep_s is None else now + keep_s,
+            "bytes": size,
+            "filename": safe_name(filename),
+            "purpose": purpose,
+            "sha256": sha256,
+        }
+
+    def find(self, number: str, project: str, param: str = "id") -> Row:
+        """The row of a file. Raises Missing, also for one that has expired."""
+        query = sa.select(files).where(files.c.id == number, *self._visible(project))
+        with self._store.reading() as connection:
+            row = connection.execute(query).mappings().first()
+        if row is None:
+            raise Missing("File object", number, param=param)
+        return row
+
+    def listed(
+        self, project: str, *, purpose: str | None = None, after: str | None = None, limit: int = 10_000, oldest_first: bool = False
+    ) -> tuple[list[Row], bool]:
+        """A page of files, and whether more follow."""
+        where = [*self._visible(project), *([files.c.purpose == purpose] if purpose else [])]
+        return page(self._store, files, where, after=after, limit=min(limit, 10_000), oldest_first=oldest_first)
+
+    def open(self, number: str) -> IO[bytes]:
+        """The bytes of a file."""
+        try:
+            stream: IO[bytes] = self._store.blobs.open(f"files/{number}", "rb")
+        except FileNotFoundError as error:
+            raise StoreError(f"the bytes of '{number}' are gone", where=str(self._store.folder), remedy="upload the file again") from error
+        return stream
+
+    def delete(self, number: str, project: str) -> None:
+        """Forget a file and its bytes. Raises Missing."""
+        self.find(number, project)
+        with self._store.writing() as connection:
+            connection.execute(sa.delete(files).where(files.c.id == number))
+        remove_blob(self._store, f"files/{number}")
+
+    def sweep(self) -> int:
+        """Remove what has expired; returns how many files."""
+        with self._store.writing() as connection:
+            old = [row[0] for row in connection.execute(sa.select(files.c.id).where(files.c.expires < time.time()))]
+            connection.execute(sa.delete(files).where(files.c.id.in_(old)))
+        for number in old:
+            remove_blob(self._store, f"files/{number}")
+        return len(old)
+
+    @staticmethod
+    def _visible(project: str) -> list[Any]:
+        return [files.c.project == project, sa.or_(files.c.expires.is_(None), files.c.expires > time.time())]
+
+
+def safe_name(filename: str) -> str:
+    """The last part of a name, printable and short: it is shown and sent back, never used as a path."""
+    last = re.split(r"[/\\]", filename)[-1]
+    return "".join(c for c in last if c.isprintable())[:255] or "file"
+
+
+def write_blob(store: Store, name: str, stream: IO[bytes], most: int | None = None) -> tuple[int, str]:
+    """Write a blob whole: temporary name, fsync, rename. Returns (bytes, SHA-256). Raises Refused above `most` bytes, StoreError."""
+    temporary, whole, size = f"{name}.part", hashlib.sha256(), 0
+    try:
+        store.blobs.makedirs(os.path.dirname(name), exist_ok=True)
+        with store.blobs.open(temporary, "wb") as file:
+            while block := stream.read(_CHUNK):
+                size += len(block)
+                if most is not None and size > most:
+                    break
+                whole.update(block)
+                file.write(block)
+            file.flush()
+            if hasattr(file, "fileno"):
+                os.fsync(file.fileno())
+        if most is not None and size > most:
+            store.blobs.rm_file(temporary)
+            raise Refused(f"The file is larger than {most} bytes", param="file", code="file_too_large", allowed=f"{most} bytes")
+        store.blobs.mv(temporary, name)
+    except OSError as error:
+        raise StoreError(f"cannot write: {error.strerror or error}", where=name, remedy="free space on the disk, then try again") from error
+    return size, whole.hexdigest()
+
+
+def remove_blob(store: Store, name: str) -> None:
+    """Remove a blob if it is there."""
+    if store.blobs.exists(name):
+        store.blobs.rm(name, recursive=True)

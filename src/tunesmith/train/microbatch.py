@@ -1,0 +1,161 @@
+"""Packs → losses and gradients, several packs side by side; knows nothing about steps, schedules or what the rows mean.
+
+Cores that share one matrix product wait for each other at every operation; cores that compute a pack each do not. The gradients are
+added in the packs' order, so the sum is the same whichever lane was first, and however many cores the machine has left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tunesmith.core.chat import Rendered
+from tunesmith.core.memory import give_back
+from tunesmith.nets.linear import dropout_seed
+from tunesmith.train.adapters import Trainable
+from tunesmith.train.items import Item
+from tunesmith.train.loss import chunked_logp
+from tunesmith.train.objectives import KTO, Objective, Step, Sums, row_sums
+from tunesmith.train.packing import Pack, micro_batches, pack
+from tunesmith.train.plan import ResolvedPlan
+
+T = TypeVar("T")
+Reference = npt.NDArray[np.float32]
+
+
+class Work(NamedTuple):
+    """One pack and the numbers of the items whose rows it holds, item after item."""
+
+    pack: Pack
+    items: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Lanes:
+    """A pool of threads, each with its own cores. Open one with `lanes(plan)`."""
+
+    pool: ThreadPoolExecutor
+
+    def map(self, work: Callable[[int, Work], T], packs: Sequence[Work]) -> list[T]:
+        """`work(number, pack)` for every pack; results in the packs' order."""
+        return list(self.pool.map(work, range(len(packs)), packs))
+
+
+@contextmanager
+def lanes(plan: ResolvedPlan) -> Iterator[Lanes]:
+    """The plan's lanes, each with threads / lanes cores; torch's own setting is put back at the end."""
+    before = torch.get_num_threads()
+    each = max(1, plan.threads // plan.lanes)
+    torch.set_num_threads(each)
+    try:
+        with ThreadPoolExecutor(plan.lanes, "lane", initializer=torch.set_num_threads, initargs=(each,)) as pool:
+            yield Lanes(pool)
+    finally:
+        torch.set_num_threads(before)
+
+
+def packs_of(items: Sequence[Sequence[Rendered]], plan: ResolvedPlan, *, budget: int | None = None) -> list[Work]:
+    """The items' rows as packs: as many as the lanes and the memory ask for; one item a pack when the plan does not pack."""
+    if plan.pack:
+        groups = micro_batches(items, budget or plan.micro_batch_tokens, lanes=plan.lanes, share=plan.share_prefix)
+    else:
+        groups = [[i] for i in range(len(items))]
+    share = plan.pack and plan.share_prefix
+    return [Work(pack([row for i in group for row in items[i]], share=share), group) for group in groups]
+
+
+def hidden_at(trainable: Trainable, one: Pack) -> Tensor:
+    """Forward one pack: the hidden states [M, H] that predict its targets."""
+    ids, positions, at = (torch.from_numpy(a).to(trainable.device) for a in (one.ids, one.positions, one.at))
+    return trainable.hidden(ids, positions, spans=one.spans, longest=one.longest)[at]
+
+
+def row_logps(trainable: Trainable, rows: Sequence[Rendered], plan: ResolvedPlan, lanes: Lanes) -> Reference:
+    """Σ log p of each row's trained tokens, dropout off, no gradients: float32 [rows]."""
+
+    def work(_: int, one: Work) -> Tensor:
+        with torch.no_grad():
+            targets = torch.from_numpy(one.pack.targets).to(trainable.device)
+            logp = chunked_logp(hidden_at(trainable, one.pack), trainable.head.weight, targets)
+            return row_sums(logp, one.pack, len(one.items))[0].cpu()
+
+    was = trainable.model.training
+    trainable.model.eval()
+    found = np.empty(len(rows), np.float32)
+    packs = packs_of([(row,) for row in rows], plan, budget=2 * plan.micro_batch_tokens)
+    for one, total in zip(packs, lanes.map(work, packs), strict=True):
+        found[one.items] = total.numpy()
+    trainable.model.train(was)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The items of one step or evaluation, with the starting model's log-probabilities float32 [items, rows] (KTO: mismatched last)."""
+
+    items: Sequence[Item]
+    reference: Reference
+
+    def step(self, trainable: Trainable, objective: Objective, plan: ResolvedPlan, lanes: Lanes) -> Step:
+        """The scale of the loss, and KTO's divergence: the mean log-ratio of the mismatched rows, at least 0."""
+        scale = 1.0 / objective.weight(self.items)
+        if not isinstance(objective, KTO):
+            return Step(scale)
+        rows = [item.mismatched for item in self.items if item.mismatched is not None]
+        policy = row_logps(trainable, rows, plan, lanes)
+        return Step(scale, max(0.0, float((policy - self.reference[:, -1]).mean())))
+
+    def loss(self, trainable: Trainable, objective: Objective, one: Work, step: Step) -> tuple[Tensor, Sums]:
+        """The scaled loss of one pack and its sums."""
+        device = trainable.device
+        reference = torch.from_numpy(self.reference[one.items]).to(device)
+        labels = torch.tensor([self.items[i].label for i in one.items], device=device)
+        loss, sums = objective.loss(hidden_at(trainable, one.pack), trainable.head.weight, one.pack, reference, labels, step)
+        return loss, sums | {"computed": float(len(one.pack.ids)), "positions": float(len(one.pack.at))}
+
+
+def _add(total: Sums, sums: Sums) -> Sums:
+    return {key: total.get(key, 0.0) + value for key, value in sums.items()}
+
+
+def gradients(trainable: Trainable, objective: Objective, batch: Batch, plan: ResolvedPlan, lanes: Lanes, *, seed: int) -> Sums:
+    """Put the gradient of the batch's loss into `.grad` of the trainable parameters; return the sums. Dropout follows `seed`."""
+    parameters = list(trainable.parameters().values())
+    step = batch.step(trainable, objective, plan, lanes)
+
+    def work(number: int, one: Work) -> tuple[Sums, tuple[Tensor, ...]]:
+        with dropout_seed(seed + number):
+            loss, sums = batch.loss(trainable, objective, one, step)
+            return sums, torch.autograd.grad(loss, parameters)
+
+    total: Sums = {}
+    for sums, grads in lanes.map(work, packs_of([item.rows for item in batch.items], plan)):
+        total = _add(total, sums)
+        for p, grad in zip(parameters, grads, strict=True):
+            p.grad = grad if p.grad is None else p.grad.add_(grad)
+    return total
+
+
+def evaluate(trainable: Trainable, objective: Objective, batch: Batch, plan: ResolvedPlan, lanes: Lanes) -> Sums:
+    """The sums of the batch with dropout off and no gradients (see `objectives.report`)."""
+    trainable.model.eval()
+    step = batch.step(trainable, objective, plan, lanes)
+
+    def work(_: int, one: Work) -> Sums:
+        with torch.no_grad():
+            return batch.loss(trainable, objective, one, step)[1]
+
+    total: Sums = {}
+    for sums in lanes.map(work, packs_of([item.rows for item in batch.items], plan, budget=2 * plan.micro_batch_tokens)):
+        total = _add(total, sums)
+    trainable.model.train()
+    give_back()
+    return total

@@ -1,0 +1,153 @@
+"""The course of a run, the same for every method: its steps and their rate, its checkpoints and the way back to them, what it keeps.
+
+Knows nothing about losses, rewards or what an item means.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tunesmith.core.chat import Rendered
+from tunesmith.train import checkpoint
+from tunesmith.train.adapters import groups, prepare
+from tunesmith.train.artifact import SelfTest, save_artifact, self_test
+from tunesmith.train.checkpoint import State
+from tunesmith.train.items import Item
+from tunesmith.train.microbatch import Batch, Lanes, evaluate
+from tunesmith.train.objectives import SFT, report
+from tunesmith.train.packing import epoch_order
+from tunesmith.train.plan import ResolvedPlan
+from tunesmith.train.recovery import falls, rate_factor, write_checkpoint
+from tunesmith.train.run import Paused, Run
+
+FEW = 4  # rows, the shortest, on which an artifact tests itself
+
+
+def rate_at(step: int, total: int, plan: ResolvedPlan) -> float:
+    """Share of the learning rate at step 1…total: linear warm-up, then the schedule down to 0 after the last step."""
+    warmup = math.ceil(plan.warmup_ratio * total)
+    if step <= warmup:
+        return step / warmup
+    done = (step - 1 - warmup) / max(1, total - warmup)
+    return {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}[plan.schedule]
+
+
+class Trainer:
+    """One run on its way: the model, its optimiser, and `total` steps over `count` items an epoch."""
+
+    def __init__(self, run: Run, base: Path, count: int) -> None:
+        self.run, self.base, self.count, self.plan = run, base, count, run.manifest.resolved
+        self.trainable = prepare(base, self.plan)
+        self.parameters = list(self.trainable.parameters().values())
+        self.optimizer = torch.optim.AdamW(groups(self.trainable, self.plan), fused=True)
+        self.per_epoch = math.ceil(count / self.plan.batch_size)
+        self.total = self.per_epoch * self.plan.epochs
+        self.fallen = falls(run.out)
+
+    def begin(self, validation_rows: int) -> State:
+        """Go back to the newest sound checkpoint and report the start; the state there, with step 0 where there was none."""
+        run, plan, state = self.run, self.plan, State(step=0, identity=self.run.identity)
+        last = checkpoint.newest(run.out, run.identity)
+        if last is not None:
+            checkpoint.load(last[0], self.trainable, self.optimizer)
+            state = last[1]
+            checkpoint.prune(run.out, keep=plan.keep_checkpoints, best=state.best_step, epoch_steps=self.per_epoch)
+        run.rewind(state.step if last is not None else -1)
+        run.emit(
+            "start",
+            step=state.step,
+            total_steps=self.total,
+            rows=self.count,
+            validation_rows=validation_rows,
+            trainable_parameters=self.trainable_parameters,
+            resumed=last is not None,
+            plan=msgspec.to_builtins(plan),
+            reasons=msgspec.to_builtins(run.manifest.reasons),
+        )
+        self.trainable.model.train()
+        return state
+
+    @property
+    def trainable_parameters(self) -> int:
+        return sum(p.numel() for p in self.parameters)
+
+    def place(self, step: int) -> dict[str, Any]:
+        """What every event says of where the run stands."""
+        return {"step": step, "total_steps": self.total, "epoch": step / self.per_epoch}
+
+    def order(self, step: int) -> npt.NDArray[np.int64]:
+        """The numbers of the items that a step takes."""
+        epoch, offset = divmod(step - 1, self.per_epoch)
+        size = self.plan.batch_size
+        return epoch_order(self.count, seed=self.plan.seed, epoch=epoch)[offset * size : (offset + 1) * size]
+
+    def begins_epoch(self, step: int) -> bool:
+        """Whether a step is the first of its epoch."""
+        return (step - 1) % self.per_epoch == 0
+
+    def clip(self) -> float:
+        """Hold the gradients to the plan's norm; what the norm was."""
+        return float(torch.nn.utils.clip_grad_norm_(self.parameters, self.plan.max_grad_norm))
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step (of B too, unless LoRA+ gives it its own)."""
+        return self.plan.learning_rate * self._scale(step)
+
+    def _scale(self, step: int) -> float:
+        return rate_at(step, self.total, self.plan) * rate_factor(self.fallen, step)
+
+    def update(self, step: int) -> None:
+        """Change the weights by the gradients, at the step's rate."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_rate"] * self._scale(step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def looks(self, step: int) -> bool:
+        """Whether the plan evaluates after a step."""
+        return step == self.total or step % (self.plan.eval_every or self.per_epoch) == 0
+
+    def over(self, state: State) -> bool:
+        """Whether the last step was done, or validation has not improved for as long as the plan waits."""
+        return state.step >= self.total or (self.plan.patience is not None and state.stale >= self.plan.patience)
+
+    def keep(self, state: State, should_stop: Callable[[], bool]) -> None:
+        """End a step: write a checkpoint where the plan has one. Raises Paused, after one, when the run is asked to stop."""
+        step, over = state.step, self.over(state)
+        pause = not over and should_stop()
+        due = over or step % (self.plan.checkpoint_every or self.per_epoch) == 0 or step % self.per_epoch == 0 or state.best_step == step
+        if due or pause:
+            write_checkpoint(self.run, self.trainable, self.optimizer, msgspec.structs.replace(state, planned=due), self.per_epoch)
+        if pause:
+            self.run.emit("paused", step=step, total_steps=self.total)
+            raise Paused(step)
+
+    def choose(self, state: State) -> int:
+        """The step whose weights are to be kept, with those weights in the model: the last, or the best where the plan says so."""
+        if state.step < self.total:
+            self.run.emit("early_stopped", **self.place(state.step), best_step=state.best_step, best_loss=state.best_loss)
+        if self.plan.keep != "best" and self.plan.patience is None:
+            return state.step
+        best = checkpoint.folder_of(self.run.out, state.best_step or 0)
+        if state.best_step in (None, state.step) or checkpoint.sound(best) is None:
+            return state.step
+        checkpoint.load_weights(self.trainable, best)
+        return state.best_step or 0
+
+    def save(self, state: State, rows: Sequence[Rendered], side: Lanes) -> tuple[Path, SelfTest]:
+        """Save the model and let the artifact test itself on the shortest of `rows`."""
+        folder = save_artifact(self.run.out, self.base, self.trainable)
+        few = sorted(rows, key=lambda row: (len(row.ids), row.example_id))[:FEW]
+        batch = Batch([Item((row,)) for row in few], np.zeros((len(few), 1), np.float32))
+        loss = report(evaluate(self.trainable, SFT(), batch, self.plan, side))["loss"]
+        test = self_test(folder, self.base, self.trainable, few, loss, self.plan)
+        self.run.emit("saved", step=state.step, folder=str(folder), **msgspec.to_builtins(test))
+        return folder, test
