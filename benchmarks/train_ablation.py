@@ -30,7 +30,9 @@ def built(folder: Path, parts: int) -> Any:
     from torch import nn
 
     from tunesmith.nets.blocks import fuse_blocks
-    from tunesmith.nets.linear import FusedLoraLinear, fuse_norms, register_attention
+    from tunesmith.nets.linear import FusedLoraLinear
+    from tunesmith.nets.norm import fuse_norms
+    from tunesmith.nets.tree_attention import register_attention
     from tunesmith.train.adapters import load_base
 
     model = load_base(folder, torch.bfloat16)

@@ -298,7 +298,7 @@ def test_a_disk_that_takes_nothing_is_one_clear_message(capsys):
 
 
 def test_two_runs_do_not_share_a_project(here, capsys):
-    from tunesmith.flow.pipeline.runner import only_one
+    from tunesmith.flow.runner import only_one
 
     project(here, many(GOOD))
     with only_one(here / ".tunesmith"):

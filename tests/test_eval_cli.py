@@ -16,11 +16,11 @@ from tunesmith.cli import app
 from tunesmith.cli.shared import guarded
 from tunesmith.core.errors import ConfigError, UsageError
 from tunesmith.core.types import Answer, Message, Prompt, Sampling
+from tunesmith.flow.evaluation.ask import Ask
 from tunesmith.flow.evaluation.compare import Weigh
-from tunesmith.flow.evaluation.models import Paced
 from tunesmith.flow.evaluation.options import options, split_words
-from tunesmith.flow.evaluation.run import Ask
 from tunesmith.models.echo import EchoModel
+from tunesmith.models.resolve import Paced
 from tunesmith.store.store import Store
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from functools import partial
 
 import pytest
 
@@ -14,12 +13,10 @@ from test_run import project
 from tunesmith.cli import app
 from tunesmith.cli.shared import guarded
 from tunesmith.core.progress import Silent
-from tunesmith.flow.evaluation.findings import findings, findings_html, regression
-from tunesmith.flow.pipeline.context import ProjectContext, evaluations
-from tunesmith.flow.pipeline.runner import Runner, Stage
+from tunesmith.flow.evaluation.findings import findings, findings_html
+from tunesmith.flow.evaluation.results import arm_evaluations
+from tunesmith.flow.pipeline.run import opened
 from tunesmith.flow.project import load_project
-from tunesmith.models.catalog import Catalog
-from tunesmith.store.store import Store
 
 
 def unserved(*_):
@@ -29,15 +26,9 @@ def unserved(*_):
 @pytest.fixture(scope="module")
 def context(tmp_path_factory):
     folder = project(tmp_path_factory.mktemp("findings"), tiny.model(tmp_path_factory.mktemp("base")))
-    store = Store.open(folder / ".tunesmith")
-    found = ProjectContext(load_project(folder / "tunesmith.yaml"), folder, store, Catalog(), Silent(), unserved)
-    stages = [stage for stage in found.stages() if stage.name != "regression"]
-    at = next(i for i, stage in enumerate(stages) if stage.name == "report")
-    stages.insert(at, Stage("regression", partial(regression, found), found.base_digest, ("train",)))
-    found.runner = Runner(store, "findings", Silent(), stages)
-    found.runner.run("compare")
-    yield found
-    store.close()
+    with opened(load_project(folder / "tunesmith.yaml"), folder, Silent(), unserved) as found:
+        found.runner.run("compare")
+        yield found
 
 
 @pytest.mark.slow
@@ -93,7 +84,7 @@ def test_single_evaluations_agree_with_the_run_and_need_no_weights_again(context
     words = ("eval", base, f"{base}+{context.adapter}", str(context.adapter), "--data", "test")
     code, found = call(context, capsys, *words)
     assert code == 0
-    ran = evaluations(context, ["zero-shot", "tuned"])
+    ran = arm_evaluations(context, ["zero-shot", "tuned"])
     wanted = [ran["zero-shot"].values, ran["tuned"].values, ran["tuned"].values]
     assert [one["values"] for one in found["evaluations"]] == wanted
     assert [one["asked"] for one in found["evaluations"]][1:] == [found["evaluations"][0]["asked"], 0]

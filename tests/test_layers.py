@@ -9,7 +9,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tunesmith.nets.blocks import fuse_blocks
-from tunesmith.nets.linear import FusedLoraLinear, SeededDropout, Span, dropout_seed, fuse_norms, register_attention, tree_attention
+from tunesmith.nets.dropout import SeededDropout, dropout_seed
+from tunesmith.nets.linear import FusedLoraLinear
+from tunesmith.nets.norm import fuse_norms
+from tunesmith.nets.spans import Span
+from tunesmith.nets.tree_attention import register_attention, tree_attention
 
 
 @st.composite

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from test_layers import trees, visible
 from train_parts import make_rows
-from tunesmith.nets.linear import Span, tree_attention
+from tunesmith.nets.spans import Span
+from tunesmith.nets.tree_attention import tree_attention
 from tunesmith.nets.varlen_attention import Branch, branches, segment_attention
 from tunesmith.train.packing import MAX_SPAN, pack
 

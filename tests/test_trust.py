@@ -12,12 +12,12 @@ from test_jobs import add
 from tunesmith.core.chat import Rendered, Renderer
 from tunesmith.core.errors import ConfigError, TrainingError, UsageError
 from tunesmith.core.types import Example, Message, Prompt, Sampling
-from tunesmith.flow.evaluation.models import Models
 from tunesmith.flow.jobs.worker import Worker
 from tunesmith.flow.project import load_project
 from tunesmith.models import trust
 from tunesmith.models.catalog import Catalog
 from tunesmith.models.local import LocalModel
+from tunesmith.models.resolve import Models
 from tunesmith.store.jobs import Jobs
 from tunesmith.store.store import Store
 from tunesmith.train.loop import train

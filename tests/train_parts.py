@@ -16,8 +16,9 @@ import torch
 from tunesmith.core.chat import Rendered
 from tunesmith.train.adapters import Trainable, prepare
 from tunesmith.train.items import as_items, mismatch
+from tunesmith.train.methods import objective_of
 from tunesmith.train.microbatch import Batch
-from tunesmith.train.objectives import objective_of, report
+from tunesmith.train.objectives import report
 from tunesmith.train.plan import Adapter, Plan, ResolvedAdapter, ResolvedPlan
 
 VOCABULARY = 97

@@ -48,8 +48,9 @@ def evaluate(
     Example: tunesmith eval smollm2-135m my-alias --data test --metrics exact_match
     Example: tunesmith eval plan --difference 0.05 --discordance 0.2
     """
+    from tunesmith.flow.evaluation.ask import Ask
     from tunesmith.flow.evaluation.options import Question, options, plan, split_words
-    from tunesmith.flow.evaluation.run import Ask, bench, run_eval
+    from tunesmith.flow.evaluation.run import bench, run_eval
 
     models, overrides = split_words(words)
     if models[:1] == ["plan"]:
@@ -80,9 +81,10 @@ def compare(
     Example: tunesmith compare smollm2-135m my-alias --data test
     Example: tunesmith compare run:zero-shot run:tuned
     """
+    from tunesmith.flow.evaluation.ask import Ask
     from tunesmith.flow.evaluation.compare import Weigh, compare_results, forgotten, sides
     from tunesmith.flow.evaluation.options import options, pair, split_words
-    from tunesmith.flow.evaluation.run import Ask, bench
+    from tunesmith.flow.evaluation.run import bench
 
     names, overrides = split_words(words)
     given = _words({"slices": slices, "judge": judge, "human": human, "data": data})
@@ -124,11 +126,12 @@ def gate(
     Example: tunesmith gate run:zero-shot run:tuned --margin 0.02 --junit gate.xml
     """
     from tunesmith.core.atomic import write_atomic
+    from tunesmith.flow.evaluation.ask import Ask
     from tunesmith.flow.evaluation.compare import Weigh, compare_results, sides
     from tunesmith.flow.evaluation.compare import gate as decide
     from tunesmith.flow.evaluation.compare import junit as junit_of
     from tunesmith.flow.evaluation.options import options, pair, split_words
-    from tunesmith.flow.evaluation.run import Ask, bench
+    from tunesmith.flow.evaluation.run import bench
 
     names, overrides = split_words(words)
     weigh, ask = options(_words({"margin": margin, "only": only, "data": data}) + overrides, Weigh, Ask)

@@ -18,7 +18,7 @@ import msgspec
 from tunesmith.core.atomic import atomic_file
 from tunesmith.core.errors import DataError, Fault, NotFound
 from tunesmith.core.load import need
-from tunesmith.core.types import Example, Message, Preference, canonical
+from tunesmith.core.types import Document, Example, Labelled, Message, Preference, canonical
 
 T = TypeVar("T")
 Row = Example | Preference
@@ -128,18 +128,23 @@ def write_jsonl(path: str | Path, rows: Iterable[Any]) -> int:
 _TEXT_COLUMNS: dict[type, tuple[str, ...]] = {
     Example: ("id", "messages", "tools", "reference", "group", "label", "meta", "origin"),
     Preference: ("id", "messages", "preferred", "non_preferred", "tools", "group", "meta", "origin"),
+    Labelled: ("id", "messages", "answer", "tools", "group", "meta", "origin"),
+    Document: ("id", "text", "group", "meta", "origin"),
 }
+_BOOL_COLUMNS: dict[type, tuple[str, ...]] = {Example: ("parallel_tool_calls",), Labelled: ("desirable",)}
+_KINDS = {kind.__name__.encode(): kind for kind in _TEXT_COLUMNS}
 _JSON_COLUMNS: dict[str, msgspec.json.Decoder[Any]] = {
     "messages": msgspec.json.Decoder(tuple[Message, ...]),
     "preferred": msgspec.json.Decoder(Message),
     "non_preferred": msgspec.json.Decoder(Message),
+    "answer": msgspec.json.Decoder(Message),
     "tools": msgspec.json.Decoder(tuple[dict[str, Any], ...]),
     "meta": msgspec.json.Decoder(dict[str, Any]),
 }
 
 
 def write_parquet(path: str | Path, rows: Iterable[Row], *, batch: int = 20_000) -> int:
-    """Write Examples or Preferences (one kind a file) as Parquet (zstd), a row group each `batch` rows; returns how many.
+    """Write rows (one kind a file) as Parquet (zstd), a row group each `batch` rows; returns how many.
 
     Raises DataError when the kinds are mixed. No rows give a file of Examples without rows.
     """
@@ -150,8 +155,9 @@ def write_parquet(path: str | Path, rows: Iterable[Row], *, batch: int = 20_000)
     schema, count = _schema(pa, kind), 0
     with atomic_file(path) as stream, pq.ParquetWriter(stream, schema, compression="zstd", compression_level=3) as writer:
         for chunk in itertools.chain([first], chunks) if first else ():
-            if any(type(row) is not kind for row in chunk):
-                raise DataError("examples and preference pairs cannot share a file", where=str(path), remedy="write them to two files")
+            if other := next((type(row) for row in chunk if type(row) is not kind), None):
+                both = f"{kind.__name__} and {other.__name__}"
+                raise DataError(f"rows of two kinds cannot share a file: {both}", where=str(path), remedy="write them to two files")
             writer.write_table(pa.Table.from_pydict(_columns(kind, chunk), schema=schema))
             count += len(chunk)
     return count
@@ -168,7 +174,7 @@ def read_parquet(path: str | Path) -> Iterator[Row]:
             opened = pq.ParquetFile(stream)
         except pa.ArrowException as error:
             raise DataError(f"not a Parquet file: {error}", where=str(path)) from error
-        kind = {b"Example": Example, b"Preference": Preference}.get((opened.schema_arrow.metadata or {}).get(b"tunesmith", b""))
+        kind = _KINDS.get((opened.schema_arrow.metadata or {}).get(b"tunesmith", b""))
         if kind is None:
             raise DataError(
                 "a Parquet file, but not one of Tunesmith's rows", where=str(path), remedy="tunesmith data import reads foreign files"
@@ -182,16 +188,13 @@ def read_parquet(path: str | Path) -> Iterator[Row]:
 
 def _schema(pa: Any, kind: type) -> Any:
     fields = [pa.field(name, pa.large_string()) for name in _TEXT_COLUMNS[kind]]
-    if kind is Example:
-        fields.append(pa.field("parallel_tool_calls", pa.bool_()))
+    fields += [pa.field(name, pa.bool_()) for name in _BOOL_COLUMNS.get(kind, ())]
     return pa.schema(fields, metadata={"tunesmith": kind.__name__})
 
 
 def _columns(kind: type, rows: list[Row]) -> dict[str, list[Any]]:
     columns = {name: [_cell(name, getattr(row, name)) for row in rows] for name in _TEXT_COLUMNS[kind]}
-    if kind is Example:
-        columns["parallel_tool_calls"] = [getattr(row, "parallel_tool_calls") for row in rows]  # noqa: B009 only Example has it
-    return columns
+    return columns | {name: [getattr(row, name) for row in rows] for name in _BOOL_COLUMNS.get(kind, ())}
 
 
 def _cell(name: str, value: Any) -> Any:

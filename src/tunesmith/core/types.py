@@ -102,6 +102,29 @@ class Preference(Record, frozen=True):
     origin: str = ""
 
 
+class Labelled(Record, frozen=True):
+    """A row for training by approval (KTO): the prompt's messages, one answer to them, and whether that answer is wanted."""
+
+    id: str
+    messages: tuple[Message, ...]
+    answer: Message
+    desirable: bool
+    tools: tuple[dict[str, Any], ...] = ()
+    group: str | None = None
+    meta: dict[str, Any] = {}
+    origin: str = ""
+
+
+class Document(Record, frozen=True):
+    """Running text for continued pre-training: every token of it is trained, and no chat template is put around it."""
+
+    id: str
+    text: str
+    group: str | None = None
+    meta: dict[str, Any] = {}
+    origin: str = ""
+
+
 class Prompt(Record, frozen=True):
     """What a model is asked: messages, the tools it may call, and a JSON Schema that its answer must satisfy (None: free text)."""
 
@@ -146,7 +169,12 @@ class Score(Record, frozen=True):
 
 
 class Interaction(Record, frozen=True):
-    """One answered request, as monitoring sees it: what was asked and answered, by which variant, how long, how many tokens."""
+    """One answered request: what was asked and answered, by which variant of which deployment, how long, how many tokens, at what price.
+
+    `deployment` is the version of the alias's deployment and `model_digest` names the weights that answered, so that a row leads back to
+    what made it. `endpoint` is what was called (`chat.completions`, `completions`, `embeddings`). `user_key` is what the client calls its
+    user, `propensity` the probability with which this variant was chosen. Times in seconds.
+    """
 
     id: str
     created: float
@@ -163,6 +191,26 @@ class Interaction(Record, frozen=True):
     error: str = ""
     conversation: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
+    project: str = ""
+    endpoint: str = "chat.completions"
+    deployment: int | None = None
+    model_digest: str = ""
+    user_key: str | None = None
+    cost_usd: float | None = None
+    experiment: str | None = None
+    propensity: float | None = None
+
+
+class Feedback(Record, frozen=True):
+    """What somebody said of an answered request: its `kind` and value, and in `correction` the answer that would have been right."""
+
+    id: str
+    interaction: str
+    created: float
+    kind: Literal["rating", "label", "correction"]
+    value: float | str
+    correction: str | None = None
+    by: str = ""
 
 
 Fate = Literal["kept", "mended", "dropped", "truncated", "duplicate_of"]

@@ -24,7 +24,7 @@ from tunesmith.data.no_gc import no_cycles
 FAULTS = 1_000  # that are kept to be shown; all are in the rejects
 TOLD_EVERY = 1_000  # rows
 
-TrainProgress = Callable[[Incoming], None]
+OnIncoming = Callable[[Incoming], None]
 
 
 @dataclass
@@ -63,7 +63,7 @@ def intake(
     *,
     max_invalid: float = 0.0,
     rejects: Path | None = None,
-    told: TrainProgress = lambda incoming: None,
+    told: OnIncoming = lambda incoming: None,
 ) -> Intake:
     """Read every row of the sources into the files `rows` (Parquet) and `ledger` (JSONL); rows with faults go to `rejects` (JSONL), which
     is written only when there are some. `told` hears which row came in, of every thousandth.

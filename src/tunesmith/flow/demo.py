@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tunesmith.core.atomic import write_atomic
 from tunesmith.core.progress import Progress
-from tunesmith.flow.pipeline.context import Server
 from tunesmith.flow.pipeline.run import Outcome, run_pipeline
+from tunesmith.flow.pipeline.serving_stage import Server
 from tunesmith.flow.project import load_project
 
 # What --quick changes, and how the report says so.

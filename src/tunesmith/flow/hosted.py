@@ -19,8 +19,8 @@ from tunesmith.core.types import Example, digest
 from tunesmith.data.export import export
 from tunesmith.flow.datasets.tokens import training_cost
 from tunesmith.flow.pipeline.run import opened
-from tunesmith.flow.pipeline.runner import only_one
 from tunesmith.flow.project import Project
+from tunesmith.flow.runner import only_one
 from tunesmith.train.openai_job import Driver, HostedJob, Order
 
 LEAST_ROWS = 10

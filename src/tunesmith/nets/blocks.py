@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from tunesmith.nets.linear import ATTENTION, Group, Part, Span, attend, leaves, linears, part_of
+from tunesmith.nets.linear import Group, Part, leaves, linears, part_of
+from tunesmith.nets.spans import Span
+from tunesmith.nets.tree_attention import ATTENTION, attend
 
 
 class _GatedMLP(torch.autograd.Function):

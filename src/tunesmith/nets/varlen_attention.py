@@ -1,6 +1,6 @@
 """Attention over a tree of token spans by the kernels that a GPU brings: one piece a branch, its ancestors' keys laid before its own.
 
-Knows nothing about models. `layers.tree_attention` comes here with tensors of a GPU; on a CPU its own blocks are faster.
+Knows nothing about models. `tree_attention` comes here with tensors of a GPU; on a CPU its own blocks are faster.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from tunesmith.nets.linear import Span
+    from tunesmith.nets.spans import Span
 
 
 class Branch(NamedTuple):
@@ -46,7 +46,7 @@ def _closed(path: list[Span]) -> Iterator[Branch]:
 
 
 def segment_attention(query: Tensor, key: Tensor, value: Tensor, spans: Sequence[Span], scale: float) -> Tensor:
-    """What `layers.tree_attention` computes: query [H, T, D], key and value [K, T, D] → [T, H, D], differentiable."""
+    """What `tree_attention` computes: query [H, T, D], key and value [K, T, D] → [T, H, D], differentiable."""
     key, query = key.to(value.dtype), query.to(value.dtype)
     tree = sorted(branches(spans))
     if query.is_cuda and value.dtype in (torch.bfloat16, torch.float16) and _varlen_is_exact(query.device, value.dtype):

@@ -13,8 +13,12 @@ from tunesmith.core.chat import Renderer
 from tunesmith.core.errors import ConfigError, TrainingError
 from tunesmith.models.trust import refuse_own_attention, trusted
 from tunesmith.nets.blocks import fuse_blocks
-from tunesmith.nets.linear import FusedLoraLinear, SeededDropout, Span, fuse_norms, register_attention
+from tunesmith.nets.dropout import SeededDropout
+from tunesmith.nets.linear import FusedLoraLinear
 from tunesmith.nets.nf4 import Nf4Linear, quantise
+from tunesmith.nets.norm import fuse_norms
+from tunesmith.nets.spans import Span
+from tunesmith.nets.tree_attention import register_attention
 from tunesmith.train.facts import WEIGHTS, require_safetensors
 from tunesmith.train.plan import ResolvedPlan
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from tunesmith.nets.linear import fuse_norms, register_attention
+from tunesmith.nets.norm import fuse_norms
+from tunesmith.nets.tree_attention import register_attention
 from tunesmith.train.adapters import Trainable, load_base
 from tunesmith.train.loss import chunk_of
 from tunesmith.train.microbatch import hidden_at

@@ -17,8 +17,9 @@ from tunesmith.train.card import write_card
 from tunesmith.train.checkpoint import State
 from tunesmith.train.facts import machine_rate
 from tunesmith.train.items import Item, Row, as_items, mismatch, refuse_overlap, usable
+from tunesmith.train.methods import objective_of
 from tunesmith.train.microbatch import Batch, Lanes, gradients, lanes
-from tunesmith.train.objectives import objective_of, report
+from tunesmith.train.objectives import report
 from tunesmith.train.packing import epoch_order
 from tunesmith.train.plan import Plan, ResolvedPlan
 from tunesmith.train.recovery import Diverged, fall_back, judge, watched

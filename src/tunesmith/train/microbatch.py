@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tunesmith.core.chat import Rendered
 from tunesmith.core.memory import give_back
-from tunesmith.nets.linear import dropout_seed
+from tunesmith.nets.dropout import dropout_seed
 from tunesmith.train.adapters import Trainable
 from tunesmith.train.items import Item
 from tunesmith.train.loss import chunked_logp

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tunesmith.core.errors import ConfigError
 from tunesmith.train.items import Item
 from tunesmith.train.loss import chunked_logp, chunked_nll
 from tunesmith.train.packing import Pack
-from tunesmith.train.plan import Preference, ResolvedPlan
+from tunesmith.train.plan import Preference
 
 Sums = dict[str, float]
 
@@ -178,18 +177,3 @@ class KTO:
         policy, _ = row_sums(chunked_logp(hidden, head, targets), one, len(labels))
         losses = kto_losses(policy - reference[:, 0], labels > 0.5, step.divergence, self.options)
         return losses.sum() * step.scale, {"loss": float(losses.detach().double().sum()), "weight": float(len(labels))}
-
-
-def objective_of(plan: ResolvedPlan) -> Objective:
-    """The plan's method, with its teacher loaded where it has one."""
-    if plan.method in ("sft", "text"):
-        return SFT()
-    if plan.method == "grpo":
-        raise ConfigError("method grpo draws its rows itself", where="train.method", remedy="train.grpo.reinforce(plan, tasks, reward, …)")
-    if plan.method == "distil":
-        from tunesmith.train.distil import Distil, load_teacher
-
-        return Distil(plan.distillation, load_teacher(plan))
-    if plan.method == "kto":
-        return KTO(plan.preference)
-    return DPO(plan.preference) if plan.method == "dpo" else ORPO(plan.preference)

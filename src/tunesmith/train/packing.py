@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tunesmith.core.chat import Rendered
-from tunesmith.nets.linear import Span
+from tunesmith.nets.spans import Span
 
 # A prefix shorter than this is repeated: a span of its own costs more than its tokens.
 MIN_SHARED = 16

@@ -19,7 +19,7 @@ from tunesmith.core.chat import Rendered, Renderer
 from tunesmith.models.local import row_seed
 from tunesmith.nets.cached_attention import NAME, packed_attention
 from tunesmith.nets.decoder import Decoder, Engine, Request
-from tunesmith.nets.linear import ATTENTION
+from tunesmith.nets.tree_attention import ATTENTION
 from tunesmith.train.adapters import Trainable
 from tunesmith.train.items import Item
 from tunesmith.train.plan import ResolvedPlan

@@ -24,11 +24,11 @@ from tunesmith.data.quality import contradictions
 from tunesmith.data.text import answer_of, normalised, question_of
 from tunesmith.flow.datasets.people import disagreeing, not_copied, omitted, personal
 from tunesmith.flow.datasets.versions import Data, entered
-from tunesmith.flow.pipeline.data_stages import PARTS
+from tunesmith.flow.sources import PARTS
 from tunesmith.pages import plots
 
 if TYPE_CHECKING:
-    from tunesmith.flow.pipeline.context import ProjectContext
+    from tunesmith.flow.context import ProjectContext
 
 PAIRS, SUSPECTS, LABELS = 6, 8, 100
 # Near-duplicates link quadratically many pairs at worst; what is shown needs no more rows than this.

@@ -11,7 +11,7 @@ from typing import Any
 from tunesmith.core.progress import Progress
 from tunesmith.data import version as versions
 from tunesmith.data.collect import Incoming, Source, refuse_invalid, stream_all
-from tunesmith.data.import_stream import Intake, TrainProgress, intake
+from tunesmith.data.import_stream import Intake, OnIncoming, intake
 from tunesmith.data.sources import files
 from tunesmith.data.version import DatasetVersion
 
@@ -19,7 +19,7 @@ ALL = "all"  # the name of the one split that an import makes
 
 
 def imported(
-    root: Path, sources: Sequence[Source], recipe: Mapping[str, Any], *, max_invalid: float, note: str, told: TrainProgress
+    root: Path, sources: Sequence[Source], recipe: Mapping[str, Any], *, max_invalid: float, note: str, told: OnIncoming
 ) -> tuple[DatasetVersion, Intake]:
     """The version that `version.freeze` would make of the same rows and recipe. Raises as `intake`, and then there is no version."""
     root.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def surveyed(sources: Sequence[Source], *, max_invalid: float) -> Intake:
     return found
 
 
-def reading(sources: Sequence[Source], progress: Progress) -> TrainProgress:
+def reading(sources: Sequence[Source], progress: Progress) -> OnIncoming:
     """What moves the bar of an import: how many bytes of the sources' files are read. (Of tables and archives, whole files.)"""
     sizes = {
         str(file): file.stat().st_size for source in sources if not source.query and "://" not in source.path for file in files(source.path)

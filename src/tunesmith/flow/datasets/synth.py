@@ -20,8 +20,8 @@ from tunesmith.data.version import DatasetVersion
 from tunesmith.evaluate.run import Answers, ask_all, cache_key
 from tunesmith.flow.datasets.tokens import price_of
 from tunesmith.flow.datasets.versions import ALL, Data, Datasets, copied, entered
-from tunesmith.flow.evaluation.models import Models
 from tunesmith.models.base import Model, OnAnswer
+from tunesmith.models.resolve import Models
 
 Method = Literal["seeds", "documents", "topics", "evolve", "preferences"]
 METHODS: tuple[Method, ...] = ("seeds", "documents", "topics", "evolve", "preferences")
@@ -68,7 +68,7 @@ def priced(wish: Wish) -> Synth:
     return msgspec.structs.replace(wish.settings, usd_in=price.input, usd_out=price.output)
 
 
-class KeptEvaluation:
+class RememberingTeacher:
     """A teacher whose answers are on disk as they come: what it said before a stop is neither asked nor paid again."""
 
     def __init__(self, teacher: Model, file: Path) -> None:
@@ -111,7 +111,7 @@ class Teachers:
 
     def teacher(self, word: str) -> Model:
         """The same, with its answers kept."""
-        return KeptEvaluation(self._models.resolve(word), self._file)
+        return RememberingTeacher(self._models.resolve(word), self._file)
 
 
 def requests(wish: Wish, data: Data | None, teacher: Model) -> list[synth.Request]:

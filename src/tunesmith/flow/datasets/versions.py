@@ -38,8 +38,8 @@ from tunesmith.flow.datasets.imports import ALL as ALL
 from tunesmith.flow.datasets.imports import imported, reading, surveyed
 from tunesmith.flow.datasets.leaks import meaning
 from tunesmith.flow.datasets.vectors import embed
-from tunesmith.flow.pipeline import data_stages as prepare
 from tunesmith.flow.project import Project, load_project, open_store
+from tunesmith.flow.sources import PARTS, content, located
 from tunesmith.models.catalog import Catalog
 from tunesmith.store import tables
 from tunesmith.store.store import Store
@@ -169,7 +169,7 @@ class Datasets:
 
     def load(self, version: DatasetVersion) -> Data:
         """A version's rows, checked against its digests, and its ledger."""
-        names = sorted(version.counts, key=lambda name: (prepare.PARTS.index(name) if name in prepare.PARTS else -1, name))
+        names = sorted(version.counts, key=lambda name: (PARTS.index(name) if name in PARTS else -1, name))
         splits = {name: versions.rows_of(self.root, version, name) for name in names}
         kept = self.root / version.id / versions.LEDGER
         return Data(version.id, splits, Ledger.read(kept) if kept.is_file() else entered(splits), version)
@@ -206,7 +206,7 @@ class Datasets:
         place = self._stage(done["digest"])
         return Data(
             f"run {done['digest'][:12]}",
-            {part: list(read_parquet(place / f"{part}.parquet")) for part in prepare.PARTS},
+            {part: list(read_parquet(place / f"{part}.parquet")) for part in PARTS},
             Ledger.read(place / "ledger.jsonl"),
             last=Ledger.read(self._stage(tokens["digest"]) / "ledger.jsonl") if tokens else None,
         )
@@ -219,7 +219,7 @@ class Datasets:
     def located(self, sources: Sequence[Source]) -> list[Source]:
         """The sources with real paths. Paths of the command line are relative to where it runs, those of the project to its folder."""
         mine = isinstance(self.settings, Project) and list(sources) == list(self.settings.sources)
-        return prepare.located(sources, self.folder if mine else Path(), self.catalog)
+        return located(sources, self.folder if mine else Path(), self.catalog)
 
     def preview(self, sources: Sequence[Source], *, most: int = PREVIEW) -> list[dict[str, Any]]:
         """For each source its first file: the format that was detected, the first good rows, and the faults met until then."""
@@ -251,10 +251,10 @@ class Datasets:
         """Import: read the sources into a version, row by row, in bounded memory. Rows with faults lie in `rejects.jsonl` beside the
         versions."""
         self.progress.say(f"reading {', '.join(source.path for source in sources)}")
-        located = self.located(sources)
-        content = prepare.content([one for one in located if "://" not in one.path])
-        recipe = {"step": "import", "sources": msgspec.to_builtins(list(sources)), "content": content, "max_invalid": max_invalid}
-        return imported(self.root, located, recipe, max_invalid=max_invalid, note=note, told=reading(located, self.progress))
+        places = self.located(sources)
+        hashes = content([one for one in places if "://" not in one.path])
+        recipe = {"step": "import", "sources": msgspec.to_builtins(list(sources)), "content": hashes, "max_invalid": max_invalid}
+        return imported(self.root, places, recipe, max_invalid=max_invalid, note=note, told=reading(places, self.progress))
 
     # --- clean and split ---------------------------------------------------------------------------------------------------------------
 
@@ -277,7 +277,7 @@ class Datasets:
         parts = replace(parts, meaning=meaning(parts, self.settings.split.semantic, self.catalog, self.progress))
         near = msgspec.to_builtins(self.settings.clean.near_duplicates)
         recipe = {"step": "split", "from": data.name, "split": msgspec.to_builtins(self.settings.split), "near_duplicates": near}
-        named = {name: getattr(parts, name) for name in prepare.PARTS}
+        named = {name: getattr(parts, name) for name in PARTS}
         return self.freeze(named, recipe, copied(data.ledger), data, note), parts
 
     def freeze(

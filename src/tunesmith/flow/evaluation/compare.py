@@ -22,8 +22,9 @@ from tunesmith.evaluate.failures import Changed, changed
 from tunesmith.evaluate.judge import Bias, Corrected, bias, corrected, pairwise
 from tunesmith.evaluate.regression import Forgotten, forgetting
 from tunesmith.evaluate.slices import Slice, Slicer, by_cluster, by_label, by_length, by_meta, slices
+from tunesmith.flow.evaluation.ask import Ask
 from tunesmith.flow.evaluation.results import Result, load_kept, result
-from tunesmith.flow.evaluation.run import Ask, Bench, measure
+from tunesmith.flow.evaluation.run import Bench, measure
 
 # Below so many rows, groups of alike questions are too small to be tested.
 _CLUSTERED_FROM = 80

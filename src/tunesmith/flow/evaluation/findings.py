@@ -16,16 +16,15 @@ from tunesmith.evaluate.openings import openings
 from tunesmith.evaluate.prompts import as_given
 from tunesmith.evaluate.regression import GENERAL, fetch_suite, forgetting, run_suite, sized
 from tunesmith.evaluate.slices import Slice, slices
+from tunesmith.flow.context import TUNED, ProjectContext
 from tunesmith.flow.evaluation.compare import slicers
 from tunesmith.flow.evaluation.report import failing, render
-from tunesmith.flow.evaluation.results import Result
-from tunesmith.flow.pipeline.compare_stage import load_comparisons
-from tunesmith.flow.pipeline.runner import Output
+from tunesmith.flow.evaluation.results import Result, arm_evaluations, load_comparisons
+from tunesmith.flow.runner import Output
 from tunesmith.pages import plots
 
 if TYPE_CHECKING:
     from tunesmith.evaluate.run import Evaluation
-    from tunesmith.flow.pipeline.context import ProjectContext
 
 ROWS = 20  # of each ability: a look at each, and a fair view of all together
 _SHOWN_SLICES = 10
@@ -83,10 +82,8 @@ def findings(context: ProjectContext) -> dict[str, Any]:
 
     Reads finished stages only: the evaluations, `compare`, and `regression` where there is one. Plain JSON.
     """
-    from tunesmith.flow.pipeline.context import TUNED, evaluations
-
     best = context.runner.run("compare").output["best_baseline"]
-    found = evaluations(context, [best, TUNED])
+    found = arm_evaluations(context, [best, TUNED])
     metrics = [metric(name) for name in context.project.evaluate.metrics]
     clusters = context.clusters()
     rows = [replace(row, group=clusters[row.id]) for row in context.rows("test")]

@@ -18,13 +18,13 @@ from tunesmith.core.errors import NotFound, UsageError
 from tunesmith.core.rows import read_jsonl
 from tunesmith.core.stats import Interval
 from tunesmith.core.types import Example, Record, Sampling
-from tunesmith.evaluate.compare import merged
+from tunesmith.evaluate.compare import Comparison, merged
 from tunesmith.evaluate.metrics import Metric, metric
 from tunesmith.evaluate.run import Evaluation, load_evaluation
 from tunesmith.flow.evaluation.rows import build
 
 if TYPE_CHECKING:
-    from tunesmith.flow.pipeline.context import ProjectContext
+    from tunesmith.flow.context import ProjectContext
 
 
 class KeptEvaluation(Record, frozen=True):
@@ -94,6 +94,16 @@ def result(word: str, folder: Path, context: ProjectContext | None = None) -> Re
             raise UsageError(f"'{word}' begins {len(found)} ids", allowed=", ".join(sorted(path.name for path in found)))
         return load_kept(folder, found[0].name) if found else None
     return None
+
+
+def arm_evaluations(context: ProjectContext, arms: Sequence[str]) -> dict[str, Evaluation]:
+    """The finished evaluation of each arm of a run."""
+    return {arm: load_evaluation(context.runner.folder(f"evaluate:{arm}")) for arm in arms}
+
+
+def load_comparisons(folder: Path) -> dict[str, Comparison]:
+    """What a run's stage `compare` wrote: the comparison with each baseline."""
+    return msgspec.json.decode((folder / "comparisons.json").read_bytes(), type=dict[str, Comparison])
 
 
 def load_kept(folder: Path, name: str) -> Result:

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.core.errors import SourceUnavailable, UsageError
 from tunesmith.core.types import Answer, Example, Prompt, Sampling, digest
 from tunesmith.evaluate.metrics import Measured, Metric, metric
+from tunesmith.flow.evaluation.ask import Ask
 
 if TYPE_CHECKING:
-    from tunesmith.flow.evaluation.models import Models
-    from tunesmith.flow.evaluation.run import Ask
-    from tunesmith.flow.pipeline.context import ProjectContext
+    from tunesmith.flow.context import ProjectContext
+    from tunesmith.models.resolve import Models
 
 PARTS = ("train", "validation", "test")
 

@@ -7,79 +7,35 @@ folder an evaluation with `kept.json` (what the leaderboard shows) and one `eval
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
-import sqlalchemy as sa
 from msgspec.structs import replace
 
 from tunesmith.core.atomic import write_atomic
-from tunesmith.core.errors import ConfigError, DataError, NotFound, UsageError
+from tunesmith.core.errors import ConfigError, DataError, NotFound
 from tunesmith.core.progress import Progress
 from tunesmith.core.rows import write_jsonl
 from tunesmith.core.stats import run_noise
-from tunesmith.core.types import Record, Sampling, digest
+from tunesmith.core.types import Sampling, digest
 from tunesmith.evaluate.compare import estimate, merged
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.openings import open_sealed, openings
 from tunesmith.evaluate.prompts import Variant, as_given, few_shot, instructed
 from tunesmith.evaluate.run import Evaluation, dataset_digest, evaluate
-from tunesmith.flow.evaluation.models import Metered, Models
+from tunesmith.flow.context import ProjectContext
+from tunesmith.flow.evaluation.ask import Ask
 from tunesmith.flow.evaluation.results import KeptEvaluation
 from tunesmith.flow.evaluation.rows import Data, build, find
-from tunesmith.flow.pipeline.context import ProjectContext
 from tunesmith.flow.project import load_project, open_store
-from tunesmith.models.base import Model
 from tunesmith.models.catalog import Catalog
+from tunesmith.models.resolve import Metered, Models
 from tunesmith.store.store import Store
-
-
-class Ask(Record, frozen=True):
-    """How models are asked and rated; every key is an option of `tunesmith eval` (`--max_tokens 64`).
-
-    `metrics` (empty: what the rows bring, else exact_match) with `options` by metric; `judge` and `criterion` add a rubric. `samples` above
-    1 asks so many times with seeds `seed`, `seed` + 1, …; `instruction` replaces the rows' own (`@FILE` reads it); `shots` solved rows of
-    `shots_from` go before each question. `price` is US dollars for a million tokens read and written. `rate`: questions a minute at most.
-    `sealed` logs each look at the rows; `choose_on` names the data on which the winner is picked that alone is then measured on `data`.
-    """
-
-    data: str = "test"
-    metrics: tuple[str, ...] = ()
-    options: dict[str, dict[str, Any]] = {}
-    judge: str = ""
-    criterion: str = "Is the answer correct, complete and to the point?"
-    format: str = "auto"
-    map: dict[str, str] = {}
-    limit: int | None = None
-    max_tokens: int | None = None
-    temperature: float = 0.0
-    samples: int = 1
-    seed: int = 0
-    instruction: str | None = None
-    shots: int = 0
-    by: Literal["random", "nearest"] = "random"
-    shots_from: str = "train"
-    price: tuple[float, float] | None = None
-    concurrency: int = 8
-    rate: float | None = None
-    sealed: bool = False
-    choose_on: str = ""
-
-    def __post_init__(self) -> None:
-        for key, least in (("samples", 1), ("shots", 0), ("concurrency", 1)):
-            if getattr(self, key) < least:
-                raise ConfigError(f"{key} is {getattr(self, key)}", where=key, allowed=f"{least} or more")
-        if self.samples > 1 and self.temperature <= 0:
-            raise ConfigError(
-                f"{self.samples} samples at temperature {self.temperature:g} are the same answer", allowed="--temperature above 0"
-            )
-        if (self.limit is not None and self.limit < 1) or (self.rate is not None and self.rate <= 0):
-            raise ConfigError(f"limit {self.limit}, rate {self.rate}", allowed="limit from 1, rate above 0")
 
 
 @dataclass
@@ -117,14 +73,10 @@ def bench(config: Path, progress: Progress, *, concurrency: int = 8, rate: float
     store = open_store(project, folder) if project else Store.open(folder / ".tunesmith")
     catalog = Catalog(progress=progress.bar)
     try:
-        context = ProjectContext(project, folder, store, catalog, progress, _no_server) if project else None
+        context = ProjectContext(project, folder, store, catalog, progress) if project else None
         yield Bench(store, Models(store, catalog, concurrency, rate), progress, context)
     finally:
         store.close()
-
-
-def _no_server(models: Mapping[str, Model], log: sa.Engine) -> AbstractContextManager[str]:
-    raise UsageError(f"{', '.join(models)} cannot be served: an evaluation brought no server")
 
 
 def run_eval(words: Sequence[str], ask: Ask, at: Bench) -> list[KeptEvaluation]:

@@ -27,7 +27,7 @@ from tunesmith.data.format import FORMATS, parse_line
 from tunesmith.data.objects import load_object
 from tunesmith.flow.jobs.report import Reporter, model_name, result_csv, weight_files
 from tunesmith.flow.jobs.request import PLAN_METHODS, epochs, plan
-from tunesmith.flow.pipeline.runner import only_one
+from tunesmith.flow.runner import only_one
 from tunesmith.models.catalog import Catalog
 from tunesmith.store.files import Files
 from tunesmith.store.jobs import Lease, Stopped

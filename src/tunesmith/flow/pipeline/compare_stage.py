@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from tunesmith.evaluate.compare import Comparison, compare
 from tunesmith.evaluate.metrics import Metric, metric
 from tunesmith.evaluate.run import Evaluation
-from tunesmith.flow.pipeline.runner import Output
-
-if TYPE_CHECKING:
-    from tunesmith.flow.pipeline.context import ProjectContext
+from tunesmith.flow.context import TUNED, ProjectContext
+from tunesmith.flow.evaluation.results import arm_evaluations
+from tunesmith.flow.runner import Output
 
 
 def judge(context: ProjectContext, work: Path) -> Output:
     """Compare on the same rows, clusters as one observation; writes comparisons.json. The best baseline by the first metric decides."""
-    from tunesmith.flow.pipeline.context import TUNED, evaluations
-
     metrics = [metric(name) for name in context.project.evaluate.metrics]
-    found = evaluations(context, context.arms)
+    found = arm_evaluations(context, context.arms)
     tuned, baselines = found.pop(TUNED), found
     clusters = context.clusters()
     comparisons = {arm: _against(arm, baseline, tuned, metrics, clusters) for arm, baseline in baselines.items()}
@@ -57,8 +53,3 @@ def _gate(comparison: Comparison, by: Metric, margin: float) -> tuple[str, str]:
         decision
     ]
     return decision, f"{one.sentence[:1].upper()}{one.sentence[1:]} {told}"
-
-
-def load_comparisons(folder: Path) -> dict[str, Comparison]:
-    """What `judge` wrote: the comparison with each baseline."""
-    return msgspec.json.decode((folder / "comparisons.json").read_bytes(), type=dict[str, Comparison])

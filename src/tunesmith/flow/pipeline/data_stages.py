@@ -3,7 +3,6 @@ Knows nothing about weights."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,43 +12,18 @@ import msgspec
 import numpy as np
 
 from tunesmith.core.chat import Rendered, Renderer
-from tunesmith.core.errors import ConfigError, DataError
+from tunesmith.core.errors import DataError
 from tunesmith.core.rows import read_parquet, write_parquet
 from tunesmith.core.types import Example
 from tunesmith.data.clean import Clean, clean
-from tunesmith.data.collect import Source
 from tunesmith.data.ledger import Ledger
-from tunesmith.data.sources import files
 from tunesmith.data.split import Split, split
 from tunesmith.data.summary import summary
 from tunesmith.flow.datasets.leaks import as_plain, meaning
 from tunesmith.flow.datasets.vectors import embed
+from tunesmith.flow.sources import PARTS, examples
 from tunesmith.models.catalog import Catalog
 from tunesmith.train.plan import Plan
-
-PARTS = ("train", "validation", "test")
-
-
-def located(sources: Sequence[Source], folder: Path, catalog: Catalog) -> list[Source]:
-    """The sources with real paths: `catalog:NAME` fetched, relative ones taken from the project's folder."""
-    found = []
-    for source in sources:
-        if source.path.startswith("catalog:"):
-            path = str(catalog.dataset(source.path.removeprefix("catalog:")))
-        else:
-            path = source.path if "://" in source.path else str(folder / Path(source.path).expanduser())
-        found.append(msgspec.structs.replace(source, path=path))
-    return found
-
-
-def content(sources: Sequence[Source]) -> list[str]:
-    """What names the content of the sources: a hash of every file, so that a changed file is a changed input."""
-    hashes = []
-    for source in sources:
-        for path in files(source.path):
-            with open(path, "rb") as file:
-                hashes.append(hashlib.file_digest(file, "blake2b").hexdigest()[:32])
-    return hashes
 
 
 def clean_and_split(rows_folder: Path, cleaning: Clean, splitting: Split, catalog: Catalog, work: Path) -> dict[str, Any]:
@@ -71,14 +45,6 @@ def clean_and_split(rows_folder: Path, cleaning: Clean, splitting: Split, catalo
     ledger.write(work / "ledger.jsonl")
     overlap = as_plain(meaning(parts, splitting.semantic, catalog))
     return {**summary(cleaned.rows, ledger=ledger, clusters=cleaned.clusters, splits=parts), "meaning": overlap}
-
-
-def examples(folder: Path, part: str) -> list[Example]:
-    """The rows of one part. Raises ConfigError when they are preference pairs."""
-    rows = list(read_parquet(folder / f"{part}.parquet"))
-    if not all(isinstance(row, Example) for row in rows):
-        raise ConfigError("these rows are preference pairs", where="train.method", allowed="method: dpo for preference pairs")
-    return [row for row in rows if isinstance(row, Example)]
 
 
 def tokenize(split_folder: Path, base: Path, plan: Plan, work: Path) -> dict[str, Any]:

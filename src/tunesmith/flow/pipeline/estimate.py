@@ -23,7 +23,7 @@ from tunesmith.train.facts import base_shape
 from tunesmith.train.fit import refuse_what_cannot_fit
 
 if TYPE_CHECKING:
-    from tunesmith.flow.pipeline.context import ProjectContext
+    from tunesmith.flow.context import ProjectContext
 
 # Shares of the best matrix-product rate that reading prompts and writing answers reach: an estimate must not take as long as the thing.
 # These and the times below were set by the demo (SmolLM2-135M, two idle cores, 2 × 447 GFLOP/s in bfloat16).

@@ -8,7 +8,7 @@ import json
 import platform
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 import msgspec
@@ -17,18 +17,16 @@ from tunesmith._version import __version__
 from tunesmith.core.atomic import write_atomic
 from tunesmith.evaluate.compare import Comparison
 from tunesmith.evaluate.metrics import metric
+from tunesmith.flow.context import TUNED, ProjectContext
 from tunesmith.flow.datasets import findings as in_rows
 from tunesmith.flow.evaluation.findings import findings, findings_html
+from tunesmith.flow.evaluation.results import arm_evaluations, load_comparisons
 from tunesmith.flow.failures import write_failures
-from tunesmith.flow.pipeline.compare_stage import load_comparisons
-from tunesmith.flow.pipeline.runner import Output
 from tunesmith.flow.pipeline.training_stage import events
 from tunesmith.flow.project import Project
+from tunesmith.flow.runner import Output
 from tunesmith.pages import plots
 from tunesmith.store.store import without_password
-
-if TYPE_CHECKING:
-    from tunesmith.flow.pipeline.context import ProjectContext
 
 _SHOWN = 6
 _PACKAGES = ("torch", "transformers", "peft", "tokenizers", "numpy", "scipy", "openai")
@@ -138,9 +136,7 @@ def _row(one: Any) -> dict[str, Any]:
 
 
 def _rows_won_and_lost(context: ProjectContext, best: str, comparison: Comparison) -> dict[str, Any]:
-    from tunesmith.flow.pipeline.context import TUNED, evaluations
-
-    found = evaluations(context, [best, TUNED])
+    found = arm_evaluations(context, [best, TUNED])
     said = {arm: {row.example_id: row.answer.text for row in evaluation.rows} for arm, evaluation in found.items()}
     rows = {row.id: row for row in context.rows("test")}
     one = comparison.metric(context.project.evaluate.metrics[0])

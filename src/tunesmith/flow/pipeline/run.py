@@ -13,9 +13,11 @@ import sqlalchemy as sa
 
 from tunesmith.core.errors import UsageError
 from tunesmith.core.progress import Progress, Silent
-from tunesmith.flow.pipeline.context import TUNED, ProjectContext, Server
-from tunesmith.flow.pipeline.runner import Done, only_one
+from tunesmith.flow.context import TUNED, ProjectContext
+from tunesmith.flow.pipeline.serving_stage import Server
+from tunesmith.flow.pipeline.steps import steps_of
 from tunesmith.flow.project import Project, open_store
+from tunesmith.flow.runner import Done, only_one
 from tunesmith.models.base import Model
 from tunesmith.models.catalog import Catalog
 
@@ -121,7 +123,9 @@ def opened(project: Project, folder: Path, progress: Progress, server: Server = 
     """The circle of a project over its opened store."""
     store = open_store(project, folder)
     try:
-        yield ProjectContext(project, folder, store, Catalog(progress=progress.bar), progress, server)
+        context = ProjectContext(project, folder, store, Catalog(progress=progress.bar), progress)
+        context.runner.steps = steps_of(context, server)
+        yield context
     finally:
         store.close()
 

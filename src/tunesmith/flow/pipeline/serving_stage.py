@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import sqlalchemy as sa
 
 from tunesmith.core.errors import TunesmithError
 from tunesmith.core.load import need
 from tunesmith.core.types import Example
-from tunesmith.flow.pipeline.runner import Output
+from tunesmith.flow.runner import Output
+from tunesmith.models.base import Model
 
 if TYPE_CHECKING:
-    from tunesmith.flow.pipeline.context import ProjectContext
+    from tunesmith.flow.context import ProjectContext
+
+# Puts models behind a port and gives the base URL; handed in, because the HTTP layer stands above the flows.
+Server = Callable[[Mapping[str, Model], sa.Engine], AbstractContextManager[str]]
 
 
-def ask(context: ProjectContext, work: Path) -> Output:
+def ask(context: ProjectContext, server: Server, work: Path) -> Output:
     """Serve both models, ask held-out rows of both, and return what was said and what monitoring saw of it."""
     from tunesmith.monitor.status import status
 
@@ -26,7 +32,7 @@ def ask(context: ProjectContext, work: Path) -> Output:
     started = time.time()
     names = {context.project.base: context.model, context.project.deploy.alias: context.tuned_model()}
     asked = _chosen(context.rows("test"), context.project.deploy.questions)
-    with context.server(names, context.store.engine) as url:
+    with server(names, context.store.engine) as url:
         client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
         answers = [_question(client, row, list(names), context.sampling().max_tokens) for row in asked]
     seen = status(context.store.engine, since=started)

@@ -10,11 +10,11 @@ import msgspec
 
 from tunesmith.core.errors import TrainingError, UsageError
 from tunesmith.core.progress import Progress
-from tunesmith.flow.pipeline.context import ProjectContext
+from tunesmith.flow.context import ProjectContext
 from tunesmith.flow.pipeline.data_stages import load_rendered
 from tunesmith.flow.pipeline.run import opened
-from tunesmith.flow.pipeline.runner import only_one
 from tunesmith.flow.project import Project
+from tunesmith.flow.runner import only_one
 
 # A pipeline that can learn drives the loss of a few rows far below a guess over the vocabulary; above this it cannot.
 LEARNED_NATS = 0.1

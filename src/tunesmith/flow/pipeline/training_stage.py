@@ -12,11 +12,11 @@ from tunesmith.core.chat import Renderer
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.memory import give_back
 from tunesmith.flow.pipeline.data_stages import load_rendered
-from tunesmith.flow.pipeline.runner import Output
+from tunesmith.flow.runner import Output
 from tunesmith.flow.train_progress import TrainProgress
 
 if TYPE_CHECKING:
-    from tunesmith.flow.pipeline.context import ProjectContext
+    from tunesmith.flow.context import ProjectContext
     from tunesmith.train.grpo import Reinforced
     from tunesmith.train.loop import TrainResult
     from tunesmith.train.plan import Plan

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,17 @@ from tunesmith.core.types import digest
 from tunesmith.store.store import Store
 
 Output = dict[str, Any]
+# What a stage does: fills the folder and returns a small JSON-able summary.
+Step = Callable[[Path], Output]
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One step. `inputs` is everything besides earlier stages that its result depends on; `run(work)` fills the folder and returns a
-    small JSON-able summary. Raise `version` when the code changes what comes out."""
+    """What a stage is known by, without what it does. `inputs` is everything besides earlier stages that its result depends on. Raise
+    `version` when the code changes what comes out."""
 
     name: str
-    run: Callable[[Path], Output]
     inputs: Any = None
     needs: tuple[str, ...] = ()
     version: int = 1
@@ -54,12 +55,13 @@ class Done:
 @dataclass
 class Runner:
     """The stages of one project in their order, over one store. A stage's digest follows from its inputs and the digests of what it
-    needs, never from results, so all of them are known before anything runs."""
+    needs, never from results, so all of them are known before anything runs. Who only looks needs no `steps`."""
 
     store: Store
     project: str
     progress: Progress
     stages: Sequence[Stage]
+    steps: Mapping[str, Step] = field(default_factory=dict)
     digests: dict[str, str] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -96,7 +98,7 @@ class Runner:
         self.progress.say(f"{stage.name}: {stage.about}" if stage.about else stage.name)
         started = time.monotonic()
         try:
-            output = stage.run(work)
+            output = self.steps[stage.name](work)
             give_back(cycles=True)  # or the next stage's peak comes on top of this one's
             put_in_place(work, folder)
             seconds = time.monotonic() - started

@@ -1,0 +1,47 @@
+"""What a name answers with: a version of an alias, its strategy and its variants; knows nothing about how anything answers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from tunesmith.core.errors import ConfigError
+from tunesmith.core.model_ref import ModelRef
+from tunesmith.core.types import Record
+
+
+class Variant(Record, frozen=True):
+    """One way to answer: a model here, or an upstream by its name in `serve.upstreams`, with a prompt and sampling of its own.
+
+    `instruction` is put in place of the request's system message; `sampling` are defaults for what a request leaves open.
+    """
+
+    name: str
+    model: ModelRef | None = None
+    upstream: str | None = None
+    instruction: str | None = None
+    sampling: dict[str, float] = {}
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if (self.model is None) == (self.upstream is None):
+            raise ConfigError(f"variant '{self.name}' has {'both' if self.model else 'neither'}", allowed="a model, or an upstream")
+
+
+class Deployment(Record, frozen=True):
+    """A version of an alias. Versions are never changed: a new one takes its place, and the table of them is the history.
+
+    `created` in seconds of the epoch; `reason` says why and `by` who put it in force.
+    """
+
+    alias: str
+    version: int
+    variants: tuple[Variant, ...]
+    strategy: Literal["one"] = "one"
+    created: float = 0.0
+    reason: str = ""
+    by: str = ""
+
+    def __post_init__(self) -> None:
+        names = [variant.name for variant in self.variants]
+        if not names or len(set(names)) < len(names):
+            raise ConfigError(f"the deployment of '{self.alias}' has the variants {names}", allowed="at least one; distinct names")

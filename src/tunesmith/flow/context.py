@@ -1,0 +1,143 @@
+"""One project at work: its record, its folder, its store, and its stages by name: what each depends on and where its result lies. Knows
+nothing about what a stage does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from tunesmith.core.progress import Progress
+from tunesmith.core.types import Example, Sampling
+from tunesmith.data.collect import Source
+from tunesmith.flow.project import Project
+from tunesmith.flow.runner import Runner, Stage
+from tunesmith.flow.sources import content, examples, located
+from tunesmith.models.catalog import Catalog
+from tunesmith.store.store import Store
+
+if TYPE_CHECKING:
+    from tunesmith.evaluate.metrics import Metric
+
+TUNED = "tuned"
+
+
+@dataclass
+class ProjectContext:
+    """One project at work: its record, its folder, its store, the catalogue, and who is told."""
+
+    project: Project
+    folder: Path
+    store: Store
+    catalog: Catalog
+    progress: Progress
+    command: str = "tunesmith run"
+    left_out: tuple[str, ...] = ()
+
+    @cached_property
+    def base(self) -> Path:
+        """The prepared folder of the base."""
+        return self.catalog.model(self.project.base)
+
+    @cached_property
+    def base_digest(self) -> str:
+        """The content hash of the base."""
+        return self.catalog.digest(self.base)
+
+    @cached_property
+    def sources(self) -> list[Source]:
+        """The sources with real paths."""
+        return located(self.project.sources, self.folder, self.catalog)
+
+    @cached_property
+    def model(self) -> Any:
+        """The base, loaded once and shared by every stage that asks it."""
+        from tunesmith.models.local import LocalModel
+
+        return LocalModel(self.base, name=self.project.base, max_rows=self.project.evaluate.batch_size)
+
+    @cached_property
+    def metrics(self) -> list[Metric]:
+        """What rates the answers. Raises NotFound for a name that is no metric."""
+        from tunesmith.evaluate.metrics import metric
+
+        return [metric(name) for name in self.project.evaluate.metrics]
+
+    def forget_model(self) -> None:
+        """Let go of the loaded base; who asks next loads it again."""
+        self.__dict__.pop("model", None)
+
+    def tuned_model(self) -> Any:
+        """The base with the trained adapter."""
+        return self.model.with_adapter(self.adapter, self.project.deploy.alias)
+
+    @property
+    def adapter(self) -> Path:
+        """Where the trained adapter lies once the stage `train` is finished."""
+        return self.runner.folder("train") / "adapter"
+
+    @cached_property
+    def runner(self) -> Runner:
+        """The stages, with the digest of each."""
+        return Runner(self.store, self.project.name, self.progress, self.stages())
+
+    @property
+    def arms(self) -> list[str]:
+        """Everything that is measured: the baselines in their order, then the tuned model."""
+        return [*(baseline.name for baseline in self.project.baselines), TUNED]
+
+    def stages(self) -> list[Stage]:
+        """All stages in an order in which each comes after what it needs."""
+        project, measured = self.project, [f"evaluate:{arm}" for arm in self.arms]
+        described = [(source.format, source.map, source.unique_ids) for source in project.sources]
+        asked = (project.evaluate, self.base_digest)
+        judged = (project.evaluate.metrics[0], project.evaluate.max_tokens) if project.train.metric_rows else ()
+        return [
+            Stage("collect", (described, content(self.sources), project.max_invalid), about="reading every row"),
+            Stage("split", (project.clean, project.split), ("collect",), about="cleaning, finding near-duplicates, splitting"),
+            Stage(
+                "tokens",
+                (project.train.max_length, project.train.over_length, self.base_digest),
+                ("split",),
+                about="token ids and loss masks by the base's own template",
+            ),
+            *(
+                Stage(
+                    f"evaluate:{baseline.name}",
+                    (asked, baseline),
+                    ("tokens",),
+                    about="asking the base the held-out rows",
+                )
+                for baseline in project.baselines
+            ),
+            Stage("train", (project.train, self.base_digest, *judged), ("tokens",), about="training"),
+            Stage(f"evaluate:{TUNED}", asked, ("train",), about="asking the tuned model the same rows"),
+            Stage("compare", project.gate, tuple(measured), about="paired differences with their intervals"),
+            Stage("regression", self.base_digest, ("train",), about="the base's general abilities before and after"),
+            Stage(
+                "ask",
+                (project.deploy.alias, project.deploy.questions),
+                ("train",),
+                about="serving base and tuned model, asking them through the openai SDK",
+            ),
+            Stage("report", (project, self.left_out), ("compare", "ask", "regression"), about="writing the report"),
+        ]
+
+    def rows(self, part: str) -> list[Example]:
+        """The rows of one part of the split; the test part as `evaluate.limit` allows."""
+        rows = examples(self.runner.folder("split"), part)
+        return rows[: self.project.evaluate.limit] if part == "test" else rows
+
+    def clusters(self) -> dict[str, str]:
+        """The near-duplicate cluster of each row."""
+        numbers = msgspec.json.decode((self.runner.folder("split") / "clusters.json").read_bytes())
+        return {row: str(cluster) for row, cluster in numbers.items()}
+
+    def sampling(self) -> Sampling:
+        """Greedy answers; as many tokens as the longest training answer needs and a quarter more, where the project says auto."""
+        wanted = self.project.evaluate.max_tokens
+        tokens = self.runner.run("tokens").output
+        return Sampling(max_tokens=int(tokens["longest_answer"] * 1.25) + 8 if wanted == "auto" else wanted)

@@ -1,0 +1,52 @@
+"""The evaluation stages: a model is asked the held-out rows and its answers are rated. Knows no formula."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tunesmith.core.types import Example, digest
+from tunesmith.evaluate import prompts
+from tunesmith.evaluate.openings import open_sealed
+from tunesmith.evaluate.run import evaluate
+from tunesmith.flow.context import TUNED, ProjectContext
+from tunesmith.flow.project import Baseline
+from tunesmith.flow.runner import Output
+
+
+def evaluate_baseline(context: ProjectContext, baseline: Baseline, work: Path) -> Output:
+    """The base as it is, with solved rows before each question, or under another instruction."""
+    if baseline.shots:
+        variant = prompts.few_shot(context.rows("train"), baseline.shots, baseline.by, seed=context.project.train.seed)
+    elif baseline.instruction is not None:
+        variant = prompts.instructed(baseline.instruction, baseline.name)
+    else:
+        variant = prompts.as_given
+    return _evaluate(context, context.model, variant, baseline.name, work)
+
+
+def evaluate_tuned(context: ProjectContext, work: Path) -> Output:
+    """The trained model, asked the rows as they are."""
+    return _evaluate(context, context.tuned_model(), prompts.as_given, TUNED, work)
+
+
+def _evaluate(context: ProjectContext, model: Any, variant: Callable[[Example], Any], arm: str, work: Path) -> Output:
+    rows = context.rows("test")
+    seal = digest([row.id for row in rows])
+    open_sealed(context.store.folder / "openings.jsonl", seal, who=f"{context.project.name}: {arm}", why="stage of a run")
+    evaluation = evaluate(
+        model,
+        rows,
+        context.metrics,
+        sampling=context.sampling(),
+        prompt_variant=variant,
+        out=work,
+        on_progress=lambda done, total: context.progress.bar(f"evaluate:{arm}", done, total),
+    )
+    keys = ("model", "variant", "values", "missing", "failed", "prompt_tokens", "completion_tokens", "seconds")
+    return {key: getattr(evaluation, key) for key in keys} | {
+        "rows": len(rows),
+        "precision": model.precision,
+        "max_tokens": evaluation.sampling.max_tokens,
+    }
