@@ -17,7 +17,7 @@ from typing import NamedTuple
 from benchmarks.harness import ROOT, ratio, table, write_section
 
 HEADLINES = ("traps_caught",)
-TRAIN, MODELS, CHAT = "src/tunesmith/train/", "src/tunesmith/models/", "src/tunesmith/core/chat.py"
+TRAIN, NETS, CHAT = "src/tunesmith/train/", "src/tunesmith/nets/", "src/tunesmith/core/chat.py"
 
 
 class Fault(NamedTuple):
@@ -33,7 +33,7 @@ class Fault(NamedTuple):
 FAULTS = (
     Fault(
         1,
-        TRAIN + "lanes.py",
+        TRAIN + "microbatch.py",
         "            return sums, torch.autograd.grad(loss, parameters)",
         "            return sums, torch.autograd.grad(loss / step.scale / len(one.pack.at), parameters)",
         "test_train_loss::test_accumulation_divides_by_trained_tokens_not_by_micro_batches",
@@ -103,14 +103,14 @@ FAULTS = (
     ),
     Fault(
         10,
-        MODELS + "attention.py",
+        NETS + "cached_attention.py",
         "distance = self.lengths[:, None] - torch.arange(self.keys, device=self.lengths.device)[None]",
         "distance = self.lengths.max() - torch.arange(self.keys, device=self.lengths.device).expand(len(self.lengths), -1)",
         "test_models_local::test_greedy_ids_are_those_of_transformers",
     ),
     Fault(
         11,
-        TRAIN + "lanes.py",
+        TRAIN + "microbatch.py",
         "    trainable.model.eval()\n    step = batch.step",
         "    step = batch.step",
         "test_train_loss::test_evaluation_has_no_dropout_and_leaves_the_gradients_as_they_were",
@@ -184,7 +184,7 @@ FAULTS = (
     ),
     Fault(
         21,
-        MODELS + "lora.py",
+        NETS + "multi_lora.py",
         '    alpha = config["lora_alpha"]\n',
         '    return float(config["lora_alpha"]) / rank\n    alpha = config["lora_alpha"]\n',
         "test_models_local::test_every_kind_of_adapter_scores_as_peft_does",
@@ -192,8 +192,8 @@ FAULTS = (
     Fault(
         22,
         TRAIN + "loop.py",
-        "    state = course.begin(len(validation))\n",
-        "    state = course.begin(len(validation))\n"
+        "    state = trainer.begin(len(validation))\n",
+        "    state = trainer.begin(len(validation))\n"
         "    if state.step:\n"
         "        reference = references(run, 'again', items, objective, trainable, side)\n",
         "test_train_preference::test_it_learns_what_is_preferred_and_resumes_to_the_same_bytes[dpo]",
@@ -214,7 +214,7 @@ FAULTS = (
     ),
     Fault(
         25,
-        MODELS + "nf4.py",
+        NETS + "nf4.py",
         "    @property\n    def weight(self)",
         "    def train(self, mode: bool = True):\n        if not mode:\n            self.packed.steps.mul_(1.1)\n"
         "        return super().train(mode)\n\n    @property\n    def weight(self)",

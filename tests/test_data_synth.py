@@ -7,7 +7,7 @@ import pytest
 from tunesmith.core.errors import SourceUnavailable, UsageError
 from tunesmith.core.types import Answer, Example, Message, Sampling, example_id
 from tunesmith.data import synth
-from tunesmith.flow.datasets.synth import KeptEvaluation
+from tunesmith.flow.datasets.synth import RememberingTeacher
 
 TURNS = (Message(role="user", content="when?"), Message(role="assistant", content="at nine"))
 SEEDS = [Example(id=example_id(TURNS), messages=TURNS, origin="f:1")]
@@ -43,10 +43,10 @@ def requests(n):
 def test_a_teacher_that_stops_is_not_asked_again_for_what_it_said(tmp_path):
     prompts = [one.prompt for one in requests(6)]
     with pytest.raises(SourceUnavailable, match="the same command goes on from there"):
-        KeptEvaluation(Teacher(lives=4), tmp_path / "a.jsonl").answer(prompts, Sampling())
+        RememberingTeacher(Teacher(lives=4), tmp_path / "a.jsonl").answer(prompts, Sampling())
     second = Teacher()
     second.said = 4
-    answers = KeptEvaluation(second, tmp_path / "a.jsonl").answer(prompts, Sampling())
+    answers = RememberingTeacher(second, tmp_path / "a.jsonl").answer(prompts, Sampling())
     assert second.said == 6
     assert [json.loads(answer.text)["answer"] for answer in answers] == ["1", "2", "3", "4", "5", "6"]
     assert [answer.prompt_tokens for answer in answers] == [0, 0, 0, 0, 10, 10], "what was paid before costs nothing now"

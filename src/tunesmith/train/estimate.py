@@ -25,7 +25,7 @@ SECONDS_PER_PARAMETER, SECONDS_FIXED = 3e-8, 6.0
 # Python, torch, transformers and peft with their libraries; on a GPU the driver's context and the libraries' kernels.
 RUNTIME_BYTES = {"cpu": 450_000_000, "cuda": 600_000_000}
 SAMPLED_STEPS = 50
-# What the decoder holds at once (`models/decode.py`): rows, tokens of prompts that one pass reads, bytes of keys and values.
+# What the decoder holds at once (`nets/decoder.py`): rows, tokens of prompts that one pass reads, bytes of keys and values.
 DECODED_ROWS, READ_TOKENS, CACHE_BYTES = 64, 2048, 2 << 30
 POOL_HOLES = 1.25  # a pool that grows leaves holes of its former sizes; measured on the demo
 READ_VECTORS = 4  # of the hidden size and of the MLP's, that a pass without gradients holds of each token at once
