@@ -142,7 +142,8 @@ def test_a_file_where_a_folder_should_be_is_one_clear_message(here, capsys):
     (here / "taken").touch()
     code, _, err = call(capsys, "demo", "--folder", "taken")
     assert code == 1
-    assert "taken" in err and "File exists" in err
+    assert "taken" in err
+    assert "File exists" in err
 
 
 def test_no_network_says_what_is_missing_and_where_it_looked(here, capsys, monkeypatch):
