@@ -165,9 +165,9 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
     state.answering.close()
     if state.log is not None:
         state.log.close()
-    for alias, _ in state.router.listed():
-        if isinstance(upstream := state.router.find(alias), Upstream):
-            upstream.close()
+    for model in state.router.models():
+        if isinstance(model, Upstream):
+            model.close()
 
 
 def _background(app: Starlette, state: State) -> list[Coroutine[Any, Any, None]]:

@@ -83,7 +83,7 @@ class Proxy:
         try:
             body = await _body(receive)
             name = wire.model_of(body)
-            if (upstream := self.state.upstream(name)) is not None:
+            if (target := self.state.passed_to(name)) is not None and isinstance(upstream := target.model, Upstream):
                 entry = Entry(self.state, path, name, upstream.name, body, time.perf_counter(), time.time())
                 answer = await passed(entry, upstream, receive)
         except Exception as error:  # noqa: BLE001 - as Starlette's own handler would: every failure is an answer

@@ -12,10 +12,11 @@ from starlette.requests import Request
 
 from tunesmith.api.auth import Auth
 from tunesmith.api.errors import APIError
+from tunesmith.core.model_ref import ModelRef
 from tunesmith.core.wire import BadRequest
 from tunesmith.deploy.bases import Bases
 from tunesmith.deploy.engine import Answering
-from tunesmith.deploy.router import Router
+from tunesmith.deploy.router import Router, Target, undeployed
 from tunesmith.deploy.serve_config import Webhook
 from tunesmith.models.base import Model
 from tunesmith.models.catalog import Catalog
@@ -53,24 +54,34 @@ class State:
     _loading: asyncio.Lock = field(default_factory=asyncio.Lock)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
-    async def find(self, name: str, project: str) -> Model:
-        """The model that answers to a name: a served alias, a mapped name, or what a job of the project made. Raises NotFound."""
+    async def target(self, name: str, project: str, key: str = "") -> Target:
+        """Who answers to a name: a served alias, a mapped name, or what a job of the project made. `key` is whom a strategy keeps with
+        one variant. Raises NotFound."""
         if self.router.has(name):
-            return self.router.find(name)
+            return self.router.target(name, key)
         if self.store is not None and name.startswith("ft:"):
             row = await asyncio.to_thread(TunedModels(self.store).find, name, project)
             if row is not None:
-                return await asyncio.to_thread(self.bases.tuned, name, row["base"], self.store.folder / row["adapter"])
+                model = await asyncio.to_thread(self.bases.tuned, name, row["base"], self.store.folder / row["adapter"])
+                made = ModelRef(base=row["base"], adapter=row["adapter"], made_by=f"job:{row['job']}")
+                return Target(undeployed(model, made=made), model)
         if name in self.names:
             base = self.names[name]
-            return self.router.find(base) if self.router.has(base) else await asyncio.to_thread(self.bases.base, base)
-        return self.router.find(name)  # raises, with the nearest name
+            if self.router.has(base):
+                return self.router.target(base, key)
+            loaded = await asyncio.to_thread(self.bases.base, base)
+            return Target(undeployed(loaded), loaded)
+        return self.router.target(name)  # raises, with the nearest name
 
-    def upstream(self, name: str) -> Upstream | None:
-        """The other server that answers to a name, where one does."""
+    async def find(self, name: str, project: str) -> Model:
+        """The model that answers to a name when no client asks. Raises NotFound."""
+        return (await self.target(name, project)).model
+
+    def passed_to(self, name: str, key: str = "") -> Target | None:
+        """Who answers to a name, where that is another server."""
         alias = name if self.router.has(name) else self.names.get(name, "")
-        model = self.router.find(alias) if self.router.has(alias) else None
-        return model if isinstance(model, Upstream) else None
+        target = self.router.target(alias, key) if self.router.has(alias) else None
+        return target if target is not None and isinstance(target.model, Upstream) else None
 
     def base_of(self, name: str) -> str:
         """The base that a job on `name` trains: mapped, served without an adapter, or in the catalogue. Raises BadRequest."""

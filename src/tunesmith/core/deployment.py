@@ -8,11 +8,14 @@ from tunesmith.core.errors import ConfigError
 from tunesmith.core.model_ref import ModelRef
 from tunesmith.core.types import Record
 
+SAMPLING_DEFAULTS = ("max_tokens", "temperature", "top_p")
+
 
 class Variant(Record, frozen=True):
     """One way to answer: a model here, or an upstream by its name in `serve.upstreams`, with a prompt and sampling of its own.
 
-    `instruction` is put in place of the request's system message; `sampling` are defaults for what a request leaves open.
+    `instruction` is put in place of the request's system message; `sampling` are defaults for what a request leaves open
+    (`max_tokens`, `temperature`, `top_p`).
     """
 
     name: str
@@ -25,6 +28,8 @@ class Variant(Record, frozen=True):
     def __post_init__(self) -> None:
         if (self.model is None) == (self.upstream is None):
             raise ConfigError(f"variant '{self.name}' has {'both' if self.model else 'neither'}", allowed="a model, or an upstream")
+        if unknown := sorted(self.sampling.keys() - set(SAMPLING_DEFAULTS)):
+            raise ConfigError(f"variant '{self.name}' has the sampling keys {unknown}", allowed=", ".join(SAMPLING_DEFAULTS))
 
 
 class Deployment(Record, frozen=True):

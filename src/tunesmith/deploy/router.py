@@ -1,45 +1,123 @@
-"""Which model answers to which name; knows nothing about how models answer."""
+"""A name → its deployment → the variant that answers → its model, once a request; knows nothing about how models answer."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from tunesmith.core.errors import NotFound, nearest
+from tunesmith.core.deployment import Deployment, Variant
+from tunesmith.core.errors import ConfigError, NotFound, nearest
+from tunesmith.core.model_ref import ModelRef
+from tunesmith.core.types import Message
+from tunesmith.deploy.strategy import choose
 from tunesmith.models.base import Model
+from tunesmith.models.upstream import Upstream
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Who answers one request: the variant of which version of a deployment, and its model.
+
+    `deployment` is None for what answers without having been deployed: a base, an upstream, what a job made. `propensity` is the
+    probability with which the strategy chose this variant.
+    """
+
+    variant: Variant
+    model: Model
+    deployment: int | None = None
+    propensity: float | None = None
+
+    @property
+    def defaults(self) -> Mapping[str, float]:
+        """How this variant draws what a request leaves open."""
+        return self.variant.sampling
+
+    def instructed(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        """The messages with the variant's instruction in place of their own, where it has one."""
+        if self.variant.instruction is None:
+            return messages
+        rest = tuple(message for message in messages if message.role not in ("system", "developer"))
+        return (Message(role="system", content=self.variant.instruction), *rest)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What answers to one name: version 0 stands for what was never deployed."""
+
+    deployment: Deployment
+    models: Mapping[str, Model]
+    since: float
+
+    def target(self, key: str) -> Target:
+        choice = choose(key, self.deployment, {})
+        model = self.models[choice.variant.name]
+        if not self.deployment.version:
+            return Target(choice.variant, model)
+        return Target(choice.variant, model, self.deployment.version, choice.propensity)
 
 
 class Router:
-    """Names that clients ask for (aliases) → the models that answer to them (variants). Changes take effect with the next request."""
+    """Names that clients ask for (aliases) → deployments and the models of their variants. Changes take effect with the next request."""
 
     def __init__(self, models: Mapping[str, Model] | None = None) -> None:
-        self._models: dict[str, tuple[Model, float]] = {}
+        self._entries: dict[str, _Entry] = {}
         for alias, model in (models or {}).items():
             self.put(alias, model)
 
     def put(self, alias: str, model: Model) -> None:
-        """Let `model` answer to `alias` from now on. Its digest is computed here, since that reads the weights."""
-        _ = model.digest
-        self._models = {**self._models, alias: (model, time.time())}  # replaced whole: readers in other threads see the old or the new
+        """Let `model` answer to `alias` from now on, without a deployment. Its digest is computed here, since that reads the weights."""
+        variant = undeployed(model, upstream=alias if isinstance(model, Upstream) else None)
+        self._put(alias, Deployment(alias=alias, version=0, variants=(variant,)), {variant.name: model})
+
+    def deploy(self, deployment: Deployment, models: Mapping[str, Model]) -> None:
+        """Let a deployment answer to its alias from now on; `models` has each variant's, by the variant's name. Raises ConfigError."""
+        names = {variant.name for variant in deployment.variants}
+        if names != set(models):
+            raise ConfigError(f"the deployment of '{deployment.alias}' comes with models for {sorted(models)}", allowed=f"{sorted(names)}")
+        self._put(deployment.alias, deployment, models)
+
+    def _put(self, alias: str, deployment: Deployment, models: Mapping[str, Model]) -> None:
+        for model in models.values():
+            _ = model.digest
+        entry = _Entry(deployment, dict(models), time.time())
+        self._entries = {**self._entries, alias: entry}  # replaced whole: readers in other threads see the old or the new
 
     def drop(self, alias: str) -> None:
         """Take a name away. Raises NotFound."""
         self.find(alias)
-        self._models = {name: entry for name, entry in self._models.items() if name != alias}
+        self._entries = {name: entry for name, entry in self._entries.items() if name != alias}
 
     def has(self, alias: str) -> bool:
-        """Whether a model answers to the name."""
-        return alias in self._models
+        """Whether something answers to the name."""
+        return alias in self._entries
 
-    def find(self, alias: str) -> Model:
-        """The model that answers to a name. Raises NotFound with the nearest name."""
-        entry = self._models.get(alias)
+    def target(self, alias: str, key: str = "") -> Target:
+        """Who answers a request to `alias` whose user or conversation is `key`. Raises NotFound with the nearest name."""
+        entry = self._entries.get(alias)
         if entry is None:
             raise NotFound(
-                f"The model '{alias}' does not exist", allowed=", ".join(self._models) or "none", remedy=nearest(alias, self._models)
+                f"The model '{alias}' does not exist", allowed=", ".join(self._entries) or "none", remedy=nearest(alias, self._entries)
             )
-        return entry[0]
+        return entry.target(key)
+
+    def find(self, alias: str) -> Model:
+        """The model that answers to a name when nobody in particular asks. Raises NotFound with the nearest name."""
+        return self.target(alias).model
 
     def listed(self) -> list[tuple[str, float]]:
         """(name, since when) of every alias, in the order in which they came."""
-        return [(alias, since) for alias, (_, since) in self._models.items()]
+        return [(alias, entry.since) for alias, entry in self._entries.items()]
+
+    def models(self) -> Iterator[Model]:
+        """Every model of every variant."""
+        for entry in self._entries.values():
+            yield from entry.models.values()
+
+
+def undeployed(model: Any, *, upstream: str | None = None, made: ModelRef | None = None) -> Variant:
+    """The variant that stands for a model which answers without a deployment: an upstream's by its name, what a job made, or a base."""
+    if upstream is not None:
+        return Variant(name=model.name, upstream=upstream)
+    return Variant(name=model.name, model=made or ModelRef(base=model.name))
