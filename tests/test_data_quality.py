@@ -14,8 +14,9 @@ from tunesmith.data.contamination import Contamination, contaminated
 from tunesmith.data.labels import label_errors, mismatched_answers, unexpected_answers, unexplained_answers
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.pii import PersonalData
-from tunesmith.data.quality import Length, contradictions, repaired
+from tunesmith.data.row_rules import Length, repaired
 from tunesmith.data.semantic import SemanticDuplicates, earlier
+from tunesmith.data.set_rules import contradictions
 from tunesmith.data.toxicity import Toxicity, profanity
 
 PLAIN = Clean(personal_data=PersonalData(action="keep"), near_duplicates=NearDuplicates(action="keep"))

@@ -21,9 +21,10 @@ from tunesmith.core.types import Preference, Record, ToolCall
 from tunesmith.data.dedup import near_duplicates
 from tunesmith.data.labels import label_errors
 from tunesmith.data.pii import count, find_all
-from tunesmith.data.quality import contradictions, is_refusal, texts_of
+from tunesmith.data.row_rules import is_refusal
+from tunesmith.data.set_rules import contradictions
 from tunesmith.data.summary import summary
-from tunesmith.data.text import answer_of, comparison_text, exact_key, question_of
+from tunesmith.data.text import answer_of, comparison_text, exact_key, question_of, texts_of
 from tunesmith.data.topics import topics
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|begin_of_text|>", "[INST]", "</s>", "<|assistant|>")

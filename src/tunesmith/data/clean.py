@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 import numpy as np
 
-from tunesmith.core.errors import ConfigError, DataError, GateRefused
-from tunesmith.core.load import resolve
+from tunesmith.core.errors import DataError, GateRefused
 from tunesmith.core.progress import Progress
 from tunesmith.core.rows import Row
 from tunesmith.core.types import Example, Preference, Record, example_id
@@ -23,11 +22,12 @@ from tunesmith.data.dedup import Ints, Pairs, components, near_duplicates
 from tunesmith.data.ledger import LOST, Ledger
 from tunesmith.data.no_gc import no_cycles
 from tunesmith.data.pii import PersonalData
-from tunesmith.data.quality import Change, Length, Rule, contradictory, language, length, personal_data, refusals, repair_text
+from tunesmith.data.row_rules import Change, Length, Rule, empty_answers, language, length, personal_data, refusals, repair_text, user_rule
 from tunesmith.data.semantic import Encoder, SemanticDuplicates, semantic_duplicates
+from tunesmith.data.set_rules import contradictory, exact_duplicates
 from tunesmith.data.shapes import preference_id
 from tunesmith.data.shingle import Shingles, shingles
-from tunesmith.data.text import answer_of, comparison_text, exact_key, prompt_key
+from tunesmith.data.text import comparison_text, prompt_key
 from tunesmith.data.toxicity import Toxicity, toxicity
 
 
@@ -186,47 +186,6 @@ def _identified(row: Row) -> Row:
     if isinstance(row, Preference):
         return msgspec.structs.replace(row, id=preference_id(row))
     return msgspec.structs.replace(row, id=example_id(row.messages, row.tools, row.reference))
-
-
-def empty_answers(rows: Sequence[Row]) -> Iterator[Change]:
-    """Rows whose answer has no words, no tool call and no refusal."""
-    for i, row in enumerate(rows):
-        last = row.preferred if isinstance(row, Preference) else row.messages[-1]
-        if not answer_of(row).strip() and not last.tool_calls and last.role == "assistant":
-            yield Change(i, "dropped", "the answer is empty")
-
-
-def exact_duplicates(rows: Sequence[Row]) -> Iterator[Change]:
-    """Every repetition of a row that came earlier, compared whole after normalisation (case, white space, Unicode form)."""
-    first: dict[bytes, int] = {}
-    for i, row in enumerate(rows):
-        earlier = first.setdefault(exact_key(row), i)
-        if earlier != i:
-            yield Change(i, "duplicate_of", "the same turns, answer and tools", other=earlier)
-
-
-def user_rule(reference: str) -> Rule:
-    """The rule that a user's function of one row makes. Raises ConfigError when there is none or it answers something else."""
-    function: Any = resolve(reference, where="clean.rules")
-
-    def rule(rows: Sequence[Row]) -> Iterator[Change]:
-        for i, row in enumerate(rows):
-            try:
-                said = function(row)
-            except Exception as error:  # whatever a user's code raises is told with its row
-                raise ConfigError(f"the rule {reference} failed for {row.origin}: {type(error).__name__}: {error}") from error
-            if isinstance(said, str):
-                yield Change(i, "dropped", said)
-            elif isinstance(said, Example | Preference):
-                if said != row:
-                    yield Change(i, "mended", "", row=said)
-            elif said is not None:
-                raise ConfigError(
-                    f"the rule {reference} answered {type(said).__name__} for {row.origin}",
-                    allowed="None (keep), a text (drop, with that reason) or a row (put right)",
-                )
-
-    return rule
 
 
 def near_clusters(rows: Sequence[Row], settings: NearDuplicates, sets: Shingles | None = None) -> tuple[Pairs, Ints]:

@@ -18,7 +18,7 @@ from tunesmith.core.errors import DataError, UsageError
 from tunesmith.core.rows import Row, read_lines
 from tunesmith.core.stats import Interval, cohen_kappa, fleiss_kappa, krippendorff_alpha
 from tunesmith.core.types import Message, Preference, Record, canonical
-from tunesmith.data.quality import Change, Rule
+from tunesmith.data.row_rules import Change, Rule
 
 
 class Verdict(Record, frozen=True):

@@ -15,7 +15,7 @@ from tunesmith.core.errors import ConfigError, GateRefused
 from tunesmith.core.rows import Row
 from tunesmith.core.stats import wilson
 from tunesmith.core.types import Record
-from tunesmith.data.quality import Change, Rule
+from tunesmith.data.row_rules import Change, Rule
 from tunesmith.data.text import comparison_text
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]

@@ -1,4 +1,4 @@
-"""What of a row is compared: its texts, normalised; knows nothing about how they are compared.
+"""A row's texts: all of them, to be searched or changed, and what is compared of them, normalised; knows nothing about how.
 
 The **comparison text** of a row is its user turns and its final answer, joined by line feeds. System and developer turns are left out when
 there is a user turn: most data repeats one instruction in every row, and it would make unrelated rows look alike. The **exact key** leaves
@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import msgspec
 
 from tunesmith.core.rows import Row
-from tunesmith.core.types import Message, Preference, canonical
+from tunesmith.core.types import Example, Function, Message, Preference, TextPart, canonical
 
 
 def folded(text: str) -> str:
@@ -70,3 +72,44 @@ def _key(parts: list[str], row: Row) -> bytes:
         parts.append(canonical(row.tools).decode())
     # normalised text has no control characters that split() takes for white space, so this cannot be confused
     return hashlib.blake2b("\x1e".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def map_texts(row: Row, change: Callable[[str], str], *, arguments: bool = False) -> Row:
+    """The row with `change` applied to every text of its turns and to its reference; with `arguments` to tool calls' arguments too."""
+
+    def turn(message: Message) -> Message:
+        content: str | tuple[TextPart, ...] | None = message.content
+        if isinstance(content, str):
+            content = change(content)
+        elif content is not None:
+            content = tuple(TextPart(text=change(part.text)) for part in content)
+        calls = message.tool_calls
+        if arguments and calls:
+            calls = tuple(
+                msgspec.structs.replace(call, function=Function(name=call.function.name, arguments=change(call.function.arguments)))
+                for call in calls
+            )
+        refusal = None if message.refusal is None else change(message.refusal)
+        return msgspec.structs.replace(message, content=content, tool_calls=calls, refusal=refusal)
+
+    turns = tuple(turn(message) for message in row.messages)
+    if isinstance(row, Preference):
+        return msgspec.structs.replace(row, messages=turns, preferred=turn(row.preferred), non_preferred=turn(row.non_preferred))
+    return msgspec.structs.replace(row, messages=turns, reference=None if row.reference is None else change(row.reference))
+
+
+def texts_of(row: Row) -> list[str]:
+    """Every text of a row in which personal data can be, in the order of `map_texts`: turns, tool calls' arguments, reference."""
+    turns = (*row.messages, row.preferred, row.non_preferred) if isinstance(row, Preference) else row.messages
+    found: list[str] = []
+    for turn in turns:
+        if isinstance(turn.content, str):
+            found.append(turn.content)
+        elif turn.content is not None:
+            found += [part.text for part in turn.content]
+        found += [call.function.arguments for call in turn.tool_calls]
+        if turn.refusal is not None:
+            found.append(turn.refusal)
+    if isinstance(row, Example) and row.reference is not None:
+        found.append(row.reference)
+    return found

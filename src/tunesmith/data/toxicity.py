@@ -15,7 +15,8 @@ from tunesmith.core.errors import ConfigError
 from tunesmith.core.load import resolve
 from tunesmith.core.rows import Row
 from tunesmith.core.types import Record
-from tunesmith.data.quality import Change, Rule, texts_of
+from tunesmith.data.row_rules import Change, Rule
+from tunesmith.data.text import texts_of
 
 Scorer = Callable[[Sequence[str]], Sequence[float]]
 

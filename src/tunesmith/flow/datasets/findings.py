@@ -20,7 +20,7 @@ from tunesmith.core.rows import Row, read_parquet
 from tunesmith.data.check import check, held_out_power
 from tunesmith.data.clean import near_clusters
 from tunesmith.data.labels import label_errors
-from tunesmith.data.quality import contradictions
+from tunesmith.data.set_rules import contradictions
 from tunesmith.data.text import answer_of, normalised, question_of
 from tunesmith.flow.datasets.people import disagreeing, not_copied, omitted, personal
 from tunesmith.flow.datasets.versions import Data, entered

@@ -23,8 +23,7 @@ from tunesmith.data.contamination import Contamination, contaminated
 from tunesmith.data.dedup import near_duplicates
 from tunesmith.data.labels import Suspect, label_errors, mismatched_answers, unexpected_answers, unexplained_answers
 from tunesmith.data.pii import KINDS, count, find_all
-from tunesmith.data.quality import texts_of
-from tunesmith.data.text import answer_of, normalised, question_of
+from tunesmith.data.text import answer_of, normalised, question_of, texts_of
 from tunesmith.data.topics import latent
 from tunesmith.data.version import DatasetVersion
 from tunesmith.flow.datasets.vectors import embed

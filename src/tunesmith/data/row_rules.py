@@ -1,24 +1,22 @@
-"""Rules about one row: broken text, length, language, refusals, personal data; knows nothing about other rows (contradictions excepted).
+"""Rules that need one row: broken text, length, language, empty answers, refusals, personal data; knows nothing about other rows.
 
-Each factory gives a rule as `clean.Rule` has them: all rows in, changes out. What a rule mends it says; what it drops it says why.
+A rule takes rows and yields changes; what it says of a row depends on that row alone, so rows can come in pieces of any size and order.
+What a rule mends it says; what it drops it says why.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple
-
-import msgspec
+from typing import Any, NamedTuple
 
 from tunesmith.core.errors import ConfigError, nearest
-from tunesmith.core.load import need
+from tunesmith.core.load import need, resolve
 from tunesmith.core.rows import Row
-from tunesmith.core.types import Example, Fate, Function, Message, Preference, Record, TextPart
+from tunesmith.core.types import Example, Fate, Preference, Record
 from tunesmith.data.pii import PersonalData, find_all, replace
-from tunesmith.data.text import answer_of, normalised, prompt_key, question_of
+from tunesmith.data.text import answer_of, map_texts, question_of, texts_of
 
 
 class Change(NamedTuple):
@@ -41,30 +39,6 @@ class Length(Record, frozen=True):
     max_question: int | None = None
     min_answer: int = 0
     max_answer: int | None = None
-
-
-def map_texts(row: Row, change: Callable[[str], str], *, arguments: bool = False) -> Row:
-    """The row with `change` applied to every text of its turns and to its reference; with `arguments` to tool calls' arguments too."""
-
-    def turn(message: Message) -> Message:
-        content: str | tuple[TextPart, ...] | None = message.content
-        if isinstance(content, str):
-            content = change(content)
-        elif content is not None:
-            content = tuple(TextPart(text=change(part.text)) for part in content)
-        calls = message.tool_calls
-        if arguments and calls:
-            calls = tuple(
-                msgspec.structs.replace(call, function=Function(name=call.function.name, arguments=change(call.function.arguments)))
-                for call in calls
-            )
-        refusal = None if message.refusal is None else change(message.refusal)
-        return msgspec.structs.replace(message, content=content, tool_calls=calls, refusal=refusal)
-
-    turns = tuple(turn(message) for message in row.messages)
-    if isinstance(row, Preference):
-        return msgspec.structs.replace(row, messages=turns, preferred=turn(row.preferred), non_preferred=turn(row.non_preferred))
-    return msgspec.structs.replace(row, messages=turns, reference=None if row.reference is None else change(row.reference))
 
 
 # all controls but tab and line feed, zero-width marks that stand alone in text, the byte order mark; joiners stay: scripts need them
@@ -162,45 +136,6 @@ def refusals(rows: Sequence[Row]) -> Iterator[Change]:
             yield Change(i, "dropped", f"the answer declines: {answer_of(row)[:60]!r}")
 
 
-def contradictions(rows: Sequence[Row]) -> dict[bytes, list[int]]:
-    """Rows that ask the same and answer differently (both after normalisation): the prompt's key → indices."""
-    asked: dict[bytes, list[int]] = defaultdict(list)
-    for i, row in enumerate(rows):
-        asked[prompt_key(row)].append(i)
-    return {key: places for key, places in asked.items() if len({normalised(answer_of(rows[i])) for i in places}) > 1}
-
-
-def contradictory(action: Literal["drop", "majority"]) -> Rule:
-    """Of rows that contradict each other all are dropped, or those whose answer is not given by more than half of them."""
-
-    def rule(rows: Sequence[Row]) -> Iterator[Change]:
-        for places in contradictions(rows).values():
-            answers = Counter(normalised(answer_of(rows[i])) for i in places)
-            best, times = answers.most_common(1)[0]
-            for i in places:
-                if action == "drop" or times * 2 <= len(places) or normalised(answer_of(rows[i])) != best:
-                    yield Change(i, "dropped", f"{len(places)} rows ask the same and give {len(answers)} answers")
-
-    return rule
-
-
-def texts_of(row: Row) -> list[str]:
-    """Every text of a row in which personal data can be, in the order of `map_texts`: turns, tool calls' arguments, reference."""
-    turns = (*row.messages, row.preferred, row.non_preferred) if isinstance(row, Preference) else row.messages
-    found: list[str] = []
-    for turn in turns:
-        if isinstance(turn.content, str):
-            found.append(turn.content)
-        elif turn.content is not None:
-            found += [part.text for part in turn.content]
-        found += [call.function.arguments for call in turn.tool_calls]
-        if turn.refusal is not None:
-            found.append(turn.refusal)
-    if isinstance(row, Example) and row.reference is not None:
-        found.append(row.reference)
-    return found
-
-
 def personal_data(settings: PersonalData, found: dict[str, int]) -> Rule:
     """What `settings.action` says about rows with personal data; how many rows have each kind is added to `found`."""
 
@@ -220,5 +155,37 @@ def personal_data(settings: PersonalData, found: dict[str, int]) -> Rule:
             salt = settings.salt if settings.action == "pseudonymise" else None
             better = iter([replace(text, one, salt=salt) for text, one in zip(several, here, strict=True)])
             yield Change(i, "mended", ", ".join(kinds), row=map_texts(row, lambda _, new=better: next(new), arguments=True))  # type: ignore[misc]
+
+    return rule
+
+
+def empty_answers(rows: Sequence[Row]) -> Iterator[Change]:
+    """Rows whose answer has no words, no tool call and no refusal."""
+    for i, row in enumerate(rows):
+        last = row.preferred if isinstance(row, Preference) else row.messages[-1]
+        if not answer_of(row).strip() and not last.tool_calls and last.role == "assistant":
+            yield Change(i, "dropped", "the answer is empty")
+
+
+def user_rule(reference: str) -> Rule:
+    """The rule that a user's function of one row makes. Raises ConfigError when there is none or it answers something else."""
+    function: Any = resolve(reference, where="clean.rules")
+
+    def rule(rows: Sequence[Row]) -> Iterator[Change]:
+        for i, row in enumerate(rows):
+            try:
+                said = function(row)
+            except Exception as error:  # whatever a user's code raises is told with its row
+                raise ConfigError(f"the rule {reference} failed for {row.origin}: {type(error).__name__}: {error}") from error
+            if isinstance(said, str):
+                yield Change(i, "dropped", said)
+            elif isinstance(said, Example | Preference):
+                if said != row:
+                    yield Change(i, "mended", "", row=said)
+            elif said is not None:
+                raise ConfigError(
+                    f"the rule {reference} answered {type(said).__name__} for {row.origin}",
+                    allowed="None (keep), a text (drop, with that reason) or a row (put right)",
+                )
 
     return rule
