@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import DataError
-from tunesmith.core.types import Example, Message, Preference, example_id
+from tunesmith.core.rows import Row
+from tunesmith.core.types import Document, Example, Labelled, Message, Preference, example_id
 from tunesmith.data.check import check
 from tunesmith.data.clean import Clean, clean
 from tunesmith.data.collect import Source, collect
@@ -56,11 +57,13 @@ def seeds() -> list[dict[str, Any]]:
     row = Example(id=example_id(turns), messages=turns, label="l", meta={"k": [1, {"x": None}]}, origin="f:1")
     ask = Example(id=example_id(turns[:2]), messages=turns[:2], reference="a")
     pair = Preference(id="", messages=turns[:2], preferred=turns[2], non_preferred=Message(role="assistant", content="b"), origin="f:1")
-    chosen = {"dpo": pair, "trl_preference": pair, "rft": ask}
+    chosen: dict[str, Row] = {"dpo": pair, "trl_preference": pair, "rft": ask}
     plain = (turns[0], turns[1], Message(role="assistant", content="I ü"))
     simple = Example(id=example_id(plain), messages=plain, label="l", origin="f:1")
     bare = Example(id=example_id(plain[1:]), messages=plain[1:], label="l", origin="f:1")
-    chosen |= {"kiln": bare, "label_studio": bare, "text": Example(id="t", messages=plain[2:], origin="f:1")}
+    judged = Labelled(id="", messages=turns[:2], answer=plain[2], desirable=False, meta={"k": 1}, origin="f:1")
+    chosen |= {"kiln": bare, "label_studio": bare, "text": Document(id="t", text="I ü", origin="f:1")}
+    chosen |= {"trl_kto": judged, "labelled_chat": judged}
     return [to_format(chosen.get(name, row if name in ("chat", "tunesmith", "trl") else simple), name) for name in WRITERS]
 
 

@@ -452,3 +452,52 @@ def test_what_the_data_stage_found_is_one_offline_section(here):
     assert "ja••••••••••••••••rg" in html
     assert "jane.doe@example.org" not in json.dumps(result["personal_data"])
     assert "http" not in html.replace("http://www.w3.org", "")
+
+
+KINDS = {
+    "pairs": lambda q, a: {"prompt": q, "chosen": a, "rejected": f"no: {a}"},
+    "labelled": lambda q, a: {"prompt": q, "completion": a, "label": len(a) % 3 > 0},
+    "documents": lambda q, a: {"text": f"{q} {a}"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_rows_goes_through_every_room(kind, tmp_path, monkeypatch, capsys):
+    """Read, check, clean, split, look, mask, differ and write again: pairs, labelled answers and documents as conversations do."""
+    monkeypatch.chdir(tmp_path)
+    asked = [json.loads(row)["messages"] for row in rows()[:60]]
+    made = [KINDS[kind](one[0]["content"], f"{one[1]['content']} {'dear ' * (i % 4)}reader {i}") for i, one in enumerate(asked)]
+    made += [made[3], KINDS[kind]("whom do I write to about the lights?", "Write to jane.doe@example.org please.")]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, made)) + "\n")
+    first = imported(capsys)
+    checked = told(capsys, "check")
+    assert {"duplicates", "personal_data"} <= {one["code"] for one in checked["advice"]}
+    cleaned = told(capsys, "clean", "--clean.personal_data.action", "pseudonymise")
+    assert cleaned["rules"] == {"personal_data": 1, "exact_duplicate": 1}
+    assert (cleaned["before"], cleaned["after"]) == (62, 61)
+    divided = told(capsys, "split", "--split.semantic.action", "off")
+    assert sum(divided["version"]["counts"].values()) == 61
+    shown = told(capsys, "show", "--grep", "lights")["rows"]
+    assert "jane.doe" not in json.dumps(shown)
+    assert {"pairs": "preferred", "labelled": "desirable", "documents": "turns"}[kind] in shown[0]
+    assert told(capsys, "why", "rows.jsonl:62")["rows"][0]["came_in"] is not None
+    assert told(capsys, "diff", first, "latest")["counts"]["removed"] == 1
+    name = {"pairs": "trl_preference", "labelled": "trl_kto", "documents": "text"}[kind]
+    told(capsys, "export", "out.jsonl", "--format", name)
+    again = told(capsys, "import", "out.jsonl", "--yes")
+    assert again["version"]["counts"] == {"all": 61}
+
+
+def test_the_mask_of_every_kind(tmp_path, monkeypatch, capsys):
+    """Of a labelled row the answer is trained, of a document every token, without any chat markup."""
+    import tiny
+
+    monkeypatch.chdir(tmp_path)
+    tiny.model(tmp_path / "base")
+    (tmp_path / "text.jsonl").write_text(json.dumps({"text": "The agreement was amended in New York."}) + "\n")
+    (tmp_path / "kto.jsonl").write_text(json.dumps({"prompt": "Who signed it?", "completion": "Nobody did", "label": False}) + "\n")
+    (document,) = told(capsys, "mask", "1", "--data", "text.jsonl", "--base", "base")["sides"]
+    assert "".join(token["text"] for token in document["tokens"]) == "The agreement was amended in New York.<|end|>"
+    assert {token["state"] for token in document["tokens"]} == {"trained"}
+    (judged,) = told(capsys, "mask", "1", "--data", "kto.jsonl", "--base", "base")["sides"]
+    assert "".join(token["text"] for token in judged["tokens"] if token["state"] == "trained") == "Nobody did<|end|>"

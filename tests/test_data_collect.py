@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tunesmith.core.errors import ConfigError, DataError, NotFound
 from tunesmith.core.rows import read_parquet
-from tunesmith.core.types import Message, Preference
+from tunesmith.core.types import Document, Example, Labelled, Message, Preference
 from tunesmith.data.clean import Clean, clean
 from tunesmith.data.collect import Source, collect
 from tunesmith.data.format import FORMATS, detect, parse_line, parse_row
@@ -31,6 +31,8 @@ ROWS = {
     },
     "evals": {"input": [USER], "ideal": "a"},
     "trl_preference": {"prompt": "q", "chosen": "a", "rejected": "b"},
+    "trl_kto": {"prompt": "q", "completion": "a", "label": False},
+    "labelled_chat": {"messages": [USER, ASSISTANT], "label": True},
     "trl": {"prompt": "q", "completion": "a"},
     "alpaca": {"instruction": "q", "input": "", "output": "a"},
     "sharegpt": {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
@@ -68,8 +70,10 @@ def test_each_format_is_detected_and_read(name, tmp_path):
     row = collect(written(tmp_path, [ROWS[name]])).rows[0]
     if isinstance(row, Preference):
         assert (row.messages, row.preferred.text, row.non_preferred.text) == (QUESTION_AND_ANSWER[:1], "a", "b")
-    elif name == "text":
-        assert row.messages == QUESTION_AND_ANSWER[1:]
+    elif isinstance(row, Labelled):
+        assert (row.messages, row.answer, row.desirable) == (*[QUESTION_AND_ANSWER[:1], QUESTION_AND_ANSWER[1]], name == "labelled_chat")
+    elif isinstance(row, Document):
+        assert (name, row.text) == ("text", "a")
     elif name == "rft":
         assert (row.messages, row.meta) == (QUESTION_AND_ANSWER[:1], {"answer": "a"})
     else:
@@ -87,6 +91,67 @@ def test_a_reinforcement_row_may_have_earlier_answers(tmp_path):
     assert ([turn.text for turn in row.messages], row.meta) == (["q", "a"], {"source": "crm"})
     row = parse_row(later, "rft").row
     assert (len(row.messages), row.answer, row.meta) == (3, "", {"answer": "b"})
+
+
+LABELLED = [
+    {"prompt": "q", "completion": "a", "label": True},
+    {"prompt": [USER], "completion": [ASSISTANT], "label": True},
+    {"messages": [USER, ASSISTANT], "label": True},
+    {"messages": [USER, ASSISTANT], "desirable": True},
+    {"prompt": "q", "completion": "a", "label": "True"},
+]
+
+
+@pytest.mark.parametrize("raw", LABELLED)
+def test_a_labelled_answer_is_read_from_every_common_shape(raw, tmp_path):
+    (row,) = collect(written(tmp_path, [{**raw, "source": "crm", "group": 7}])).rows
+    assert isinstance(row, Labelled)
+    assert (row.messages, row.answer, row.desirable) == (QUESTION_AND_ANSWER[:1], QUESTION_AND_ANSWER[1], True)
+    assert (row.group, row.meta) == ("7", {"source": "crm"})
+
+
+def test_a_label_that_names_a_class_is_no_judgement(tmp_path):
+    for raw in ({"prompt": "q", "completion": "yes", "label": "1"}, {"prompt": "q", "completion": "true", "label": "true"}):
+        (row,) = collect(written(tmp_path, [raw])).rows
+        assert isinstance(row, Example)
+        assert row.label == raw["label"]
+    (named,) = collect(Source(path=written(tmp_path, [{"prompt": "q", "completion": "yes", "label": "0"}]).path, format="trl_kto")).rows
+    assert (type(named), named.desirable) == (Labelled, False), "who names the format means it"
+    table = tmp_path / "rows.csv"
+    table.write_text("prompt,completion,label\nq,a,True\nq,b,False\n")
+    assert [row.desirable for row in collect(Source(path=str(table))).rows] == [True, False]
+
+
+BAD_KINDS = [
+    ({"prompt": "q", "completion": "a", "label": None}, "trl_kto", None),
+    ({"prompt": "q", "completion": ["a", "b"], "label": True}, "trl_kto", r"\$\.completion"),
+    ({"messages": [ASSISTANT], "label": True}, "labelled_chat", "only the answer"),
+    ({"prompt": "q", "completion": [USER], "label": False}, "trl_kto", r"\$\.completion\.role"),
+    ({"text": 7}, "text", r"expected text, got 7 \(at \$\.text\)"),
+    ({"text": "  "}, "text", "no text"),
+]
+
+
+@pytest.mark.parametrize(("raw", "name", "said"), BAD_KINDS)
+def test_a_bad_row_of_any_kind_names_its_line_and_key(raw, name, said, tmp_path):
+    good = {"trl_kto": LABELLED[0], "labelled_chat": LABELLED[2], "text": {"text": "a"}}[name]
+    source = Source(path=written(tmp_path, [good, raw]).path, format=name)
+    with pytest.raises(DataError, match=said or "no 'trl_kto' row") as caught:
+        collect(source)
+    assert [fault.where.rpartition("/")[2] for fault in caught.value.faults] == ["rows.jsonl:2"] * len(caught.value.faults)
+
+
+def test_documents_may_say_where_they_are_from_but_not_bring_answers(tmp_path):
+    page = {"text": "a page", "url": "https://example.org/a", "date": "2026-01-01", "language": "en"}
+    (row,) = collect(written(tmp_path, [page])).rows
+    assert (row.text, row.meta) == ("a page", {key: value for key, value in page.items() if key != "text"})
+    with pytest.raises(DataError, match="not recognised"):
+        collect(written(tmp_path, [{"text": "great film", "label": 1}]))
+    mapped = Source(path=written(tmp_path, [{"body": "a page", "score": 1}]).path, format="text", map={"text": "body"})
+    assert [(row.text, row.meta) for row in collect(mapped).rows] == [("a page", {"score": 1})]
+    long = "word " * 200_000
+    (row,) = collect(written(tmp_path, [{"text": long}])).rows
+    assert row.text == long, "one turn may be no longer than half a million characters; a document may"
 
 
 def test_where_rows_come_from_is_kept(tmp_path):
@@ -304,12 +369,10 @@ def test_texts_are_rows_by_file_or_by_paragraph(tmp_path):
     (folder / "a.txt").write_text("\ufeffFirst line.\nSecond line.\n\n\nOther paragraph.\n", "utf-8")
     (folder / "b.md").write_text("# Title\n", "utf-8")
     whole = collect(Source(path=str(folder))).rows
-    assert [row.messages for row in whole] == [
-        (Message(role="assistant", content="First line.\nSecond line.\n\n\nOther paragraph."),),
-        (Message(role="assistant", content="# Title"),),
-    ]
+    assert all(isinstance(row, Document) for row in whole)
+    assert [row.text for row in whole] == ["First line.\nSecond line.\n\n\nOther paragraph.", "# Title"]
     split = collect(Source(path=str(folder), format="paragraphs")).rows
-    assert [(row.answer, row.origin.rpartition("/")[2], row.group) for row in split] == [
+    assert [(row.text, row.origin.rpartition("/")[2], row.group) for row in split] == [
         ("First line.\nSecond line.", "a.txt:1", str(folder / "a.txt")),
         ("Other paragraph.", "a.txt:5", str(folder / "a.txt")),
         ("# Title", "b.md:1", str(folder / "b.md")),

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunesmith.core.errors import ConfigError, DataError, NotFound, SourceUnavailable
-from tunesmith.core.types import Example, Function, Message, Preference, ToolCall, example_id
+from tunesmith.core.types import Document, Example, Function, Labelled, Message, Preference, ToolCall, example_id
 from tunesmith.data.collect import Source, collect
 from tunesmith.data.export import WRITERS, export, same, to_format
 from tunesmith.data.format import FORMATS, detect, parse_row
@@ -193,7 +193,12 @@ def fitting(draw, name):
     if name in ("dpo", "trl_preference"):
         bad = Message(role="assistant", content=turns[-1].text + "!")
         return Preference(id="p", messages=turns[:-1], preferred=turns[-1], non_preferred=bad, group=draw(OPTIONAL), meta=meta)
-    turns = {"rft": turns[:-1], "text": turns[-1:]}.get(name, turns)
+    if name in ("trl_kto", "labelled_chat"):
+        wanted = draw(st.booleans())
+        return Labelled(id="l", messages=turns[:-1], answer=turns[-1], desirable=wanted, group=draw(OPTIONAL), meta=meta)
+    if name == "text":
+        return Document(id="d", text=turns[-1].text, group=draw(OPTIONAL), meta=meta)
+    turns = turns[:-1] if name == "rft" else turns
     reference = turns[-1].text if name == "rft" else None
     return Example(id=example_id(turns, (), reference), messages=turns, reference=reference, group=draw(OPTIONAL), meta=meta)
 
@@ -218,8 +223,9 @@ def test_every_format_is_written_and_detected(tmp_path):
     ask = Example(id=example_id(turns[:2], (), "a"), messages=turns[:2], reference="a", origin="f:1")
     pair = Preference(id="", messages=turns[:2], preferred=turns[2], non_preferred=Message(role="assistant", content="b"), origin="f:1")
     plain = Example(id=example_id(turns[1:]), messages=turns[1:], label="l", meta={"k": 1}, origin="f:1")
-    text = Example(id=example_id(turns[2:]), messages=turns[2:], origin="f:1")
-    rows = {"dpo": pair, "trl_preference": pair, "rft": ask, "text": text, "kiln": plain, "label_studio": plain}
+    judged = Labelled(id="", messages=turns[:2], answer=turns[2], desirable=False, meta={"k": 1}, origin="f:1")
+    rows = {"dpo": pair, "trl_preference": pair, "rft": ask, "kiln": plain, "label_studio": plain}
+    rows |= {"text": Document(id="", text="t", group="g", origin="f:1"), "trl_kto": judged, "labelled_chat": judged}
     for name in WRITERS:
         one = rows.get(name, row)
         path = tmp_path / f"{name}.jsonl"

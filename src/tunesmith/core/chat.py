@@ -24,7 +24,7 @@ import numpy.typing as npt
 from tunesmith.core.errors import DataError, Fault, NotFound
 from tunesmith.core.load import need
 from tunesmith.core.template import FALLBACK, ChatTemplate
-from tunesmith.core.types import Example, Function, Message, Preference, Prompt, ToolCall
+from tunesmith.core.types import Document, Example, Function, Labelled, Message, Preference, Prompt, ToolCall
 
 _REMEDY_ANSWER = "take the white space off the beginning of the answer"
 _REMEDY_TEMPLATE = "end the chat template's generation prompt without what merges with the answer's first letters (a space, for one)"
@@ -66,6 +66,7 @@ class Renderer:
         identity = json.dumps([tokenizer_json, template, tokens], sort_keys=True, ensure_ascii=False)
         self.digest = hashlib.blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
         self.end_of_turn = self._find_end_of_turn(tokens)
+        self.end_of_text = tokens.get("eos_token") or self.end_of_turn
         self.stop_ids = frozenset(self._ids_of(self.end_of_turn, tokens.get("eos_token", "")))
 
     @classmethod
@@ -157,6 +158,18 @@ class Renderer:
         ]
         preferred, other = self.examples(rows)
         return preferred, other
+
+    def labelled(self, rows: Sequence[Labelled]) -> list[Rendered]:
+        """Labelled rows, wanted or not; only the answer carries loss."""
+        prompts = [tuple(replace_weight(message, 0) for message in row.messages) for row in rows]
+        return self.examples([Example(id=row.id, messages=(*prompts[i], row.answer), tools=row.tools) for i, row in enumerate(rows)])
+
+    def documents(self, rows: Sequence[Document]) -> list[Rendered]:
+        """Documents as they are, each closed by the end-of-text token, without any chat template; every token is trained."""
+        encodings = self._tokenizer.encode_batch([row.text for row in rows], add_special_tokens=False)
+        end = list(self._ids_of(self.end_of_text))
+        found = [np.array([*encoding.ids, *end], dtype=np.int32) for encoding in encodings]
+        return [Rendered(row.id, ids, np.ones(len(ids), dtype=np.uint8)) for row, ids in zip(rows, found, strict=True)]
 
     def _spans(self, example: Example) -> tuple[str, list[tuple[int, int]]]:
         """The whole conversation as text and the character spans that are trained."""

@@ -21,7 +21,7 @@ from tunesmith.core.load import need
 from tunesmith.core.types import Document, Example, Labelled, Message, Preference, canonical
 
 T = TypeVar("T")
-Row = Example | Preference
+Row = Example | Preference | Labelled | Document
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
 _UTF8_BOM = b"\xef\xbb\xbf"

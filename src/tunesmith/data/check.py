@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from math import ceil
 from typing import Literal
 
@@ -15,16 +16,17 @@ import msgspec
 import numpy as np
 
 from tunesmith.core.errors import ConfigError
+from tunesmith.core.row_kinds import is_wanted, turns_of
 from tunesmith.core.rows import Row
 from tunesmith.core.stats import smallest_detectable_rates, wilson
-from tunesmith.core.types import Preference, Record, ToolCall
+from tunesmith.core.types import Document, Example, Labelled, Message, Preference, Record, ToolCall
 from tunesmith.data.dedup import near_duplicates
 from tunesmith.data.labels import label_errors
 from tunesmith.data.pii import count, find_all
-from tunesmith.data.row_rules import is_refusal
+from tunesmith.data.row_rules import empty_answers, is_refusal
 from tunesmith.data.set_rules import contradictions
 from tunesmith.data.summary import summary
-from tunesmith.data.text import answer_of, comparison_text, exact_key, question_of, texts_of
+from tunesmith.data.text import answer_of, comparison_text, exact_key, question_of, subject_of, texts_of
 from tunesmith.data.topics import topics
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|begin_of_text|>", "[INST]", "</s>", "<|assistant|>")
@@ -89,7 +91,7 @@ def check(
         found += _lengths(rows, tokens, max_length)
     test = held_out_power(max(1, round(len(rows) * held_out)))
     found += _test_size(test)
-    groups = topics([question_of(row) for row in (*rows, *wanted)])
+    groups = topics([subject_of(row) for row in (*rows, *wanted)])
     found += _missing(rows, wanted, [set(topic.rows) for topic in groups], [topic.words for topic in groups])
     told = tuple(
         {"share": sum(i < len(rows) for i in topic.rows) / max(len(rows), 1), "words": list(topic.words)} for topic in groups if topic.rows
@@ -199,7 +201,7 @@ def _answers(rows: Sequence[Row]) -> Iterator[Advice]:
         if n > 0.4 * len(rows):
             do = "a model that always says it scores that much: compare against it, and balance the kinds if the real share is lower"
             yield Advice(level="consider", code="one_answer", found=f"{n / len(rows):.0%} of the answers are {text[:40]!r}", do=do)
-    empty = [i for i, row in enumerate(rows) if not answer_of(row).strip() and not row.messages[-1].tool_calls]
+    empty = [change.at for change in empty_answers(rows)]
     if empty:
         yield Advice(
             level="fix",
@@ -221,7 +223,7 @@ def _refusals(rows: Sequence[Row]) -> Iterator[Advice]:
 
 
 def _labels(rows: Sequence[Row]) -> Iterator[Advice]:
-    labels = [getattr(row, "label", None) for row in rows]
+    labels = [row.label if isinstance(row, Example) else None for row in rows]
     known = [i for i, label in enumerate(labels) if label is not None]
     counts = Counter(labels[i] for i in known)
     if len(counts) < 2:
@@ -247,9 +249,7 @@ def _labels(rows: Sequence[Row]) -> Iterator[Advice]:
 
 
 def _turns(rows: Sequence[Row]) -> Iterator[Advice]:
-    twice = [
-        i for i, row in enumerate(rows) if any(a.role == b.role != "tool" for a, b in zip(row.messages, row.messages[1:], strict=False))
-    ]
+    twice = [i for i, row in enumerate(rows) if any(a.role == b.role != "tool" for a, b in pairwise(_conversation(row)))]
     if twice:
         yield Advice(
             level="consider",
@@ -258,7 +258,7 @@ def _turns(rows: Sequence[Row]) -> Iterator[Advice]:
             do="join them if it is one turn: most templates were never trained so",
             rows=_origins(rows, twice),
         )
-    without = [i for i, row in enumerate(rows) if not any(turn.role in ("system", "developer") for turn in row.messages)]
+    without = [i for i, row in enumerate(rows) if not any(turn.role in ("system", "developer") for turn in turns_of(row))]
     if 0 < len(without) < len(rows):
         do = "give all rows the system prompt that will be used when it is served"
         yield Advice(
@@ -279,8 +279,32 @@ def _calls(rows: Sequence[Row]) -> Iterator[Advice]:
 
 
 def _tool_calls(row: Row) -> Iterator[ToolCall]:
-    turns = (*row.messages, row.preferred) if isinstance(row, Preference) else row.messages
-    return (call for turn in turns for call in turn.tool_calls)
+    return (call for turn in _conversation(row) if is_wanted(row) for call in turn.tool_calls)
+
+
+def _conversation(row: Row) -> tuple[Message, ...]:
+    """The turns as one conversation: of a pair with the preferred answer."""
+    return turns_of(row)[:-1] if isinstance(row, Preference) else turns_of(row)
+
+
+def _balance(rows: Sequence[Row]) -> Iterator[Advice]:
+    """Of labelled answers both kinds are needed (Ethayarajh et al. 2024 weigh them where they are not 1:1 to 4:3)."""
+    wanted = [row.desirable for row in rows if isinstance(row, Labelled)]
+    yes = sum(wanted)
+    if wanted and yes in (0, len(wanted)):
+        kind, other = ("desirable", "undesirable") if yes else ("undesirable", "desirable")
+        do = f"add {other} answers" + (", or train them as examples: method sft" if yes else ": there is nothing to learn towards")
+        yield Advice(level="fix", code="one_sided", found=f"all {len(wanted)} answers are {kind}", do=do)
+    elif wanted and not 0.1 <= yes / len(wanted) <= 0.9:
+        do = "collect more of the rare kind, or weigh them: train.preference"
+        yield Advice(level="consider", code="one_sided", found=f"{yes / len(wanted):.0%} of the answers are desirable", do=do)
+
+
+def _documents(rows: Sequence[Row]) -> Iterator[Advice]:
+    texts = [row.text for row in rows if isinstance(row, Document)]
+    if texts:
+        do = "train.method: text learns to go on with them; questions are not answered by that: add examples afterwards"
+        yield Advice(level="fine", code="documents", found=f"{len(texts)} documents, {sum(map(len, texts)):,} characters", do=do)
 
 
 def _is_object(text: str) -> bool:
@@ -355,5 +379,6 @@ def _missing(rows: Sequence[Row], wanted: Sequence[Row], groups: Sequence[set[in
 
 
 LOOKS: tuple[Callable[[Sequence[Row]], Iterator[Advice]], ...] = (
-    *(_count, _contradictions, _labels, _duplicates, _answers, _refusals, _turns, _calls, _specials, _personal, _near),
+    *(_count, _documents, _balance, _contradictions, _labels, _duplicates),
+    *(_answers, _refusals, _turns, _calls, _specials, _personal, _near),
 )

@@ -15,8 +15,9 @@ import numpy as np
 
 from tunesmith.core.errors import DataError, GateRefused
 from tunesmith.core.progress import Progress
+from tunesmith.core.row_kinds import identified, only, prompt_of
 from tunesmith.core.rows import Row
-from tunesmith.core.types import Example, Preference, Record, example_id
+from tunesmith.core.types import Example, Record
 from tunesmith.data.contamination import Contamination, Held, contaminated
 from tunesmith.data.dedup import Ints, Pairs, components, near_duplicates
 from tunesmith.data.ledger import LOST, Ledger
@@ -25,7 +26,6 @@ from tunesmith.data.pii import PersonalData
 from tunesmith.data.row_rules import Change, Length, Rule, empty_answers, language, length, personal_data, refusals, repair_text, user_rule
 from tunesmith.data.semantic import Encoder, SemanticDuplicates, semantic_duplicates
 from tunesmith.data.set_rules import contradictory, exact_duplicates
-from tunesmith.data.shapes import preference_id
 from tunesmith.data.shingle import Shingles, shingles
 from tunesmith.data.text import comparison_text, prompt_key
 from tunesmith.data.toxicity import Toxicity, toxicity
@@ -83,10 +83,8 @@ class Cleaned:
 
     @property
     def examples(self) -> list[Example]:
-        """The rows as Examples. Raises DataError when they are preference pairs."""
-        if any(not isinstance(row, Example) for row in self.rows):
-            raise DataError("these rows are preference pairs, not examples", remedy="train them with method dpo")
-        return [row for row in self.rows if isinstance(row, Example)]
+        """The rows as Examples. Raises DataError when they are of another kind."""
+        return only(self.rows, Example)
 
 
 @no_cycles()
@@ -177,15 +175,9 @@ def apply(rows: Sequence[Row], name: str, rule: Rule, ledger: Ledger, progress: 
         if change.fate in LOST:
             result[change.at] = None
         elif mended is not None:
-            mended = result[change.at] = _identified(msgspec.structs.replace(mended, origin=row.origin))
+            mended = result[change.at] = identified(msgspec.structs.replace(mended, origin=row.origin))
         ledger.mark(row.origin, change.fate, name, change.reason, row=mended.id if mended else None, other=other)
     return [row for row in result if row is not None]
-
-
-def _identified(row: Row) -> Row:
-    if isinstance(row, Preference):
-        return msgspec.structs.replace(row, id=preference_id(row))
-    return msgspec.structs.replace(row, id=example_id(row.messages, row.tools, row.reference))
 
 
 def near_clusters(rows: Sequence[Row], settings: NearDuplicates, sets: Shingles | None = None) -> tuple[Pairs, Ints]:
@@ -198,7 +190,7 @@ def near_clusters(rows: Sequence[Row], settings: NearDuplicates, sets: Shingles 
     if not settings.same_prompt or settings.action == "drop":
         return pairs, components(pairs, len(rows))
     first: dict[bytes, int] = {}
-    asks = [(i, row) for i, row in enumerate(rows) if len(row.messages) > 1 or isinstance(row, Preference)]  # plain text asks nothing
+    asks = [(i, row) for i, row in enumerate(rows) if prompt_of(row)]  # plain text asks nothing
     same = [(earlier, i) for i, row in asks if (earlier := first.setdefault(prompt_key(row), i)) != i]
     more = np.array(same, dtype=np.int64).reshape(-1, 2)
     linked = Pairs(np.concatenate([pairs.left, more[:, 0]]), np.concatenate([pairs.right, more[:, 1]]), np.zeros(0))

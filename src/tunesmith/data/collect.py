@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from tunesmith.core.errors import ConfigError, DataError, Fault
+from tunesmith.core.row_kinds import kind_of, only
 from tunesmith.core.rows import Row, write_jsonl
 from tunesmith.core.types import Example, LedgerLine, Record
 from tunesmith.data.convert import Notes
@@ -87,10 +88,8 @@ class Collected:
 
     @property
     def examples(self) -> list[Example]:
-        """The rows as Examples. Raises DataError when they are preference pairs."""
-        if any(not isinstance(row, Example) for row in self.rows):
-            raise DataError("these rows are preference pairs, not examples", remedy="train them with method dpo, or name supervised files")
-        return [row for row in self.rows if isinstance(row, Example)]
+        """The rows as Examples. Raises DataError when they are of another kind."""
+        return only(self.rows, Example)
 
 
 @no_cycles()
@@ -116,8 +115,7 @@ def collect(sources: Source | Sequence[Source], *, max_invalid: float = 0.0, rej
     if rejects is not None and bad:
         write_jsonl(rejects, bad)
     refuse_invalid(found, max_invalid, rejects)
-    if len({type(row) for row in found.rows}) > 1:
-        raise DataError("some sources hold examples and others preference pairs", remedy="collect them one kind at a time")
+    kind_of(found.rows)
     found.ledger.check(found.inputs, len(found.rows))
     return found
 

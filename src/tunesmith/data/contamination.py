@@ -16,7 +16,7 @@ from tunesmith.core.rows import Row
 from tunesmith.core.types import Record
 from tunesmith.data.dedup import best_matches
 from tunesmith.data.shingle import Shingles, shingles
-from tunesmith.data.text import comparison_text, question_of
+from tunesmith.data.text import comparison_text, subject_of
 
 RUN = 8
 
@@ -41,7 +41,7 @@ class Held(NamedTuple):
 
 def contaminated(train: Sequence[Row], evaluation: Sequence[Row], settings: Contamination) -> list[Held]:
     """For each training row that holds an evaluation item the item that it holds most of, by row."""
-    texts, items = [comparison_text(row) for row in train], [question_of(row) for row in evaluation]
+    texts, items = [comparison_text(row) for row in train], [subject_of(row) for row in evaluation]
     found: dict[int, Held] = {}
     index, value = best_matches(texts, [comparison_text(row) for row in evaluation], settings.threshold)
     for i in np.flatnonzero(index >= 0).tolist():

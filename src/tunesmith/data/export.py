@@ -16,11 +16,12 @@ import msgspec
 from tunesmith.core.atomic import atomic_file
 from tunesmith.core.errors import ConfigError, DataError, Fault, nearest
 from tunesmith.core.load import need
+from tunesmith.core.row_kinds import NAMES, answer_turns, prompt_of, tools_of, turns_of
 from tunesmith.core.rows import Row, write_jsonl, write_parquet
-from tunesmith.core.types import Example, Message, Preference, canonical
+from tunesmith.core.types import Document, Example, Labelled, Message, Preference, canonical
 from tunesmith.data.annotated import OWN
 from tunesmith.data.format import parse_row
-from tunesmith.data.shapes import Fields
+from tunesmith.data.shapes import Fields, own_kind
 
 WHOLE = ("tunesmith", "kiln", "label_studio")
 
@@ -32,7 +33,9 @@ def to_format(row: Row, name: str) -> Fields:
     fields = WRITERS[name](row)
     if fields is None:
         raise DataError(
-            f"format '{name}' cannot hold this row: {_why(row)}", where=row.origin, remedy="export it as tunesmith, or as chat or dpo"
+            f"format '{name}' cannot hold this row: {_why(row)}",
+            where=row.origin,
+            remedy="export it as tunesmith, or in its kind's format",
         )
     return fields if name in WHOLE else _with_rest(fields, row, name)
 
@@ -80,8 +83,8 @@ def _write(made: Sequence[Fields], path: Path, name: str) -> None:
         with atomic_file(path) as stream:
             stream.write(msgspec.json.format(msgspec.json.encode(list(made)), indent=1))
     elif kind == ".parquet" and name == "tunesmith":
-        pairs: list[Row] = [msgspec.convert(one, Preference) for one in made if "preferred" in one]
-        write_parquet(path, [*pairs, *(msgspec.convert(one, Example) for one in made if "preferred" not in one)])
+        rows: Iterable[Row] = (msgspec.convert(one, own_kind(one)) for one in made)
+        write_parquet(path, rows)
     elif kind == ".parquet":
         _write_columns(made, path, name)
     elif kind in (".jsonl", ".ndjson"):
@@ -142,10 +145,10 @@ def _write_table(made: Sequence[Fields], path: Path, delimiter: str) -> None:
 
 
 def _why(row: Row) -> str:
-    if isinstance(row, Preference):
-        return "it is a preference pair" + (" with tools or turns" if row.tools else "")
-    roles = [turn.role for turn in row.messages]
-    return f"its turns are {', '.join(roles)}" + (", with tools" if row.tools else "")
+    what = f"{NAMES[type(row)]} are something else" if not isinstance(row, Example) else ""
+    roles = ", ".join(turn.role for turn in turns_of(row))
+    told = [what, f"its turns are {roles}" if roles else "", "with tools" if tools_of(row) else ""]
+    return ", ".join(part for part in told if part)
 
 
 def _with_rest(fields: Fields, row: Row, name: str) -> Fields:
@@ -172,31 +175,29 @@ def _tunesmith(row: Row) -> Fields:
 
 
 def _chat(row: Row) -> Fields | None:
-    if isinstance(row, Preference) or not row.messages or row.messages[-1].role != "assistant":
+    if not isinstance(row, Example) or not row.messages or row.messages[-1].role != "assistant":
         return None
-    fields: Fields = {"messages": _turns(row.messages)}
-    if row.tools:
-        fields["tools"] = list(row.tools)
+    fields: Fields = {"messages": _turns(row.messages), **_tools(row)}
     if row.parallel_tool_calls is not None:
         fields["parallel_tool_calls"] = row.parallel_tool_calls
     return fields
 
 
 def _rft(row: Row) -> Fields | None:
-    if isinstance(row, Preference) or not row.messages or row.messages[-1].role != "user":
+    if not isinstance(row, Example) or not row.messages or row.messages[-1].role != "user":
         return None
-    return {"messages": _turns(row.messages), **({"tools": list(row.tools)} if row.tools else {})}
+    return {"messages": _turns(row.messages), **_tools(row)}
 
 
 def _dpo(row: Row) -> Fields | None:
     if not isinstance(row, Preference):
         return None
-    asked: Fields = {"messages": _turns(row.messages), **({"tools": list(row.tools)} if row.tools else {})}
+    asked: Fields = {"messages": _turns(row.messages), **_tools(row)}
     return {"input": asked, "preferred_output": _turns([row.preferred]), "non_preferred_output": _turns([row.non_preferred])}
 
 
 def _evals(row: Row) -> Fields | None:
-    if isinstance(row, Preference) or row.tools or not row.messages or not _plain(row.messages[-1], "assistant"):
+    if not isinstance(row, Example) or row.tools or not row.messages or not _plain(row.messages[-1], "assistant"):
         return None
     ideal = row.meta.get("ideal")
     several = isinstance(ideal, list) and len(ideal) > 1 and ideal[0] == row.messages[-1].content
@@ -204,22 +205,20 @@ def _evals(row: Row) -> Fields | None:
 
 
 def _trl(row: Row) -> Fields | None:
-    if isinstance(row, Preference) or not row.messages or row.messages[-1].role != "assistant":
+    if not isinstance(row, Example) or not row.messages or row.messages[-1].role != "assistant":
         return None
-    fields: Fields = {"prompt": _turns(row.messages[:-1]), "completion": _turns(row.messages[-1:])}
-    return {**fields, "tools": list(row.tools)} if row.tools else fields
+    return {"prompt": _turns(prompt_of(row)), "completion": _turns(answer_turns(row)), **_tools(row)}
 
 
 def _trl_preference(row: Row) -> Fields | None:
     if not isinstance(row, Preference):
         return None
-    fields: Fields = {"prompt": _turns(row.messages), "chosen": _turns([row.preferred]), "rejected": _turns([row.non_preferred])}
-    return {**fields, "tools": list(row.tools)} if row.tools else fields
+    return {"prompt": _turns(row.messages), "chosen": _turns([row.preferred]), "rejected": _turns([row.non_preferred]), **_tools(row)}
 
 
 def _question_answer(row: Row) -> tuple[Fields, str, str] | None:
     """System (or nothing), question and answer, when the row is just that."""
-    if isinstance(row, Preference) or row.tools:
+    if not isinstance(row, Example) or row.tools:
         return None
     turns = row.messages
     system = {"system": turns[0].content} if len(turns) == 3 and _plain(turns[0], "system") and turns[0].content else {}
@@ -240,8 +239,21 @@ def _columns(row: Row) -> Fields | None:
 
 
 def _text(row: Row) -> Fields | None:
-    whole = isinstance(row, Example) and not row.tools and len(row.messages) == 1 and _plain(row.messages[0], "assistant")
-    return {"text": row.messages[0].text} if whole else None
+    return {"text": row.text} if isinstance(row, Document) else None
+
+
+def _trl_kto(row: Row) -> Fields | None:
+    if not isinstance(row, Labelled):
+        return None
+    return {"prompt": _turns(row.messages), "completion": _turns([row.answer]), "label": row.desirable, **_tools(row)}
+
+
+def _labelled_chat(row: Row) -> Fields | None:
+    return {"messages": _turns(turns_of(row)), "label": row.desirable, **_tools(row)} if isinstance(row, Labelled) else None
+
+
+def _tools(row: Row) -> Fields:
+    return {"tools": list(tools_of(row))} if tools_of(row) else {}
 
 
 def _kiln(row: Row) -> Fields | None:
@@ -270,13 +282,12 @@ def _rest(row: Row) -> Fields:
 
 
 def _sharegpt(row: Row) -> Fields | None:
-    if isinstance(row, Preference) or not row.messages or row.messages[-1].role != "assistant":
+    if not isinstance(row, Example) or not row.messages or row.messages[-1].role != "assistant":
         return None
     names = {"system": "system", "user": "human", "assistant": "gpt"}
     if not all(turn.role in names and _plain(turn, turn.role) for turn in row.messages):
         return None
-    fields: Fields = {"conversations": [{"from": names[turn.role], "value": turn.content} for turn in row.messages]}
-    return {**fields, "tools": list(row.tools)} if row.tools else fields
+    return {"conversations": [{"from": names[turn.role], "value": turn.content} for turn in row.messages], **_tools(row)}
 
 
 WRITERS: dict[str, Callable[[Row], Fields | None]] = {
@@ -286,6 +297,8 @@ WRITERS: dict[str, Callable[[Row], Fields | None]] = {
     "dpo": _dpo,
     "evals": _evals,
     "trl_preference": _trl_preference,
+    "trl_kto": _trl_kto,
+    "labelled_chat": _labelled_chat,
     "trl": _trl,
     "alpaca": _alpaca,
     "sharegpt": _sharegpt,

@@ -1,4 +1,4 @@
-"""One row of any known format → Example or Preference, and which format rows are in; knows nothing about files.
+"""One row of any known format → a row of one of the four kinds, and which format rows are in; knows nothing about files.
 
     tunesmith       Tunesmith's own records          {"id", "messages", …, "origin"}
     chat            OpenAI supervised                {"messages": […], "tools"?, "parallel_tool_calls"?}
@@ -6,10 +6,13 @@
     dpo             OpenAI preference                {"input": {"messages"}, "preferred_output": [1], "non_preferred_output": [1]}
     evals           OpenAI evals                     {"input": messages or text, "ideal": text or list of texts}
     trl_preference  TRL                              {"prompt"?, "chosen", "rejected"}
+    trl_kto         TRL, labelled answers            {"prompt", "completion", "label": true or false}
+    labelled_chat   labelled conversations           {"messages": […, assistant], "label" or "desirable": true or false}
     trl             TRL, OpenAI's older completions  {"prompt", "completion"}
     alpaca          Alpaca                           {"instruction", "input"?, "output", "system"?}
     sharegpt        ShareGPT                         {"conversations": [{"from", "value"}], "system"?, "tools"?}
     columns         two columns                      {"prompt", "response", "system"?}
+    text            documents                        {"text"}, and text files
     interaction     Tunesmith's request log          {"id", "alias", "variant", "messages", "answer", …}
     kiln            Kiln task runs                   {"model_type": "task_run", "input", "output": {"output"}, …}
     label_studio    Label Studio export              {"data": {…}, "annotations": [{"result": […]}]}
@@ -115,7 +118,7 @@ def check_format(name: str) -> Format:
 
 TARGETS = (
     *("prompt", "response", "system", "completion", "chosen", "rejected", "messages", "input", "ideal", "instruction", "output"),
-    *("conversations", "tools", "reference", "group", "label"),
+    *("conversations", "tools", "reference", "group", "label", "desirable", "text"),
 )
 
 
@@ -162,6 +165,11 @@ def detect(rows: Sequence[Mapping[str, Any]], *, where: str = "") -> str:
 def _fitting(row: Mapping[str, Any]) -> frozenset[str]:
     """The formats that the row fits. A conversation that goes on after its last answer is a reinforcement row if it has a reference."""
     fitting = frozenset(name for name, known in FORMATS.items() if known.matches(row))
+    for judged, plain in (("trl_kto", "trl"), ("labelled_chat", "chat")):
+        if judged in fitting:
+            fitting -= {plain if shapes.judges(row) else judged}
+    if "text" in fitting and not (len(fitting) == 1 and shapes.is_document(row)):
+        fitting -= {"text"}
     if fitting == {"chat", "rft"}:
         return fitting - ({"chat"} if row.keys() & shapes.REFERENCES else {"rft"})
     return fitting
@@ -172,5 +180,5 @@ def _keys(row: Mapping[str, Any]) -> str:
 
 
 def _looks_like(row: Mapping[str, Any]) -> str:
-    names = [name for name, known in FORMATS.items() if known.matches(row)]
+    names = sorted(_fitting(row))
     return f"; it looks like '{names[0]}'" if names else ""

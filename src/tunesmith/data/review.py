@@ -17,7 +17,7 @@ import msgspec
 from tunesmith.core.errors import DataError, UsageError
 from tunesmith.core.rows import Row, read_lines
 from tunesmith.core.stats import Interval, cohen_kappa, fleiss_kappa, krippendorff_alpha
-from tunesmith.core.types import Message, Preference, Record, canonical
+from tunesmith.core.types import Document, Labelled, Message, Preference, Record, canonical
 from tunesmith.data.row_rules import Change, Rule
 
 
@@ -110,9 +110,14 @@ def _comments(said: Sequence[Verdict]) -> str:
 
 
 def with_answer(row: Row, answer: str) -> Row:
-    """The row with another answer: its reference when it has one, its last assistant turn, or the preferred side of a pair."""
+    """The row with another answer: its reference when it has one, its last assistant turn, the preferred side of a pair,
+    a labelled answer (which is wanted from then on), or the text of a document."""
     if isinstance(row, Preference):
         return msgspec.structs.replace(row, preferred=msgspec.structs.replace(row.preferred, content=answer, refusal=None))
+    if isinstance(row, Labelled):  # what a person wrote is wanted, whatever the answer before it was
+        return msgspec.structs.replace(row, answer=msgspec.structs.replace(row.answer, content=answer, refusal=None), desirable=True)
+    if isinstance(row, Document):
+        return msgspec.structs.replace(row, text=answer)
     turns = row.messages
     if turns and turns[-1].role == "assistant":
         turns = (*turns[:-1], msgspec.structs.replace(turns[-1], content=answer, refusal=None))

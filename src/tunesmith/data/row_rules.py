@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 from tunesmith.core.errors import ConfigError, nearest
 from tunesmith.core.load import need, resolve
+from tunesmith.core.row_kinds import answer_turns, is_wanted
 from tunesmith.core.rows import Row
-from tunesmith.core.types import Example, Fate, Preference, Record
+from tunesmith.core.types import Document, Example, Fate, Labelled, Preference, Record
 from tunesmith.data.pii import PersonalData, find_all, replace
-from tunesmith.data.text import answer_of, map_texts, question_of, texts_of
+from tunesmith.data.text import answer_of, map_texts, question_of, subject_of, texts_of
 
 
 class Change(NamedTuple):
@@ -92,8 +93,8 @@ def length(limits: Length) -> Rule:
 
 
 def language(allowed: Sequence[str]) -> Rule:
-    """Rows whose user turns are in another language than the allowed ISO 639-1 codes are dropped (py3langid; texts of fewer than 30
-    letters are not judged). The rule raises ConfigError for a code that is not known."""
+    """Rows whose user turns (of documents the text) are in another language than the allowed ISO 639-1 codes are dropped (py3langid; texts
+    of fewer than 30 letters are not judged). The rule raises ConfigError for a code that is not known."""
 
     def rule(rows: Sequence[Row]) -> Iterator[Change]:
         langid = need("py3langid", extra="data")
@@ -104,11 +105,12 @@ def language(allowed: Sequence[str]) -> Rule:
             )
         identify = langid.classify
         for i, row in enumerate(rows):
-            text = question_of(row)
+            text = subject_of(row)
             if sum(c.isalpha() for c in text[:200]) >= 30:
                 code, _ = identify(text[:2000])
                 if code not in allowed:
-                    yield Change(i, "dropped", f"the question is in '{code}'; allowed: {', '.join(allowed)}")
+                    what = "text" if isinstance(row, Document) else "question"
+                    yield Change(i, "dropped", f"the {what} is in '{code}'; allowed: {', '.join(allowed)}")
 
     return rule
 
@@ -124,9 +126,12 @@ _REFUSAL = re.compile(
 
 
 def is_refusal(row: Row) -> bool:
-    """Whether the answer declines: an explicit `refusal`, or words of declining within its first 200 characters."""
-    last = row.preferred if isinstance(row, Preference) else (row.messages[-1] if row.messages else None)
-    return bool(last is not None and last.refusal) or bool(_REFUSAL.search(answer_of(row)[:200]))
+    """Whether the answer declines: an explicit `refusal`, or words of declining within its first 200 characters. A labelled answer that
+    is not wanted teaches the opposite, and a document answers nobody."""
+    if isinstance(row, Document) or not is_wanted(row):
+        return False
+    answer = next(iter(answer_turns(row)), None)
+    return bool(answer is not None and answer.refusal) or bool(_REFUSAL.search(answer_of(row)[:200]))
 
 
 def refusals(rows: Sequence[Row]) -> Iterator[Change]:
@@ -160,11 +165,12 @@ def personal_data(settings: PersonalData, found: dict[str, int]) -> Rule:
 
 
 def empty_answers(rows: Sequence[Row]) -> Iterator[Change]:
-    """Rows whose answer has no words, no tool call and no refusal."""
+    """Rows whose (wanted) answer has no words, no tool call and no refusal, and documents without words."""
     for i, row in enumerate(rows):
-        last = row.preferred if isinstance(row, Preference) else row.messages[-1]
-        if not answer_of(row).strip() and not last.tool_calls and last.role == "assistant":
-            yield Change(i, "dropped", "the answer is empty")
+        answers = answer_turns(row)[:1] if is_wanted(row) else ()
+        brings = isinstance(row, Document) or any(not turn.tool_calls for turn in answers)
+        if brings and not answer_of(row).strip():
+            yield Change(i, "dropped", "the document is empty" if isinstance(row, Document) else "the answer is empty")
 
 
 def user_rule(reference: str) -> Rule:
@@ -179,7 +185,7 @@ def user_rule(reference: str) -> Rule:
                 raise ConfigError(f"the rule {reference} failed for {row.origin}: {type(error).__name__}: {error}") from error
             if isinstance(said, str):
                 yield Change(i, "dropped", said)
-            elif isinstance(said, Example | Preference):
+            elif isinstance(said, Example | Preference | Labelled | Document):
                 if said != row:
                     yield Change(i, "mended", "", row=said)
             elif said is not None:

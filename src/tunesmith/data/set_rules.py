@@ -8,7 +8,7 @@ from typing import Literal
 
 from tunesmith.core.rows import Row
 from tunesmith.data.row_rules import Change, Rule
-from tunesmith.data.text import answer_of, exact_key, normalised, prompt_key
+from tunesmith.data.text import claim_key, claim_of, exact_key
 
 
 def exact_duplicates(rows: Sequence[Row]) -> Iterator[Change]:
@@ -21,11 +21,13 @@ def exact_duplicates(rows: Sequence[Row]) -> Iterator[Change]:
 
 
 def contradictions(rows: Sequence[Row]) -> dict[bytes, list[int]]:
-    """Rows that ask the same and answer differently (both after normalisation): the prompt's key → indices."""
+    """Rows that ask the same and answer differently, or call the same answer wanted and unwanted (all after normalisation): the key of
+    what they speak about → indices."""
     asked: dict[bytes, list[int]] = defaultdict(list)
     for i, row in enumerate(rows):
-        asked[prompt_key(row)].append(i)
-    return {key: places for key, places in asked.items() if len({normalised(answer_of(rows[i])) for i in places}) > 1}
+        if (key := claim_key(row)) is not None:
+            asked[key].append(i)
+    return {key: places for key, places in asked.items() if len({claim_of(rows[i]) for i in places}) > 1}
 
 
 def contradictory(action: Literal["drop", "majority"]) -> Rule:
@@ -33,10 +35,10 @@ def contradictory(action: Literal["drop", "majority"]) -> Rule:
 
     def rule(rows: Sequence[Row]) -> Iterator[Change]:
         for places in contradictions(rows).values():
-            answers = Counter(normalised(answer_of(rows[i])) for i in places)
+            answers = Counter(claim_of(rows[i]) for i in places)
             best, times = answers.most_common(1)[0]
             for i in places:
-                if action == "drop" or times * 2 <= len(places) or normalised(answer_of(rows[i])) != best:
+                if action == "drop" or times * 2 <= len(places) or claim_of(rows[i]) != best:
                     yield Change(i, "dropped", f"{len(places)} rows ask the same and give {len(answers)} answers")
 
     return rule

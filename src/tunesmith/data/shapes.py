@@ -1,4 +1,4 @@
-"""How each known format is read: a JSON object → Example or Preference; knows nothing about files or how a format is chosen."""
+"""How each known format is read: a JSON object → a row of one of the four kinds; knows nothing about files or how a format is chosen."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from tunesmith.core.row_kinds import content_id, identified
 from tunesmith.core.rows import Row
-from tunesmith.core.types import Example, Message, Preference, digest, example_id
+from tunesmith.core.types import Document, Example, Labelled, Message, Preference, example_id
 from tunesmith.data import convert
 from tunesmith.data.convert import Notes, shown
 from tunesmith.data.objects import load_object
@@ -78,12 +79,13 @@ def _rft_row(row: Fields, notes: Notes) -> Row | None:
 
 def _own_row(row: Fields, notes: Notes) -> Row | None:
     try:
-        found: Row = msgspec.convert(row, Preference) if "preferred" in row else msgspec.convert(row, Example)
+        found: Row = msgspec.convert(row, own_kind(row))
     except msgspec.ValidationError as error:
         notes.fault("$", "wrong_record", str(error))
         return None
-    convert.messages(row["messages"], "$.messages", notes)  # what a type cannot say: nothing empty, tools answered
-    right = preference_id(found) if isinstance(found, Preference) else example_id(found.messages, found.tools, found.reference)
+    if "messages" in row:
+        convert.messages(row["messages"], "$.messages", notes)  # what a type cannot say: nothing empty, tools answered
+    right = content_id(found)
     if found.id != right:
         notes.mend("id")
     meta = found.meta
@@ -105,11 +107,6 @@ def _one_message(raw: Any, path: str, notes: Notes) -> Message | None:
     return found
 
 
-def preference_id(row: Preference) -> str:
-    """The content hash of a pair: 24 hex characters over messages, both answers and tools."""
-    return digest(row.messages, row.preferred, row.non_preferred, row.tools, size=12)
-
-
 def _preference(
     turns: tuple[Message, ...], sides: tuple[Message | None, Message | None], rest: Fields, notes: Notes, **fields: Any
 ) -> Preference | None:
@@ -118,18 +115,15 @@ def _preference(
         notes.fault("$", "same_answers", "the preferred and the non-preferred answer are the same: nothing to learn")
     if good is None or bad is None or notes.faults:
         return None
-    group = rest.pop("group", None)
-    meta = rest.pop("meta", None) or {}
-    row = Preference(
-        id="",
-        messages=turns,
-        preferred=good,
-        non_preferred=bad,
-        group=None if group is None else str(group),
-        meta={**meta, **rest},
-        **fields,
-    )
-    return msgspec.structs.replace(row, id=preference_id(row))
+    row = Preference(id="", messages=turns, preferred=good, non_preferred=bad, **_group_and_meta(rest), **fields)
+    return msgspec.structs.replace(row, id=content_id(row))
+
+
+def _group_and_meta(rest: Fields) -> Fields:
+    """Whatever keys are left, as the fields of a row: its group, and the others in meta."""
+    group, meta = rest.pop("group", None), rest.pop("meta", None) or {}
+    meta = {**meta, **rest} if isinstance(meta, dict) else {"meta": meta, **rest}
+    return {"group": None if group is None else str(group), "meta": meta}
 
 
 def _dpo_row(row: Fields, notes: Notes) -> Row | None:
@@ -210,13 +204,81 @@ def _columns_row(row: Fields, notes: Notes) -> Row | None:
     return example(turns, row, notes)
 
 
-def _is_text(row: Mapping[str, Any]) -> bool:
-    return "text" in row and row.keys() <= {"text", "id", "group", "meta"}
-
-
 def _text_row(row: Fields, notes: Notes) -> Row | None:
-    """Text to be continued: one assistant turn and no question."""
-    return example(convert.messages([{"role": "assistant", "content": row.pop("text")}], "$.text", notes), row, notes)
+    """Running text, of any length: training splits it."""
+    text = row.pop("text")
+    if not isinstance(text, str):
+        notes.fault("$.text", "null_content" if text is None else "wrong_type", f"expected text, got {shown(text)}")
+        return None
+    if not text.strip():
+        notes.fault("$.text", "no_text", "there is no text in it")
+    return identified(Document(id="", text=text, **_group_and_meta(row)))
+
+
+def as_label(value: Any) -> bool | None:
+    """Whether an answer is wanted: true or false, also as the texts and numbers that tables have; None for anything else."""
+    if isinstance(value, str):
+        return {"true": True, "1": True, "false": False, "0": False}.get(value.strip().lower())
+    return bool(value) if isinstance(value, bool | int | float) and value in (0, 1) else None
+
+
+def _labelled(turns: tuple[Message, ...], row: Fields, notes: Notes) -> Row | None:
+    """A conversation whose last turn is the answer that `label` (or `desirable`) judges."""
+    key = "label" if "label" in row else "desirable"
+    value = row.pop(key, None)
+    wanted, tools = as_label(value), convert.tools(row, "$", notes)
+    if wanted is None:
+        notes.fault(f"$.{key}", "wrong_label", f"expected true (the answer is wanted) or false, got {shown(value)}")
+    if turns and turns[-1].role != "assistant":
+        notes.fault("$", "no_assistant", f"the last turn must be the assistant's answer that the label judges, not '{turns[-1].role}'")
+    elif len(turns) == 1:
+        notes.fault("$", "no_prompt", "there is only the answer; the turns before it must say what was asked")
+    if notes.faults or wanted is None or not turns:
+        return None
+    answer = turns[-1] if turns[-1].weight is None else msgspec.structs.replace(turns[-1], weight=None)
+    return identified(Labelled(id="", messages=turns[:-1], answer=answer, desirable=wanted, tools=tools, **_group_and_meta(row)))
+
+
+def _trl_kto_row(row: Fields, notes: Notes) -> Row | None:
+    turns, completion = _prompt(row.pop("prompt"), "$.prompt", notes), row.pop("completion")
+    answer = _one_message(completion, "$.completion", notes)
+    return _labelled((*turns, answer), row, notes) if answer is not None else None
+
+
+def _labelled_chat_row(row: Fields, notes: Notes) -> Row | None:
+    return _labelled(convert.messages(row.pop("messages"), "$.messages", notes), row, notes)
+
+
+def _is_trl_kto(row: Mapping[str, Any]) -> bool:
+    return row.keys() >= {"prompt", "completion", "label"} and as_label(row["label"]) is not None
+
+
+def _is_labelled_chat(row: Mapping[str, Any]) -> bool:
+    """A conversation that is judged as a whole."""
+    turns, value = row.get("messages"), row.get("label", row.get("desirable"))
+    answered = isinstance(turns, list) and bool(turns) and isinstance(turns[-1], dict) and turns[-1].get("role") == "assistant"
+    return answered and as_label(value) is not None and not _is_own(row)
+
+
+def judges(row: Mapping[str, Any]) -> bool:
+    """Whether the row's label says that its answer is wanted or not, rather than naming a class: true or false, which tables write out. A
+    class that is called true or false is the answer itself."""
+    value = row.get("label", row.get("desirable"))
+    said = row.get("completion")
+    told = isinstance(value, str) and value.strip().lower() in ("true", "false")
+    return isinstance(value, bool) or (told and not (isinstance(said, str) and said.strip().lower() == str(value).strip().lower()))
+
+
+# the keys that documents on the web carry beside their text; any other key may say that the text is a question
+_ABOUT_TEXT = {
+    *("text", "id", "group", "meta", "metadata", "url", "source", "title", "author", "timestamp", "date", "created", "added", "path"),
+    *("language", "lang", "language_score", "license", "domain", "dump", "file_path", "token_count", "subset"),
+}
+
+
+def is_document(row: Mapping[str, Any]) -> bool:
+    """Whether a row with a `text` has nothing beside it that could be an answer."""
+    return row.keys() <= _ABOUT_TEXT
 
 
 def _sharegpt_row(row: Fields, notes: Notes) -> Row | None:
@@ -284,9 +346,19 @@ def _is_chat(row: Mapping[str, Any]) -> bool:
     return not _is_rft(row) or any(turn.get("role") == "assistant" for turn in row["messages"])
 
 
+def own_kind(row: Mapping[str, Any]) -> type[Row]:
+    """The kind of Tunesmith's own row, by the key that only this kind has."""
+    if "preferred" in row:
+        return Preference
+    if "desirable" in row:
+        return Labelled
+    return Document if "text" in row else Example
+
+
 def _is_own(row: Mapping[str, Any]) -> bool:
-    fields = Preference.__struct_fields__ if "preferred" in row else Example.__struct_fields__
-    return {"id", "messages", "origin"} <= row.keys() <= set(fields)
+    kind = own_kind(row)
+    needed = {"id", "origin", "text" if kind is Document else "messages"}
+    return needed <= row.keys() <= set(kind.__struct_fields__)
 
 
 FORMATS: dict[str, Format] = {
@@ -296,9 +368,11 @@ FORMATS: dict[str, Format] = {
     "dpo": Format(lambda row: isinstance(row.get("input"), dict) and row.keys() >= {"preferred_output", "non_preferred_output"}, _dpo_row),
     "evals": Format(lambda row: row.keys() >= {"input", "ideal"}, _evals_row),
     "trl_preference": Format(lambda row: row.keys() >= {"chosen", "rejected"}, _trl_preference_row),
+    "trl_kto": Format(_is_trl_kto, _trl_kto_row),
+    "labelled_chat": Format(_is_labelled_chat, _labelled_chat_row),
     "trl": Format(lambda row: row.keys() >= {"prompt", "completion"}, _trl_row),
     "alpaca": Format(lambda row: row.keys() >= {"instruction", "output"}, _alpaca_row),
     "sharegpt": Format(lambda row: "conversations" in row or "conversation" in row, _sharegpt_row),
-    "text": Format(_is_text, _text_row),
+    "text": Format(lambda row: "text" in row and not _is_own(row), _text_row),
     "columns": Format(lambda row: row.keys() >= {"prompt", "response"}, _columns_row),
 }

@@ -273,6 +273,8 @@ def _records(batches: Any) -> Iterator[Item]:
     number = 0
     for batch in batches:
         opened = [name for name in batch.schema.names if name in ("messages", "tools", "meta", "preferred", "non_preferred")]
+        own = b"tunesmith" in (batch.schema.metadata or {})
+        opened += ["answer"] if own and "answer" in batch.schema.names else []  # elsewhere an answer is text, whatever it looks like
         for row in batch.to_pylist():
             number += 1
             for name in opened:

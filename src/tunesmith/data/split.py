@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tunesmith.core.errors import ConfigError, DataError, GateRefused
+from tunesmith.core.row_kinds import label_of, only
 from tunesmith.core.rows import Row
 from tunesmith.core.types import Example, Record
 from tunesmith.data.dedup import Ints, Pairs, best_matches, components
@@ -79,11 +80,9 @@ class Splits:
     meaning: dict[str, Overlap] = field(default_factory=dict)
 
     def examples(self, side: Literal["train", "validation", "test"]) -> list[Example]:
-        """One part as Examples. Raises DataError when the rows are preference pairs."""
+        """One part as Examples. Raises DataError when the rows are of another kind."""
         rows: list[Row] = getattr(self, side)
-        if any(not isinstance(row, Example) for row in rows):
-            raise DataError("these rows are preference pairs, not examples", remedy="train them with method dpo")
-        return [row for row in rows if isinstance(row, Example)]
+        return only(rows, Example)
 
 
 @no_cycles()
@@ -207,7 +206,7 @@ def _times(rows: Sequence[Row], key: str) -> np.ndarray[Any, np.dtype[np.float64
 
 def _strata(rows: Sequence[Row], unit: Ints) -> Ints:
     """The stratum of each unit: the label of its first row. Raises DataError when no row has a label."""
-    if all(getattr(row, "label", None) is None for row in rows):
+    if all(label_of(row) is None for row in rows):
         raise DataError(
             "no row has a label to stratify by", where="split.by", remedy="map a column: map: {label: intent}, or use by: cluster"
         )
@@ -215,7 +214,7 @@ def _strata(rows: Sequence[Row], unit: Ints) -> Ints:
     found = np.full(int(unit.max(initial=-1)) + 1, -1, dtype=np.int64)
     for which, row in zip(unit.tolist(), rows, strict=True):
         if found[which] < 0:
-            found[which] = names.setdefault(getattr(row, "label", None), len(names))
+            found[which] = names.setdefault(label_of(row), len(names))
     return found
 
 

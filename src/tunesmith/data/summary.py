@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from tunesmith.core.row_kinds import NAMES, label_of, tools_of, turns_of
 from tunesmith.core.rows import Row
 from tunesmith.data.dedup import Ints
 from tunesmith.data.ledger import Ledger
@@ -19,16 +20,17 @@ from tunesmith.data.text import answer_of, question_of
 def summary(
     rows: Sequence[Row], *, ledger: Ledger | None = None, clusters: Ints | None = None, splits: Splits | None = None
 ) -> dict[str, Any]:
-    """Rows, lengths in characters, turns, roles, labels; with a ledger the fates and rules, with clusters their sizes, with splits the
-    size and leakage of each part. Values are plain numbers, texts and lists."""
+    """Rows and their kinds, lengths in characters, turns, roles, labels; with a ledger the fates and rules, with clusters their sizes, with
+    splits the size and leakage of each part. Values are plain numbers, texts and lists."""
     found: dict[str, Any] = {
         "rows": len(rows),
+        "kinds": {NAMES[kind]: n for kind, n in Counter(type(row) for row in rows).items()},
         "question_chars": _spread([len(question_of(row)) for row in rows]),
         "answer_chars": _spread([len(answer_of(row)) for row in rows]),
-        "turns": _spread([len(row.messages) for row in rows]),
-        "system_prompts": len({turn.text for row in rows for turn in row.messages if turn.role in ("system", "developer")}),
-        "with_tools": sum(bool(row.tools) for row in rows),
-        "labels": dict(Counter(row.label for row in rows if getattr(row, "label", None) is not None).most_common(50)),  # type: ignore[union-attr]
+        "turns": _spread([len(turns_of(row)) for row in rows]),
+        "system_prompts": len({turn.text for row in rows for turn in turns_of(row) if turn.role in ("system", "developer")}),
+        "with_tools": sum(bool(tools_of(row)) for row in rows),
+        "labels": dict(Counter(label for row in rows if (label := label_of(row)) is not None).most_common(50)),
         "answers": [[text, n] for text, n in Counter(answer_of(row) for row in rows).most_common(5) if n > 1],
     }
     if ledger is not None:

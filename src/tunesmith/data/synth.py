@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import msgspec
 
 from tunesmith.core.errors import ConfigError, DataError, UsageError
+from tunesmith.core.row_kinds import content_id
 from tunesmith.core.rows import Row
 from tunesmith.core.types import Answer, Example, Message, Preference, Prompt, Record, Sampling, digest, example_id
 from tunesmith.data.dedup import best_matches, near_duplicates
-from tunesmith.data.shapes import preference_id
 from tunesmith.data.text import answer_of, comparison_text, question_of
 from tunesmith.models.base import Model
 
@@ -327,5 +327,5 @@ def preferences(rows: Sequence[Example], weak: Model, settings: Synth) -> tuple[
                 meta={"method": "preferences", "weak": weak.name, "seeds": [row.id]},
                 origin=f"synthetic:{weak.name}:{row.id}",
             )
-            made.append(msgspec.structs.replace(pair, id=preference_id(pair)))
+            made.append(msgspec.structs.replace(pair, id=content_id(pair)))
     return made, refused

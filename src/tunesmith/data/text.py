@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import msgspec
 
+from tunesmith.core.row_kinds import answer_turns, changed, prompt_of, tools_of, turns_of
 from tunesmith.core.rows import Row
-from tunesmith.core.types import Example, Function, Message, Preference, TextPart, canonical
+from tunesmith.core.types import Document, Example, Function, Labelled, Message, TextPart, canonical
 
 
 def folded(text: str) -> str:
@@ -28,17 +29,22 @@ def normalised(text: str) -> str:
 
 
 def answer_of(row: Row) -> str:
-    """The answer a row teaches: the reference or final assistant turn; of a preference pair the preferred one."""
-    return row.preferred.text if isinstance(row, Preference) else row.answer
+    """The answer of a row: the reference or final assistant turn; of a preference pair the preferred one; of a document its text."""
+    if isinstance(row, Document):
+        return row.text
+    return row.answer if isinstance(row, Example) else answer_turns(row)[0].text
 
 
 def question_of(row: Row) -> str:
     """The user turns of a row, or all turns before the answer when there is no user turn."""
-    turns = row.messages
-    asked = [turn.text for turn in turns if turn.role == "user"]
-    if not asked:
-        asked = [turn.text for turn in (turns if isinstance(row, Preference) else row.prompt)]
+    turns = row.messages if isinstance(row, Example) else prompt_of(row)
+    asked = [turn.text for turn in turns if turn.role == "user"] or [turn.text for turn in prompt_of(row)]
     return "\n".join(asked)
+
+
+def subject_of(row: Row) -> str:
+    """What a row is about: its question; of a row that asks nothing (a document) its text."""
+    return question_of(row) or answer_of(row)
 
 
 def comparison_text(row: Row) -> str:
@@ -53,29 +59,45 @@ def _turn(turn: Message) -> str:
 
 def exact_key(row: Row) -> bytes:
     """Digest of everything in a row, texts normalised: rows with equal keys are exact duplicates."""
-    parts = [_turn(turn) for turn in row.messages]
-    if isinstance(row, Preference):
-        parts += ["", _turn(row.preferred), _turn(row.non_preferred)]
-    elif row.reference is not None:
-        parts += ["", normalised(row.reference)]
+    if isinstance(row, Example):
+        parts = [_turn(turn) for turn in row.messages]
+        parts += ["", normalised(row.reference)] if row.reference is not None else []
+    elif isinstance(row, Document):
+        parts = [normalised(row.text)]
+    else:
+        parts = [*(_turn(turn) for turn in row.messages), "", *(_turn(turn) for turn in answer_turns(row))]
+        parts += [str(row.desirable)] if isinstance(row, Labelled) else []
     return _key(parts, row)
 
 
 def prompt_key(row: Row) -> bytes:
     """Digest of all that is asked (system turns and tools included, the answer left out), texts normalised."""
-    turns: Sequence[Message] = row.messages if isinstance(row, Preference) else row.prompt
-    return _key([_turn(turn) for turn in turns], row)
+    return _key([_turn(turn) for turn in prompt_of(row)], row)
+
+
+def claim_key(row: Row) -> bytes | None:
+    """What a row makes a claim about, to be compared with what it claims (`claim_of`): its prompt; of a labelled row prompt and answer; a
+    document claims nothing."""
+    if isinstance(row, Document):
+        return None
+    return _key([_turn(turn) for turn in turns_of(row)], row) if isinstance(row, Labelled) else prompt_key(row)
+
+
+def claim_of(row: Row) -> str:
+    """What a row says of its `claim_key`: the answer, or whether a labelled answer is wanted."""
+    return str(row.desirable) if isinstance(row, Labelled) else normalised(answer_of(row))
 
 
 def _key(parts: list[str], row: Row) -> bytes:
-    if row.tools:
-        parts.append(canonical(row.tools).decode())
+    if tools := tools_of(row):
+        parts.append(canonical(tools).decode())
     # normalised text has no control characters that split() takes for white space, so this cannot be confused
     return hashlib.blake2b("\x1e".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def map_texts(row: Row, change: Callable[[str], str], *, arguments: bool = False) -> Row:
-    """The row with `change` applied to every text of its turns and to its reference; with `arguments` to tool calls' arguments too."""
+    """The row with `change` applied to every text of its turns, its reference or its document; with `arguments` to tool calls'
+    arguments too."""
 
     def turn(message: Message) -> Message:
         content: str | tuple[TextPart, ...] | None = message.content
@@ -92,17 +114,14 @@ def map_texts(row: Row, change: Callable[[str], str], *, arguments: bool = False
         refusal = None if message.refusal is None else change(message.refusal)
         return msgspec.structs.replace(message, content=content, tool_calls=calls, refusal=refusal)
 
-    turns = tuple(turn(message) for message in row.messages)
-    if isinstance(row, Preference):
-        return msgspec.structs.replace(row, messages=turns, preferred=turn(row.preferred), non_preferred=turn(row.non_preferred))
-    return msgspec.structs.replace(row, messages=turns, reference=None if row.reference is None else change(row.reference))
+    return changed(row, turn, change)
 
 
 def texts_of(row: Row) -> list[str]:
-    """Every text of a row in which personal data can be, in the order of `map_texts`: turns, tool calls' arguments, reference."""
-    turns = (*row.messages, row.preferred, row.non_preferred) if isinstance(row, Preference) else row.messages
+    """Every text of a row in which personal data can be, in the order of `map_texts`: turns, tool calls' arguments, reference, a
+    document's text."""
     found: list[str] = []
-    for turn in turns:
+    for turn in turns_of(row):
         if isinstance(turn.content, str):
             found.append(turn.content)
         elif turn.content is not None:
@@ -112,4 +131,6 @@ def texts_of(row: Row) -> list[str]:
             found.append(turn.refusal)
     if isinstance(row, Example) and row.reference is not None:
         found.append(row.reference)
+    if isinstance(row, Document):
+        found.append(row.text)
     return found

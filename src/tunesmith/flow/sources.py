@@ -9,8 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from tunesmith.core.errors import ConfigError
-from tunesmith.core.rows import read_parquet
+from tunesmith.core.row_kinds import only
+from tunesmith.core.rows import Row, read_parquet
 from tunesmith.core.types import Example
 from tunesmith.data.collect import Source
 from tunesmith.data.sources import files
@@ -41,9 +41,11 @@ def content(sources: Sequence[Source]) -> list[str]:
     return hashes
 
 
+def rows(folder: Path, part: str) -> list[Row]:
+    """The rows of one part, of whatever kind they are."""
+    return list(read_parquet(folder / f"{part}.parquet"))
+
+
 def examples(folder: Path, part: str) -> list[Example]:
-    """The rows of one part. Raises ConfigError when they are preference pairs."""
-    rows = list(read_parquet(folder / f"{part}.parquet"))
-    if not all(isinstance(row, Example) for row in rows):
-        raise ConfigError("these rows are preference pairs", where="train.method", allowed="method: dpo for preference pairs")
-    return [row for row in rows if isinstance(row, Example)]
+    """The rows of one part. Raises DataError naming the method that fits when they are no examples."""
+    return only(rows(folder, part), Example, "train.method")

@@ -15,8 +15,10 @@ import numpy as np
 
 from tunesmith.core.atomic import write_atomic
 from tunesmith.core.errors import NotFound, TunesmithError
+from tunesmith.core.row_kinds import turns_of
 from tunesmith.core.rows import Row
 from tunesmith.data.check import GUIDANCE, check, held_out_power
+from tunesmith.data.text import texts_of
 from tunesmith.flow.datasets.tokens import lengths, training_cost
 from tunesmith.flow.datasets.versions import Data, Datasets, shown
 from tunesmith.pages import plots
@@ -98,7 +100,7 @@ def write_html(result: dict[str, Any], rows: Sequence[Row], path: Path) -> None:
 
 def _typical(result: dict[str, Any], rows: Sequence[Row]) -> list[tuple[str, dict[str, Any]]]:
     """The shortest row, one of middle length and the longest."""
-    sizes = result["tokens"].get("lengths") or [sum(len(turn.text) for turn in row.messages) for row in rows]
+    sizes = result["tokens"].get("lengths") or [sum(map(len, texts_of(row))) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: sizes[i])
     names = ("the shortest", "of middle length", "the longest")
     places = dict.fromkeys((order[0], order[len(order) // 2], order[-1])) if order else {}
@@ -127,9 +129,9 @@ def _plots(result: dict[str, Any], rows: Sequence[Row]) -> list[dict[str, str]]:
     """Lengths, turns, and what test sets of several sizes can show, as SVG with a title and a note."""
     counts, base = result["tokens"].get("lengths"), result["tokens"].get("base")
     unit = f"tokens a row, as {base} sees it" if counts else "characters a row"
-    sizes = counts or [sum(len(turn.text) for turn in row.messages) for row in rows]
+    sizes = counts or [sum(map(len, texts_of(row))) for row in rows]
     found = [("Length", plots.histogram(unit, sizes, ""), f"{unit.capitalize()}. The last bar holds the longest 1 %.")]
-    turns = [len(row.messages) for row in rows]
+    turns = [len(turns_of(row)) for row in rows]
     if len(set(turns)) > 1:
         found.append(("Turns", plots.histogram("turns a row", turns, "", bins=min(24, max(turns))), "Turns a row, system prompt included."))
     powers, across = [held_out_power(n) for n in _SIZES], [float(n) for n in _SIZES]

@@ -14,8 +14,9 @@ import numpy as np
 
 from tunesmith.core.atomic import write_atomic
 from tunesmith.core.errors import DataError, UsageError
+from tunesmith.core.row_kinds import prompt_of, tools_of
 from tunesmith.core.rows import Row
-from tunesmith.core.types import Example, Message
+from tunesmith.core.types import Document, Example, Message
 from tunesmith.data import review
 from tunesmith.data.choose import choose, like_failures, uncertainty_of
 from tunesmith.data.clean import apply
@@ -23,7 +24,7 @@ from tunesmith.data.contamination import Contamination, contaminated
 from tunesmith.data.dedup import near_duplicates
 from tunesmith.data.labels import Suspect, label_errors, mismatched_answers, unexpected_answers, unexplained_answers
 from tunesmith.data.pii import KINDS, count, find_all
-from tunesmith.data.text import answer_of, normalised, question_of, texts_of
+from tunesmith.data.text import answer_of, normalised, question_of, subject_of, texts_of
 from tunesmith.data.topics import latent
 from tunesmith.data.version import DatasetVersion
 from tunesmith.flow.datasets.vectors import embed
@@ -191,8 +192,8 @@ def choose_next(
     probabilities, DataError for a file that no report wrote."""
     from tunesmith.core.types import Prompt, Sampling
 
-    rows, texts = pool.rows, [question_of(row) for row in pool.rows]
-    theirs = [question_of(row) for row in known.rows] if known is not None else []
+    rows, texts = pool.rows, [subject_of(row) for row in pool.rows]
+    theirs = [subject_of(row) for row in known.rows] if known is not None else []
     vectors = None
     if encoder:
         datasets.progress.say(f"embedding {len(texts) + len(theirs)} questions")
@@ -200,7 +201,9 @@ def choose_next(
         vectors = (both[: len(texts)], both[len(texts) :])
     uncertainty = None
     if model is not None:
-        prompts = [Prompt(messages=row.prompt if isinstance(row, Example) else row.messages) for row in rows]
+        if any(isinstance(row, Document) for row in rows):
+            raise UsageError(f"{pool.name} holds documents, which ask a model nothing", allowed="choosing without --model")
+        prompts = [Prompt(messages=prompt_of(row), tools=tools_of(row)) for row in rows]
         answers = model.answer(prompts, Sampling(max_tokens=48, top_logprobs=0), lambda i, _: datasets.progress.bar("asking", i, len(rows)))
         if not any(answer.logprobs for answer in answers):
             raise UsageError(f"'{model.name}' tells no probabilities", allowed="a local model, or an endpoint with logprobs")
@@ -284,8 +287,8 @@ def leaks(data: Data, evaluation: Sequence[Row], settings: Contamination) -> lis
             "item": evaluation[one.item].origin,
             "containment": one.containment,
             "jaccard": one.jaccard,
-            "text": question_of(rows[one.row])[:300],
-            "item_text": question_of(evaluation[one.item])[:300],
+            "text": subject_of(rows[one.row])[:300],
+            "item_text": subject_of(evaluation[one.item])[:300],
         }
         for one in found
     ]

@@ -10,10 +10,11 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from tunesmith.core.chat import Rendered, Renderer
+from tunesmith.core.chat import Rendered, Renderer, replace_weight
+from tunesmith.core.row_kinds import answer_turns
 from tunesmith.core.rows import Row
 from tunesmith.core.tokens import OpenAITokens, Tokens, openai_encoding, rendered, row_texts
-from tunesmith.core.types import Example, Preference, Record
+from tunesmith.core.types import Document, Example, Message, Preference, Record
 from tunesmith.models.catalog import Catalog
 
 State = Literal["trained", "context", "cut"]
@@ -49,15 +50,16 @@ def price_of(model: str) -> Price | None:
 
 
 def mask(row: Row, renderer: Renderer, max_length: int | None = None) -> list[dict[str, Any]]:
-    """The row as the base sees it, token by token; a preference pair gives two. Each: what it is, its tokens (id, text, state), counts.
+    """The row as the base sees it, token by token; a preference pair gives two, a document is raw text. Each: what it is, its
+    tokens (id, text, state), counts.
 
     State: `trained` (carries loss), `context` (read only), `cut` (beyond `max_length`, lost).
     """
-    if isinstance(row, Example):
-        sides = [("row", renderer.example(row))]
-    else:
+    if isinstance(row, Preference):
         preferred, other = renderer.pair(row)
         sides = [("preferred", preferred), ("non_preferred", other)]
+    else:
+        sides = [("row", renderer.documents([row])[0] if isinstance(row, Document) else renderer.example(as_example(row)))]
     return [{"side": name, **_masked(one, renderer, max_length)} for name, one in sides]
 
 
@@ -76,7 +78,7 @@ def lengths(rows: Sequence[Row], base: str, catalog: Catalog) -> tuple[list[int]
     `base`: an OpenAI model (counted offline), or what the catalogue takes.
     Raises NotFound or SourceUnavailable for a base that cannot be had.
     """
-    examples = [_as_example(row) for row in rows]
+    examples = [as_example(row) for row in rows]
     if openai_encoding(base.removeprefix("openai:")) is not None:
         counter = OpenAITokens(base.removeprefix("openai:"))
         return counter.rows(examples).tolist(), {"base": base, "engine": counter.engine, "why": ""}
@@ -86,10 +88,15 @@ def lengths(rows: Sequence[Row], base: str, catalog: Catalog) -> tuple[list[int]
     return counts.tolist(), {"base": base, "engine": tokens.engine, "why": tokens.why}
 
 
-def _as_example(row: Row) -> Example:
-    if isinstance(row, Preference):
-        return Example(id=row.id, messages=(*row.messages, row.preferred), tools=row.tools, origin=row.origin)
-    return row
+def as_example(row: Row) -> Example:
+    """The row as the conversation that is trained: prompt and (preferred) answer, of which only the answer carries loss; a document is one
+    turn, which counts its tokens but for a few."""
+    if isinstance(row, Example):
+        return row
+    if isinstance(row, Document):
+        return Example(id=row.id, messages=(Message(role="assistant", content=row.text),), origin=row.origin)
+    prompt = tuple(replace_weight(turn, 0) for turn in row.messages)
+    return Example(id=row.id, messages=(*prompt, answer_turns(row)[0]), tools=row.tools, origin=row.origin)
 
 
 def training_cost(counts: Sequence[int], model: str, epochs: int = 3, limit: int = 65_536) -> dict[str, Any] | None:

@@ -25,8 +25,9 @@ import sqlalchemy as sa
 from tunesmith.core.config import convert, parse_overrides
 from tunesmith.core.errors import DataError, NotFound, UsageError, nearest
 from tunesmith.core.progress import Progress
+from tunesmith.core.row_kinds import NAMES, kind_of, only, prompt_of, tools_of, turns_of
 from tunesmith.core.rows import Row, read_parquet
-from tunesmith.core.types import Example, LedgerLine, Record
+from tunesmith.core.types import Document, Example, Labelled, LedgerLine, Preference, Record
 from tunesmith.data import version as versions
 from tunesmith.data.clean import Clean, Cleaned, clean, near_clusters
 from tunesmith.data.collect import Collected, Source, collect, stream_all
@@ -86,11 +87,8 @@ class Data:
         return self.splits[name]
 
     def examples(self) -> list[Example]:
-        """All rows as Examples. Raises UsageError when they are preference pairs."""
-        rows = [row for row in self.rows if isinstance(row, Example)]
-        if len(rows) != len(self.rows):
-            raise UsageError(f"{self.name} holds preference pairs", allowed="rows with one answer each")
-        return rows
+        """All rows as Examples. Raises DataError when they are of another kind."""
+        return only(self.rows, Example, self.name)
 
     def find(self, word: str) -> Row:
         """One row by its id (or the beginning of it), its origin, the end of its origin (`file.jsonl:17`), or its number from 1.
@@ -359,14 +357,21 @@ def entered(splits: Mapping[str, Sequence[Row]]) -> Ledger:
 
 def shown(row: Row) -> dict[str, Any]:
     """A row for people: where it came from, its turns with their roles, and what else is known of it."""
-    turns = [{"role": turn.role, "text": _said(turn)} for turn in row.messages]
-    found: dict[str, Any] = {"id": row.id, "origin": row.origin, "turns": turns}
-    if isinstance(row, Example):
-        known = {"reference": row.reference, "label": row.label}
-    else:
-        known = {"preferred": _said(row.preferred), "non_preferred": _said(row.non_preferred)}
-    more = {**known, "group": row.group, "tools": len(row.tools) or None, "meta": row.meta or None}
-    return {**found, **{key: value for key, value in more.items() if value is not None}}
+    shown_turns = turns_of(row) if isinstance(row, Example) else prompt_of(row)
+    turns = [{"role": turn.role, "text": _said(turn)} for turn in shown_turns]
+    turns += [{"role": "text", "text": row.text}] if isinstance(row, Document) else []
+    always = {"id": row.id, "origin": row.origin, "turns": turns}
+    more = {**_known(row), "group": row.group, "tools": len(tools_of(row)) or None, "meta": row.meta or None}
+    return {**always, **{key: value for key, value in more.items() if value is not None}}
+
+
+def _known(row: Row) -> dict[str, Any]:
+    """What only rows of this kind have."""
+    if isinstance(row, Preference):
+        return {"preferred": _said(row.preferred), "non_preferred": _said(row.non_preferred)}
+    if isinstance(row, Labelled):
+        return {"answer": _said(row.answer), "desirable": row.desirable}
+    return {"reference": row.reference, "label": row.label} if isinstance(row, Example) else {}
 
 
 def _said(turn: Any) -> str:
@@ -378,7 +383,7 @@ def text_of(entry: Mapping[str, Any], width: int = 2_000) -> str:
     """A row that `shown` made as lines of text."""
     lines = [f"{entry['origin']}  {entry['id']}"]
     lines += [f"  {turn['role']:>9}: {_cut(turn['text'], width)}" for turn in entry["turns"]]
-    for key in ("reference", "label", "preferred", "non_preferred", "group", "tools"):
+    for key in ("reference", "label", "preferred", "non_preferred", "answer", "desirable", "group", "tools"):
         if key in entry:
             lines.append(f"  {key:>9}: {_cut(str(entry[key]), width)}")
     if "meta" in entry:
@@ -399,8 +404,10 @@ def evaluation_rows(datasets: Datasets, words: Sequence[str]) -> list[Row]:
 def differences(datasets: Datasets, old: str, new: str) -> dict[str, Any]:
     """What changed between two versions: added, removed, changed and moved rows. Raises DataError when they hold other kinds of rows."""
     a, b = datasets.find(old), datasets.find(new)
-    if {type(row) for row in a.rows} - {type(row) for row in b.rows}:
-        raise DataError(f"{old} and {new} hold different kinds of rows", allowed="two sets of examples, or two of preference pairs")
+    kinds = kind_of(a.rows), kind_of(b.rows)
+    if a.rows and b.rows and kinds[0] is not kinds[1]:
+        holds = f"{old} holds {NAMES[kinds[0]]}, {new} {NAMES[kinds[1]]}"
+        raise DataError(f"different kinds of rows cannot be compared: {holds}", allowed="two sets of one kind")
     found = versions.diff(a.splits, b.splits)
 
     def sides(changes: Sequence[versions.Change]) -> Iterator[dict[str, Any]]:
