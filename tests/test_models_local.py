@@ -75,7 +75,7 @@ def decoded(model: LocalModel, requests, **options) -> list[list[int]]:
     said = {row: [] for row in rows}
     while decoder.busy:
         for token in decoder.step():
-            said[token.row].append(token.id)
+            said[token.sequence].append(token.id)
     return [said[row] for row in rows]
 
 

@@ -106,14 +106,14 @@ def test_plain_peft_and_our_server_give_the_trained_model(base, tmp_path):
 
 def _mixed(engine, prompts, adapters):
     """The logits after each prompt, all read in one pass."""
-    from tunesmith.nets.cached_attention import Fill, Segment, Strip
+    from tunesmith.nets.cached_attention import PrefillPass, Segment, SequenceCache
 
     tokens = [number for ids in prompts for number in ids]
     ends = [sum(len(ids) for ids in prompts[: i + 1]) for i in range(len(prompts))]
-    segments = [Segment(end - len(ids), end, 0, Strip()) for ids, end in zip(prompts, ends, strict=True)]
+    segments = [Segment(end - len(ids), end, 0, SequenceCache()) for ids, end in zip(prompts, ends, strict=True)]
     places = [place for ids in prompts for place in range(len(ids))]
     owners = [name for ids, name in zip(prompts, adapters, strict=True) for _ in ids]
-    return engine.forward(tokens, places, owners, Fill(segments), [end - 1 for end in ends])
+    return engine.forward(tokens, places, owners, PrefillPass(segments), [end - 1 for end in ends])
 
 
 @pytest.mark.slow

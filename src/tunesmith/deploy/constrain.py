@@ -69,7 +69,7 @@ class Grammars:
 
 
 class HeldDecoder(Decoder):
-    """A decoder some of whose rows are held to a grammar. It steps in where the logits of a step become tokens (`Decoder._said`)."""
+    """A decoder some of whose rows are held to a grammar. It steps in where the logits of a step become tokens (`Decoder._sample`)."""
 
     def __init__(self, model: LocalModel) -> None:
         super().__init__(model.engine, max_rows=model.max_rows)
@@ -87,7 +87,7 @@ class HeldDecoder(Decoder):
         self._matchers.pop(number, None)
         super().cancel(number)
 
-    def _said(self, rows: list[Any], logits: Tensor) -> list[Token]:
+    def _sample(self, rows: list[Any], logits: Tensor) -> list[Token]:
         import torch
 
         held = [(i, self._matchers[row.number]) for i, row in enumerate(rows) if row.number in self._matchers]
@@ -96,13 +96,13 @@ class HeldDecoder(Decoder):
         for i, matcher in held:
             allowed = _allowed(matcher, logits.shape[1], rows[i].request.stop_ids)
             logits[i, torch.from_numpy(~allowed).to(logits.device)] = float("-inf")
-        tokens = super()._said(rows, logits)
+        tokens = super()._sample(rows, logits)
         for token in tokens:
-            matcher = self._matchers.get(token.row)
+            matcher = self._matchers.get(token.sequence)
             if matcher is not None and token.finish is None:
                 matcher.consume_token(token.id)
             elif matcher is not None:
-                del self._matchers[token.row]
+                del self._matchers[token.sequence]
         return tokens
 
 

@@ -163,15 +163,15 @@ class _Decoding:
             self._decoder = self._new_decoder()
             return
         for token in tokens:
-            if token.row not in self._rows:
+            if token.sequence not in self._rows:
                 continue
-            job, reply = self._rows[token.row]
+            job, reply = self._rows[token.sequence]
             text = reply.take(token)
             if reply.stopped_early:
-                self._decoder.cancel(token.row)
+                self._decoder.cancel(token.sequence)
             answer = reply.answer() if reply.done else None
             if answer is not None:
-                del self._rows[token.row]
+                del self._rows[token.sequence]
             if job.prompt.tools:  # what may become a tool call is not shown as words
                 text = answer.text if answer else ""
             logprobs, job.sent_logprobs = tuple(reply.logprobs[job.sent_logprobs :]), len(reply.logprobs)

@@ -142,12 +142,12 @@ class LocalModel:
         answers: dict[int, Answer] = {}
         while decoder.busy:
             for token in decoder.step():
-                i, reply = rows[token.row]
+                i, reply = rows[token.sequence]
                 if i in answers:
                     continue  # a second token of the same step, after a stop string
                 reply.take(token)
                 if reply.stopped_early:
-                    decoder.cancel(token.row)
+                    decoder.cancel(token.sequence)
                 if reply.done:
                     answers[i] = reply.answer()
                     if on_answer is not None:

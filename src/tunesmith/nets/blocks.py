@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from tunesmith.nets.linear import Group, Part, leaves, linears, part_of
+from tunesmith.nets.linear import LinearGroup, Part, leaves, linears, part_of
 from tunesmith.nets.spans import Span
 from tunesmith.nets.tree_attention import ATTENTION, attend
 
@@ -24,7 +24,7 @@ class _GatedMLP(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, parts: Sequence[Part], *_: Tensor | None) -> Tensor:
-        ctx.wide, ctx.down = Group(parts[:2], x.dtype), Group(parts[2:], x.dtype)
+        ctx.wide, ctx.down = LinearGroup(parts[:2], x.dtype), LinearGroup(parts[2:], x.dtype)
         (gate, up), narrow = ctx.wide.forward(x)
         (y,), tight = ctx.down.forward(F.silu(gate).mul_(up))
         ctx.save_for_backward(x, gate, up, narrow, tight)

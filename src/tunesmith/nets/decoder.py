@@ -1,7 +1,8 @@
 """Continuous batching over a `transformers` causal model: requests of token ids in, tokens out, one step at a time.
 
-Knows nothing about text, chats or servers. Rows enter and leave between steps; a prefix that rows share is computed once for each adapter
-and kept; adapters are mixed in one batch. When memory is short the youngest row steps back and is read again later, with the same result.
+Knows nothing about text, chats or servers. Sequences enter and leave between steps; a prefix that they share is computed once for each
+adapter and kept; adapters are mixed in one batch. When memory is short the youngest sequence is preempted and prefilled again later, with
+the same result.
 """
 
 from __future__ import annotations
@@ -17,19 +18,20 @@ import torch
 from torch import Tensor
 
 from tunesmith.core.errors import UsageError
-from tunesmith.nets.cached_attention import Advance, Fill, Pool, Prefix, Segment, Step, Strip
+from tunesmith.nets.cached_attention import BatchCache, CachedPrefix, DecodePass, ForwardPass, PrefillPass, Segment, SequenceCache
 from tunesmith.nets.multi_lora import Adapters
 from tunesmith.nets.sampling import choose, log_probabilities
 
 _SHORTEST_PREFIX = 16  # tokens; below this, sharing costs more than it saves
-_BUSY_CHUNK = 512  # prompt tokens read in one step while other rows are being answered, so that their streams do not stall
+_BUSY_CHUNK = 512  # prompt tokens read in one step while other sequences are being decoded, so that their streams do not stall
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """Token ids to continue. `share` is how many of the first ids other requests are likely to begin with too.
 
-    `seed` decides every draw of a sampled row; `top_logprobs` None returns none. Ids in `stop_ids` end the row and are returned last.
+    `seed` decides every draw of a sampled sequence; `top_logprobs` None returns none. Ids in `stop_ids` end the sequence and are returned
+    last.
     """
 
     ids: Sequence[int]
@@ -45,26 +47,34 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One new token of a row. `finish` is set on the last: `stop` (an id of `stop_ids`, which is then `id`) or `length`."""
+    """One new token of the sequence that `Decoder.add` numbered so.
 
-    row: int
+    `finish` is set on the last: `stop` (an id of `stop_ids`, which is then `id`) or `length`.
+    """
+
+    sequence: int
     id: int
     finish: str | None = None
     logprob: dict[str, Any] | None = None
 
 
 @dataclass(slots=True, eq=False)
-class _Row:
+class _Sequence:
     number: int
     request: Request
-    said: list[int] = field(default_factory=list)
-    prefix: Prefix | None = None
-    strip: Strip = field(default_factory=Strip)
-    read: int = 0  # own tokens (those after the prefix) whose keys are in the strip or in the pool
+    generated: list[int] = field(default_factory=list)
+    prefix: CachedPrefix | None = None
+    cache: SequenceCache = field(default_factory=SequenceCache)
+    computed: int = 0  # own tokens (those after the prefix) whose keys and values are in a cache
 
-    def own(self) -> list[int]:
-        """The tokens after the prefix: prompt and answer so far."""
-        return [*self.request.ids[len(self.prefix) if self.prefix else 0 :], *self.said]
+    @property
+    def start(self) -> int:
+        """Where its own tokens start: the length of the shared prefix."""
+        return len(self.prefix) if self.prefix else 0
+
+    def own_ids(self) -> list[int]:
+        """The ids after the prefix: prompt and answer so far."""
+        return [*self.request.ids[self.start :], *self.generated]
 
 
 class Engine:
@@ -79,7 +89,7 @@ class Engine:
 
     @torch.inference_mode()
     def forward(
-        self, tokens: Sequence[int], positions: Sequence[int], owners: Sequence[str | None], step: Step, keep: Sequence[int]
+        self, tokens: Sequence[int], positions: Sequence[int], owners: Sequence[str | None], forward_pass: ForwardPass, keep: Sequence[int]
     ) -> Tensor:
         """Logits float32 [len(keep), vocabulary] at the packed places `keep`. `owners` has each token's adapter."""
         with self.lock:
@@ -89,7 +99,7 @@ class Engine:
                 position_ids=torch.tensor([positions], device=self.device),
                 use_cache=False,
                 logits_to_keep=torch.tensor(keep, device=self.device),
-                step=step,
+                forward_pass=forward_pass,
             )
         return out.logits[0].float()
 
@@ -104,27 +114,27 @@ class Decoder:
     def __init__(self, engine: Engine, *, max_rows: int = 64, chunk: int = 2048, cache_bytes: int = 2 << 30, prefixes: int = 16) -> None:
         self.engine, self.max_rows, self.chunk, self.cache_bytes = engine, max_rows, chunk, cache_bytes
         self._numbers = itertools.count()
-        self._waiting: deque[_Row] = deque()
-        self._filling: list[_Row] = []
-        self._active: list[_Row] = []  # row i is in slot i of the pool
-        self._pool = Pool()
-        self._prefixes: OrderedDict[tuple[str | None, tuple[int, ...]], Prefix] = OrderedDict()
+        self._waiting: deque[_Sequence] = deque()
+        self._prefilling: list[_Sequence] = []
+        self._decoding: list[_Sequence] = []  # sequence i is in slot i of the cache
+        self._cache = BatchCache()
+        self._prefixes: OrderedDict[tuple[str | None, tuple[int, ...]], CachedPrefix] = OrderedDict()
         self._max_prefixes = prefixes
 
     @property
     def busy(self) -> bool:
         """Whether a step has something to do."""
-        return bool(self._waiting or self._filling or self._active)
+        return bool(self._waiting or self._prefilling or self._decoding)
 
     @property
     def load(self) -> tuple[int, int]:
-        """(rows being answered, rows waiting)."""
-        return len(self._active) + len(self._filling), len(self._waiting)
+        """(sequences that are prefilled or decoded, sequences waiting)."""
+        return len(self._decoding) + len(self._prefilling), len(self._waiting)
 
     @property
     def cache_use(self) -> float:
         """The share of `cache_bytes` that is in use."""
-        return self._pool.bytes / self.cache_bytes
+        return self._cache.bytes / self.cache_bytes
 
     def add(self, request: Request) -> int:
         """Queue a request; its number comes back with each of its tokens. Raises UsageError when it cannot be answered."""
@@ -139,127 +149,131 @@ class Decoder:
             raise UsageError(
                 f"no adapter '{request.adapter}' is loaded", allowed=", ".join(sorted(self.engine.adapters.loaded)) or "none is loaded"
             )
-        row = _Row(next(self._numbers), request)
-        self._waiting.append(row)
-        return row.number
+        sequence = _Sequence(next(self._numbers), request)
+        self._waiting.append(sequence)
+        return sequence.number
 
     def cancel(self, number: int) -> None:
-        """Forget a row, wherever it is; nothing happens when it has ended."""
-        for row in [row for row in self._active if row.number == number]:
-            self._leave(row)
-        self._filling = [row for row in self._filling if row.number != number]
-        self._waiting = deque(row for row in self._waiting if row.number != number)
+        """Forget a sequence, wherever it is; nothing happens when it has ended."""
+        for sequence in [sequence for sequence in self._decoding if sequence.number == number]:
+            self._retire(sequence)
+        self._prefilling = [sequence for sequence in self._prefilling if sequence.number != number]
+        self._waiting = deque(sequence for sequence in self._waiting if sequence.number != number)
 
     def step(self) -> list[Token]:
-        """Read some prompt tokens, then one token more for every row that is being answered."""
-        tokens = self._fill()
-        waited = {token.row for token in tokens}
-        if any(row.number not in waited for row in self._active):
-            tokens += self._advance()
+        """Prefill some prompt tokens, then decode one token more of every sequence that is being answered."""
+        tokens = self._prefill()
+        waited = {token.sequence for token in tokens}
+        if any(sequence.number not in waited for sequence in self._decoding):
+            tokens += self._decode()
         return tokens
 
-    def _fill(self) -> list[Token]:
-        while self._waiting and len(self._active) + len(self._filling) < self.max_rows and self._fits(self._waiting[0]):
-            if sum(len(row.own()) - row.read for row in self._filling) >= self.chunk:
+    def _prefill(self) -> list[Token]:
+        while self._waiting and len(self._decoding) + len(self._prefilling) < self.max_rows and self._fits(self._waiting[0]):
+            if sum(len(sequence.own_ids()) - sequence.computed for sequence in self._prefilling) >= self.chunk:
                 break
-            row = self._waiting.popleft()
-            row.prefix = self._prefix(row.request)
-            self._filling.append(row)
-        if not self._filling:
+            sequence = self._waiting.popleft()
+            sequence.prefix = self._prefix(sequence.request)
+            self._prefilling.append(sequence)
+        if not self._prefilling:
             return []
-        budget = min(self.chunk, _BUSY_CHUNK) if self._active else self.chunk
-        packed, segments, rows = _Packed(), [], []
-        for row in self._filling:
-            new = row.own()[row.read : row.read + budget - len(packed.tokens)]
+        budget = min(self.chunk, _BUSY_CHUNK) if self._decoding else self.chunk
+        packed, segments, sequences = _Packed(), [], []
+        for sequence in self._prefilling:
+            new = sequence.own_ids()[sequence.computed : sequence.computed + budget - len(packed.tokens)]
             if not new:
                 break
-            begin = packed.extend(new, (len(row.prefix) if row.prefix else 0) + row.read, row.request.adapter)
-            segments.append(Segment(begin, len(packed.tokens), row.read, row.strip, row.prefix))
-            rows.append(row)
-        logits = self.engine.forward(packed.tokens, packed.positions, packed.owners, Fill(segments), [s.end - 1 for s in segments])
-        for row, segment in zip(rows, segments, strict=True):
-            row.read += segment.end - segment.begin
-        whole = [i for i, row in enumerate(rows) if row.read == len(row.own())]
-        ready = [rows[i] for i in whole]
-        self._filling = [row for row in self._filling if row not in ready]
-        for row in ready:
-            self._pool.reserve(min(self.max_rows, _rounded(len(self._active) + 1)), row.read + 1)
-            self._pool.put(len(self._active), row.strip)
-            row.strip = Strip()
-            self._active.append(row)
-        return self._said(ready, logits[whole]) if ready else []
+            begin = packed.extend(new, sequence.start + sequence.computed, sequence.request.adapter)
+            segments.append(Segment(begin, len(packed.tokens), sequence.computed, sequence.cache, sequence.prefix))
+            sequences.append(sequence)
+        logits = self.engine.forward(packed.tokens, packed.positions, packed.owners, PrefillPass(segments), [s.end - 1 for s in segments])
+        for sequence, segment in zip(sequences, segments, strict=True):
+            sequence.computed += segment.end - segment.begin
+        whole = [i for i, sequence in enumerate(sequences) if sequence.computed == len(sequence.own_ids())]
+        ready = [sequences[i] for i in whole]
+        self._prefilling = [sequence for sequence in self._prefilling if sequence not in ready]
+        for sequence in ready:
+            self._cache.reserve(min(self.max_rows, _rounded(len(self._decoding) + 1)), sequence.computed + 1)
+            self._cache.put(len(self._decoding), sequence.cache)
+            sequence.cache = SequenceCache()
+            self._decoding.append(sequence)
+        return self._sample(ready, logits[whole]) if ready else []
 
-    def _advance(self) -> list[Token]:
-        self._make_room()
-        rows = list(self._active)
-        lengths = [row.read for row in rows]
-        self._pool.reserve(len(rows), max(lengths) + 1)
-        starts = [len(row.prefix) if row.prefix else 0 for row in rows]
-        step = Advance(self._pool, lengths, [row.prefix for row in rows], self.engine.device)
-        positions = [start + length for start, length in zip(starts, lengths, strict=True)]
-        owners = [row.request.adapter for row in rows]
-        logits = self.engine.forward([row.said[-1] for row in rows], positions, owners, step, range(len(rows)))
-        for row in rows:
-            row.read += 1
-        return self._said(rows, logits)
+    def _decode(self) -> list[Token]:
+        self._preempt()
+        sequences = list(self._decoding)
+        lengths = [sequence.computed for sequence in sequences]
+        self._cache.reserve(len(sequences), max(lengths) + 1)
+        forward_pass = DecodePass(self._cache, lengths, [sequence.prefix for sequence in sequences], self.engine.device)
+        positions = [sequence.start + sequence.computed for sequence in sequences]
+        owners = [sequence.request.adapter for sequence in sequences]
+        ids = [sequence.generated[-1] for sequence in sequences]
+        logits = self.engine.forward(ids, positions, owners, forward_pass, range(len(sequences)))
+        for sequence in sequences:
+            sequence.computed += 1
+        return self._sample(sequences, logits)
 
-    def _said(self, rows: list[_Row], logits: Tensor) -> list[Token]:
-        """Choose a token for each row; rows that have ended leave."""
-        draws = [(row.request.temperature, row.request.top_p, row.request.seed, len(row.said)) for row in rows]
+    def _sample(self, sequences: list[_Sequence], logits: Tensor) -> list[Token]:
+        """Choose a token for each sequence; those that have ended leave."""
+        draws = [(s.request.temperature, s.request.top_p, s.request.seed, len(s.generated)) for s in sequences]
         tokens = []
-        for i, (row, chosen) in enumerate(zip(rows, choose(logits, draws), strict=True)):
-            row.said.append(chosen)
-            top = row.request.top_logprobs
+        for i, (sequence, chosen) in enumerate(zip(sequences, choose(logits, draws), strict=True)):
+            sequence.generated.append(chosen)
+            request, count = sequence.request, len(sequence.generated)
+            top = request.top_logprobs
             logprob = None if top is None else log_probabilities(logits[i], chosen, top)
-            full = len(row.said) >= row.request.max_tokens or len(row.request.ids) + len(row.said) >= self.engine.context
-            finish = "stop" if chosen in row.request.stop_ids else "length" if full else None
-            tokens.append(Token(row.number, chosen, finish, logprob))
+            full = count >= request.max_tokens or len(request.ids) + count >= self.engine.context
+            finish = "stop" if chosen in request.stop_ids else "length" if full else None
+            tokens.append(Token(sequence.number, chosen, finish, logprob))
             if finish:
-                self._leave(row)
+                self._retire(sequence)
         return tokens
 
-    def _leave(self, row: _Row) -> None:
-        slot, last = self._active.index(row), self._active[-1]
-        if last is not row:
-            self._pool.move(len(self._active) - 1, slot, last.read)
-            self._active[slot] = last
-        self._active.pop()
-        if not self._active:
-            self._pool.clear()
+    def _retire(self, sequence: _Sequence) -> None:
+        slot, last = self._decoding.index(sequence), self._decoding[-1]
+        if last is not sequence:
+            self._cache.move(len(self._decoding) - 1, slot, last.computed)
+            self._decoding[slot] = last
+        self._decoding.pop()
+        if not self._decoding:
+            self._cache.clear()
 
-    def _bytes(self, rows: int, length: int) -> int:
-        pool = self._pool
-        return 0 if not pool.layers else pool.bytes // (pool.slots * pool.length) * rows * length
+    def _bytes(self, sequences: int, length: int) -> int:
+        cache = self._cache
+        return 0 if not cache.layers else cache.bytes // (cache.slots * cache.length) * sequences * length
 
-    def _fits(self, row: _Row) -> bool:
-        """Whether the batch with this row stays within the memory, as far as one can know today. An empty batch takes any row."""
-        rows = self._active + self._filling
-        longest = max((len(other.own()) for other in [*rows, row]), default=0)
-        return not rows or self._bytes(len(rows) + 1, longest + 1) <= self.cache_bytes
+    def _fits(self, sequence: _Sequence) -> bool:
+        """Whether the batch with this sequence stays within the memory, as far as is known today. An empty batch takes any."""
+        sequences = self._decoding + self._prefilling
+        longest = max((len(other.own_ids()) for other in [*sequences, sequence]), default=0)
+        return not sequences or self._bytes(len(sequences) + 1, longest + 1) <= self.cache_bytes
 
-    def _make_room(self) -> None:
-        """Send the youngest rows back to wait when the next token would not fit; they keep what they have said."""
-        while len(self._active) > 1 and self._bytes(len(self._active), max(row.read for row in self._active) + 1) > self.cache_bytes:
-            row = max(self._active, key=lambda row: row.number)
-            self._leave(row)
-            row.read, row.strip = 0, Strip()
-            self._waiting.appendleft(row)
-            self._pool.shrink(len(self._active))
+    def _preempt(self) -> None:
+        """Send the youngest sequences back to wait when the next token would not fit; they keep what they have generated."""
+        while len(self._decoding) > 1:
+            longest = max(sequence.computed for sequence in self._decoding)
+            if self._bytes(len(self._decoding), longest + 1) <= self.cache_bytes:
+                return
+            sequence = max(self._decoding, key=lambda sequence: sequence.number)
+            self._retire(sequence)
+            sequence.computed, sequence.cache = 0, SequenceCache()
+            self._waiting.appendleft(sequence)
+            self._cache.shrink(len(self._decoding))
 
-    def _prefix(self, request: Request) -> Prefix | None:
-        """The kept prefix that the request begins with, computed now when it is new. At least one token stays the row's own."""
+    def _prefix(self, request: Request) -> CachedPrefix | None:
+        """The cached prefix that the request begins with, computed now when it is new. At least one token stays the sequence's own."""
         size = min(request.share, len(request.ids) - 1)
         if size < _SHORTEST_PREFIX:
             return None
         key = (request.adapter, tuple(request.ids[:size]))
         if key not in self._prefixes:
-            strip = Strip()
+            cache = SequenceCache()
             for start in range(0, size, self.chunk):
                 packed = _Packed()
                 packed.extend(key[1][start : start + self.chunk], start, request.adapter)
-                segment = Segment(0, len(packed.tokens), start, strip)
-                self.engine.forward(packed.tokens, packed.positions, packed.owners, Fill([segment]), [0])
-            self._prefixes[key] = Prefix(request.adapter, key[1], strip)
+                segment = Segment(0, len(packed.tokens), start, cache)
+                self.engine.forward(packed.tokens, packed.positions, packed.owners, PrefillPass([segment]), [0])
+            self._prefixes[key] = CachedPrefix(request.adapter, key[1], cache)
             while len(self._prefixes) > self._max_prefixes:
                 self._prefixes.popitem(last=False)
         self._prefixes.move_to_end(key)
@@ -272,7 +286,7 @@ class Decoder:
 
 
 class _Packed:
-    """Tokens of several rows end to end."""
+    """Tokens of several sequences end to end."""
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
@@ -288,9 +302,9 @@ class _Packed:
         return begin
 
 
-def _rounded(rows: int) -> int:
+def _rounded(slots: int) -> int:
     """The next power of two: slots are added in doublings."""
-    return 1 << (rows - 1).bit_length()
+    return 1 << (slots - 1).bit_length()
 
 
 def score(
@@ -314,13 +328,13 @@ def score(
             if not any(mask[1:]):
                 continue
             begin = packed.extend(ids, 0, adapter)
-            segments.append(Segment(begin, len(packed.tokens), 0, Strip()))
+            segments.append(Segment(begin, len(packed.tokens), 0, SequenceCache()))
             places = [i for i in range(1, len(ids)) if mask[i]]
             keep.extend(begin + i - 1 for i in places)
             targets.extend(ids[i] for i in places)
             owners.extend([number] * len(places))
         if segments:
-            logits = engine.forward(packed.tokens, packed.positions, packed.owners, Fill(segments), keep)
+            logits = engine.forward(packed.tokens, packed.positions, packed.owners, PrefillPass(segments), keep)
             losses = torch.nn.functional.cross_entropy(logits, torch.tensor(targets, device=logits.device), reduction="none").double()
             for number, loss in zip(owners, losses.tolist(), strict=True):
                 nats, count = results[number]

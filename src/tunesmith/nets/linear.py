@@ -31,7 +31,7 @@ def _dense(weight: Tensor | Nf4) -> Tensor:
     return weight.dense() if isinstance(weight, Nf4) else weight
 
 
-class Group:
+class LinearGroup:
     """Frozen linear layers that read the same rows x [T, in]; the narrow products x Aᵀ of all of them are one.
 
     `keep` [T, in] are the factors of dropout, for a group of one. A weight in 4 bits (QLoRA) is dequantised in both passes.
@@ -96,7 +96,7 @@ class _Linears(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, parts: Sequence[Part], keep: Tensor | None, *_: Tensor | None) -> tuple[Tensor, ...]:
-        ctx.group = Group(parts, x.dtype, keep)
+        ctx.group = LinearGroup(parts, x.dtype, keep)
         found, narrow = ctx.group.forward(x)
         ctx.save_for_backward(x, narrow)
         return tuple(found)
@@ -110,7 +110,7 @@ class _Linears(torch.autograd.Function):
 
 
 def linears(x: Tensor, parts: Sequence[Part], keep: Tensor | None = None) -> tuple[Tensor, ...]:
-    """x [T, in] through each of the parts, differentiable in x and the adapters; `keep` as in Group."""
+    """x [T, in] through each of the parts, differentiable in x and the adapters; `keep` as in `LinearGroup`."""
     found: tuple[Tensor, ...] = _Linears.apply(x, parts, keep, *leaves(parts))
     return found
 

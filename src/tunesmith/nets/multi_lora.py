@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,11 @@ class Delta:
     up: Tensor
     gain: Tensor | None = None
 
+    def applied(self, x: Tensor, out: Tensor) -> Tensor:
+        """x [1, n, in] and the base's output for it [1, n, out] → the adapter's output."""
+        added = nn.functional.linear(nn.functional.linear(x, self.down), self.up)
+        return out + added if self.gain is None else (out + added) * self.gain
+
 
 Groups = list[tuple[str, Tensor | None]]
 
@@ -64,91 +69,86 @@ class Route:
         self.kept: Groups = []
 
 
-class _Adapted(nn.Module):
-    """A layer that stands in the place of `base`, whose `weight` can be read as before."""
+@dataclass(frozen=True, slots=True)
+class TokenRows:
+    """What one adapter has in place of the embeddings of some tokens: their ids [n] and `values` [n, H]."""
+
+    ids: Tensor
+    values: Tensor
+
+
+Change = TypeVar("Change", Delta, TokenRows)
+
+
+class _Adapted(nn.Module, Generic[Change]):
+    """A layer in the place of `base` with the changes of every loaded adapter; each token gets those of its own.
+
+    `weight` is the base's, without any adapter. A kind of layer says only how one change is laid over the base's output.
+    """
 
     def __init__(self, base: nn.Module, route: Route) -> None:
         super().__init__()
         self.base, self.route = base, route
+        self.changes: dict[str, Change] = {}
 
     @property
     def weight(self) -> Tensor:
         """The base's, without any adapter."""
         return self.base.weight  # type: ignore[return-value]
 
+    def forward(self, x: Tensor) -> Tensor:
+        """x [1, N, …] → [1, N, out]: the base's output, changed where a token has an adapter that changes this layer."""
+        out: Tensor = self.base(x)
+        for adapter, index in self.groups():
+            change = self.changes.get(adapter)
+            if change is not None:
+                out = self.changed(x, out, change, index)
+        return out
 
-class AdaptedLinear(_Adapted):
-    """A linear layer with the changes of every loaded adapter; each token gets those of its own."""
+    def groups(self) -> Groups:
+        """Whose tokens stand where in this layer's input."""
+        return self.route.groups
+
+    def changed(self, x: Tensor, out: Tensor, change: Change, index: Tensor | None) -> Tensor:
+        """`out` [1, N, out] with the change at the places `index` (None: all of them)."""
+        raise NotImplementedError
+
+
+class AdaptedLinear(_Adapted[Delta]):
+    """A linear layer under low-rank updates: x [1, N, in] → [1, N, out]."""
 
     base: nn.Linear
 
-    def __init__(self, base: nn.Linear, route: Route) -> None:
-        super().__init__(base, route)
-        self.deltas: dict[str, Delta] = {}
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [1, N, in] → [1, N, out]."""
-        out: Tensor = self.base(x)
-        for adapter, index in self.route.groups:
-            delta = self.deltas.get(adapter)
-            if delta is None:
-                continue
-            if index is None:
-                out = _changed(x, out, delta)
-            else:
-                out[:, index] = _changed(x[:, index], out[:, index], delta)
+    def changed(self, x: Tensor, out: Tensor, change: Delta, index: Tensor | None) -> Tensor:
+        """See `_Adapted.changed`."""
+        if index is None:
+            return change.applied(x, out)
+        out[:, index] = change.applied(x[:, index], out[:, index])
         return out
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """What one adapter has in place of the embeddings of some tokens: their ids [n] and `values` [n, H]."""
+class AdaptedEmbedding(_Adapted[TokenRows]):
+    """The input embeddings with an adapter's own rows for some tokens: ids [1, N] → [1, N, H]."""
 
-    tokens: Tensor
-    values: Tensor
-
-
-class AdaptedEmbedding(_Adapted):
-    """The input embeddings with every loaded adapter's own rows; each token gets those of its adapter."""
-
-    def __init__(self, base: nn.Module, route: Route) -> None:
-        super().__init__(base, route)
-        self.rows: dict[str, Rows] = {}
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """ids [1, N] → [1, N, H]."""
-        out: Tensor = self.base(ids)
-        for adapter, index in self.route.groups:
-            own = self.rows.get(adapter)
-            if own is None:
-                continue
-            at, which = ((ids[0] if index is None else ids[0, index])[:, None] == own.tokens).nonzero(as_tuple=True)
-            out[0, at if index is None else index[at]] = own.values[which]
+    def changed(self, x: Tensor, out: Tensor, change: TokenRows, index: Tensor | None) -> Tensor:
+        """See `_Adapted.changed`."""
+        at, which = ((x[0] if index is None else x[0, index])[:, None] == change.ids).nonzero(as_tuple=True)
+        out[0, at if index is None else index[at]] = change.values[which]
         return out
 
 
-class AdaptedHead(_Adapted):
-    """The output layer with every loaded adapter's own rows."""
+class AdaptedHead(_Adapted[TokenRows]):
+    """The output layer with an adapter's own rows for some tokens: x [1, M, H] at the kept places → [1, M, vocabulary]."""
 
-    def __init__(self, base: nn.Linear, route: Route) -> None:
-        super().__init__(base, route)
-        self.rows: dict[str, Rows] = {}
+    def groups(self) -> Groups:
+        """Logits are computed for some places only."""
+        return self.route.kept
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [1, M, H] at the kept places → [1, M, vocabulary]."""
-        out: Tensor = self.base(x)
-        for adapter, index in self.route.kept:
-            own = self.rows.get(adapter)
-            if own is None:
-                continue
-            places = torch.arange(x.shape[1], device=x.device) if index is None else index
-            out[0, places[:, None], own.tokens] = nn.functional.linear(x[0, places], own.values)
+    def changed(self, x: Tensor, out: Tensor, change: TokenRows, index: Tensor | None) -> Tensor:
+        """See `_Adapted.changed`."""
+        places = torch.arange(x.shape[1], device=x.device) if index is None else index
+        out[0, places[:, None], change.ids] = nn.functional.linear(x[0, places], change.values)
         return out
-
-
-def _changed(x: Tensor, out: Tensor, delta: Delta) -> Tensor:
-    added = nn.functional.linear(nn.functional.linear(x, delta.down), delta.up)
-    return out + added if delta.gain is None else (out + added) * delta.gain
 
 
 class Adapters:
@@ -189,10 +189,8 @@ class Adapters:
         """Forget an adapter; nothing happens when there is none of that name."""
         self.loaded.pop(name, None)
         for module in self.model.modules():
-            if isinstance(module, AdaptedLinear):
-                module.deltas.pop(name, None)
-            elif isinstance(module, AdaptedEmbedding | AdaptedHead):
-                module.rows.pop(name, None)
+            if isinstance(module, _Adapted):
+                module.changes.pop(name, None)
 
     def use(self, adapters: Sequence[str | None], keep: Sequence[int], device: torch.device) -> None:
         """Route a pass: the adapter of each of its tokens (None: the base alone), and the places whose logits are computed."""
@@ -201,19 +199,19 @@ class Adapters:
     def _put_rows(self, name: str, module: str, values: Tensor, tokens: list[int]) -> None:
         """The rows of some tokens in the embeddings and, where the base ties them, in the output layer."""
         where = {"input": self.model.get_input_embeddings(), "output": self.model.get_output_embeddings()}  # type: ignore[operator]
-        found = self._module(name, module)
-        if found not in where.values():
+        layer = self._module(name, module)
+        if layer not in where.values():
             raise UsageError(f"adapter '{name}' has rows of '{module}'", allowed="the embeddings and the output layer", remedy="merge it")
-        weight: Tensor = found.weight  # type: ignore[assignment]
+        weight: Tensor = layer.weight  # type: ignore[assignment]
         if values.shape[1] != weight.shape[1] or max(tokens) >= len(weight):
             raise UsageError(
                 f"adapter '{name}' has rows of {values.shape[1]} numbers up to token {max(tokens)} for '{module}'",
                 allowed=f"{weight.shape[1]} numbers, {len(weight)} tokens, the base's",
             )
         tied = self.model.config.get_text_config().tie_word_embeddings  # type: ignore[union-attr, operator]
-        rows = Rows(torch.tensor(tokens, device=weight.device), values.to(weight.device, weight.dtype))
-        for layer in where.values() if tied else [found]:
-            self._adapted(layer).rows[name] = rows
+        rows = TokenRows(torch.tensor(tokens, device=weight.device), values.to(weight.device, weight.dtype))
+        for place in where.values() if tied else [layer]:
+            self._adapted(place).changes[name] = rows
 
     def _adapted(self, layer: nn.Module) -> AdaptedEmbedding | AdaptedHead:
         """The layer as one that takes rows, put into the model where it is not yet one."""
@@ -241,18 +239,18 @@ class Adapters:
             ) from error
 
     def _put(self, name: str, module: str, parts: dict[str, Tensor], scaling: float) -> None:
-        found = self._module(name, module)
-        if not isinstance(found, AdaptedLinear):
-            if not isinstance(found, nn.Linear):
+        layer = self._module(name, module)
+        if not isinstance(layer, AdaptedLinear):
+            if not isinstance(layer, nn.Linear):
                 raise UsageError(
-                    f"adapter '{name}' changes '{module}', a {type(found).__name__}",
+                    f"adapter '{name}' changes '{module}', a {type(layer).__name__}",
                     allowed="linear layers",
                     remedy="merge it into the base",
                 )
             parent, _, leaf = module.rpartition(".")
-            found = AdaptedLinear(found, self.route)
-            setattr(self.model.get_submodule(parent), leaf, found)
-        weight = found.weight
+            layer = AdaptedLinear(layer, self.route)
+            setattr(self.model.get_submodule(parent), leaf, layer)
+        weight = layer.weight
         down, up = parts["lora_A"].float(), parts["lora_B"].float() * scaling
         if down.shape[1] != weight.shape[1] or up.shape[0] != weight.shape[0]:
             raise UsageError(
@@ -263,9 +261,9 @@ class Adapters:
         if "lora_magnitude_vector" in parts:
             length = (weight.float() + up.to(weight.device) @ down.to(weight.device)).norm(dim=1)
             gain = (parts["lora_magnitude_vector"].float().to(weight.device) / length).to(weight.dtype)
-            if found.base.bias is not None:
+            if layer.base.bias is not None:
                 raise UsageError(f"adapter '{name}' is DoRA on '{module}', which has a bias", remedy="merge it into the base")
-        found.deltas[name] = Delta(down.to(weight.device, weight.dtype), up.to(weight.device, weight.dtype), gain)
+        layer.changes[name] = Delta(down.to(weight.device, weight.dtype), up.to(weight.device, weight.dtype), gain)
 
 
 def _groups(adapters: Sequence[str | None], device: torch.device) -> Groups:
@@ -290,10 +288,10 @@ def _by_module(tensors: dict[str, Tensor], folder: Path) -> dict[str, dict[str, 
     """Tensors by module name and part (`lora_A`, `lora_B`, `lora_magnitude_vector`, or `rows` of embeddings)."""
     modules: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        found = re.fullmatch(rf"(?:base_model\.model\.)?(.+)\.({'|'.join(_PARTS)})(?:\.weight)?", key)
-        if found is None:
+        match = re.fullmatch(rf"(?:base_model\.model\.)?(.+)\.({'|'.join(_PARTS)})(?:\.weight)?", key)
+        if match is None:
             raise UsageError(f"unknown tensor '{key}'", where=str(folder / "adapter_model.safetensors"), allowed=", ".join(_PARTS))
-        modules.setdefault(found[1], {})["rows" if found[2] == _ROWS else found[2]] = tensor
+        modules.setdefault(match[1], {})["rows" if match[2] == _ROWS else match[2]] = tensor
     for module, parts in modules.items():
         if "rows" not in parts and not {"lora_A", "lora_B"} <= parts.keys():
             raise UsageError(f"'{module}' has only {', '.join(sorted(parts))}", where=str(folder), remedy="save the adapter again")
@@ -303,11 +301,11 @@ def _by_module(tensors: dict[str, Tensor], folder: Path) -> dict[str, dict[str, 
 def _token_ids(config: dict[str, Any], module: str, count: int, folder: Path) -> list[int]:
     """The ids whose rows an adapter has for that module: a list for the embeddings, or a list for each module by the end of its name."""
     given = config.get("trainable_token_indices") or []
-    found = next((ids for name, ids in given.items() if f".{module}".endswith(f".{name}")), []) if isinstance(given, dict) else given
-    if len(found) != count:
-        what = f"trainable_token_indices names {len(found)} tokens of '{module}', and there are rows for {count}"
+    ids = next((own for name, own in given.items() if f".{module}".endswith(f".{name}")), []) if isinstance(given, dict) else given
+    if len(ids) != count:
+        what = f"trainable_token_indices names {len(ids)} tokens of '{module}', and there are rows for {count}"
         raise UsageError(what, where=str(folder / "adapter_config.json"), remedy="save the adapter again")
-    return list(found)
+    return list(ids)
 
 
 def _scaling(config: dict[str, Any], module: str, rank: int) -> float:

@@ -77,7 +77,7 @@ class Sampler:
         with self._answering():
             while decoder.busy:
                 for token in decoder.step():
-                    said[token.row].append(token.id)
+                    said[token.sequence].append(token.id)
         owners = [task for task in tasks for _ in range(count)]
         return [self._sample(task, ids) for task, ids in zip(owners, said.values(), strict=True)]
 
