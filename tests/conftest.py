@@ -6,6 +6,8 @@ import os
 
 import pytest
 
+from postgres_parts import database, postgres  # noqa: F401 - fixtures
+
 # Tests run in several processes; more threads than cores would only get in each other's way. Set before torch is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

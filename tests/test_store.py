@@ -8,13 +8,18 @@ import subprocess
 import sys
 import time
 
+import msgspec
 import pytest
 import sqlalchemy
 import sqlalchemy as sa
 
 from tunesmith.core.atomic import atomic_folder, write_atomic
-from tunesmith.core.errors import StoreError
+from tunesmith.core.deployment import Variant
+from tunesmith.core.errors import ConfigError, NotFound, StoreError, UsageError
+from tunesmith.core.model_ref import ModelRef
 from tunesmith.store import tables
+from tunesmith.store.deployments import Deployments
+from tunesmith.store.runs import Runs
 from tunesmith.store.store import Store
 
 
@@ -22,9 +27,9 @@ def test_a_finished_stage_is_found_again(tmp_path):
     store = Store.open(tmp_path)
     assert store.finished("d1") is None
     store.finish("d1", project="p", name="split", seconds=1.5, output={"rows": 3})
-    store.finish("d1", project="p", name="split", seconds=2.0, output={"rows": 4})
+    store.finish("d1", project="p", name="split", seconds=2.0, output={"rows": 4}, needs=["d0"])
     again = Store.open(tmp_path).finished("d1")
-    assert (again["output"], again["seconds"]) == ({"rows": 4}, 2.0)
+    assert (again["output"], again["seconds"], again["needs"]) == ({"rows": 4}, 2.0, ["d0"])
 
 
 def test_sqlite_runs_in_wal_mode_with_full_sync(tmp_path):
@@ -67,17 +72,81 @@ def test_a_database_that_is_away_is_one_error_for_readers_too(tmp_path):
     store = Store.open(tmp_path)
     store.engine = sqlalchemy.create_engine("postgresql+psycopg://127.0.0.1:9/none")
     with pytest.raises(StoreError, match="cannot be read"):
-        store.deployed()
+        Deployments(store).in_force()
+
+
+def on(base: str, **model) -> list[Variant]:
+    return [Variant(name="v", model=ModelRef(base=base, **model))]
 
 
 def test_deployments_keep_their_history(tmp_path):
+    deployments = Deployments(Store.open(tmp_path))
+    first = deployments.put("a", on("x"), reason="first", by="me")
+    second = deployments.put("a", on("x", adapter="stages/d/adapter"))
+    other = deployments.put("b", on("y"))
+    again = Deployments(Store.open(tmp_path))
+    assert again.in_force() == {"a": second, "b": other}
+    assert again.history("a") == [second, first]
+    assert (first.reason, first.by, again.version(first.version)) == ("first", "me", first)
+    assert again.history("never") == []
+    with pytest.raises(NotFound, match=r"no deployment has the version 99\s+allowed: 1 to 3"):
+        again.version(99)
+
+
+def test_what_cannot_be_a_deployment_is_not_written(tmp_path):
+    deployments = Deployments(Store.open(tmp_path))
+    for variants, strategy in (([], "one"), (on("x") * 2, "one"), (on("x"), "no such")):
+        with pytest.raises((ConfigError, msgspec.ValidationError)):
+            deployments.put("a", variants, strategy=strategy)
+    assert deployments.in_force() == {}
+
+
+def test_a_run_is_found_with_what_it_was_made_with(tmp_path):
+    runs = Runs(Store.open(tmp_path))
+    assert runs.last("p") is None
+    first = runs.begin("p", "tunesmith run", ["--train.epochs", "2", "--gate.margin=0.5"], {"train": "d1", "report": "r1"})
+    second = runs.begin("p", "tunesmith train", [], {"train": "d2"})
+    runs.begin("another", "tunesmith run", [], {})
+    runs.finish(first.id, "pass")
+    assert runs.last("p") == second
+    found = runs.last("p", stage="report")
+    assert (found.id, found.overrides, found.decision) == (first.id, ("--train.epochs=2", "--gate.margin=0.5"), "pass")
+    assert found.finished >= found.created
+    assert runs.find(first.id[:10]) == found == runs.find(first.id)
+    assert [run.id for run in runs.listed("p")] == [second.id, first.id]
+    assert [run.id for run in runs.with_digest("d1")] == [first.id]
+    assert runs.with_digest("train") == [], "a stage's name is no digest"
+    for word in ("zzz", "", "%", "_"):
+        with pytest.raises(NotFound, match="no run"):
+            runs.find(word)
+
+
+def test_the_beginning_of_two_runs_names_both(tmp_path):
+    runs = Runs(Store.open(tmp_path))
+    begun = [runs.begin("p", "x", [], {}).id for _ in range(17)]  # 17 ids over 16 letters: two begin alike
+    letter = next(first for first in (number[0] for number in begun) if sum(number[0] == first for number in begun) > 1)
+    with pytest.raises(UsageError, match="several runs begin with"):
+        runs.find(letter)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--serve.database", "postgresql+psycopg://u:h1dden@db/x"],
+        ["--serve={database: 'postgresql+psycopg://u:h1dden@db/x'}"],
+        ["--serve.webhooks=[{url: 'https://x', secret: whsec_h1dden}]"],
+        ["--serve.blobs", "s3://key:h1dden@bucket"],
+        ["--sources=[{path: 'postgresql://u:h1dden@db/x', query: select 1}]"],
+        ["--sources=[{path: 'https://x/y?api_key=h1dden'}]"],
+        ["--some.api-key", "h1dden"],
+    ],
+)
+def test_no_secret_of_an_override_is_stored(tmp_path, words):
     store = Store.open(tmp_path)
-    first = store.deploy("a", {"base": "x"}, reason="first")
-    second = store.deploy("a", {"base": "y"}, reason="second")
-    assert second > first
-    assert store.deployed()["a"]["base"] == "y"
-    with store.engine.connect() as connection:
-        assert connection.execute(sa.select(sa.func.count()).select_from(tables.deployments)).scalar() == 2
+    run = Runs(store).begin("p", "tunesmith run", ["--train.max_tokens=9", *words, "--train.epochs", "2"], {})
+    assert run.overrides == ("--train.max_tokens=9", "--train.epochs=2")
+    store.close()
+    assert b"h1dden" not in b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
 def test_blobs_are_written_whole(tmp_path):

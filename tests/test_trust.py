@@ -10,7 +10,9 @@ import pytest
 import tiny
 from test_jobs import add
 from tunesmith.core.chat import Rendered, Renderer
+from tunesmith.core.deployment import Variant
 from tunesmith.core.errors import ConfigError, TrainingError, UsageError
+from tunesmith.core.model_ref import ModelRef
 from tunesmith.core.types import Example, Message, Prompt, Sampling
 from tunesmith.flow.jobs.worker import Worker
 from tunesmith.flow.project import load_project
@@ -18,6 +20,7 @@ from tunesmith.models import trust
 from tunesmith.models.catalog import Catalog
 from tunesmith.models.local import LocalModel
 from tunesmith.models.resolve import Models
+from tunesmith.store.deployments import Deployments
 from tunesmith.store.jobs import Jobs
 from tunesmith.store.store import Store
 from tunesmith.train.loop import train
@@ -143,7 +146,7 @@ def test_an_evaluation_trusts_by_name_what_an_earlier_process_fetched(tmp_path, 
     config = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(base)}), "utf-8")
     store = Store.open(tmp_path / "store")
-    store.deploy("deployed", {"base": str(base), "adapter": str(adapter)}, reason="test")
+    Deployments(store).put("deployed", [Variant(name="tuned", model=ModelRef(base=str(base), adapter=str(adapter)))])
     model = Models(store, Catalog(tmp_path / "data")).resolve(str(adapter) if word == "folder" else word)
     asked = [Prompt(messages=(Message(role="user", content="Say yes or no."),))]
     with pytest.raises(UsageError, match="sets 'auto_map'"):

@@ -18,6 +18,7 @@ from tunesmith.flow.project import Project, load_project, open_store
 from tunesmith.models.base import Model
 from tunesmith.models.catalog import Catalog
 from tunesmith.models.upstream import Upstream
+from tunesmith.store.deployments import Deployments
 from tunesmith.store.keys import Keys
 
 
@@ -40,8 +41,9 @@ def serve_project(
         listen(settings.host, settings.port, keyed=Keys(store).exist()).close()
         base = LocalModel(Catalog().model(project.base), name=project.base)
         models: dict[str, Model] = {project.base: base}
-        for alias, record in store.deployed().items():
-            models[alias] = base.with_adapter(Path(record["adapter"]), alias)
+        for alias, deployment in Deployments(store).in_force().items():
+            model = deployment.variants[0].model
+            models[alias] = base.with_adapter(store.folder / model.adapter if model and model.adapter else None, alias)
         models |= {name: _upstream(name, one) for name, one in settings.upstreams.items()}
         app = create_app(models, config=settings, store=store)
         with Processes(worker.MODULE, worker.place(store), settings.workers, store.folder / "workers.log", told=worker.database(store)):

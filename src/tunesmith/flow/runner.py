@@ -102,7 +102,8 @@ class Runner:
             give_back(cycles=True)  # or the next stage's peak comes on top of this one's
             put_in_place(work, folder)
             seconds = time.monotonic() - started
-            self.store.finish(key, project=self.project, name=stage.name, seconds=seconds, output=output)
+            needs = [self.digests[name] for name in stage.needs]
+            self.store.finish(key, project=self.project, name=stage.name, seconds=seconds, output=output, needs=needs)
         except OSError as error:
             if error.errno not in _NO_ROOM:
                 raise

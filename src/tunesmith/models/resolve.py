@@ -30,6 +30,7 @@ from tunesmith.core.types import Answer, Prompt, Sampling, digest
 from tunesmith.models import trust
 from tunesmith.models.base import Model, OnAnswer
 from tunesmith.models.catalog import Catalog
+from tunesmith.store.deployments import Deployments
 from tunesmith.store.store import Store
 
 if TYPE_CHECKING:
@@ -153,12 +154,11 @@ class Models:
         return asked if self.rate is None else Paced(asked, self.rate, self.concurrency)
 
     def _local(self, word: str) -> Model:
-        deployed = self.store.deployed()
+        deployed = Deployments(self.store).in_force()
         base, plus, adapter = word.rpartition("+")
         folder = Path(word).expanduser()
-        if word in deployed:
-            record = deployed[word]
-            return self._lazy(word, Path(record["base"]), Path(record["adapter"]) if record.get("adapter") else None)
+        if word in deployed and (model := deployed[word].variants[0].model) is not None:
+            return self._lazy(word, self.catalog.model(model.base), self.store.folder / model.adapter if model.adapter else None)
         if plus and Path(adapter).expanduser().is_dir():
             return self._lazy(word, self.catalog.model(base), Path(adapter).expanduser())
         if (folder / "adapter_config.json").is_file():

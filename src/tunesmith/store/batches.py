@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from tunesmith.store.files import Files
 from tunesmith.store.jobs import announce
-from tunesmith.store.paging import Missing, Refused, Row, exclusive, new_id, page
+from tunesmith.store.paging import Missing, Refused, Row, new_id, page
 from tunesmith.store.store import Store
 from tunesmith.store.tables import batch_lines, batches, files
 
@@ -78,7 +78,7 @@ class Batches:
     def cancel(self, number: str, project: str) -> Row:
         """Ask a batch to end; what is answered is kept. Raises Missing, Refused."""
         self.find(number, project)
-        with exclusive(self.store) as connection:
+        with self.store.exclusive() as connection:
             row = connection.execute(sa.select(batches).where(batches.c.id == number).with_for_update()).mappings().one()
             if row["status"] in ("validating", "in_progress"):
                 times = {**row["times"], "cancelling_at": time.time()}
@@ -90,7 +90,7 @@ class Batches:
     def lease(self, seconds: float) -> tuple[Row, str] | None:
         """The oldest batch that nobody works on, with the token of the lease; or None."""
         now, token = time.time(), secrets.token_hex(8)
-        with exclusive(self.store) as connection:
+        with self.store.exclusive() as connection:
             free = [batches.c.status.in_(OPEN), sa.or_(batches.c.lease.is_(None), batches.c.lease_until < now)]
             query = sa.select(batches).where(*free).order_by(batches.c.seq).limit(1).with_for_update(skip_locked=True)
             row = connection.execute(query).mappings().first()
@@ -171,7 +171,7 @@ class Batches:
         self._end(row, status, rows=list(ids.values()), **{key: file["id"] for key, file in ids.items()})
 
     def _end(self, row: Row, status: str, *, rows: list[dict[str, Any]] | None = None, **values: Any) -> None:
-        with exclusive(self.store) as connection:
+        with self.store.exclusive() as connection:
             now = connection.execute(sa.select(batches).where(batches.c.id == row["id"]).with_for_update()).mappings().one()
             times = {**now["times"], f"{status}_at": time.time()}
             if rows:

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from tunesmith.core.types import Record
-from tunesmith.store.paging import Missing, Refused, Row, exclusive, new_id, page
+from tunesmith.store.paging import Missing, Refused, Row, new_id, page
 from tunesmith.store.store import Store
 from tunesmith.store.tables import checkpoints, deliveries, idempotency, job_events, jobs, tuned_models
 
@@ -59,7 +59,7 @@ class Jobs:
         `key` is an Idempotency-Key; `again` says that the client is repeating a request whose answer it did not see. Raises Refused when
         the key was used for something else.
         """
-        with exclusive(self.store) as connection:
+        with self.store.exclusive() as connection:
             known = _repeated(connection, request, project, key, again)
             if known is not None:
                 return known
@@ -124,7 +124,7 @@ class Jobs:
         self, number: str, project: str | None, status: str, allowed: tuple[str, ...], message: str, same: tuple[str, ...] = ()
     ) -> Row:
         self.find(number, project)
-        with exclusive(self.store) as connection:
+        with self.store.exclusive() as connection:
             job = _one(connection, jobs.c.id == number, lock=True)
             if job["status"] in (status, *same):
                 return job
@@ -144,7 +144,7 @@ class Jobs:
     def lease(self, *, seconds: float, per_project: int | None = None) -> Lease | None:
         """The next job for a worker: the highest priority, then the oldest, of projects below `per_project` jobs at once; or None."""
         now = time.time()
-        with exclusive(self.store) as connection:
+        with self.store.exclusive() as connection:
             held = sa.select(jobs.c.project).where(jobs.c.lease_until >= now)
             if per_project is not None:
                 held = held.group_by(jobs.c.project).having(sa.func.count() >= per_project)
@@ -206,7 +206,7 @@ class Lease:
         Only while the job is active, so that a pause or a cancel in between is not undone; with `pausing` also while its worker brings a
         paused one to rest.
         """
-        with exclusive(self.store) as connection:
+        with self.store.exclusive() as connection:
             job = _one(connection, jobs.c.id == self.job, lock=True)
             if job["lease"] != self.token or job["status"] not in (*ACTIVE, *(["paused"] if pausing else [])):
                 raise Stopped(f"{self.job} is {job['status']}")

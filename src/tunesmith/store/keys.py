@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 
 from tunesmith.core.errors import UsageError
-from tunesmith.store.paging import Missing, Row, exclusive, new_id
+from tunesmith.store.paging import Missing, Row, new_id
 from tunesmith.store.store import Store
 from tunesmith.store.tables import api_keys
 
@@ -36,7 +36,7 @@ class Keys:
             raise UsageError(f"scopes are {', '.join(scopes) or 'none'}", allowed=", ".join(SCOPES))
         if not project.replace("-", "").replace("_", "").isalnum() or len(project) > 64:
             raise UsageError(f"'{project}' is no name for a project", allowed="letters, digits, - and _; at most 64 characters")
-        with exclusive(self._store) as connection:
+        with self._store.exclusive() as connection:
             return _insert(connection, name, project, sorted(set(scopes)))
 
     def listed(self) -> list[Row]:
@@ -46,7 +46,7 @@ class Keys:
 
     def revoke(self, number: str) -> Row:
         """End a key; a running server refuses it within seconds. Raises Missing."""
-        with exclusive(self._store) as connection:
+        with self._store.exclusive() as connection:
             row = _find(connection, number)
             if row["revoked"] is None:
                 connection.execute(sa.update(api_keys).where(api_keys.c.id == number).values(revoked=time.time()))
@@ -54,7 +54,7 @@ class Keys:
 
     def rotate(self, number: str, *, grace_s: float = 0.0) -> tuple[Row, str]:
         """A new key with the same name, project and scopes; the old one ends now, or after `grace_s`. Raises Missing."""
-        with exclusive(self._store) as connection:
+        with self._store.exclusive() as connection:
             old = _find(connection, number)
             connection.execute(sa.update(api_keys).where(api_keys.c.id == number).values(revoked=time.time() + grace_s))
             return _insert(connection, old["name"], old["project"], old["scopes"])

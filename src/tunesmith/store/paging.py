@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import secrets
 import string
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
 
-from tunesmith.core.errors import NotFound, StoreError, UsageError
+from tunesmith.core.errors import NotFound, UsageError
 from tunesmith.store.store import Store
 
 Row = sa.RowMapping
@@ -36,20 +34,6 @@ class Refused(UsageError):
 def new_id(prefix: str, length: int = 24) -> str:
     """A fresh id, `file-` and 24 letters for one: no separator of paths can be in it."""
     return prefix + "".join(secrets.choice(_LETTERS) for _ in range(length))
-
-
-@contextmanager
-def exclusive(store: Store) -> Iterator[sa.Connection]:
-    """One transaction that reads and then writes, with no other writer in between (on PostgreSQL by the row locks of its selects)."""
-    try:
-        with store.engine.begin() as connection:
-            if store.engine.dialect.name == "sqlite":
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            yield connection
-    except sa.exc.OperationalError as error:
-        raise StoreError(
-            f"the store cannot be written: {error.orig}", where=str(store.folder), remedy="free space on the disk, then try again"
-        ) from error
 
 
 def page(

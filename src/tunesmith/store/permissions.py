@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from tunesmith.store.paging import Missing, Row, exclusive, new_id, page
+from tunesmith.store.paging import Missing, Row, new_id, page
 from tunesmith.store.store import Store
 from tunesmith.store.tables import checkpoints, permissions, tuned_models
 
@@ -48,7 +48,7 @@ class Permissions:
     def allow(self, checkpoint: str, project: str, others: Sequence[str]) -> list[Row]:
         """Open a checkpoint (or a finished model) to other projects; a permission that is there is returned again. Raises Missing."""
         self._check(checkpoint, project)
-        with exclusive(self._store) as connection:
+        with self._store.exclusive() as connection:
             there = [permissions.c.checkpoint == checkpoint, permissions.c.project_id.in_(others)]
             known = set(connection.execute(sa.select(permissions.c.project_id).where(*there)).scalars())
             for other in dict.fromkeys(others):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ import sqlalchemy as sa
 
 from tunesmith.core.errors import StoreError
 from tunesmith.store import tables
+from tunesmith.store.database import engine_of, store_error, without_password
+from tunesmith.store.migrations import migrate
 
 
 class Store:
@@ -37,14 +39,10 @@ class Store:
         folder = Path(folder).expanduser().resolve()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            engine = _engine(url or f"sqlite:///{folder / 'tunesmith.db'}")
-            _migrate(engine)
+            engine = engine_of(url or f"sqlite:///{folder / 'tunesmith.db'}")
+            migrate(engine, folder)
         except (OSError, sa.exc.SQLAlchemyError) as error:
-            raise StoreError(
-                f"the store cannot be opened: {getattr(error, 'orig', error)}",
-                where=without_password(url) if url else str(folder),
-                remedy="check the path and its rights, and free space on the disk",
-            ) from error
+            raise store_error("the store cannot be opened", error, where=without_password(url) if url else str(folder)) from error
         except ValueError:  # its message may quote a part of the URL, and that be the password
             raise StoreError("the database's URL cannot be read", allowed="postgresql+psycopg://USER@HOST:PORT/NAME") from None
         place = blobs or str(folder / "blobs")
@@ -59,25 +57,38 @@ class Store:
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
         """One transaction. Raises StoreError when the database refuses it (a full disk, another writer that holds it too long)."""
-        with self._told("written", "free space on the disk"), self.engine.begin() as connection:
+        with self._in_words("written"), self.engine.begin() as connection:
             yield connection
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
         """One look at the tables. Raises StoreError when the database does not answer."""
-        with self._told("read", "look whether the database runs"), self.engine.connect() as connection:
+        with self._in_words("read"), self.engine.connect() as connection:
             yield connection
 
     @contextmanager
-    def _told(self, what: str, mend: str) -> Iterator[None]:
+    def exclusive(self) -> Iterator[sa.Connection]:
+        """One transaction that reads and then writes, with no other writer in between (on PostgreSQL by the row locks of its selects).
+
+        Raises StoreError as `writing`.
+        """
+        with self._in_words("written"), self.engine.begin() as connection:
+            if self.engine.dialect.name == "sqlite":
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            yield connection
+
+    @contextmanager
+    def _in_words(self, what: str) -> Iterator[None]:
         try:
             yield
-        except sa.exc.OperationalError as error:
-            raise StoreError(
-                f"the store cannot be {what}: {error.orig}",
-                where=str(self.folder),
-                remedy=f"{mend}; what is finished is kept, run again to continue",
-            ) from error
+        except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
+            then = "what is finished is kept, run again to continue"
+            raise store_error(f"the store cannot be {what}", error, where=self._where, then=then) from error
+
+    @property
+    def _where(self) -> str:
+        url = self.engine.url
+        return str(self.folder) if url.drivername.startswith("sqlite") else without_password(url.render_as_string())
 
     def finished(self, digest: str) -> dict[str, Any] | None:
         """What the stage with that digest returned (with `seconds` and `created`), or None when it never finished."""
@@ -85,9 +96,10 @@ class Store:
             row = connection.execute(sa.select(tables.stages).where(tables.stages.c.digest == digest)).mappings().first()
         return None if row is None else {**row, "output": json.loads(row["output"])}
 
-    def finish(self, digest: str, *, project: str, name: str, seconds: float, output: dict[str, Any]) -> None:
-        """Record a finished stage; a repeated record of the same digest is replaced."""
-        row = {"digest": digest, "project": project, "name": name, "seconds": seconds, "created": time.time(), "output": json.dumps(output)}
+    def finish(self, digest: str, *, project: str, name: str, seconds: float, output: dict[str, Any], needs: Sequence[str] = ()) -> None:
+        """Record a finished stage, made from the stages with the digests `needs`; a repeated record of the same digest is replaced."""
+        row = {"digest": digest, "project": project, "name": name, "seconds": seconds, "created": time.time(), "needs": list(needs)}
+        row["output"] = json.dumps(output)
         with self.writing() as connection:
             connection.execute(sa.delete(tables.stages).where(tables.stages.c.digest == digest))
             connection.execute(sa.insert(tables.stages), [row])
@@ -102,61 +114,3 @@ class Store:
             if hasattr(file, "fileno"):
                 os.fsync(file.fileno())
         self.blobs.mv(temporary, name)
-
-    def deploy(self, alias: str, record: dict[str, Any], *, reason: str) -> int:
-        """Put a new record in force for `alias`; returns its version. Nothing is overwritten: history stays."""
-        row = {"alias": alias, "created": time.time(), "reason": reason, "record": json.dumps(record)}
-        with self.writing() as connection:
-            result = connection.execute(sa.insert(tables.deployments).values(**row))
-            return int(result.inserted_primary_key[0]) if result.inserted_primary_key else 0
-
-    def deployed(self) -> dict[str, dict[str, Any]]:
-        """The record in force for each alias."""
-        query = sa.select(tables.deployments).order_by(tables.deployments.c.version)
-        with self.reading() as connection:
-            rows = connection.execute(query).mappings().all()
-        return {row["alias"]: {**json.loads(row["record"]), "version": row["version"], "created": row["created"]} for row in rows}
-
-
-def _engine(url: str) -> sa.Engine:
-    engine = sa.create_engine(url, pool_pre_ping=not url.startswith("sqlite"))  # a connection may have died since it was used
-    if engine.dialect.name == "sqlite":
-
-        @sa.event.listens_for(engine, "connect")
-        def _pragmas(connection: Any, _record: Any) -> None:
-            cursor = connection.cursor()
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000", "foreign_keys=ON"):
-                cursor.execute(f"PRAGMA {pragma}")
-            cursor.close()
-
-    return engine
-
-
-def without_password(url: str) -> str:
-    """A database's URL without its password and options, which may hold one."""
-    try:
-        return sa.engine.make_url(url).set(query={}).render_as_string()
-    except (sa.exc.ArgumentError, ValueError):
-        return "the database's URL"
-
-
-def _migrate(engine: sa.Engine) -> None:
-    """Bring the tables to this version, one transaction a step, so that a kill between two leaves a whole store."""
-    while True:
-        with engine.begin() as connection:
-            if engine.dialect.name == "sqlite":
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            known = sa.inspect(connection).has_table("meta")
-            row = connection.execute(sa.select(tables.meta.c.value).where(tables.meta.c.key == "version")).first() if known else None
-            version = int(row[0]) if row else 0
-            if version == len(tables.MIGRATIONS):
-                return
-            if version > len(tables.MIGRATIONS):
-                raise StoreError(
-                    f"the store has version {version}, this Tunesmith knows {len(tables.MIGRATIONS)}",
-                    where=without_password(engine.url.render_as_string()),
-                    remedy="pip install --upgrade tunesmith",
-                )
-            tables.MIGRATIONS[version](connection)
-            connection.execute(sa.delete(tables.meta).where(tables.meta.c.key == "version"))
-            connection.execute(sa.insert(tables.meta).values(key="version", value=str(version + 1)))

@@ -1,18 +1,22 @@
-"""The tables of the store and their numbered migrations; knows nothing about what the rows mean to the rooms."""
+"""The tables of the store as `migrations/` give them; knows nothing about what the rows mean to the rooms.
+
+A change here needs a new migration; a test compares the two.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import sqlalchemy as sa
 
 metadata = sa.MetaData()
 _JSON = sa.JSON(none_as_null=True)  # None is NULL, not the JSON word null
+_NONE = sa.text("'[]'")  # an empty JSON list
 
 meta = sa.Table("meta", metadata, sa.Column("key", sa.String, primary_key=True), sa.Column("value", sa.String, nullable=False))
 
-# One finished stage of a pipeline: `digest` is the hash of all its inputs, `output` what it returned (JSON).
+# One finished stage of a pipeline: `digest` is the hash of all its inputs, `output` what it returned (JSON), `needs` the digests of the
+# stages that it was made from.
 stages = sa.Table(
     "stages",
     metadata,
@@ -22,6 +26,22 @@ stages = sa.Table(
     sa.Column("created", sa.Float, nullable=False),
     sa.Column("seconds", sa.Float, nullable=False),
     sa.Column("output", sa.Text, nullable=False),
+    sa.Column("needs", _JSON, nullable=False, server_default=_NONE),
+)
+
+# What a run was made with: its overrides (`--train.epochs=2`), the digest of each stage; `finished` is when, NULL while it is under way.
+runs = sa.Table(
+    "runs",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("id", sa.String, nullable=False, unique=True),
+    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("project", sa.String, nullable=False, index=True),
+    sa.Column("command", sa.String, nullable=False),
+    sa.Column("overrides", _JSON, nullable=False),
+    sa.Column("digests", _JSON, nullable=False),
+    sa.Column("finished", sa.Float),
+    sa.Column("decision", sa.String),
 )
 
 # Every answered request, as monitoring sees it (`core.types.Interaction`).
@@ -43,9 +63,36 @@ interactions = sa.Table(
     sa.Column("tool_calls", sa.Text, nullable=False, default="[]"),
     sa.Column("error", sa.Text, nullable=False, default=""),
     sa.Column("conversation", sa.String),
+    sa.Column("project", sa.String, nullable=False, server_default=""),
+    sa.Column("endpoint", sa.String, nullable=False, server_default="chat.completions"),
+    sa.Column("deployment", sa.Integer),
+    sa.Column("model_digest", sa.String, nullable=False, server_default=""),
+    sa.Column("user_key", sa.String),
+    sa.Column("cost_usd", sa.Float),
+    sa.Column("experiment", sa.String),
+    sa.Column("propensity", sa.Float),
+)
+sa.Index("ix_interactions_alias_created", interactions.c.alias, interactions.c.created)
+_talks = interactions.c.conversation.is_not(None)
+sa.Index("ix_interactions_conversation", interactions.c.conversation, sqlite_where=_talks, postgresql_where=_talks)
+
+# What somebody said of an answered request (`core.types.Feedback`): a rating is the `number`, a word the `text`.
+feedback = sa.Table(
+    "feedback",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("id", sa.String, nullable=False, unique=True),
+    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("interaction", sa.String, nullable=False, index=True),
+    sa.Column("kind", sa.String, nullable=False),
+    sa.Column("number", sa.Float),
+    sa.Column("text", sa.Text),
+    sa.Column("correction", sa.Text),
+    sa.Column("by", sa.String, nullable=False),
 )
 
-# What an alias answers with, one row a change, the newest one in force: the audit trail is the table itself.
+# What an alias answers with, one row a change, the newest one in force: the audit trail is the table itself. `variants` is the JSON of
+# `core.deployment.Variant`s.
 deployments = sa.Table(
     "deployments",
     metadata,
@@ -53,7 +100,9 @@ deployments = sa.Table(
     sa.Column("alias", sa.String, nullable=False, index=True),
     sa.Column("created", sa.Float, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
-    sa.Column("record", sa.Text, nullable=False),
+    sa.Column("strategy", sa.String, nullable=False, server_default="one"),
+    sa.Column("variants", _JSON, nullable=False, server_default=_NONE),
+    sa.Column("by", sa.String, nullable=False, server_default=""),
 )
 
 
@@ -169,14 +218,17 @@ permissions = _ordered(
     sa.UniqueConstraint("checkpoint", "project_id"),
 )
 
-# Names that finished jobs and kept checkpoints answer to (`id` is the name). `adapter` is a folder below the store's.
+# Names that finished jobs and kept checkpoints answer to (`id` is the name), as `core.model_ref.ModelRef` has it: on `base` an adapter, or
+# in its place whole weights, each a folder below the store's.
 tuned_models = _ordered(
     "tuned_models",
     _project(),
     sa.Column("job", sa.String, nullable=False, index=True),
     sa.Column("base", sa.String, nullable=False),
-    sa.Column("adapter", sa.String, nullable=False),
+    sa.Column("adapter", sa.String),
     sa.Column("checkpoint", sa.Boolean, nullable=False),
+    sa.Column("weights", sa.String),
+    sa.Column("digest", sa.String, nullable=False, server_default=""),
 )
 
 # Which object a repeated request made: an Idempotency-Key means the same thing each time.
@@ -238,16 +290,3 @@ deliveries = _ordered(
     sa.Column("due", sa.Float, nullable=False, index=True),
     sa.Column("done", sa.Float),
 )
-
-
-def _first(connection: sa.Connection) -> None:
-    metadata.create_all(connection, tables=[meta, stages, interactions, deployments])
-
-
-def _second(connection: sa.Connection) -> None:
-    new = [api_keys, files, uploads, upload_parts, jobs, job_events, checkpoints, permissions, tuned_models, idempotency]
-    metadata.create_all(connection, tables=[*new, chats, batches, batch_lines, deliveries])
-
-
-# Number n brings a store from version n-1 to n. Never edit one that was released: add the next.
-MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_first, _second)

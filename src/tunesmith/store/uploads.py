@@ -11,7 +11,7 @@ from typing import IO, Any, cast
 import sqlalchemy as sa
 
 from tunesmith.store.files import Files, remove_blob, safe_name, write_blob
-from tunesmith.store.paging import Missing, Refused, Row, exclusive, new_id
+from tunesmith.store.paging import Missing, Refused, Row, new_id
 from tunesmith.store.store import Store
 from tunesmith.store.tables import files, upload_parts, uploads
 
@@ -77,7 +77,7 @@ class Uploads:
         if md5 is not None and joined.md5.hexdigest() != md5.lower():
             remove_blob(self._store, f"files/{row['id']}")
             raise Refused(f"The MD5 of the parts is {joined.md5.hexdigest()}, not {md5[:64]}", param="md5", code="invalid_md5")
-        with exclusive(self._store) as connection:
+        with self._store.exclusive() as connection:
             changed = (
                 sa.update(uploads).where(uploads.c.id == number, uploads.c.status == "pending").values(status="completed", file=row["id"])
             )

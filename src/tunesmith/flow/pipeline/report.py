@@ -26,7 +26,7 @@ from tunesmith.flow.pipeline.training_stage import events
 from tunesmith.flow.project import Project
 from tunesmith.flow.runner import Output
 from tunesmith.pages import plots
-from tunesmith.store.store import without_password
+from tunesmith.store.database import without_password
 
 _SHOWN = 6
 _PACKAGES = ("torch", "transformers", "peft", "tokenizers", "numpy", "scipy", "openai")

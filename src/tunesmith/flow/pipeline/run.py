@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from tunesmith.core.deployment import Variant
 from tunesmith.core.errors import UsageError
+from tunesmith.core.model_ref import artifact_ref
 from tunesmith.core.progress import Progress, Silent
 from tunesmith.flow.context import TUNED, ProjectContext
 from tunesmith.flow.pipeline.serving_stage import Server
@@ -20,6 +22,7 @@ from tunesmith.flow.project import Project, open_store
 from tunesmith.flow.runner import Done, only_one
 from tunesmith.models.base import Model
 from tunesmith.models.catalog import Catalog
+from tunesmith.store.deployments import Deployments
 
 if TYPE_CHECKING:
     from tunesmith.flow.pipeline.estimate import Elsewhere
@@ -149,16 +152,13 @@ def _say_beforehand(context: ProjectContext, waiting: list[str]) -> None:
 
 def _deploy(context: ProjectContext) -> None:
     """Put the tuned model in force for its alias, unless it already is."""
-    record = {
-        "base": str(context.base),
-        "adapter": str(context.adapter),
-        "base_name": context.project.base,
-        "run": context.runner.digests["train"],
-    }
-    alias = context.project.deploy.alias
-    in_force = context.store.deployed().get(alias, {})
-    if any(in_force.get(key) != value for key, value in record.items()):
-        version = context.store.deploy(alias, record, reason=f"run of {context.project.name}: gate passed")
+    word, alias, deployments = context.project.base, context.project.deploy.alias, Deployments(context.store)
+    base = str(context.base) if Path(word).expanduser().is_dir() else word
+    model = artifact_ref(base, context.adapter, context.store.folder, made_by=f"run:{context.runner.digests['train']}")
+    variants = (Variant(name=TUNED, model=model),)
+    in_force = deployments.in_force().get(alias)
+    if in_force is None or in_force.variants != variants:
+        version = deployments.put(alias, variants, reason=f"run of {context.project.name}: gate passed", by=context.command).version
         context.progress.say(f"deployed: '{alias}' answers with {TUNED} weights of this run (version {version})")
 
 
