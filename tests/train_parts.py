@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from forked import script
 from tunesmith.core.chat import Rendered
 from tunesmith.train.adapters import Trainable, prepare
 from tunesmith.train.items import as_items, mismatch
@@ -172,9 +171,8 @@ def dying_at(event: int) -> Callable[[dict[str, Any]], None]:
 
 def killed(code: str) -> None:
     """Run `code`, which sees this folder, in a process of its own; it must die of a kill."""
-    path = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=os.environ | path)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
+    process = script(code)
+    assert process.wait() == -signal.SIGKILL, process.err[-2000:]
 
 
 class Stop(Exception):
