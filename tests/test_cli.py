@@ -124,6 +124,13 @@ def test_a_metric_that_does_not_exist_is_said_before_any_work(here, capsys):
     assert not (here / "other.yaml").exists()
 
 
+def test_a_metric_that_cannot_decide_is_said_before_any_work(here, capsys):
+    project(here, many(GOOD), "evaluate: {metrics: [length, exact_match]}\n")
+    for words in (["run"], ["run", "--dry-run"]):
+        code, _, err = call(capsys, *words)
+        assert (code, "the first metric decides" in err, "collect" in err) == (2, True, False)
+
+
 def test_an_unknown_base_is_named_with_the_nearest(here, capsys):
     project(here, many(GOOD))
     code, _, err = call(capsys, "run", "--base", "smollm2-135")

@@ -202,6 +202,7 @@ def test_runs_of_one_model_bring_their_noise(here, capsys):
         ("echo:X ", "0.05", (), 3, "block"),
         ("echo", "0.001", (), 3, "cannot tell"),
         ("echo", "0.05", ("--superior",), 3, "block"),
+        ("echo:X ", "0", ("--superior",), 3, "block"),
     ],
 )
 def test_the_gate_has_three_answers_and_a_junit_file(here, capsys, candidate, margin, more, code, decision):
@@ -210,7 +211,7 @@ def test_the_gate_has_three_answers_and_a_junit_file(here, capsys, candidate, ma
     assert found == code
     assert said["lines"][0]["decision"] == decision
     assert 0 <= said["lines"][0]["power"] <= 1
-    assert said["lines"][0]["rows_needed"] > 0
+    assert (said["lines"][0]["rows_needed"] is None) == (margin == "0")
     suite = ElementTree.parse(here / "gate.xml").getroot()
     failures = suite.findall("./testcase/failure")
     assert suite.attrib["failures"] == str(len(failures)) == str(int(code != 0))
@@ -306,7 +307,9 @@ def test_promptfoo_and_openai_files_bring_rows_and_checks(here, capsys):
         (("eval", "echo", "--data", "nowhere.jsonl"), "nowhere.jsonl"),
         (("compare", "echo", "--data", "rows.jsonl"), "A B"),
         (("compare", "echo", "echo", "--data", "rows.jsonl", "--slices", "colour"), "meta.KEY"),
-        (("gate", "echo", "echo", "--data", "rows.jsonl", "--margin", "0"), "margin of 0"),
+        (("gate", "echo", "echo", "--data", "rows.jsonl", "--margin", "0"), "superior: true with margin 0"),
+        (("gate", "echo", "echo", "--data", "rows.jsonl", "--margin", "-0.1", "--superior"), "margin of -0.1"),
+        (("gate", "echo", "echo", "--data", "rows.jsonl", "--metrics", "length"), "direction"),
         (("report", "abcdef"), "names no result"),
         (("eval", "echo", "--data", "suite:special"), "suite:general"),
     ],

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import resource
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 import tiny
+from forked import command, start
+from tunesmith.cli import main
+from waiting import until
 
 YAML = """
 name: tiny
@@ -60,14 +61,12 @@ def project(folder: Path, base: Path) -> Path:
 
 
 def tunesmith(folder: Path, *words: str, check: int | None = None) -> tuple[int, dict, str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tunesmith", *words, "--json"], cwd=folder, capture_output=True, text=True, env=environment
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    process = command([*words, "--json"], folder)
+    code = process.wait()
+    lines = [line for line in process.out.splitlines() if line.startswith("{")]
     if check is not None:
-        assert done.returncode == check, done.stderr
-    return done.returncode, json.loads(lines[-1]) if lines else {}, done.stderr
+        assert code == check, process.err
+    return code, json.loads(lines[-1]) if lines else {}, process.err
 
 
 @pytest.fixture(scope="module")
@@ -140,17 +139,13 @@ def test_a_second_run_does_nothing_and_a_changed_setting_redoes_only_what_follow
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["collect", "split", "evaluate:zero-shot", "train", "compare"])
-def test_kill_9_at_any_stage_and_the_same_numbers(finished, base, tmp_path, stage):
-    folder = project(tmp_path, base)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-m", "tunesmith", "run"], cwd=folder, stderr=subprocess.PIPE, text=True, env=environment)
-    for line in process.stderr:
-        if line.startswith(stage):
-            break
-    time.sleep(0.5 if stage == "train" else 0.05)
-    process.send_signal(signal.SIGKILL)
-    process.stderr.close()
-    process.wait()
+def test_kill_9_at_any_stage_and_the_same_numbers(finished, tmp_path, stage):
+    folder = begun(finished[0], tmp_path, stage)
+    process = command(["run"], folder)
+    process.until_err(stage)
+    if stage == "train":
+        until(lambda: [*folder.glob(".tunesmith/stages/.*.part/checkpoints/checkpoint-*")], alive=process.alive)
+    assert process.kill() == -signal.SIGKILL
     code, result, said = tunesmith(folder, "run")
     _, whole_code, whole = finished
     assert code == whole_code, said
@@ -159,20 +154,35 @@ def test_kill_9_at_any_stage_and_the_same_numbers(finished, base, tmp_path, stag
     assert adapters[0] == adapters[1], "training continued to other weights"
 
 
+def begun(finished: Path, folder: Path, stage: str) -> Path:
+    """A copy of the finished project in which that stage, and whatever follows from it, was never done."""
+    shutil.copytree(finished, folder, dirs_exist_ok=True)
+    _, states, _ = tunesmith(folder, "status", check=0)
+    names = [each["name"] for each in states["stages"]]
+    first = "evaluate:zero-shot" if stage == "evaluate" else stage
+    for each in states["stages"][names.index(first) :]:
+        shutil.rmtree(folder / ".tunesmith" / "stages" / each["digest"])
+    shutil.rmtree(folder / "report")
+    return folder
+
+
 @pytest.mark.slow
-def test_ctrl_c_exits_with_130_and_the_next_run_goes_on(base, tmp_path):
-    folder = project(tmp_path, base)
-    process = subprocess.Popen([sys.executable, "-m", "tunesmith", "run"], cwd=folder, stderr=subprocess.PIPE, text=True)
-    for line in process.stderr:
-        if line.startswith("evaluate"):
-            break
-    process.send_signal(signal.SIGINT)
-    said = process.stderr.read()
-    assert process.wait() == 130
-    assert "run again to continue" in said
-    assert "Traceback" not in said
+def test_ctrl_c_exits_with_130_and_the_next_run_goes_on(finished, tmp_path):
+    folder = begun(finished[0], tmp_path, "evaluate")
+    process = command(["run"], folder)
+    process.until_err("evaluate")
+    assert process.kill(signal.SIGINT) == 130
+    assert "run again to continue" in process.err
+    assert "Traceback" not in process.err
     _, states, _ = tunesmith(folder, "status", check=0)
     assert [stage["state"] for stage in states["stages"]][:3] == ["done"] * 3
+
+
+def run_with_little_room() -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (700_000, 700_000))
+    sys.argv = ["tunesmith", "run"]
+    main()
 
 
 @pytest.mark.slow
@@ -183,15 +193,10 @@ def test_a_full_disk_is_one_clear_message_and_nothing_is_lost(base, tmp_path):
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in long))
 
-    def little_room():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (700_000, 700_000))
-
-    words = [sys.executable, "-m", "tunesmith", "run"]
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, preexec_fn=little_room)
-    assert done.returncode == 1
-    assert "free" in done.stderr
-    assert "Traceback" not in done.stderr
+    process = start(run_with_little_room, cwd=folder)
+    assert process.wait() == 1
+    assert "free" in process.err
+    assert "Traceback" not in process.err
     assert not list(folder.glob(".tunesmith/stages/*/rows.parquet")), "nothing half-written looks finished"
     _, states, _ = tunesmith(folder, "status", check=0)
     assert {stage["state"] for stage in states["stages"]} <= {"started", "waiting"}
@@ -202,9 +207,29 @@ def test_a_gate_that_says_no_exits_with_3_and_deploys_nothing(finished):
     folder, _, _ = finished
     code, result, _ = tunesmith(folder, "run", "--gate.margin", "0.999", "--deploy.alias", "never")
     assert code == 3
-    assert result["decision"] in ("block", "unsure")
-    code, result, _ = tunesmith(folder, "run", "--gate.margin", "-1.0", "--deploy.alias", "always")
+    assert result["decision"] in ("block", "cannot tell")
+    code, result, _ = tunesmith(folder, "run", "--gate.superior", "false", "--gate.margin", "1.0", "--deploy.alias", "always")
     assert (code, result["decision"]) == (0, "pass")
+    code, _, said = tunesmith(folder, "run", "--gate.margin", "-1.0")
+    assert (code, "superior: false with margin 1 tolerates" in said) == (2, True)
+
+
+@pytest.mark.slow
+def test_run_gate_report_and_junit_say_the_same(finished):
+    folder, code, _ = finished
+    _, result, _ = tunesmith(folder, "run", check=code)  # puts this run's report in place
+    report = json.loads((folder / "report" / "report.json").read_text())
+    words = ("gate", f"run:{report['best_baseline']}", "run:tuned", "--superior", "--margin", "0", "--junit", "gate.xml")
+    again, gate, _ = tunesmith(folder, *words)
+    (line,) = gate["lines"]
+    assert again == code
+    assert {**report["gate"], **line} == report["gate"]
+    assert (report["gate"]["superior"], report["gate"]["margin"]) == (True, 0.0)
+    assert result["verdict"] == report["verdict"]
+    assert report["verdict"].endswith(f"Gate: {line['decision']}, {line['reason']}.")
+    failures = ElementTree.parse(folder / "gate.xml").getroot().findall("./testcase/failure")
+    assert [failure.attrib["message"] for failure in failures] == ([line["sentence"]] if code else [])
+    assert f'class="verdict {line["decision"].replace(" ", "-")}"' in (folder / "report" / "report.html").read_text()
 
 
 @pytest.mark.slow

@@ -544,6 +544,47 @@ def test_superiority_and_the_power_of_a_gate() -> None:
     assert gate.rows_needed == pytest.approx(n, rel=0.03)
 
 
+@pytest.mark.parametrize(("estimate", "low", "high"), [(0.03, 0.01, 0.05), (0.0, -0.02, 0.02), (-0.03, -0.05, -0.01), (0.0, 0.0, 0.0)])
+@pytest.mark.parametrize("margin", [0.0, 0.005, 0.02, 0.5])
+def test_one_gate_decides_superiority_and_non_inferiority_by_the_same_rule(estimate, low, high, margin) -> None:
+    difference = stats.Difference(estimate=estimate, low=low, high=high, p_value=0.5, method="m", n=100, se=(high - low) / 4)
+    turned = msgspec.structs.replace(difference, estimate=-estimate, low=-high, high=-low)
+    for superior in (True, False):
+        if not (superior or margin):
+            continue
+        rule = stats.GateRule(margin=margin, superior=superior)
+        edge = margin if superior else -margin
+        expected = "pass" if low > edge else "block" if high <= edge else "cannot tell"
+        gate = stats.decide(difference, rule)
+        assert gate.decision == expected
+        assert gate.sentence.partition(": ")[2].startswith(gate.reason)
+        assert stats.decide(turned, rule, better="lower").decision == expected
+        assert (gate.rows_needed is None) == (margin == 0)
+        assert 0 <= gate.power <= 1
+        assert ("plan about" in gate.sentence) == (expected == "cannot tell" and margin > 0)
+        with pytest.raises(UsageError, match="direction"):
+            stats.decide(difference, rule, better="neither")
+    assert stats.decide(None, stats.GateRule()).decision == "cannot tell"
+
+
+def test_an_equal_model_passes_a_test_of_any_gain_one_time_in_forty() -> None:
+    rng = np.random.default_rng(3)
+    passed = sum(
+        stats.superiority(stats.paired_difference(rng.normal(size=60), rng.normal(size=60))).decision == "pass" for _ in range(2000)
+    )
+    a = rng.normal(size=60)
+    gate = stats.superiority(stats.paired_difference(a, a + rng.normal(size=60)))
+    assert gate.power == pytest.approx(0.025, abs=0.003)
+    assert passed / 2000 == pytest.approx(0.025, abs=0.01)
+
+
+@pytest.mark.parametrize("margin", [-0.1, float("nan"), float("inf")])
+@pytest.mark.parametrize("superior", [True, False])
+def test_a_margin_that_is_none_is_refused_with_the_way_out(margin, superior) -> None:
+    with pytest.raises(UsageError, match=r"superior: (true|false) with margin"):
+        stats.GateRule(margin=margin, superior=superior)
+
+
 def test_the_noise_of_runs_is_added_as_welch_does() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=50), rng.normal(size=50)

@@ -111,7 +111,8 @@ def compare(
 def gate(
     words: Annotated[list[str], typer.Argument(metavar="A B", help="What is in force, and the candidate: evaluations or models.")],
     margin: Annotated[
-        str | None, typer.Option(help="What may be lost (with --superior true: must be gained), in the metric's unit.")
+        str | None,
+        typer.Option(help="A loss of so much or more must be ruled out; with --superior, a larger gain shown. In the metric's unit."),
     ] = None,
     only: Annotated[str | None, typer.Option(help="Metrics that decide, with commas between them (default: the first).")] = None,
     data: DATA = None,
@@ -119,12 +120,16 @@ def gate(
     config: file_option = Path("tunesmith.yaml"),
     as_json: Json = False,
 ) -> None:
-    """Let B pass only when the whole interval lies above the margin: pass exits 0; block and cannot tell exit 3.
+    """May B take A's place? pass exits 0; block and cannot tell exit 3. The whole interval must rule out a loss of the margin or more.
 
-    More options: --superior --level, and those of `eval`.
+    With --superior it must show a gain of more than the margin; `--superior --margin 0` is what `run` asks unless its file says otherwise.
+    More options: --level, and those of `eval`.
 
     Example: tunesmith gate run:zero-shot run:tuned --margin 0.02 --junit gate.xml
+    Example: tunesmith gate run:zero-shot run:tuned --superior --margin 0
     """
+    import msgspec
+
     from tunesmith.core.atomic import write_atomic
     from tunesmith.flow.evaluation.ask import Ask
     from tunesmith.flow.evaluation.compare import Weigh, compare_results, sides
@@ -139,12 +144,12 @@ def gate(
     with told(as_json) as progress, bench(config, progress, concurrency=ask.concurrency, rate=ask.rate) as at:
         first, second = sides(a, b, ask, at)
         comparison = compare_results(first, second, weigh).comparison
-    lines = decide(comparison, {m.name: m.better for m in first.metrics}, weigh)
+    lines = decide(comparison, {m.name: m.better for m in first.metrics}, weigh.rule, weigh.only)
     if junit is not None:
         write_atomic(junit, junit_of(lines, (a, b)))
     passed = all(line.decision == "pass" for line in lines)
-    said = [f"{line.decision}: {line.metric}. {line.sentence}{_power(line)}" for line in lines]
-    emit({"passed": passed, "lines": [_plain(line) for line in lines], "comparison": _plain(comparison)}, as_json, "\n".join(said))
+    shown = {"passed": passed, "lines": [msgspec.structs.asdict(line) for line in lines], "comparison": _plain(comparison)}
+    emit(shown, as_json, "\n".join(line.text for line in lines))
     if not passed:
         raise typer.Exit(3)
 
@@ -202,10 +207,6 @@ def _spent(one: KeptEvaluation) -> str:
     sealed = f", opening {one.opening} of sealed rows" if one.opening else ""
     failed = f", {one.failed} without an answer" if one.failed else ""
     return f", {one.asked} asked now{cost}{sealed}{failed}"
-
-
-def _power(line: Any) -> str:
-    return "" if line.power is None else f" Power {line.power:.0%}; about {line.rows_needed} rows for 80 %."
 
 
 def _ability(line: Any) -> str:

@@ -115,7 +115,7 @@ class ProjectContext:
             ),
             Stage("train", (project.train, self.base_digest, *judged), ("tokens",), about="training"),
             Stage(f"evaluate:{TUNED}", asked, ("train",), about="asking the tuned model the same rows"),
-            Stage("compare", project.gate, tuple(measured), about="paired differences with their intervals"),
+            Stage("compare", project.gate, tuple(measured), version=2, about="paired differences with their intervals"),
             Stage("regression", self.base_digest, ("train",), about="the base's general abilities before and after"),
             Stage(
                 "ask",

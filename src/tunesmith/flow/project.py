@@ -12,6 +12,7 @@ import yaml
 from tunesmith.core.atomic import write_atomic
 from tunesmith.core.config import load, parse_overrides
 from tunesmith.core.errors import ConfigError
+from tunesmith.core.stats.gate import GateRule
 from tunesmith.core.types import Record
 from tunesmith.data.clean import Clean
 from tunesmith.data.collect import Source
@@ -42,12 +43,6 @@ class Evaluate(Record, frozen=True):
     batch_size: int = 64
 
 
-class Gate(Record, frozen=True):
-    """The run passes when the interval of tuned − best baseline, on the first metric, lies wholly above `margin`."""
-
-    margin: float = 0.0
-
-
 class Deploy(Record, frozen=True):
     """The name under which the tuned model answers. `questions` held-out rows are asked through the server as a check."""
 
@@ -56,7 +51,8 @@ class Deploy(Record, frozen=True):
 
 
 class Project(Record, frozen=True):
-    """The whole circle. Paths are relative to the file's folder. `trackers` are told what training reports; they change nothing.
+    """The whole circle. Paths are relative to the file's folder. `gate`: may the tuned model take the best baseline's place, by the first
+    metric? `trackers` are told what training reports; they change nothing.
 
     `trust_remote_code` names the bases, as `base` (or a teacher) names them, that may run the code beside their weights.
     """
@@ -70,7 +66,7 @@ class Project(Record, frozen=True):
     train: Plan = Plan()
     baselines: tuple[Baseline, ...] = (Baseline(name="zero-shot"), Baseline(name="few-shot", shots=4))
     evaluate: Evaluate = Evaluate()
-    gate: Gate = Gate()
+    gate: GateRule = GateRule()
     deploy: Deploy = Deploy()
     serve: ServeConfig = ServeConfig()
     trust_remote_code: tuple[str, ...] = ()

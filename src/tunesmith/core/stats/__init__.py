@@ -3,7 +3,7 @@
 from tunesmith.core.stats.agreement import cohen_kappa, fleiss_kappa, krippendorff_alpha
 from tunesmith.core.stats.bootstrap import bootstrap, bootstrap_mean
 from tunesmith.core.stats.clustered import design_effect, icc
-from tunesmith.core.stats.gate import Gate, non_inferiority, superiority
+from tunesmith.core.stats.gate import Decision, Gate, GateRule, decide, non_inferiority, superiority
 from tunesmith.core.stats.intervals import clopper_pearson, jeffreys, mean_interval, newcombe, rate_interval, wilson
 from tunesmith.core.stats.judge import post_stratified_mean, ppi_mean
 from tunesmith.core.stats.multiplicity import benjamini_hochberg, holm
@@ -25,8 +25,10 @@ from tunesmith.core.stats.records import Difference, Interval
 from tunesmith.core.stats.runs import run_noise, with_run_noise
 
 __all__ = [
+    "Decision",
     "Difference",
     "Gate",
+    "GateRule",
     "Interval",
     "benjamini_hochberg",
     "bootstrap",
@@ -34,6 +36,7 @@ __all__ = [
     "bradley_terry",
     "clopper_pearson",
     "cohen_kappa",
+    "decide",
     "design_effect",
     "fleiss_kappa",
     "holm",

@@ -1,76 +1,137 @@
-"""Is a new model worse than tolerated? Three answers from one interval; knows nothing about deployments or exit codes.
+"""The one gate: may B take A's place? pass, block or cannot tell, from one interval; knows nothing about models or exit codes.
 
-An unchanged model fails "any drop" about every second time. A gate on the interval blocks it less than 1 time in 100, at the price of
-saying "cannot tell" when the rows were too few: `sample_size_non_inferiority` plans them.
+A rule of "any drop" refuses an unchanged model about every second time. A gate on the interval blocks it less than 1 time in 100, at the
+price of "cannot tell" when the rows were too few: `sample_size_non_inferiority` plans them.
 """
 
 from __future__ import annotations
 
-from math import ceil
+from math import ceil, isfinite
 from typing import Literal
 
-from tunesmith.core.errors import UsageError
+from msgspec.structs import replace
+
+from tunesmith.core.errors import ConfigError, UsageError
 from tunesmith.core.stats.distributions import t_for, z_cdf, z_for, z_quantile
 from tunesmith.core.stats.records import Difference
 from tunesmith.core.types import Record
 
+Decision = Literal["pass", "block", "cannot tell"]
+_POWER = 0.8
+
+
+class GateRule(Record, frozen=True):
+    """What B must show, in the metric's unit. `superior`: a gain of more than `margin` (0: any gain). Otherwise a loss of `margin` or more
+    must be ruled out, and a margin of 0 would be superiority by another name."""
+
+    margin: float = 0.0
+    superior: bool = True
+
+    def __post_init__(self) -> None:
+        check_margin(self.margin, self.superior, where="gate.margin")
+
+    @property
+    def edge(self) -> float:
+        """What the whole interval of B − A must lie above."""
+        return self.margin if self.superior else -self.margin
+
+
+def check_margin(margin: float, superior: bool, *, where: str) -> None:
+    """Raises ConfigError for a margin that the rule cannot have, naming the key `where` it stands."""
+    if isfinite(margin) and (margin > 0 or (superior and margin == 0)):
+        return
+    if superior:
+        allowed, remedy = "0 (any gain) or more", f"superior: false with margin {abs(margin):g} tolerates a loss smaller than that"
+    else:
+        allowed, remedy = "more than 0, in the metric's unit", "superior: true with margin 0 asks for any gain"
+    raise ConfigError(f"a margin of {margin:g}", where=where, allowed=allowed, remedy=remedy)
+
 
 class Gate(Record, frozen=True):
-    """The decision; the chance that a truly equal model (superiority: one better by twice the margin) would pass on as many rows; and the
-    rows that would make it pass 4 times in 5."""
+    """The decision and its reason in words. `power`: the chance to pass, on as many rows, of a model that truly is one margin above the
+    edge (non-inferiority: an equal one; superiority: one better by twice the margin). `rows_needed`: the rows that give it 80 % (None: no
+    number does, the margin is 0). Both None where nothing could be compared."""
 
-    decision: Literal["pass", "block", "cannot tell"]
+    decision: Decision
     margin: float
+    reason: str
     sentence: str
-    rows_needed: int
-    power: float
+    rows_needed: int | None = None
+    power: float | None = None
+
+
+def decide(difference: Difference | None, rule: GateRule, *, better: str = "higher") -> Gate:
+    """pass: the whole interval lies above the rule's edge; block: none of it; cannot tell: the edge is inside, or there is no interval.
+
+    `difference` is B minus A; where lower values are `better` it is turned round. Raises UsageError where neither direction is.
+    """
+    if better == "neither":
+        raise UsageError("no value of the metric is better than another", allowed="a metric with a good direction")
+    if difference is None:
+        reason = "too few rows to compare"
+        return Gate(decision="cannot tell", margin=rule.margin, reason=reason, sentence="Too few rows to compare.")
+    gain = difference if better == "higher" else _turned(difference)
+    decision: Decision = "pass" if gain.low > rule.edge else "block" if gain.high <= rule.edge else "cannot tell"
+    reason = _reason(decision, rule)
+    seen = f"{gain.estimate:+.4g} ({100 * gain.level:.3g}% interval {gain.low:+.4g} to {gain.high:+.4g})"
+    needed = _rows_needed(gain, rule.margin)
+    plan = _plan(gain, rule, needed) if decision == "cannot tell" else ""
+    sentence = f"The {'gain' if better == 'lower' else 'difference'} is {seen}: {reason}{plan}."
+    return Gate(
+        decision=decision, margin=rule.margin, reason=reason, sentence=sentence, rows_needed=needed, power=_power(gain, rule.margin)
+    )
 
 
 def non_inferiority(difference: Difference, margin: float) -> Gate:
-    """pass: the whole interval lies above −margin; block: all of it below; cannot tell: −margin is inside.
+    """Is a loss of `margin` or more ruled out? `difference` is the candidate (B) minus the current model (A), higher is better.
 
-    `difference` is the candidate (B) minus the current model (A), higher is better. Raises UsageError for a margin that is not positive.
+    Raises ConfigError for a margin that is not positive.
     """
-    return _decide(
-        difference,
-        -_positive(margin),
-        said=(
-            f"a loss of {margin:g} or more is ruled out",
-            f"the loss is more than {margin:g}",
-            f"a loss of {margin:g} is neither shown nor ruled out",
-        ),
-    )
+    return decide(difference, GateRule(margin=margin, superior=False))
 
 
-def superiority(difference: Difference, margin: float) -> Gate:
-    """pass: the whole interval lies above +margin; block: all of it below; cannot tell: +margin is inside. Raises as `non_inferiority`."""
-    return _decide(
-        difference,
-        _positive(margin),
-        said=(
-            f"the gain is more than {margin:g}",
-            f"a gain of {margin:g} or more is ruled out",
-            f"a gain of {margin:g} is neither shown nor ruled out",
-        ),
-    )
+def superiority(difference: Difference, margin: float = 0.0) -> Gate:
+    """Is the gain more than `margin`? Raises ConfigError for a margin below 0."""
+    return decide(difference, GateRule(margin=margin, superior=True))
 
 
-def _positive(margin: float) -> float:
-    if not margin > 0:
-        raise UsageError(f"a margin of {margin}", allowed="more than 0, in the metric's unit")
-    return margin
+def _turned(difference: Difference) -> Difference:
+    return replace(difference, estimate=-difference.estimate, low=-difference.high, high=-difference.low)
 
 
-def _decide(difference: Difference, edge: float, said: tuple[str, str, str]) -> Gate:
-    """The true difference that the power is of lies one margin above the edge: 0 for non-inferiority, twice the margin for superiority."""
-    margin = abs(edge)
-    seen = f"{difference.estimate:+.4g} ({100 * difference.level:.3g}% interval {difference.low:+.4g} to {difference.high:+.4g})"
-    needed = ceil(difference.n * ((z_for(difference.level) + z_quantile(0.8)) * difference.se / margin) ** 2)
-    reach = z_for(difference.level) if difference.df is None else t_for(difference.level, difference.df)
-    power = z_cdf(margin / difference.se - reach) if difference.se > 0 else 1.0
-    decision: Literal["pass", "block", "cannot tell"] = (
-        "pass" if difference.low > edge else "block" if difference.high < edge else "cannot tell"
-    )
-    words = said[("pass", "block", "cannot tell").index(decision)]
-    plan = f"; plan about {needed} rows" if decision == "cannot tell" else ""
-    return Gate(decision=decision, margin=margin, sentence=f"The difference is {seen}: {words}{plan}.", rows_needed=needed, power=power)
+def _reason(decision: Decision, rule: GateRule) -> str:
+    if rule.superior and rule.margin == 0:
+        words = ("there is a gain", "a gain is ruled out", "a gain is neither shown nor ruled out")
+    elif rule.superior:
+        gain = f"a gain of more than {rule.margin:g}"
+        words = (f"the gain is more than {rule.margin:g}", f"{gain} is ruled out", f"{gain} is neither shown nor ruled out")
+    else:
+        loss = f"a loss of {rule.margin:g} or more"
+        words = (f"{loss} is ruled out", f"the loss is {rule.margin:g} or more", f"{loss} is neither shown nor ruled out")
+    return words[("pass", "block", "cannot tell").index(decision)]
+
+
+def _reach(gain: Difference) -> float:
+    """How many standard errors the interval reaches to either side."""
+    return z_for(gain.level) if gain.df is None else t_for(gain.level, gain.df)
+
+
+def _rows_needed(gain: Difference, margin: float) -> int | None:
+    if margin == 0 or not isfinite(gain.se):
+        return None
+    return ceil(gain.n * ((z_for(gain.level) + z_quantile(_POWER)) * gain.se / margin) ** 2)
+
+
+def _power(gain: Difference, margin: float) -> float | None:
+    if not isfinite(gain.se):
+        return None
+    power = z_cdf(margin / gain.se - _reach(gain)) if gain.se > 0 else float(margin > 0)
+    return power if isfinite(power) else None
+
+
+def _plan(gain: Difference, rule: GateRule, needed: int | None) -> str:
+    """How to come to an answer: more rows, or, where no margin gives their number, how large a gain these rows can show."""
+    if needed is not None:
+        return f"; plan about {needed} rows"
+    seen = (_reach(gain) + z_quantile(_POWER)) * gain.se
+    return f"; these rows show a gain from {seen:.3g} on ({_POWER:.0%} power)" if isfinite(seen) else ""

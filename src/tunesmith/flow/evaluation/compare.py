@@ -3,8 +3,7 @@ through. Knows no formula."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ from msgspec.structs import replace
 
 from tunesmith.core.errors import DataError, NotFound, UsageError
 from tunesmith.core.rows import read_lines
-from tunesmith.core.stats import Interval, mean_interval, non_inferiority, superiority
+from tunesmith.core.stats import Decision, GateRule, Interval, decide, mean_interval
+from tunesmith.core.stats.gate import check_margin
 from tunesmith.core.types import Example, Record, digest
 from tunesmith.evaluate.compare import Comparison, compare
 from tunesmith.evaluate.failures import Changed, changed
@@ -47,6 +47,14 @@ class Weigh(Record, frozen=True):
     margin: float = 0.02
     superior: bool = False
     only: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_margin(self.margin, self.superior, where="margin")
+
+    @property
+    def rule(self) -> GateRule:
+        """What the gate asks."""
+        return GateRule(margin=self.margin, superior=self.superior)
 
 
 @dataclass(frozen=True)
@@ -216,30 +224,41 @@ def forgotten(a: str, b: str, ask: Ask, at: Bench) -> list[Forgotten]:
 
 
 class GateLine(Record, frozen=True):
-    """The gate on one metric. `power`: the chance to pass that a candidate of equal quality has on these rows (superiority: one better by
-    twice the margin); `rows_needed` for a chance of 80 %."""
+    """The gate on one metric, as it is printed, stored and written for CI. `power`: the chance to pass of a candidate of equal quality on
+    these rows (superiority: one better by twice the margin); `rows_needed` for a chance of 80 % (None: no number gives it)."""
 
     metric: str
-    decision: str
+    decision: Decision
+    reason: str
     sentence: str
     power: float | None = None
     rows_needed: int | None = None
 
+    @property
+    def text(self) -> str:
+        """The decision in one line."""
+        rows = "" if self.rows_needed is None else f"; about {self.rows_needed} rows for 80 %"
+        power = "" if self.power is None else f" Power {self.power:.0%}{rows}."
+        return f"{self.decision}: {self.metric}. {self.sentence}{power}"
 
-def gate(comparison: Comparison, directions: dict[str, str], weigh: Weigh) -> list[GateLine]:
-    """pass, block or cannot tell for each metric of `weigh.only` (empty: the first). `directions`: metric → higher | lower is better."""
+
+def gate(comparison: Comparison, directions: Mapping[str, str], rule: GateRule, only: Sequence[str] = ()) -> list[GateLine]:
+    """The decision on each metric of `only` (empty: the first). `directions`: metric → higher | lower | neither is better."""
     lines = []
-    for name in weigh.only or (comparison.metrics[0].metric,):
-        one = comparison.metric(name)
-        difference = one.difference
-        if difference is None:
-            lines.append(GateLine(metric=name, decision="cannot tell", sentence=one.sentence))
-            continue
-        if directions.get(name) == "lower":
-            difference = replace(difference, estimate=-difference.estimate, low=-difference.high, high=-difference.low)
-        found = (superiority if weigh.superior else non_inferiority)(difference, weigh.margin)
-        power = None if math.isnan(found.power) else found.power
-        lines.append(GateLine(metric=name, decision=found.decision, sentence=found.sentence, power=power, rows_needed=found.rows_needed))
+    for name in only or (comparison.metrics[0].metric,):
+        measured = comparison.metric(name)
+        decided = decide(measured.difference, rule, better=directions[name])
+        sentence = measured.sentence if measured.difference is None else decided.sentence
+        lines.append(
+            GateLine(
+                metric=name,
+                decision=decided.decision,
+                reason=decided.reason,
+                sentence=sentence,
+                power=decided.power,
+                rows_needed=decided.rows_needed,
+            )
+        )
     return lines
 
 
@@ -252,7 +271,6 @@ def junit(lines: Sequence[GateLine], names: tuple[str, str]) -> bytes:
         if line.decision != "pass":
             kind = "block" if line.decision == "block" else "cannot-tell"
             ElementTree.SubElement(case, "failure", type=kind, message=line.sentence).text = line.sentence
-        power = "" if line.power is None else f" Power {line.power:.0%}; rows for 80 %: {line.rows_needed}."
-        ElementTree.SubElement(case, "system-out").text = f"{line.sentence}{power}"
+        ElementTree.SubElement(case, "system-out").text = line.text
     body: bytes = ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
     return body

@@ -10,6 +10,7 @@ from tunesmith.evaluate.compare import Comparison, compare
 from tunesmith.evaluate.metrics import Metric, metric
 from tunesmith.evaluate.run import Evaluation
 from tunesmith.flow.context import TUNED, ProjectContext
+from tunesmith.flow.evaluation.compare import gate
 from tunesmith.flow.evaluation.results import arm_evaluations
 from tunesmith.flow.runner import Output
 
@@ -23,8 +24,10 @@ def judge(context: ProjectContext, work: Path) -> Output:
     comparisons = {arm: _against(arm, baseline, tuned, metrics, clusters) for arm, baseline in baselines.items()}
     (work / "comparisons.json").write_bytes(msgspec.json.encode(comparisons))
     best = _best(baselines, metrics[0])
-    decision, verdict = _gate(comparisons[best], metrics[0], context.project.gate.margin)
-    return {"decision": decision, "verdict": verdict, "best_baseline": best}
+    (line,) = gate(comparisons[best], {one.name: one.better for one in metrics}, context.project.gate)
+    sentence = comparisons[best].metric(line.metric).sentence
+    verdict = f"{sentence[:1].upper()}{sentence[1:]} Gate: {line.decision}, {line.reason}."
+    return {"decision": line.decision, "verdict": verdict, "best_baseline": best, "gate": msgspec.structs.asdict(line)}
 
 
 def _against(arm: str, baseline: Evaluation, tuned: Evaluation, metrics: list[Metric], clusters: dict[str, str]) -> Comparison:
@@ -40,16 +43,3 @@ def _best(baselines: dict[str, Evaluation], by: Metric) -> str:
         return float("-inf") if found is None else sign * found
 
     return max(baselines, key=value)
-
-
-def _gate(comparison: Comparison, by: Metric, margin: float) -> tuple[str, str]:
-    """(pass | block | unsure, one sentence). The interval of the improvement must lie wholly above `margin`."""
-    one = comparison.metric(by.name)
-    if one.difference is None:
-        return "unsure", one.sentence
-    low, high = (one.difference.low, one.difference.high) if by.better != "lower" else (-one.difference.high, -one.difference.low)
-    decision = "pass" if low > margin else "block" if high <= margin else "unsure"
-    told = {"pass": "The gate says yes.", "block": "The gate says no.", "unsure": "The gate cannot tell, and lets nothing through."}[
-        decision
-    ]
-    return decision, f"{one.sentence[:1].upper()}{one.sentence[1:]} {told}"

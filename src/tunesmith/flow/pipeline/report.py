@@ -57,7 +57,7 @@ def _report(context: ProjectContext) -> dict[str, Any]:
         "left_out": list(context.left_out),
         "versions": {"tunesmith": __version__, **{name: importlib.metadata.version(name) for name in _PACKAGES}},
         "verdict": compared["verdict"],
-        "gate": {"decision": compared["decision"], "margin": context.project.gate.margin},
+        "gate": {**compared["gate"], **msgspec.structs.asdict(context.project.gate)},
         "primary": context.project.evaluate.metrics[0],
         "best_baseline": best,
         "total_time": _minutes(sum(done.seconds for done in stages)),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from tunesmith.core.deployment import Variant
-from tunesmith.core.errors import UsageError
+from tunesmith.core.errors import ConfigError, UsageError
 from tunesmith.core.model_ref import artifact_ref
 from tunesmith.core.progress import Progress, Silent
 from tunesmith.flow.context import TUNED, ProjectContext
@@ -134,8 +134,14 @@ def opened(project: Project, folder: Path, progress: Progress, server: Server = 
 
 
 def _data(context: ProjectContext) -> None:
-    """The stages of data; a metric that does not exist is said before them, not when the first answers are rated."""
-    context.metrics  # noqa: B018 raises
+    """The stages of data; a metric that does not exist, or by which nothing can be better, is said before them and not after training."""
+    first = context.metrics[0]
+    if first.better == "neither":
+        raise ConfigError(
+            f"no value of {first.name} is better than another, and the first metric decides",
+            where="evaluate.metrics",
+            remedy="another metric first",
+        )
     for name in _DATA:
         context.runner.run(name)
 
