@@ -266,7 +266,7 @@ def test_a_client_that_leaves_stops_its_answer(served):
             break
         time.sleep(0.02)
     assert rows[0]["status"] in (499, 200)  # 200: the tiny model may have been faster than the goodbye
-    while "num_requests_running 0\n" not in httpx.get(served.root + "/metrics").text:
+    while "num_requests_running 0.0\n" not in httpx.get(served.root + "/metrics").text:
         assert time.monotonic() < deadline
         time.sleep(0.02)
 

@@ -75,7 +75,7 @@ def test_a_completion_passes_and_is_logged(servers, stream):
     assert json.loads(row["messages"]) == [{"role": "user", "content": "one two three"}]
 
 
-def test_embeddings_pass_and_are_counted_but_are_no_conversation(store):
+def test_embeddings_pass_and_are_logged_without_their_vectors(store):
     body = {
         "object": "list",
         "data": [{"object": "embedding", "index": 0, "embedding": [0.5] * 8}],
@@ -85,7 +85,10 @@ def test_embeddings_pass_and_are_counted_but_are_no_conversation(store):
     (answer,), logged = asked(store, upstream, path="embeddings", input=["one", "two"])
     assert answer.json() == body
     assert seen["paths"] == ["/v1/embeddings"]
-    assert logged == []
+    (row,) = logged
+    assert (row["alias"], row["answer"], row["prompt_tokens"], row["conversation"]) == ("m", "", 3, None)
+    assert json.loads(row["messages"]) == [{"role": "user", "content": "one"}, {"role": "user", "content": "two"}]
+    assert "0.5" not in str(dict(row))
 
 
 @pytest.mark.parametrize(("given", "logged"), [(["one", "two"], [{"role": "user", "content": "one\ntwo"}]), ([1, 2], [])])

@@ -42,10 +42,12 @@ from tunesmith.api.guard import Guard
 from tunesmith.api.proxy import Proxy
 from tunesmith.api.state import State, state_of
 from tunesmith.core.errors import DataError, TunesmithError, UsageError
+from tunesmith.deploy.answered import Answered
 from tunesmith.deploy.bases import Bases
 from tunesmith.deploy.engine import Answering, Overloaded
 from tunesmith.deploy.router import Router
 from tunesmith.deploy.serve_config import ServeConfig
+from tunesmith.flow.prices import prices_of
 from tunesmith.models.base import Model
 from tunesmith.models.catalog import Catalog
 from tunesmith.models.upstream import Upstream
@@ -73,11 +75,12 @@ def create_app(
     log = log if log is not None or store is None else store.engine
     router = models_by_alias if isinstance(models_by_alias, Router) else Router(models_by_alias)
     answering = Answering(max_waiting=config.max_waiting)
+    metrics = ServerMetrics(answering.load)
     state = State(
         router,
         answering,
-        ServerMetrics(answering.load),
-        InteractionLog(log) if log is not None else None,
+        metrics,
+        Answered(InteractionLog(log) if log is not None else None, metrics, prices_of(config)),
         default_max_tokens=config.default_max_tokens,
         bases=Bases(Catalog().model, [router.find(alias) for alias, _ in router.listed()]),
         auth=Auth(store, config.requests_per_minute),
@@ -91,7 +94,9 @@ def create_app(
     app = Starlette(routes=_routes(), lifespan=_lifespan, exception_handlers=_handlers())
     app.state.tunesmith = state
     app.add_middleware(Proxy, state=state)
-    app.add_middleware(Guard, auth=state.auth, max_body_bytes=config.max_body_bytes, local_only=is_loopback(config.host))
+    app.add_middleware(
+        Guard, auth=state.auth, refused=metrics.failed, max_body_bytes=config.max_body_bytes, local_only=is_loopback(config.host)
+    )
     return app
 
 
@@ -163,8 +168,7 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
     await asyncio.gather(*tasks, return_exceptions=True)
     await state.settled()
     state.answering.close()
-    if state.log is not None:
-        state.log.close()
+    state.answered.close()
     for model in state.router.models():
         if isinstance(model, Upstream):
             model.close()

@@ -1,34 +1,31 @@
-"""POST /v1/chat/completions, whole and streamed; knows nothing about how models answer.
+"""POST /v1/chat/completions, whole and streamed; knows nothing about how models answer, or what becomes of a request that has ended.
 
-Every request is written to the log before its response ends, so what a client has seen whole is on disk.
+Every request ends in the log before its response does, so what a client has seen whole is on disk.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
-import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
-from tunesmith.api.errors import as_api_error
-from tunesmith.api.http import GONE, away, project_of
+from tunesmith.api.exchange import Live, asks, attended, sse, target_of
+from tunesmith.api.http import away, reply
 from tunesmith.api.state import State, state_of
 from tunesmith.core import wire
-from tunesmith.core.types import Answer, Interaction, Prompt
+from tunesmith.core.types import Answer, Prompt, Sampling
+from tunesmith.deploy.answered import Exchange, outcome_of
 from tunesmith.deploy.constrain import constraint_of
 from tunesmith.deploy.engine import Piece, Stream
+from tunesmith.deploy.router import Target
 from tunesmith.flow.jobs.request import check_metadata
-from tunesmith.models.base import Model
 from tunesmith.store.chats import Chats
-
-_encode = msgspec.json.Encoder().encode
 
 
 @dataclass(slots=True)
@@ -37,22 +34,18 @@ class _Chat:
 
     state: State
     request: wire.ChatRequest
-    prompt: Prompt
-    model: Model
+    exchange: Exchange
+    target: Target
     streams: list[Stream]
-    started: float
-    created: float
-    id: str
-    project: str
 
     @property
     def identity(self) -> dict[str, Any]:
         """What a completion and all chunks of a stream have in common."""
         return {
-            "id": self.id,
-            "created": int(self.created),
+            "id": self.exchange.id,
+            "created": int(self.exchange.created),
             "model": self.request.model,
-            "system_fingerprint": f"fp_{self.model.digest[:12]}",
+            "system_fingerprint": f"fp_{self.target.model.digest[:12]}",
         }
 
     def cancel(self) -> None:
@@ -60,113 +53,64 @@ class _Chat:
         for stream in self.streams:
             stream.cancel()
 
-    async def keep(self, answers: list[Answer]) -> None:
-        """Store the completion when the client asked for it."""
+    async def end(self, answers: list[Answer]) -> None:
+        """The answer is whole: into the log, and among the stored completions when the client asked for it."""
+        await self.exchange.end(outcome_of(answers))
         if not self.request.store or self.state.store is None:
             return
-        choices = [wire.choice(i, answer, with_logprobs=bool(self.request.logprobs)) for i, answer in enumerate(answers)]
         await away(
             Chats(self.state.store).put,
-            wire.completion(self.identity, choices, _usage(answers)),
-            project=self.project,
-            created=self.created,
+            self.completion(answers),
+            project=self.exchange.project,
+            created=self.exchange.created,
             metadata=self.request.metadata,
-            messages=[wire.message_body(message) for message in self.prompt.messages],
+            messages=[wire.message_body(message) for message in self.exchange.messages],
         )
 
-    async def log(self, answers: list[Answer], status: int = 200, error: str = "") -> None:
-        """One row a request; of several choices the words of the first and the tokens of all."""
-        first = answers[0] if answers else None
-        total_s = time.perf_counter() - self.started
-        first_token_s = min((a.first_token_s for a in answers if a.first_token_s is not None), default=total_s)
-        tokens = (first.prompt_tokens if first else 0, sum(answer.completion_tokens for answer in answers))
-        finish = first.finish_reason if first else "cancelled" if status == GONE else "error"
-        if status < 400:
-            self.state.metrics.answered(self.request.model, finish, tokens, first_token_s, total_s)
-        else:
-            self.state.metrics.failed(status)
-        if self.state.log is None:
-            return
-        row = Interaction(
-            id=self.id,
-            created=self.created,
-            alias=self.request.model,
-            variant=self.model.name,
-            messages=self.prompt.messages,
-            answer=first.text if first else "",
-            finish_reason=finish,
-            prompt_tokens=tokens[0],
-            completion_tokens=tokens[1],
-            first_token_s=first_token_s,
-            total_s=total_s,
-            status=status,
-            error=error,
-            tool_calls=first.tool_calls if first else (),
-        )
-        await asyncio.shield(self.state.log.write(row))
+    def completion(self, answers: list[Answer]) -> dict[str, Any]:
+        """The response's body."""
+        choices = [wire.choice(i, answer, with_logprobs=bool(self.request.logprobs)) for i, answer in enumerate(answers)]
+        return wire.completion(self.identity, choices, _usage(answers))
 
 
-async def create(request: Request) -> Response:
+@asks("chat.completions", "chatcmpl")
+async def create(request: Request, exchange: Exchange, body: bytes) -> Response:
     """The endpoint."""
     state = state_of(request)
-    body, project = await request.body(), project_of(request)
     asked, ignored = wire.chat_request(body), {"x-tunesmith-ignored": names} if (names := ",".join(wire.ignored(body))) else {}
     if asked.store and state.store is None:
         raise wire.BadRequest(
             "'store' is true, and this server keeps no completions", param="store", code="unsupported_value", allowed="false"
         )
     check_metadata(asked.metadata)
-    model = await state.find(asked.model, project)
-    prompt, sampling = asked.prompt(), asked.sampling(state.default_max_tokens)
-    chat = _Chat(state, asked, prompt, model, [], time.perf_counter(), time.time(), f"chatcmpl-{secrets.token_hex(16)}", project)
-    forced = asked.must_call
+    prompt = asked.prompt()
+    exchange.ask(prompt.messages)
+    target = await target_of(request, exchange, asked.model)
+    chat = _Chat(state, asked, exchange, target, [])
+    _ask(chat, msgspec.structs.replace(prompt, messages=target.instructed(prompt.messages)))
+    if asked.stream:
+        answers: dict[int, Answer] = {}
+        return Live(state, exchange, answers, chat.cancel).response(_events(chat, answers), ignored)
+    try:
+        whole = await attended(request, asyncio.gather(*(stream.whole() for stream in chat.streams)))
+    finally:
+        chat.cancel()
+    limited = [_limited(asked, answer) for answer in whole]
+    await chat.end(limited)
+    return reply(chat.completion(limited), headers=ignored)
+
+
+def _ask(chat: _Chat, prompt: Prompt) -> None:
+    """Ask for every choice at once."""
+    asked, forced = chat.request, chat.request.must_call
+    sampling: Sampling = asked.sampling(chat.state.default_max_tokens, chat.target.defaults)
     constraint = constraint_of(None if forced else asked.schema, forced, several=asked.parallel_tool_calls is not False)
     try:
         for index in range(asked.choices):
-            chat.streams.append(state.answering.ask(model, prompt, sampling, index, constraint=constraint))
+            chat.streams.append(chat.state.answering.ask(chat.target.model, prompt, sampling, index, constraint=constraint))
     except BaseException:
         chat.cancel()
         raise
-    if asked.stream:
-        return StreamingResponse(
-            _events(chat), media_type="text/event-stream", headers={"cache-control": "no-cache", "x-accel-buffering": "no", **ignored}
-        )
-    answer = await _whole(request, chat)
-    answer.headers.update(ignored)
-    return answer
-
-
-async def _whole(request: Request, chat: _Chat) -> Response:
-    work: asyncio.Future[list[Answer]] = asyncio.gather(*(stream.whole() for stream in chat.streams))
-    gone: asyncio.Future[None] = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait(_both(work, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            work.cancel()
-            chat.cancel()
-            await chat.log([], GONE, "the client left")
-            return Response(status_code=GONE)
-        answers = [_limited(chat.request, answer) for answer in work.result()]
-    except Exception as error:
-        chat.cancel()
-        told = as_api_error(error)
-        await chat.log([], told.status, told.message)
-        raise
-    finally:
-        gone.cancel()
-    await chat.log(answers)
-    await chat.keep(answers)
-    choices = [wire.choice(i, answer, with_logprobs=bool(chat.request.logprobs)) for i, answer in enumerate(answers)]
-    return Response(_encode(wire.completion(chat.identity, choices, _usage(answers))), media_type="application/json")
-
-
-def _both(*futures: asyncio.Future[Any]) -> list[asyncio.Future[Any]]:
-    return list(futures)
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _limited(request: wire.ChatRequest, answer: Answer) -> Answer:
@@ -182,40 +126,26 @@ def _usage(answers: list[Answer]) -> dict[str, int]:
     return wire.usage(answers[0].prompt_tokens, sum(answer.completion_tokens for answer in answers))
 
 
-async def _events(chat: _Chat) -> AsyncIterator[bytes]:
-    """The server-sent events of a stream; the log is written before the last choice is finished."""
-    answers: dict[int, Answer] = {}
-    logged = False
-    try:
-        for index in range(len(chat.streams)):
-            yield _event(_chunk(chat, index, {"role": "assistant", "content": "", "refusal": None}))
-        async with contextlib.aclosing(_merged(chat.streams)) as pieces:
-            async for index, piece in pieces:
-                if not chat.request.silent and (piece.text or (piece.logprobs and chat.request.logprobs)):
-                    yield _event(_chunk(chat, index, {"content": piece.text}, logprobs=piece.logprobs))
-                if piece.answer is None:
-                    continue
-                answers[index] = answer = _limited(chat.request, piece.answer)
-                if answer.tool_calls:
-                    yield _event(_chunk(chat, index, {"tool_calls": wire.tool_calls(answer.tool_calls, indexed=True)}))
-                if len(answers) == len(chat.streams):
-                    logged = True
-                    await chat.log([answers[i] for i in range(len(answers))])
-                    await chat.keep([answers[i] for i in range(len(answers))])
-                yield _event(_chunk(chat, index, {}, finish=answer.finish_reason))
-        if chat.request.include_usage:
-            yield _event({**_chunk(chat, 0, {}), "choices": [], "usage": _usage([answers[i] for i in range(len(answers))])})
-        yield b"data: [DONE]\n\n"
-    except Exception as error:  # noqa: BLE001 - the status line is sent already: an error event is the only way left to tell
-        told = as_api_error(error)
-        if not logged:
-            logged = True
-            await chat.log([], told.status, told.message)
-        yield _event(told.body)
-    finally:
-        chat.cancel()
-        if not logged:  # the client left: this task is being cancelled, so the log is written by one of its own
-            chat.state.spawn(chat.log(list(answers.values()), GONE, "the client left"))
+async def _events(chat: _Chat, answers: dict[int, Answer]) -> AsyncGenerator[bytes]:
+    """The server-sent events of a stream; the request ends in the log before its last choice is finished."""
+    for index in range(len(chat.streams)):
+        yield sse(_chunk(chat, index, {"role": "assistant", "content": "", "refusal": None}))
+    async with contextlib.aclosing(_merged(chat.streams)) as pieces:
+        async for index, piece in pieces:
+            chat.exchange.first_token()
+            if not chat.request.silent and (piece.text or (piece.logprobs and chat.request.logprobs)):
+                yield sse(_chunk(chat, index, {"content": piece.text}, logprobs=piece.logprobs))
+            if piece.answer is None:
+                continue
+            answers[index] = answer = _limited(chat.request, piece.answer)
+            if answer.tool_calls:
+                yield sse(_chunk(chat, index, {"tool_calls": wire.tool_calls(answer.tool_calls, indexed=True)}))
+            if len(answers) == len(chat.streams):
+                await chat.end([answers[i] for i in range(len(answers))])
+            yield sse(_chunk(chat, index, {}, finish=answer.finish_reason))
+    if chat.request.include_usage:
+        yield sse({**_chunk(chat, 0, {}), "choices": [], "usage": _usage([answers[i] for i in range(len(answers))])})
+    yield b"data: [DONE]\n\n"
 
 
 def _chunk(
@@ -224,10 +154,6 @@ def _chunk(
     shown = {"content": list(logprobs), "refusal": None} if logprobs and chat.request.logprobs else None
     chunk = wire.chunk(chat.identity, index, delta, finish=finish, logprobs=shown)
     return {**chunk, "usage": None} if chat.request.include_usage else chunk
-
-
-def _event(body: dict[str, Any]) -> bytes:
-    return b"data: " + _encode(body) + b"\n\n"
 
 
 async def _merged(streams: list[Stream]) -> AsyncGenerator[tuple[int, Piece]]:

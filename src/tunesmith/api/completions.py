@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
-import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
-from tunesmith.api.errors import as_api_error
-from tunesmith.api.http import project_of, reply
+from tunesmith.api.exchange import Live, asks, attended, sse, target_of
+from tunesmith.api.http import reply
 from tunesmith.api.state import state_of
 from tunesmith.core import wire
-from tunesmith.core.types import Answer, Record, Sampling
+from tunesmith.core.types import Answer, Message, Record, Sampling
 from tunesmith.core.wire import BadRequest
+from tunesmith.deploy.answered import Exchange, Outcome, outcome_of
 from tunesmith.deploy.engine import Stream
 from tunesmith.models.base import Model
 from tunesmith.models.local import LocalModel
 
 _MOST_CHOICES, _MOST_PROMPTS = 128, 64
-_SSE = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 class _StreamOptions(Record, frozen=True):
@@ -47,13 +45,34 @@ class _Body(Record, frozen=True):
     top_p: float | None = None
     user: str | None = None
 
+    @property
+    def choices(self) -> int:
+        """How many answers to each prompt are shown."""
+        return 1 if self.n is None else self.n
+
+    @property
+    def each(self) -> int:
+        """How many are drawn, of which the best are shown."""
+        return max(self.choices, self.best_of or 0)
+
+    def sampling(self, defaults: Mapping[str, float]) -> Sampling:
+        """How they are drawn. What the request leaves open is as in `defaults`, else as at OpenAI. Ranking needs log-probabilities."""
+        limit = defaults.get("max_tokens", 16) if self.max_tokens is None else self.max_tokens
+        return Sampling(
+            max_tokens=max(1, int(limit)),
+            temperature=defaults.get("temperature", 1.0) if self.temperature is None else self.temperature,
+            top_p=defaults.get("top_p", 1.0) if self.top_p is None else self.top_p,
+            stop=_stops(self),
+            seed=self.seed,
+            top_logprobs=self.logprobs if self.logprobs is not None else 0 if self.each > self.choices else None,
+        )
+
 
 def _read(body: bytes) -> _Body:
     tree = wire.decode_object(body)
     wire.take_ignored(tree)
     asked = wire.convert(tree, _Body)
-    choices = 1 if asked.n is None else asked.n
-    best_of = asked.best_of or choices  # 0 is what None is
+    choices, best_of = asked.choices, asked.best_of or asked.choices  # 0 is what None is
     for name, value, low, high in (
         ("n", choices, 1, _MOST_CHOICES),
         ("best_of", best_of, choices, _MOST_CHOICES),
@@ -74,39 +93,41 @@ def _stops(asked: _Body) -> tuple[str, ...]:
     return (asked.stop,) if isinstance(asked.stop, str) else asked.stop or ()
 
 
-async def create(request: Request) -> Response:
-    """The endpoint."""
-    state, body = state_of(request), await request.body()
-    asked, ignored = _read(body), {"x-tunesmith-ignored": names} if (names := ",".join(wire.ignored(body))) else {}
-    model = await state.find(asked.model, project_of(request))
-    prompts = _prompts(asked.prompt, model)
-    choices = 1 if asked.n is None else asked.n
-    each = max(choices, asked.best_of or 0)
-    rank = each > choices
-    sampling = Sampling(
-        max_tokens=max(1, 16 if asked.max_tokens is None else asked.max_tokens),
-        temperature=1.0 if asked.temperature is None else asked.temperature,
-        top_p=1.0 if asked.top_p is None else asked.top_p,
-        stop=_stops(asked),
-        seed=asked.seed,
-        top_logprobs=asked.logprobs if asked.logprobs is not None else 0 if rank else None,
-    )
-    streams = [state.answering.complete(model, prompt, sampling, i) for prompt in prompts for i in range(each)]
-    shown = [text for text in map(_text_of(model), prompts) for _ in range(choices)]
-    identity = {"id": f"cmpl-{secrets.token_hex(16)}", "object": "text_completion", "created": int(time.time()), "model": asked.model}
-    if asked.stream:
-        return StreamingResponse(_events(asked, identity, streams, shown), media_type="text/event-stream", headers=_SSE | ignored)
-    try:
-        answers = await asyncio.gather(*(stream.whole() for stream in streams))
-    finally:
+@asks("completions", "cmpl")
+async def create(request: Request, exchange: Exchange, body: bytes) -> Response:
+    """The endpoint. A variant's instruction has no place here: a text is continued as it is."""
+    state, asked = state_of(request), _read(body)
+    ignored = {"x-tunesmith-ignored": names} if (names := ",".join(wire.ignored(body))) else {}
+    target = await target_of(request, exchange, asked.model)
+    prompts = _prompts(asked.prompt, target.model)
+    texts = [_text_of(target.model, prompt) for prompt in prompts]
+    exchange.messages = (Message(role="user", content="\n".join(texts)),)
+    sampling = asked.sampling(target.defaults)
+    streams = [state.answering.complete(target.model, prompt, sampling, i) for prompt in prompts for i in range(asked.each)]
+    shown = [text for text in texts for _ in range(asked.choices)]
+    identity = {"id": exchange.id, "object": "text_completion", "created": int(exchange.created), "model": asked.model}
+
+    def cancel() -> None:
         for stream in streams:
             stream.cancel()
-    used = _usage(answers, each)
-    kept = [answer for i in range(len(prompts)) for answer in _best(answers[i * each : (i + 1) * each], choices)]
-    shown_choices = [_choice(i, answer, asked, before) for i, (answer, before) in enumerate(zip(kept, shown, strict=True))]
-    answer = reply({**identity, "choices": shown_choices, "usage": used})
-    answer.headers.update(ignored)
-    return answer
+
+    if asked.stream:
+        live: dict[int, Answer] = {}
+        return Live(state, exchange, live, cancel).response(_events(asked, exchange, identity, streams, shown, live), ignored)
+    try:
+        answers = await attended(request, asyncio.gather(*(stream.whole() for stream in streams)))
+    finally:
+        cancel()
+    best = [answer for i in range(len(prompts)) for answer in _best(answers[i * asked.each : (i + 1) * asked.each], asked.choices)]
+    used = _usage(answers, asked.each)
+    await exchange.end(_outcome(best, used))
+    choices = [_choice(i, answer, asked, before) for i, (answer, before) in enumerate(zip(best, shown, strict=True))]
+    return reply({**identity, "choices": choices, "usage": used}, headers=ignored)
+
+
+def _outcome(answers: Sequence[Answer], used: Mapping[str, int]) -> Outcome:
+    outcome = outcome_of(answers, used["prompt_tokens"])
+    return msgspec.structs.replace(outcome, completion_tokens=used["completion_tokens"])
 
 
 def _usage(answers: Sequence[Answer], each: int) -> dict[str, int]:
@@ -129,12 +150,12 @@ def _prompts(given: Any, model: Model) -> list[str | list[int]]:
     """Texts, or token ids of a local model. Raises BadRequest."""
     if given is None:
         given = ""
-    entries = [given] if isinstance(given, str) or (given and all(type(one) is int for one in given)) else given
+    entries = [given] if isinstance(given, str) or (given and all(type(token) is int for token in given)) else given
     if not 1 <= len(entries) <= _MOST_PROMPTS:
         raise BadRequest(f"'prompt' has {len(entries)} entries", param="prompt", code="invalid_value", allowed=f"1 to {_MOST_PROMPTS}")
     size = model.renderer.vocabulary if isinstance(model, LocalModel) else 0
     for entry in entries:
-        ids = isinstance(entry, list) and entry and all(type(one) is int and 0 <= one < size for one in entry)
+        ids = isinstance(entry, list) and entry and all(type(token) is int and 0 <= token < size for token in entry)
         if not isinstance(entry, str) and not ids:
             raise BadRequest(
                 f"'prompt' has the entry {str(entry)[:60]!r}",
@@ -145,8 +166,8 @@ def _prompts(given: Any, model: Model) -> list[str | list[int]]:
     return list(entries)
 
 
-def _text_of(model: Model) -> Any:
-    return lambda prompt: prompt if isinstance(prompt, str) else model.renderer.decode(prompt) if isinstance(model, LocalModel) else ""
+def _text_of(model: Model, prompt: str | list[int]) -> str:
+    return prompt if isinstance(prompt, str) else model.renderer.decode(prompt) if isinstance(model, LocalModel) else ""
 
 
 def _choice(index: int, answer: Answer, asked: _Body, before: str) -> dict[str, Any]:
@@ -170,30 +191,29 @@ def _logprobs(tokens: Sequence[dict[str, Any]], offset: int) -> dict[str, Any]:
     }
 
 
-async def _events(asked: _Body, identity: dict[str, Any], streams: list[Stream], shown: list[str]) -> AsyncIterator[bytes]:
+async def _events(
+    asked: _Body, exchange: Exchange, identity: dict[str, Any], streams: list[Stream], shown: list[str], answers: dict[int, Answer]
+) -> AsyncGenerator[bytes]:
     """One choice after the other; each was asked at once, so the later ones wait only here."""
-    answers: list[Answer] = []
-    try:
-        for index, (stream, before) in enumerate(zip(streams, shown, strict=True)):
-            if asked.echo and before:
-                yield _event(identity, {"text": before, "index": index, "logprobs": None, "finish_reason": None})
-            async for piece in stream:
-                logprobs = _logprobs(piece.logprobs, 0) if asked.logprobs is not None and piece.logprobs else None
-                if piece.text or logprobs:
-                    yield _event(identity, {"text": piece.text, "index": index, "logprobs": logprobs, "finish_reason": None})
-                if piece.answer is not None:
-                    answers.append(piece.answer)
-                    finish = "length" if piece.answer.finish_reason == "length" else "stop"
-                    yield _event(identity, {"text": "", "index": index, "logprobs": None, "finish_reason": finish})
-        if asked.stream_options is not None and asked.stream_options.include_usage:
-            yield b"data: " + msgspec.json.encode({**identity, "choices": [], "usage": _usage(answers, max(1, asked.n or 1))}) + b"\n\n"
-        yield b"data: [DONE]\n\n"
-    except Exception as error:  # noqa: BLE001 - the status line is sent already: an error event is the only way left to tell
-        yield b"data: " + msgspec.json.encode(as_api_error(error).body) + b"\n\n"
-    finally:
-        for stream in streams:
-            stream.cancel()
+    for index, (stream, before) in enumerate(zip(streams, shown, strict=True)):
+        if asked.echo and before:
+            yield _event(identity, {"text": before, "index": index, "logprobs": None, "finish_reason": None})
+        async for piece in stream:
+            exchange.first_token()
+            logprobs = _logprobs(piece.logprobs, 0) if asked.logprobs is not None and piece.logprobs else None
+            if piece.text or logprobs:
+                yield _event(identity, {"text": piece.text, "index": index, "logprobs": logprobs, "finish_reason": None})
+            if piece.answer is not None:
+                answers[index] = piece.answer
+                used = _usage(list(answers.values()), asked.choices)
+                if len(answers) == len(streams):
+                    await exchange.end(_outcome(list(answers.values()), used))
+                finish = "length" if piece.answer.finish_reason == "length" else "stop"
+                yield _event(identity, {"text": "", "index": index, "logprobs": None, "finish_reason": finish})
+    if asked.stream_options is not None and asked.stream_options.include_usage:
+        yield sse({**identity, "choices": [], "usage": _usage(list(answers.values()), asked.choices)})
+    yield b"data: [DONE]\n\n"
 
 
 def _event(identity: dict[str, Any], choice: dict[str, Any]) -> bytes:
-    return b"data: " + msgspec.json.encode({**identity, "choices": [choice]}) + b"\n\n"
+    return sse({**identity, "choices": [choice]})

@@ -9,11 +9,16 @@ from typing import Any, Literal
 from starlette.requests import Request
 from starlette.responses import Response
 
+from tunesmith.api.exchange import asks, attended
 from tunesmith.api.http import away, reply
+from tunesmith.api.proxy_read import inputs
 from tunesmith.api.state import state_of
 from tunesmith.core import wire
+from tunesmith.core.deployment import Variant
+from tunesmith.core.model_ref import ModelRef
 from tunesmith.core.types import Record
 from tunesmith.core.wire import BadRequest
+from tunesmith.deploy.answered import Exchange, Outcome
 from tunesmith.models.encoder import Encoder
 
 _MOST = 2048
@@ -27,25 +32,30 @@ class _Body(Record, frozen=True):
     user: str | None = None
 
 
-async def create(request: Request) -> Response:
+@asks("embeddings", "embd")
+async def create(request: Request, exchange: Exchange, body: bytes) -> Response:
     """The endpoint."""
-    asked = wire.convert(wire.decode_object(await request.body()), _Body)
-    encoder = await state_of(request).encoder(asked.model)
+    state, asked = state_of(request), wire.convert(wire.decode_object(body), _Body)
+    encoder = await state.encoder(asked.model)
+    exchange.variant = Variant(name=encoder.name, model=ModelRef(base=encoder.name))
+    exchange.model_digest = encoder.digest
     rows = _rows(asked.input, encoder)
+    exchange.messages = inputs(asked.input)
     if asked.dimensions is not None and asked.dimensions < 1:
         raise BadRequest(f"'dimensions' is {asked.dimensions}", param="dimensions", code="invalid_value", allowed="1 or more")
-    vectors = await away(encoder, rows, asked.dimensions)
+    vectors = await attended(request, away(encoder, rows, asked.dimensions))
     shown: list[Any] = [vector.tolist() for vector in vectors]
-    if asked.encoding_format == "base64" and state_of(request).base64_embeddings:
+    if asked.encoding_format == "base64" and state.base64_embeddings:
         shown = [base64.b64encode(vector.astype("<f4").tobytes()).decode() for vector in vectors]
     tokens = sum(map(len, rows))
+    await exchange.end(Outcome(prompt_tokens=tokens))
     data = [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(shown)]
     return reply({"object": "list", "model": asked.model, "data": data, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}})
 
 
 def _rows(given: str | list[Any], encoder: Encoder) -> list[list[int]]:
     """Token ids of a text, texts, ids or lists of ids. Raises BadRequest for anything else."""
-    entries: Sequence[Any] = [given] if isinstance(given, str) or (given and all(type(one) is int for one in given)) else given
+    entries: Sequence[Any] = [given] if isinstance(given, str) or (given and all(type(token) is int for token in given)) else given
     if not 1 <= len(entries) <= _MOST:
         raise BadRequest(f"'input' has {len(entries)} entries", param="input", code="invalid_value", allowed=f"1 to {_MOST}")
     return [_ids(entry, encoder) for entry in entries]
@@ -54,7 +64,7 @@ def _rows(given: str | list[Any], encoder: Encoder) -> list[list[int]]:
 def _ids(entry: Any, encoder: Encoder) -> list[int]:
     if isinstance(entry, str) and entry:
         return encoder.ids(entry)
-    if isinstance(entry, list) and entry and all(type(one) is int and 0 <= one < encoder.vocabulary for one in entry):
+    if isinstance(entry, list) and entry and all(type(token) is int and 0 <= token < encoder.vocabulary for token in entry):
         return entry
     raise BadRequest(
         f"'input' has the entry {str(entry)[:60]!r}",

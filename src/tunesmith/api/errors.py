@@ -64,12 +64,18 @@ def _words(error: HTTPException) -> str:
     return {404: "Unknown URL", 405: "Not allowed: the URL exists, the method does not"}.get(error.status_code, error.detail)
 
 
+def noted(error: BaseException) -> APIError:
+    """What a client is told; what nobody expected is logged with its trace."""
+    problem = as_api_error(error)
+    if problem.status >= 500:
+        _log.error("request failed: %s", problem.message, exc_info=error)
+    return problem
+
+
 def response(error: BaseException) -> Response:
-    """An error as a response; what nobody expected is logged with its trace."""
-    told = as_api_error(error)
-    if told.status >= 500:
-        _log.error("request failed: %s", told.message, exc_info=error)
-    return Response(msgspec.json.encode(told.body), told.status, told.headers, media_type="application/json")
+    """An error as a response."""
+    problem = noted(error)
+    return Response(msgspec.json.encode(problem.body), problem.status, problem.headers, media_type="application/json")
 
 
 async def handler(_request: Request, error: Exception) -> Response:

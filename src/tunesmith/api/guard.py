@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 from tunesmith.api import errors
@@ -24,10 +24,11 @@ _JSON = "application/json"
 
 
 class Guard:
-    """The outermost application."""
+    """The outermost application. What it refuses is counted by `refused(status)` and leaves no row: a flood must not fill the disk."""
 
-    def __init__(self, app: Any, *, auth: Auth, max_body_bytes: int, local_only: bool) -> None:
-        self.app, self.auth, self.max_body_bytes, self.local_only = app, auth, max_body_bytes, local_only
+    def __init__(self, app: Any, *, auth: Auth, refused: Callable[[int], None], max_body_bytes: int, local_only: bool) -> None:
+        self.app, self.auth, self.refused = app, auth, refused
+        self.max_body_bytes, self.local_only = max_body_bytes, local_only
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request in, or answer it with an error."""
@@ -58,6 +59,7 @@ class Guard:
             if scope["path"].startswith("/v1/"):
                 more += self.auth.spend(caller)
         except APIError as error:
+            self.refused(error.status)
             await errors.response(error)(scope, receive, send_with_more)
             return
         scope.setdefault("state", {})["project"] = caller.project

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any, ParamSpec, TypeVar
 
 import msgspec
@@ -22,13 +22,12 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-GONE = 499  # nginx's word for a client that left; it is logged, never sent
 _METADATA = re.compile(r"metadata\[(.*)\]")
 
 
-def reply(body: Any, status: int = 200) -> Response:
+def reply(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """A JSON answer."""
-    return Response(_encode(body), status, media_type="application/json")
+    return Response(_encode(body), status, headers, media_type="application/json")
 
 
 async def away(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -60,7 +59,7 @@ def oldest_first(query: QueryParams, default: str = "desc") -> bool:
 
 def metadata_of(query: QueryParams) -> dict[str, str]:
     """The pairs of `metadata[key]=value`."""
-    return {found[1]: value for name, value in query.multi_items() if (found := _METADATA.fullmatch(name))}
+    return {match[1]: value for name, value in query.multi_items() if (match := _METADATA.fullmatch(name))}
 
 
 def listing(data: Iterable[dict[str, Any]], more: bool, *, ends: bool = False, empty: str | None = "") -> dict[str, Any]:

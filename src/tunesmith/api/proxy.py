@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,55 +14,29 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-from tunesmith.api import errors
+from tunesmith.api import errors, proxy_read
 from tunesmith.api.errors import APIError
-from tunesmith.api.http import GONE, Receive, Scope, Send
+from tunesmith.api.exchange import answered_by, ended_by, opened
+from tunesmith.api.http import Receive, Scope, Send
 from tunesmith.api.state import State
 from tunesmith.core import wire
-from tunesmith.core.types import Interaction, Message, Role
+from tunesmith.core.errors import NotFound
+from tunesmith.deploy.answered import CLIENT_LEFT, Exchange, client_left
+from tunesmith.deploy.router import Target
+from tunesmith.models.base import Model
 from tunesmith.models.connection import Incoming
 from tunesmith.models.upstream import Upstream
 
-# What is passed, and how the ids of its rows begin where the answer has none. Embeddings say nothing, and are only counted.
-_KINDS = {"/v1/chat/completions": "chatcmpl", "/v1/completions": "cmpl", "/v1/embeddings": ""}
+# What is passed: how the log names it, and how the ids of its rows begin where the answer has none.
+_PASSED = {
+    "/v1/chat/completions": ("chat.completions", "chatcmpl"),
+    "/v1/completions": ("completions", "cmpl"),
+    "/v1/embeddings": ("embeddings", "embd"),
+}
 _END = b"data: [DONE]"
 _LOOK_S = 0.25  # a request that took so long is worth looking whether its client is still there
 _UNIQUE = 24  # characters of an id that can be taken for random
-_KEPT = (b"content-type", b"content-encoding", b"retry-after", b"x-request-id")
-
-
-class _Said(msgspec.Struct, frozen=True):
-    content: str | None = None
-
-
-class _Choice(msgspec.Struct, frozen=True):
-    message: _Said = _Said()
-    delta: _Said = _Said()
-    text: str | None = None
-    finish_reason: str | None = None
-
-
-class _Usage(msgspec.Struct, frozen=True):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
-class _Answer(msgspec.Struct, frozen=True):
-    id: str = ""
-    choices: list[_Choice] = []
-    usage: _Usage | None = None
-
-
-class _Message(msgspec.Struct, frozen=True):
-    role: Role
-    content: Any = None
-
-
-class _Asked(msgspec.Struct, frozen=True):
-    messages: list[_Message] = []
-
-
-_answer, _asked = msgspec.json.Decoder(_Answer), msgspec.json.Decoder(_Asked)
+_HEADERS = (b"content-type", b"content-encoding", b"retry-after", b"x-request-id")
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -76,22 +49,67 @@ class Proxy:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request through, or hand it on."""
         path = scope["path"] if scope["type"] == "http" and scope["method"] == "POST" else ""
-        if path not in _KINDS:
+        if path not in _PASSED:
             await self.app(scope, receive, send)
             return
         answer: Any = None
         try:
             body = await _body(receive)
-            name = wire.model_of(body)
-            if (target := self.state.passed_to(name)) is not None and isinstance(upstream := target.model, Upstream):
-                entry = Entry(self.state, path, name, upstream.name, body, time.perf_counter(), time.time())
-                answer = await passed(entry, upstream, receive)
+            head = wire.head_of(body)
+            if self.state.passed_to(head.model) is not None:
+                answer = await self._pass(scope, body, head, receive)
         except Exception as error:  # noqa: BLE001 - as Starlette's own handler would: every failure is an answer
             answer = errors.response(error)
         if answer is not None:
             await answer(scope, receive, send)
         else:
             await self.app(scope, _again(body, receive), send)
+
+    async def _pass(self, scope: Scope, body: bytes, head: wire.Head, receive: Receive) -> Response | Streamed:
+        path = scope["path"]
+        exchange = opened(self.state, scope, *_PASSED[path], head)
+        try:
+            return await self._passed(exchange, path, body, head, receive)
+        except asyncio.CancelledError:  # the server ends: this task with it, so the row is written by one of its own
+            self.state.spawn(exchange.end(client_left()))
+            raise
+        except Exception as error:
+            await ended_by(exchange, error, self.state)
+            raise
+
+    async def _passed(self, exchange: Exchange, path: str, body: bytes, head: wire.Head, receive: Receive) -> Response | Streamed:
+        tree = _object.decode(body)
+        _note_prompt(exchange, path, body, tree)
+        target = self.state.passed_to(head.model, exchange.key)
+        if target is None:  # taken away since it was looked up
+            raise NotFound(f"The model '{exchange.alias}' does not exist")
+        answered_by(exchange, target)
+        if path.endswith("/chat/completions"):
+            _put_in(tree, target)
+        tree["model"] = msgspec.Raw(msgspec.json.encode(target.model.name))
+        return await passed(Passage(self.state, exchange, path), target.model, msgspec.json.encode(tree), receive)
+
+
+def _note_prompt(exchange: Exchange, path: str, body: bytes, tree: dict[str, msgspec.Raw]) -> None:
+    """The prompt, as the log has it."""
+    if path.endswith("/chat/completions"):
+        exchange.ask(proxy_read.messages(body))
+        return
+    given = tree.get("input" if path.endswith("/embeddings") else "prompt")
+    read = proxy_read.inputs if path.endswith("/embeddings") else proxy_read.texts
+    exchange.messages = read(msgspec.json.decode(given)) if given is not None else ()
+
+
+def _put_in(tree: dict[str, msgspec.Raw], target: Target) -> None:
+    """What the variant brings: its instruction in place of the request's, its sampling where the request leaves it open."""
+    turns = msgspec.json.decode(tree["messages"]) if target.variant.instruction is not None and "messages" in tree else None
+    if isinstance(turns, list):
+        turns = [turn for turn in turns if not isinstance(turn, dict) or turn.get("role") not in ("system", "developer")]
+        told = {"role": "system", "content": target.variant.instruction}
+        tree["messages"] = msgspec.Raw(msgspec.json.encode([told, *turns]))
+    for name, value in target.defaults.items():
+        if name not in tree and not (name == "max_tokens" and "max_completion_tokens" in tree):
+            tree[name] = msgspec.Raw(msgspec.json.encode(int(value) if name == "max_tokens" else value))
 
 
 async def _body(receive: Receive) -> bytes:
@@ -113,26 +131,57 @@ def _again(body: bytes, receive: Receive) -> Receive:
     return given
 
 
-async def passed(entry: Entry, upstream: Upstream, receive: Receive) -> Response | Streamed:
+@dataclass(slots=True)
+class Passage:
+    """One request on its way through: its exchange, and what went wrong with its answer."""
+
+    state: State
+    exchange: Exchange
+    path: str
+    status: int = 200
+    error: str = ""
+
+    def broken(self, error: OSError) -> APIError:
+        """Note why no whole answer came; gives what the client is told."""
+        self.status, self.error = (CLIENT_LEFT if isinstance(error, _Left) else 502), str(error)
+        message = f"The server behind '{self.exchange.alias}' did not answer: {error}"
+        return APIError(self.status, message, code="upstream_unreachable")
+
+    async def end(self, whole: bytes, status: int | None = None) -> None:
+        """End the exchange with the bytes of the answer."""
+        self.status = status or self.status
+        number, outcome = proxy_read.answer(whole)
+        # Some servers count their answers, or draw from a few numbers: two of those must not become one row.
+        if len(number) >= _UNIQUE:
+            self.exchange.id = number
+        elif number:
+            self.exchange.id = f"{number}-{secrets.token_hex(16)}"
+        if self.status >= 400:
+            finish = "cancelled" if self.status == CLIENT_LEFT else "error"
+            error = self.error or proxy_read.error(whole)
+            outcome = msgspec.structs.replace(outcome, status=self.status, error=error, finish_reason=finish)
+        await self.exchange.end(outcome)
+
+
+async def passed(passage: Passage, upstream: Model, body: bytes, receive: Receive) -> Response | Streamed:
     """The upstream's answer to a request. Raises APIError 502 when it cannot be reached, 499 when the client left before it."""
-    tree = _object.decode(entry.body)
-    tree["model"] = msgspec.Raw(msgspec.json.encode(upstream.name))
+    assert isinstance(upstream, Upstream)  # who is passed to is one
     try:
         with _Present(receive):
-            answer = await upstream.send(entry.path.removeprefix("/v1"), msgspec.json.encode(tree))
-            entry.status = answer.status
-            headers = [(name, answer.headers[name]) for name in _KEPT if name in answer.headers]
+            answer = await upstream.send(passage.path.removeprefix("/v1"), body)
+            passage.status = answer.status
+            headers = [(name, answer.headers[name]) for name in _HEADERS if name in answer.headers]
             if answer.headers.get(b"content-type", b"").startswith(b"text/event-stream"):
-                return Streamed(answer, headers, entry)
+                return Streamed(answer, headers, passage)
             try:
                 whole = await answer.read()
             finally:
                 answer.close()
     except OSError as error:
-        told = entry.broken(error)
-        await entry.write(b"")
-        raise told from error
-    await entry.write(whole)
+        problem = passage.broken(error)
+        await passage.end(b"")
+        raise problem from error
+    await passage.end(whole)
     response = Response(whole, answer.status)
     response.raw_headers += headers
     return response
@@ -179,7 +228,7 @@ class Streamed:
 
     answer: Incoming
     headers: list[tuple[bytes, bytes]]
-    entry: Entry
+    passage: Passage
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the pieces as they come. A client that leaves ends the upstream's work."""
@@ -188,7 +237,7 @@ class Streamed:
             with _Present(receive):
                 await send({"type": "http.response.start", "status": self.answer.status, "headers": self.headers})
                 async for piece in self.answer.pieces():
-                    self.entry.first_s = self.entry.first_s or time.perf_counter() - self.entry.started
+                    self.passage.exchange.first_token()
                     seen.append(piece)
                     if rest:
                         rest += piece
@@ -198,101 +247,12 @@ class Streamed:
                         piece, rest = piece[:cut], piece[cut:]
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
                     tail = (tail + piece)[1 - len(_END) :]
+        except asyncio.CancelledError:
+            self.passage.state.spawn(self.passage.end(b"".join(seen), CLIENT_LEFT))
+            raise
         except OSError as error:
-            rest = b"data: " + msgspec.json.encode(self.entry.broken(error).body) + b"\n\n"
+            rest = b"data: " + msgspec.json.encode(self.passage.broken(error).body) + b"\n\n"
         finally:
             self.answer.close()
-        await self.entry.write(b"".join(seen))
+        await self.passage.end(b"".join(seen))
         await send({"type": "http.response.body", "body": rest})
-
-
-@dataclass(slots=True)
-class Entry:
-    """The log's row of one request."""
-
-    state: State
-    path: str
-    alias: str
-    variant: str
-    body: bytes
-    started: float
-    created: float
-    status: int = 200
-    first_s: float | None = None
-    error: str = ""
-
-    def broken(self, error: OSError) -> APIError:
-        """Note why no whole answer came; gives what the client is told."""
-        self.status, self.error = (GONE if isinstance(error, _Left) else 502), str(error)
-        return APIError(self.status, f"The server behind '{self.alias}' did not answer: {error}", code="upstream_unreachable")
-
-    async def write(self, whole: bytes) -> None:
-        """Count the request and write the row of its answer's bytes: one JSON object, or the events of a stream."""
-        text, last = _read(whole)
-        used, total_s = last.usage or _Usage(), time.perf_counter() - self.started
-        first_s = self.first_s if self.first_s is not None else total_s
-        otherwise = "cancelled" if self.status == GONE else "error" if self.status >= 400 else "stop"
-        finish = next((choice.finish_reason for choice in last.choices if choice.finish_reason), otherwise)
-        if self.status < 400:
-            self.state.metrics.answered(self.alias, finish, (used.prompt_tokens, used.completion_tokens), first_s, total_s)
-        else:
-            self.state.metrics.failed(self.status)
-        if self.state.log is None or not _KINDS[self.path]:
-            return
-        row = Interaction(
-            # Some servers count their answers, or draw from a few numbers: two of those must not become one row.
-            id=last.id if len(last.id) >= _UNIQUE else f"{last.id or _KINDS[self.path]}-{secrets.token_hex(16)}",
-            created=self.created,
-            alias=self.alias,
-            variant=self.variant,
-            messages=_messages(self.body) if self.path.endswith("/chat/completions") else _prompt(self.body),
-            answer=text,
-            finish_reason=finish,
-            prompt_tokens=used.prompt_tokens,
-            completion_tokens=used.completion_tokens,
-            first_token_s=first_s,
-            total_s=total_s,
-            status=self.status,
-            error=self.error,
-        )
-        await self.state.log.write(row)
-
-
-def _messages(body: bytes) -> tuple[Message, ...]:
-    """The messages that were asked, as far as they are any: the upstream judges requests, not this log."""
-    try:
-        return tuple(Message(role=m.role, content=m.content if isinstance(m.content, str) else None) for m in _asked.decode(body).messages)
-    except msgspec.DecodeError:
-        return ()
-
-
-def _prompt(body: bytes) -> tuple[Message, ...]:
-    """What a completion goes on from, as one message: a text, or texts one a line; nothing for token ids."""
-    given = _object.decode(body).get("prompt")
-    texts = msgspec.json.decode(given) if given is not None else None
-    texts = [texts] if isinstance(texts, str) else texts
-    if not isinstance(texts, list) or not texts or not all(isinstance(one, str) for one in texts):
-        return ()
-    return (Message(role="user", content="\n".join(texts)),)
-
-
-def _words(choice: _Choice) -> str:
-    return choice.message.content or choice.delta.content or choice.text or ""
-
-
-def _read(whole: bytes) -> tuple[str, _Answer]:
-    """(the first choice's words, the last object with choices and the usage); of what cannot be read, nothing."""
-    words, last = list[str](), _Answer()
-    try:
-        if not whole.startswith(b"data:"):
-            last = _answer.decode(whole)
-            return "".join(map(_words, last.choices[:1])), last
-        for line in whole.split(b"\n"):
-            if line.startswith(b"data:") and (event := line[5:].strip()).startswith(b"{"):
-                chunk = _answer.decode(event)
-                words += map(_words, chunk.choices[:1])
-                choices = chunk.choices if any(choice.finish_reason for choice in chunk.choices) else last.choices
-                last = _Answer(id=chunk.id, choices=choices, usage=chunk.usage or last.usage)
-    except msgspec.DecodeError:
-        pass  # the upstream's bytes are the client's to judge
-    return "".join(words), last

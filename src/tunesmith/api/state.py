@@ -14,6 +14,7 @@ from tunesmith.api.auth import Auth
 from tunesmith.api.errors import APIError
 from tunesmith.core.model_ref import ModelRef
 from tunesmith.core.wire import BadRequest
+from tunesmith.deploy.answered import Answered
 from tunesmith.deploy.bases import Bases
 from tunesmith.deploy.engine import Answering
 from tunesmith.deploy.router import Router, Target, undeployed
@@ -24,14 +25,13 @@ from tunesmith.models.encoder import Encoder
 from tunesmith.models.local import LocalModel
 from tunesmith.models.upstream import Upstream
 from tunesmith.monitor.metrics import ServerMetrics
-from tunesmith.store.interactions import InteractionLog
 from tunesmith.store.permissions import TunedModels
 from tunesmith.store.store import Store
 
 
 @dataclass(slots=True)
 class State:
-    """Shared by all requests. `ready` is what /readyz says; `log` None keeps no log; without a `store` there are no files and jobs.
+    """Shared by all requests. `answered` is where they end, `ready` what /readyz says; without a `store` there are no files and jobs.
 
     `names` maps what clients call a model (one of OpenAI's names) to a local base.
     """
@@ -39,7 +39,7 @@ class State:
     router: Router
     answering: Answering
     metrics: ServerMetrics
-    log: InteractionLog | None
+    answered: Answered
     default_max_tokens: int
     bases: Bases
     auth: Auth
@@ -124,8 +124,9 @@ class State:
 
 
 def _encoder(name: str) -> Encoder:
-    folder = Path(name).expanduser()
-    return Encoder(folder if folder.is_dir() else Catalog().encoder(name))
+    folder, catalog = Path(name).expanduser(), Catalog()
+    folder = folder if folder.is_dir() else catalog.encoder(name)
+    return Encoder(folder, name=name, digest=catalog.digest(folder))
 
 
 def state_of(request: Request) -> State:

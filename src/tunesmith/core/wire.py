@@ -7,7 +7,8 @@ that change no answer are taken and left aside.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -154,8 +155,9 @@ class ChatRequest(Record, frozen=True):
             messages=tuple(_message(m, i) for i, m in enumerate(self.messages)), tools=tuple(msgspec.to_builtins(tool) for tool in tools)
         )
 
-    def sampling(self, default_max_tokens: int) -> Sampling:
-        """How it is drawn, each number within its limits. OpenAI's temperature is 1 unless it is given."""
+    def sampling(self, default_max_tokens: int, defaults: Mapping[str, float] = MappingProxyType({})) -> Sampling:
+        """How it is drawn, each number within its limits. What the request leaves open is as in `defaults`, else as at OpenAI: a
+        temperature and a top_p of 1."""
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop or ()
         limit = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
         _within("n", self.choices, 1, MAX_CHOICES)
@@ -169,9 +171,11 @@ class ChatRequest(Record, frozen=True):
         if self.top_logprobs is not None and not self.logprobs:
             raise BadRequest("'top_logprobs' needs 'logprobs': true", param="top_logprobs")
         return Sampling(
-            max_tokens=default_max_tokens if limit is None else max(limit, 1),  # 0: one token is drawn and not shown
-            temperature=1.0 if self.temperature is None else self.temperature,
-            top_p=1.0 if self.top_p is None else self.top_p,
+            max_tokens=int(defaults.get("max_tokens", default_max_tokens))
+            if limit is None
+            else max(limit, 1),  # 0: one is drawn, not shown
+            temperature=defaults.get("temperature", 1.0) if self.temperature is None else self.temperature,
+            top_p=defaults.get("top_p", 1.0) if self.top_p is None else self.top_p,
             stop=stop,
             seed=self.seed,
             top_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
@@ -261,19 +265,43 @@ def _functions(tree: dict[str, Any]) -> None:
         tree.setdefault("tool_choice", {"type": "function", "function": call})
 
 
-class _Named(msgspec.Struct):
+class Head(msgspec.Struct, frozen=True):
+    """What a request's body says of itself, whatever it asks for. `user` is the client's word for who asks, `conversation` for what it
+    goes on with; each None where the body has none, or no text."""
+
     model: str = ""
+    user: str | None = None
+    conversation: str | None = None
+
+
+class _Named(msgspec.Struct):
+    model: Any = None
+    user: Any = None
+    safety_identifier: Any = None
+    metadata: Any = None
 
 
 _named = msgspec.json.Decoder(_Named)
+_LONGEST_KEY = 512
 
 
-def model_of(body: bytes) -> str:
-    """The model that a request's body names, empty when it names none or is no JSON; a look ahead that refuses nothing."""
+def head_of(body: bytes) -> Head:
+    """A look ahead that refuses nothing: of a body that is no JSON object, an empty head. `safety_identifier` is OpenAI's later word for
+    `user`; a conversation is named in `metadata`, as `conversation` or `conversation_id`."""
     try:
-        return _named.decode(body).model
+        named = _named.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return ""
+        return Head()
+    about = named.metadata if isinstance(named.metadata, dict) else {}
+    return Head(
+        model=named.model if isinstance(named.model, str) else "",
+        user=_text(named.safety_identifier) or _text(named.user),
+        conversation=_text(about.get("conversation")) or _text(about.get("conversation_id")),
+    )
+
+
+def _text(value: Any) -> str | None:
+    return value[:_LONGEST_KEY] if isinstance(value, str) and value else None
 
 
 def decode_object(body: bytes) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.types import Record
@@ -27,13 +28,31 @@ class Webhook(Record, frozen=True):
             raise ConfigError(f"a webhook's URL is '{self.url}'", where="serve.webhooks.url", allowed="http:// or https://")
 
 
+class TokenPrice(Record, frozen=True):
+    """US dollars a million tokens that are read, and a million that are generated."""
+
+    input: float
+    output: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("input", "output"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(
+                    f"a price of {getattr(self, name)}", where=f"price.{name}", allowed="US dollars a million tokens, 0 or more"
+                )
+
+
 class Elsewhere(Record, frozen=True):
-    """A model of another server whose answers are passed through. `api_key_from` names the environment variable with its key."""
+    """A model of another server whose answers are passed through. `api_key_from` names the environment variable with its key.
+
+    `price` is what its tokens cost; a model of the shipped price list needs none.
+    """
 
     base_url: str
     model: str
     api_key_from: str | None = None
     timeout_s: float = 600.0
+    price: TokenPrice | None = None
 
     def __post_init__(self) -> None:
         if not self.base_url.startswith(("http://", "https://")):
@@ -48,7 +67,8 @@ class ServeConfig(Record, frozen=True):
     `names` lets clients use OpenAI's model names: `gpt-4o-mini-2024-07-18: smollm2-135m` (a catalogue name, a folder, or a served alias).
     `encoders` does the same for embeddings; they come as numbers always where `base64_embeddings` is off, as the published schema has it.
     `database` is the URL of a PostgreSQL database that holds the store's tables in place of the SQLite file in its folder.
-    `upstreams` are names that other servers answer to. `requests_per_minute` limits each key. `workers` processes work on fine-tuning jobs.
+    `upstreams` are names that other servers answer to; `prices` says what the tokens of models here cost, by alias (without it nothing).
+    `requests_per_minute` limits each key. `workers` processes work on fine-tuning jobs.
 
     After SIGTERM the server says that it is not ready, goes on answering for `notice_s`, then takes no new connection and lets what is open
     end within `drain_s`.
@@ -65,6 +85,7 @@ class ServeConfig(Record, frozen=True):
     names: dict[str, str] = {}
     encoders: dict[str, str] = {}
     upstreams: dict[str, Elsewhere] = {}
+    prices: dict[str, TokenPrice] = {}
     base64_embeddings: bool = True
     requests_per_minute: int | None = None
     webhooks: tuple[Webhook, ...] = ()

@@ -17,9 +17,13 @@ _BATCH = 32
 
 
 class Encoder:
-    """A BERT-like encoder (`config.json`, safetensors, `tokenizer.json`) as sentence-transformers use it (Reimers and Gurevych 2019)."""
+    """A BERT-like encoder (`config.json`, safetensors, `tokenizer.json`) as sentence-transformers use it (Reimers and Gurevych 2019).
 
-    def __init__(self, folder: Path, *, max_tokens: int = 256) -> None:
+    `name` is what people call it, `digest` names its weights where the caller knows them.
+    """
+
+    def __init__(self, folder: Path, *, max_tokens: int = 256, name: str = "", digest: str = "") -> None:
+        self.name, self.digest = name or folder.name, digest
         torch, transformers = need("torch", extra="local"), need("transformers", extra="local")
         tokenizers = need("tokenizers", extra="local")
         self._torch, self._max_tokens, self._lock = torch, max_tokens, threading.Lock()

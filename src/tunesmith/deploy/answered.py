@@ -1,0 +1,192 @@
+"""The one place where a request ends: it is priced, counted and written to the log, whatever it asked for and however it ended. Knows
+nothing about HTTP, and nothing about what was asked.
+
+An endpoint opens an `Exchange` when it knows which model a request names, tells it what it learns, and ends it once. A request that
+names no model is counted only. One that reached no model (its name is unknown, or too many wait) leaves a row without its prompt, so that
+refusing costs little of the disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import msgspec
+
+from tunesmith.core.deployment import Variant
+from tunesmith.core.types import Answer, Interaction, Message, Record, ToolCall
+from tunesmith.deploy.conversations import Conversations, History
+from tunesmith.deploy.serve_config import TokenPrice
+from tunesmith.store.interactions import InteractionLog
+
+CLIENT_LEFT = 499  # nginx's word for a client that left; it is logged, never sent
+_NOT_ASKED = frozenset({404, 429})
+_LONGEST_ERROR = 1000
+# (alias, who answers) → the price of its tokens, None where nobody knows it.
+PriceOf = Callable[[str, Variant], TokenPrice | None]
+
+
+class Counter(Protocol):
+    """What counts requests for whoever watches the server."""
+
+    def answered(self, row: Interaction) -> None:
+        """Count a request that was answered."""
+
+    def failed(self, status: int) -> None:
+        """Count one that ended with an error."""
+
+
+class Outcome(Record, frozen=True):
+    """How a request ended. Of several choices the words are the first one's, the tokens all of them; `counted` says whether the tokens are
+    known. `first_token_s` None: not before the end."""
+
+    text: str = ""
+    finish_reason: str = "stop"
+    tool_calls: tuple[ToolCall, ...] = ()
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    counted: bool = True
+    first_token_s: float | None = None
+    status: int = 200
+    error: str = ""
+
+
+def outcome_of(answers: Sequence[Answer], prompt_tokens: int | None = None) -> Outcome:
+    """What models answered as an outcome; `prompt_tokens` where there were several prompts (else the first answer's)."""
+    first = answers[0]
+    return Outcome(
+        text=first.text,
+        finish_reason=first.finish_reason,
+        tool_calls=first.tool_calls,
+        prompt_tokens=first.prompt_tokens if prompt_tokens is None else prompt_tokens,
+        completion_tokens=sum(answer.completion_tokens for answer in answers),
+        first_token_s=min((answer.first_token_s for answer in answers if answer.first_token_s is not None), default=None),
+    )
+
+
+def refused(status: int, error: str) -> Outcome:
+    """A request that ended with an error."""
+    return Outcome(finish_reason="error", status=status, error=error, counted=False)
+
+
+def client_left(answers: Sequence[Answer] = ()) -> Outcome:
+    """A request whose client did not wait for its end; `answers` are those that were whole by then."""
+    partly = outcome_of(answers) if answers else Outcome()
+    return msgspec.structs.replace(partly, counted=False, finish_reason="cancelled", status=CLIENT_LEFT, error="the client left")
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request on its way: what is known of it until it ends. `alias` is the name that it asks for, empty where it names none; the
+    `variant` that answers, its model and its deployment are known once the name is resolved."""
+
+    answered: Answered
+    id: str
+    endpoint: str
+    alias: str
+    project: str
+    user_key: str | None = None
+    conversation: str | None = None
+    messages: tuple[Message, ...] = ()
+    variant: Variant | None = None
+    model_digest: str = ""
+    deployment: int | None = None
+    propensity: float | None = None
+    first_s: float | None = None
+    started: float = field(default_factory=time.perf_counter)
+    created: float = field(default_factory=time.time)
+    ended: bool = False
+    _history: History | None = None
+
+    def ask(self, messages: tuple[Message, ...]) -> None:
+        """Note the prompt of a conversation, and which one it goes on with unless the client has named it."""
+        self.messages = messages
+        if self.conversation is None:
+            self._history = History(self.project, self.user_key, messages)
+            self.conversation = self.answered.conversations.of(self._history)
+
+    @property
+    def key(self) -> str:
+        """What stays the same while one variant should answer: the user, else the conversation, else this request."""
+        return self.user_key or self.conversation or self.id
+
+    def first_token(self) -> None:
+        """The first words are there."""
+        self.first_s = self.first_s or time.perf_counter() - self.started
+
+    async def end(self, outcome: Outcome) -> None:
+        """Price, count and log the request; returns when its row is on disk. Only the first end counts.
+
+        Raises StoreError when the row could not be written.
+        """
+        if self.ended:
+            return
+        self.ended = True
+        if self._history is not None and self.conversation is not None and outcome.status < 400:
+            self.answered.conversations.remember(self.conversation, self._history, outcome.text, outcome.tool_calls)
+        await self.answered.write(self._row(outcome), loggable=bool(self.alias))
+
+    def _row(self, outcome: Outcome) -> Interaction:
+        total_s = time.perf_counter() - self.started
+        first_s = outcome.first_token_s if outcome.first_token_s is not None else self.first_s
+        asked = self.variant is not None and outcome.status not in _NOT_ASKED
+        return Interaction(
+            id=self.id,
+            created=self.created,
+            alias=self.alias,
+            variant=self.variant.name if self.variant is not None else "",
+            messages=self.messages if asked else (),
+            answer=outcome.text,
+            finish_reason=outcome.finish_reason,
+            prompt_tokens=outcome.prompt_tokens,
+            completion_tokens=outcome.completion_tokens,
+            first_token_s=total_s if first_s is None else first_s,
+            total_s=total_s,
+            status=outcome.status,
+            error=outcome.error[:_LONGEST_ERROR],
+            conversation=self.conversation,
+            tool_calls=outcome.tool_calls,
+            project=self.project,
+            endpoint=self.endpoint,
+            deployment=self.deployment,
+            model_digest=self.model_digest,
+            user_key=self.user_key,
+            cost_usd=self._cost(outcome),
+            propensity=self.propensity,
+        )
+
+    def _cost(self, outcome: Outcome) -> float | None:
+        price = self.answered.price_of(self.alias, self.variant) if self.variant is not None else None
+        if price is None or (not outcome.counted and (price.input or price.output)):
+            return None
+        return (outcome.prompt_tokens * price.input + outcome.completion_tokens * price.output) / 1e6
+
+
+class Answered:
+    """Where exchanges end. `log` None keeps no log."""
+
+    def __init__(self, log: InteractionLog | None, counter: Counter, price_of: PriceOf) -> None:
+        self._log, self._counter, self.price_of = log, counter, price_of
+        self.conversations = Conversations()
+
+    def open(self, endpoint: str, prefix: str, alias: str, project: str) -> Exchange:
+        """A request that has just come to an endpoint; its id begins with `prefix`."""
+        return Exchange(self, f"{prefix}-{secrets.token_hex(16)}", endpoint, alias, project)
+
+    async def write(self, row: Interaction, *, loggable: bool) -> None:
+        """Count a request, and keep its row where it names a model. The row is written even if who waits for it is cancelled."""
+        if row.status < 400:
+            self._counter.answered(row)
+        else:
+            self._counter.failed(row.status)
+        if self._log is not None and loggable:
+            await asyncio.shield(self._log.write(row))
+
+    def close(self) -> None:
+        """Write what waits."""
+        if self._log is not None:
+            self._log.close()
