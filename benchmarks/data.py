@@ -133,8 +133,8 @@ def planted(truth: list[Any], spans: list[Any], kinds: list[str]) -> list[float]
 
 
 def pipeline(usual: str, most: int) -> str:
-    """Import, validation, exact and near-duplicates, personal data and split: rows per CPU-second and peak memory; and what the streamed
-    import alone holds."""
+    """Import, validation, exact and near-duplicates, personal data and split: rows per CPU-second and peak memory; and what the import
+    alone holds."""
     from benchmarks.harness import Side, alternate, ratio, table
 
     few, sizes = str(rows(FEW)), sorted({FEW, SOME, most})
@@ -152,7 +152,7 @@ def pipeline(usual: str, most: int) -> str:
     before = found[f"pipeline, {sizes[-2]:,}"]
     tenfold = last.median("cpu_s") * (last.median("cpu_s") / before.median("cpu_s")) / 60
     note = (
-        "Ours: pipeline (in memory, as `clean` and `split` work) and import (a stream to Parquet, as `data import` works). "
+        "Ours: pipeline (import, cleaning, splitting, each from file to file, as the stages of `run` work) and import alone. "
         f"{10 * most:,} rows would take about {tenfold:.0f} CPU-minutes, by the step from {sizes[-2]:,} to {most:,}; the memory of the "
         "import stays as it is."
     )

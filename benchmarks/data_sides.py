@@ -154,18 +154,29 @@ def personal_presidio(path: str) -> Work:
 
 
 def pipeline_ours(path: str) -> Work:
+    """As the stages of `run` do it: rows to Parquet, cleaned and divided from there, the parts and the ledger to files."""
+    from tunesmith.core.rows import write_parquet
+    from tunesmith.core.stored_rows import StoredRows
     from tunesmith.data.clean import Clean, clean
-    from tunesmith.data.collect import Source, collect
+    from tunesmith.data.collect import Source
     from tunesmith.data.dedup import near_duplicates
+    from tunesmith.data.import_stream import intake
+    from tunesmith.data.ledger import Ledger
     from tunesmith.data.split import Split, split
 
     near_duplicates(["a b c", "a b d"], THRESHOLD, compiled=True)
 
     def work() -> dict[str, Any]:
-        found = collect(Source(path=path), max_invalid=0.01)
-        left = clean(found.rows, Clean(), found.ledger)
-        parts = split(left.rows, Split(max_leakage=0.01), left.clusters, left.sets)
-        return {"work": found.inputs, "fates": found.ledger.counts(), "train": len(parts.train)}
+        with tempfile.TemporaryDirectory(dir=Path(path).parent) as name:
+            folder = Path(name)
+            taken_in = intake(Source(path=path), folder / "rows.parquet", folder / "ledger.jsonl", max_invalid=0.01)
+            ledger = Ledger.read(folder / "ledger.jsonl")
+            cleaned = clean(StoredRows(folder / "rows.parquet"), Clean(), ledger)
+            parts = split(cleaned.rows, Split(max_leakage=0.01), cleaned.clusters, cleaned.prints)
+            for part in ("train", "validation", "test"):
+                write_parquet(folder / f"{part}.parquet", getattr(parts, part))
+            ledger.write(folder / "cleaned.jsonl")
+            return {"work": taken_in.inputs, "fates": ledger.counts(), "train": len(parts.train)}
 
     return work
 

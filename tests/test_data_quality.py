@@ -74,7 +74,7 @@ def test_length_language_and_refusals():
 
 def test_contradictions_are_dropped_or_decided():
     rows = [row("what", "a", place=1), row("What ", "A", place=2), row("what", "b", place=3), row("else", "b", place=4)]
-    assert list(contradictions(rows).values()) == [[0, 1, 2]]
+    assert contradictions(rows) == [[0, 1, 2]]
     plain = {"exact_duplicates": "keep", "near_duplicates": NearDuplicates(action="keep")}
     assert [one.origin[-1] for one in cleaned(rows, Clean(contradictions="drop", **plain))[0].rows] == ["4"]
     assert [one.origin[-1] for one in cleaned(rows, Clean(contradictions="majority", **plain))[0].rows] == ["1", "2", "4"]
@@ -266,3 +266,21 @@ def test_a_frame_that_many_items_share_is_not_contamination():
     train = [frame(name) for name in ("baker", "smith", "miller", "tailor", "cooper", "fuller", "potter", "dyer", "weaver", "cutler")]
     test = [frame(name) for name in ("fletcher of arrows and bows from yew", "miller")]
     assert [(one.row, one.item) for one in contaminated(train, test, Contamination())] == [(2, 1)]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("def f(x):\n    return x", "def f(x):\nreturn x"),  # indentation
+        ("Export PATH", "export path"),
+        ("x² + y²", "x2 + y2"),
+        ("ﬁne", "fine"),
+        ("a\tb", "a b"),
+        ("Ｆｕｌｌ", "Full"),
+    ],
+)
+def test_what_differs_in_a_character_is_no_exact_duplicate(one, other):
+    rows = [row(one, place=1), row(other, place=2), row("ask", one, place=3), row("ask", other, place=4), row(one, place=5)]
+    left, lines = cleaned(rows, PLAIN)
+    assert [kept.origin[-1] for kept in left.rows] == ["1", "2", "3", "4"]
+    assert (lines["f.jsonl:5"].fate, lines["f.jsonl:5"].other) == ("duplicate_of", "f.jsonl:1")

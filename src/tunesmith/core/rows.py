@@ -24,6 +24,7 @@ T = TypeVar("T")
 Row = Example | Preference | Labelled | Document
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
+BATCH_ROWS, BATCH_BYTES = 5_000, 16 * 1024 * 1024  # of a row group: what is read at one time
 _UTF8_BOM = b"\xef\xbb\xbf"
 
 
@@ -143,24 +144,41 @@ _JSON_COLUMNS: dict[str, msgspec.json.Decoder[Any]] = {
 }
 
 
-def write_parquet(path: str | Path, rows: Iterable[Row], *, batch: int = 20_000) -> int:
-    """Write rows (one kind a file) as Parquet (zstd), a row group each `batch` rows; returns how many.
+def write_parquet(path: str | Path, rows: Iterable[Row], *, batch: int = BATCH_ROWS) -> int:
+    """Write rows (one kind a file) as Parquet (zstd), a row group each `batch` rows or BATCH_BYTES; returns how many.
 
     Raises DataError when the kinds are mixed. No rows give a file of Examples without rows.
     """
     pa, pq = need("pyarrow", extra="data"), need("pyarrow.parquet", extra="data")
-    chunks = _batches(rows, batch)
-    first = next(chunks, [])
-    kind = type(first[0]) if first else Example
+    rows = iter(rows)
+    first = next(rows, None)
+    kind = type(first) if first is not None else Example
     schema, count = _schema(pa, kind), 0
     with atomic_file(path) as stream, pq.ParquetWriter(stream, schema, compression="zstd", compression_level=3) as writer:
-        for chunk in itertools.chain([first], chunks) if first else ():
-            if other := next((type(row) for row in chunk if type(row) is not kind), None):
-                both = f"{kind.__name__} and {other.__name__}"
-                raise DataError(f"rows of two kinds cannot share a file: {both}", where=str(path), remedy="write them to two files")
-            writer.write_table(pa.Table.from_pydict(_columns(kind, chunk), schema=schema))
-            count += len(chunk)
+        for cells in _batches(kind, itertools.chain([first], rows) if first is not None else (), batch, path):
+            columns = dict(zip(schema.names, map(list, zip(*cells, strict=True)), strict=True))
+            writer.write_table(pa.Table.from_pydict(columns, schema=schema))
+            count += len(cells)
     return count
+
+
+def _batches(kind: type, rows: Iterable[Row], most: int, path: str | Path) -> Iterator[list[tuple[Any, ...]]]:
+    """The cells of each row, so many rows or bytes at a time."""
+    names = (*_TEXT_COLUMNS[kind], *_BOOL_COLUMNS.get(kind, ()))
+    batch: list[tuple[Any, ...]] = []
+    size = 0
+    for row in rows:
+        if type(row) is not kind:
+            both = f"{kind.__name__} and {type(row).__name__}"
+            raise DataError(f"rows of two kinds cannot share a file: {both}", where=str(path), remedy="write them to two files")
+        cells = tuple(_cell(name, getattr(row, name)) for name in names)
+        batch.append(cells)
+        size += sum(len(cell) for cell in cells if type(cell) is str)
+        if len(batch) >= most or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def read_parquet(path: str | Path) -> Iterator[Row]:
@@ -168,33 +186,39 @@ def read_parquet(path: str | Path) -> Iterator[Row]:
 
     Raises NotFound, or DataError when it is not such a file.
     """
-    pa, pq = need("pyarrow", extra="data"), need("pyarrow.parquet", extra="data")
     with open_read(path) as stream:
-        try:
-            opened = pq.ParquetFile(stream)
-        except pa.ArrowException as error:
-            raise DataError(f"not a Parquet file: {error}", where=str(path)) from error
-        kind = _KINDS.get((opened.schema_arrow.metadata or {}).get(b"tunesmith", b""))
-        if kind is None:
-            raise DataError(
-                "a Parquet file, but not one of Tunesmith's rows", where=str(path), remedy="tunesmith data import reads foreign files"
-            )
-        for table in opened.iter_batches(batch_size=20_000):
-            names = table.schema.names
-            columns = [_values(name, column.to_pylist()) for name, column in zip(names, table.columns, strict=True)]
-            for values in zip(*columns, strict=True):
-                yield kind(**{name: value for name, value in zip(names, values, strict=True) if value is not None})
+        opened, kind = open_parquet(stream, path)
+        for table in opened.iter_batches(batch_size=2_000):
+            yield from decoded_rows(kind, table)
+
+
+def open_parquet(stream: IO[bytes], path: str | Path) -> tuple[Any, type]:
+    """The opened file (pyarrow's `ParquetFile`) and the kind of its rows. Raises DataError when `write_parquet` did not write it."""
+    pa, pq = need("pyarrow", extra="data"), need("pyarrow.parquet", extra="data")
+    try:
+        opened = pq.ParquetFile(stream)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"not a Parquet file: {error}", where=str(path)) from error
+    kind = _KINDS.get((opened.schema_arrow.metadata or {}).get(b"tunesmith", b""))
+    if kind is None:
+        raise DataError(
+            "a Parquet file, but not one of Tunesmith's rows", where=str(path), remedy="tunesmith data import reads foreign files"
+        )
+    return opened, kind
+
+
+def decoded_rows(kind: type, table: Any) -> Iterator[Row]:
+    """The rows of that kind in a record batch or table of such a file."""
+    names = table.schema.names
+    columns = [_values(name, column.to_pylist()) for name, column in zip(names, table.columns, strict=True)]
+    for values in zip(*columns, strict=True):
+        yield kind(**{name: value for name, value in zip(names, values, strict=True) if value is not None})
 
 
 def _schema(pa: Any, kind: type) -> Any:
     fields = [pa.field(name, pa.large_string()) for name in _TEXT_COLUMNS[kind]]
     fields += [pa.field(name, pa.bool_()) for name in _BOOL_COLUMNS.get(kind, ())]
     return pa.schema(fields, metadata={"tunesmith": kind.__name__})
-
-
-def _columns(kind: type, rows: list[Row]) -> dict[str, list[Any]]:
-    columns = {name: [_cell(name, getattr(row, name)) for row in rows] for name in _TEXT_COLUMNS[kind]}
-    return columns | {name: [getattr(row, name) for row in rows] for name in _BOOL_COLUMNS.get(kind, ())}
 
 
 def _cell(name: str, value: Any) -> Any:
@@ -206,14 +230,3 @@ def _cell(name: str, value: Any) -> Any:
 def _values(name: str, cells: list[Any]) -> list[Any]:
     decoder = _JSON_COLUMNS.get(name)
     return cells if decoder is None else [None if cell is None else decoder.decode(cell) for cell in cells]
-
-
-def _batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
-    chunk: list[Row] = []
-    for row in rows:
-        chunk.append(row)
-        if len(chunk) >= size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk

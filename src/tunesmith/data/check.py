@@ -26,7 +26,7 @@ from tunesmith.data.pii import count, find_all
 from tunesmith.data.row_rules import empty_answers, is_refusal
 from tunesmith.data.set_rules import contradictions
 from tunesmith.data.summary import summary
-from tunesmith.data.text import answer_of, comparison_text, exact_key, question_of, subject_of, texts_of
+from tunesmith.data.text import answer_of, comparison_text, question_of, subject_of, texts_of
 from tunesmith.data.topics import topics
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|begin_of_text|>", "[INST]", "</s>", "<|assistant|>")
@@ -158,8 +158,8 @@ def _count(rows: Sequence[Row]) -> Iterator[Advice]:
 
 
 def _duplicates(rows: Sequence[Row]) -> Iterator[Advice]:
-    first: dict[bytes, int] = {}
-    again = [i for i, row in enumerate(rows) if first.setdefault(exact_key(row), i) != i]
+    first: dict[str, int] = {}
+    again = [i for i, row in enumerate(rows) if first.setdefault(row.id, i) != i]
     if again:
         yield Advice(
             level="fix",
@@ -181,7 +181,7 @@ def _near(rows: Sequence[Row]) -> Iterator[Advice]:
 
 
 def _contradictions(rows: Sequence[Row]) -> Iterator[Advice]:
-    groups = list(contradictions(rows).values())
+    groups = contradictions(rows)
     if groups:
         n = sum(map(len, groups))
         do = "decide which answer is right, or clean: contradictions: majority"

@@ -1,46 +1,46 @@
-"""Cleaning: a list of plain callables over rows, each change in the ledger; knows nothing about files or splits.
+"""Cleaning: rules over rows, each change in the ledger; knows nothing about files or splits.
 
-A rule takes all rows that are left and yields changes. A user's own rule (`module:function`) is simpler: it takes one row and returns
-None (keep it), a text (drop it, with that reason) or a row (put right).
+Rules that need one row (`row_rules`) go over the rows once, a piece at a time, by whatever executor is brought. What the rules about the
+whole set (`set_rules`) need of a row is kept as numbers. So rows that lie in a file stay there, and what is left is a view of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
 
 from tunesmith.core.errors import DataError, GateRefused
+from tunesmith.core.map_rows import Executor, here, map_rows
 from tunesmith.core.progress import Progress
-from tunesmith.core.row_kinds import identified, only, prompt_of
+from tunesmith.core.row_kinds import identified, only
 from tunesmith.core.rows import Row
-from tunesmith.core.types import Example, Record
+from tunesmith.core.stored_rows import Rewriting, taken
+from tunesmith.core.types import Example, Fate, Record
 from tunesmith.data.contamination import Contamination, Held, contaminated
-from tunesmith.data.dedup import Ints, Pairs, components, near_duplicates
+from tunesmith.data.dedup import Ints, Pairs
+from tunesmith.data.fingerprints import COMPILED_ROWS, Fingerprints, Gathered, Look, Seen
 from tunesmith.data.ledger import LOST, Ledger
 from tunesmith.data.no_gc import no_cycles
 from tunesmith.data.pii import PersonalData
-from tunesmith.data.row_rules import Change, Length, Rule, empty_answers, language, length, personal_data, refusals, repair_text, user_rule
-from tunesmith.data.semantic import Encoder, SemanticDuplicates, semantic_duplicates
-from tunesmith.data.set_rules import contradictory, exact_duplicates
-from tunesmith.data.shingle import Shingles, shingles
-from tunesmith.data.text import comparison_text, prompt_key
+from tunesmith.data.row_rules import Length, Rule, empty_answers, language, length, personal_data, refusals, repair_text, user_rule
+from tunesmith.data.semantic import Encoder, SemanticDuplicates
+from tunesmith.data.set_rules import (
+    NearDuplicates,
+    SetRule,
+    contamination,
+    contradictory,
+    exact_duplicates,
+    near_clusters,
+    repeating,
+    semantic_duplicates,
+)
 from tunesmith.data.toxicity import Toxicity, toxicity
-
-
-class NearDuplicates(Record, frozen=True):
-    """Rows whose comparison texts (user turns and answer) have a Jaccard similarity ≥ `threshold` over pairs of adjacent words.
-
-    `action`: 'cluster' keeps them all and keeps each cluster on one side of the split; 'drop' keeps the first of each cluster;
-    'keep' does nothing. `same_prompt`: rows that ask exactly the same are in one cluster too, whatever they answer.
-    """
-
-    threshold: float = 0.8
-    action: Literal["cluster", "drop", "keep"] = "cluster"
-    same_prompt: bool = True
 
 
 class Clean(Record, frozen=True):
@@ -69,17 +69,44 @@ class Clean(Record, frozen=True):
     max_dropped: float | None = None
 
 
+def row_rules(settings: Clean) -> list[tuple[str, Rule]]:
+    """The rules over single rows that the settings ask for, by name, in their order. A new one is a function, its setting in `Clean` and a
+    line here. Raises ConfigError for a user's rule that does not exist."""
+    rules: list[tuple[str, Rule | None]] = [
+        ("repair_text", repair_text if settings.repair_text else None),
+        ("length", length(settings.length) if settings.length != Length() else None),
+        ("language", language(settings.languages) if settings.languages else None),
+        ("empty_answer", empty_answers if settings.empty_answers == "drop" else None),
+        ("refusal", refusals if settings.refusals == "drop" else None),
+        ("toxicity", toxicity(settings.toxicity) if settings.toxicity.action == "drop" else None),
+        *((name, user_rule(name)) for name in settings.rules),
+        ("personal_data", personal_data(settings.personal_data) if settings.personal_data.action != "keep" else None),
+    ]
+    return [(name, rule) for name, rule in rules if rule is not None]
+
+
+def set_rules(settings: Clean, encoder: Encoder | None = None) -> list[tuple[str, SetRule]]:
+    """The rules over the whole set that come before contamination and near-duplicates, as `row_rules`."""
+    semantic = settings.semantic_duplicates
+    rules: list[tuple[str, SetRule | None]] = [
+        ("exact_duplicate", exact_duplicates if settings.exact_duplicates == "drop" else None),
+        ("contradiction", contradictory(settings.contradictions) if settings.contradictions != "keep" else None),
+        ("semantic_duplicate", semantic_duplicates(semantic, encoder) if semantic.action == "drop" else None),
+    ]
+    return [(name, rule) for name, rule in rules if rule is not None]
+
+
 @dataclass(frozen=True)
 class Cleaned:
-    """The rows that are left, the cluster of each (index of the cluster's first row), the similar pairs as evidence, how many rows had
-    each kind of personal data, which rows held evaluation items, and the rows' shingle sets (None where none were made)."""
+    """The rows that are left, the cluster of each (place of the cluster's first row), the similar pairs as evidence, how many rows had
+    each kind of personal data, which rows held evaluation items, and the rows' fingerprints."""
 
-    rows: list[Row]
+    rows: Sequence[Row]
     clusters: Ints
     pairs: Pairs
+    prints: Fingerprints
     personal_data: dict[str, int] = field(default_factory=dict)
     contaminated: list[Held] = field(default_factory=list)
-    sets: Shingles | None = None
 
     @property
     def examples(self) -> list[Example]:
@@ -96,123 +123,151 @@ def clean(
     evaluation: Sequence[Row] = (),
     encoder: Encoder | None = None,
     progress: Progress | None = None,
+    executor: Executor = here,
 ) -> Cleaned:
     """Apply the rules in the order that `Clean` names; `evaluation` are rows that must not be trained on, `encoder` gives the vectors that
-    semantic duplicates are found by, `progress` is told how far each rule is.
+    semantic duplicates are found by, `progress` is told how far it is, `executor` applies the rules over single rows.
 
     Every change is marked in `ledger`, where each row must already be entered under its `origin`. Raises GateRefused when more than
     `max_dropped` of the ledger's rows are lost by now, DataError when nothing is left or the counts do not add up.
     """
-    left = list(rows)
-    personal: dict[str, int] = {}
-    for name, rule in rules(settings, personal, encoder):
-        left = apply(left, name, rule, ledger, progress)
-    held = contaminated(left, evaluation, settings.contamination) if evaluation else []
+    rules = set_rules(settings, encoder)  # what is wrong with them is told before any work
+    state = _Rows(*_by_row(rows, settings, ledger, progress, executor), ledger)
+    personal = state.personal
+    for name, rule in rules:
+        state.lose(name, rule)
+    held = contaminated(state.rows, evaluation, settings.contamination) if evaluation else []
     if settings.contamination.action == "drop":
-        left = apply(left, "contamination", lambda found: _contaminated(held, evaluation), ledger)
+        state.lose("contamination", contamination(held, evaluation))
     near = settings.near_duplicates
-    sets = shingles([comparison_text(row) for row in left]) if near.action != "keep" else None
-    pairs, clusters = near_clusters(left, near, sets)
+    pairs, clusters = near_clusters(state.rows, near, state.prints)
     if near.action == "drop":
-        sets = None
-        left, clusters, pairs = _drop_near(left, clusters, pairs, near, ledger)
-    ledger.check(len(ledger), len(left))
-    if not left:
+        state.lose("near_duplicate", repeating(clusters, pairs, near))
+        none = np.zeros(0, dtype=np.int64)
+        clusters, pairs = np.arange(len(state.rows), dtype=np.int64), Pairs(none, none, np.zeros(0))
+    ledger.check(len(ledger), len(state.rows))
+    if not len(state.rows):
         raise DataError("no rows are left after cleaning", remedy=f"see the ledger; rows by rule: {ledger.rules()}")
     gate_dropped(ledger, settings.max_dropped)
-    return Cleaned(left, clusters, pairs, personal, held, sets)
+    return Cleaned(state.rows, clusters, pairs, state.prints, personal, held)
 
 
-class _Watched(list[Row]):
-    """Rows that tell which of them a rule has come to."""
+class Mark(NamedTuple):
+    """What a rule over single rows says of the row at `at` of its piece, for the ledger; `row`: its new id."""
 
-    def __init__(self, rows: Sequence[Row], label: str, progress: Progress) -> None:
-        super().__init__(rows)
-        self._label, self._progress = label, progress
-
-    def __iter__(self) -> Iterator[Row]:
-        for i, row in enumerate(super().__iter__()):
-            if i % 1_000 == 0:
-                self._progress.bar(self._label, i, len(self))
-            yield row
+    at: int
+    fate: Fate
+    rule: str
+    reason: str
+    row: str | None
 
 
-def rules(settings: Clean, personal: dict[str, int], encoder: Encoder | None = None) -> list[tuple[str, Rule]]:
-    """The rules over rows that the settings ask for, by name, in their order; `personal` will count the kinds of personal data.
+class Piece(NamedTuple):
+    """What became of one piece of rows: how many it had, the places that are left, the rows that changed, what is to be marked (with the
+    origins), how many rows had each kind of personal data, and what was seen of the rows that are left."""
 
-    Raises ConfigError for a user's rule that does not exist.
-    """
-    semantic = settings.semantic_duplicates
-    found: list[tuple[str, Rule | None]] = [
-        ("repair_text", repair_text if settings.repair_text else None),
-        ("length", length(settings.length) if settings.length != Length() else None),
-        ("language", language(settings.languages) if settings.languages else None),
-        ("empty_answer", empty_answers if settings.empty_answers == "drop" else None),
-        ("refusal", refusals if settings.refusals == "drop" else None),
-        ("toxicity", toxicity(settings.toxicity) if settings.toxicity.action == "drop" else None),
-        *((name, user_rule(name)) for name in settings.rules),
-        ("personal_data", personal_data(settings.personal_data, personal) if settings.personal_data.action != "keep" else None),
-        ("exact_duplicate", exact_duplicates if settings.exact_duplicates == "drop" else None),
-        ("contradiction", contradictory(settings.contradictions) if settings.contradictions != "keep" else None),
-        ("semantic_duplicate", semantic_duplicates(semantic, encoder) if semantic.action == "drop" else None),
-    ]
-    return [(name, rule) for name, rule in found if rule is not None]
+    rows: int
+    left: list[int]
+    changed: list[tuple[int, Row]]
+    marks: list[tuple[str, Mark]]
+    personal: Counter[str]
+    seen: Seen
 
 
-def _contaminated(held: Sequence[Held], evaluation: Sequence[Row]) -> Iterator[Change]:
-    for one in held:
-        how = f"Jaccard {one.jaccard:.3f}" if one.jaccard else f"{one.containment:.0%} of its word pairs"
-        yield Change(one.row, "dropped", f"it holds the evaluation item {evaluation[one.item].origin} ({how})")
+@dataclass(frozen=True)
+class ByRow:
+    """All that is done with a row alone, as a pure function of a piece of rows, so that it can be sent anywhere."""
+
+    settings: Clean
+    look: Look
+
+    @cached_property
+    def _rules(self) -> list[tuple[str, Rule]]:
+        return row_rules(self.settings)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ByRow, (self.settings, self.look)  # the rules are functions of functions, made anew where it arrives
+
+    def __call__(self, piece: Sequence[Row]) -> Piece:
+        """What the rules make of a piece."""
+        origins = list(piece)
+        now: list[Row | None] = list(origins)
+        personal: Counter[str] = Counter()
+        marks = [mark for name, rule in self._rules for mark in apply_rule(now, name, rule, personal)]
+        left = [i for i, row in enumerate(now) if row is not None]
+        changed = [(i, row) for i, row in enumerate(now) if row is not None and row is not origins[i]]
+        seen = self.look(row for row in now if row is not None)
+        return Piece(len(now), left, changed, [(origins[mark.at].origin, mark) for mark in marks], personal, seen)
 
 
-def apply(rows: Sequence[Row], name: str, rule: Rule, ledger: Ledger, progress: Progress | None = None) -> list[Row]:
-    """The rows that a rule leaves, mended where it says so; each change is marked in the ledger."""
-    result: list[Row | None] = list(rows)
-    for change in rule(rows if progress is None else _Watched(rows, name, progress)):
-        row = rows[change.at]
-        other = rows[change.other].origin if change.other is not None else None
-        mended = change.row
+def apply_rule(rows: list[Row | None], name: str, rule: Rule, personal: Counter[str]) -> list[Mark]:
+    """Let a rule go over the rows that are left: what it mends is replaced, what it drops is None from then on."""
+    places = [i for i, row in enumerate(rows) if row is not None]
+    marks = []
+    for change in list(rule([row for row in rows if row is not None])):
+        at, mended = places[change.at], change.row
+        before = rows[at]
+        assert before is not None
+        personal.update(change.kinds)
         if change.fate in LOST:
-            result[change.at] = None
+            rows[at] = None
         elif mended is not None:
-            mended = result[change.at] = identified(msgspec.structs.replace(mended, origin=row.origin))
-        ledger.mark(row.origin, change.fate, name, change.reason, row=mended.id if mended else None, other=other)
-    return [row for row in result if row is not None]
-
-
-def near_clusters(rows: Sequence[Row], settings: NearDuplicates, sets: Shingles | None = None) -> tuple[Pairs, Ints]:
-    """Similar pairs, and the cluster of each row (the index of its first row): linked by similarity or by the same prompt. `sets` are the
-    shingles of the rows' comparison texts (None: made here)."""
-    if settings.action == "keep":
-        empty = Pairs(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0))
-        return empty, np.arange(len(rows), dtype=np.int64)
-    pairs = near_duplicates(sets if sets is not None else [comparison_text(row) for row in rows], settings.threshold)
-    if not settings.same_prompt or settings.action == "drop":
-        return pairs, components(pairs, len(rows))
-    first: dict[bytes, int] = {}
-    asks = [(i, row) for i, row in enumerate(rows) if prompt_of(row)]  # plain text asks nothing
-    same = [(earlier, i) for i, row in asks if (earlier := first.setdefault(prompt_key(row), i)) != i]
-    more = np.array(same, dtype=np.int64).reshape(-1, 2)
-    linked = Pairs(np.concatenate([pairs.left, more[:, 0]]), np.concatenate([pairs.right, more[:, 1]]), np.zeros(0))
-    return pairs, components(linked, len(rows))
-
-
-def _drop_near(
-    rows: Sequence[Row], clusters: Ints, pairs: Pairs, settings: NearDuplicates, ledger: Ledger
-) -> tuple[list[Row], Ints, Pairs]:
-    """Only the first row of each cluster; the reason names the nearest other and its similarity."""
-    nearest: dict[int, float] = {}
-    for i, j, value in zip(pairs.left.tolist(), pairs.right.tolist(), pairs.jaccard.tolist(), strict=True):
-        nearest[i], nearest[j] = max(value, nearest.get(i, 0.0)), max(value, nearest.get(j, 0.0))
-    left: list[Row] = []
-    for i, row in enumerate(rows):
-        if clusters[i] == i:
-            left.append(row)
+            mended = rows[at] = identified(msgspec.structs.replace(mended, origin=before.origin))
+        elif change.fate == "kept":
             continue
-        reason = f"Jaccard {nearest[i]:.3f} to its nearest row in the cluster, threshold {settings.threshold}"
-        ledger.mark(row.origin, "duplicate_of", "near_duplicate", reason, other=rows[clusters[i]].origin)
-    none = np.zeros(0, dtype=np.int64)
-    return left, np.arange(len(left), dtype=np.int64), Pairs(none, none, np.zeros(0))
+        marks.append(Mark(at, change.fate, name, change.reason, mended.id if mended else None))
+    return marks
+
+
+def apply(rows: Sequence[Row], name: str, rule: Rule, ledger: Ledger) -> list[Row]:
+    """The rows that a rule leaves, mended where it says so; each change is marked in the ledger."""
+    now: list[Row | None] = list(rows)
+    for mark in apply_rule(now, name, rule, Counter()):
+        ledger.mark(rows[mark.at].origin, mark.fate, name, mark.reason, row=mark.row)
+    return [row for row in now if row is not None]
+
+
+def _by_row(
+    rows: Sequence[Row], settings: Clean, ledger: Ledger, progress: Progress | None, executor: Executor
+) -> tuple[Sequence[Row], Fingerprints, dict[str, int]]:
+    """The rules over single rows: the rows that they leave, what is known of these, and the kinds of personal data."""
+    sets = settings.near_duplicates.action != "keep"
+    gathered, rewriting = Gathered(len(rows), sets), Rewriting(rows)
+    left, start, personal = [np.zeros(0, dtype=np.int64)], 0, Counter[str]()
+    work = ByRow(settings, Look(sets, len(rows) >= COMPILED_ROWS))
+    for piece in map_rows(work, rows, executor):
+        for origin, mark in piece.marks:
+            ledger.mark(origin, mark.fate, mark.rule, mark.reason, row=mark.row)
+        for i, row in piece.changed:
+            rewriting.put(start + i, row)
+        gathered.add(piece.seen)
+        personal += piece.personal
+        left.append(np.array(piece.left, dtype=np.int64) + start)
+        start += piece.rows
+        if progress is not None:
+            progress.bar("cleaning", start, len(rows))
+    return rewriting.left(np.concatenate(left)), gathered.done(), dict(personal)
+
+
+@dataclass
+class _Rows:
+    """The rows that are left by now and what is known of them."""
+
+    rows: Sequence[Row]
+    prints: Fingerprints
+    personal: dict[str, int]
+    ledger: Ledger
+
+    def lose(self, name: str, rule: SetRule) -> None:
+        """Take out what a rule says is lost, in the ledger."""
+        stays, origins = np.ones(len(self.rows), dtype=bool), self.prints.origins
+        for lost in rule(self.prints, self.rows):
+            stays[lost.at] = False
+            other = None if lost.other is None else origins[lost.other]
+            self.ledger.mark(origins[lost.at], lost.fate, name, lost.reason, other=other)
+        if not stays.all():
+            left = np.flatnonzero(stays)
+            self.rows, self.prints = taken(self.rows, left), self.prints.taken(left)
 
 
 def gate_dropped(ledger: Ledger, limit: float | None) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from tunesmith.core.map_rows import PIECE, pieces_of
 from tunesmith.core.rows import Row
 from tunesmith.core.types import Record
 from tunesmith.data.dedup import best_matches
@@ -39,34 +40,48 @@ class Held(NamedTuple):
     jaccard: float
 
 
-def contaminated(train: Sequence[Row], evaluation: Sequence[Row], settings: Contamination) -> list[Held]:
-    """For each training row that holds an evaluation item the item that it holds most of, by row."""
-    texts, items = [comparison_text(row) for row in train], [subject_of(row) for row in evaluation]
-    found: dict[int, Held] = {}
-    index, value = best_matches(texts, [comparison_text(row) for row in evaluation], settings.threshold)
-    for i in np.flatnonzero(index >= 0).tolist():
-        found[i] = Held(i, int(index[i]), 1.0, float(value[i]))
-    pairs, item_pairs = shingles(texts), shingles(items)
-    weights = _rarity(pairs, item_pairs)
-    for i, j in _candidates(shingles(texts, size=RUN), shingles(items, size=RUN), item_pairs):
-        if i in found and found[i].containment == 1.0:
+def contaminated(train: Sequence[Row], evaluation: Sequence[Row], settings: Contamination, size: int = PIECE) -> list[Held]:
+    """For each training row that holds an evaluation item the item that it holds most of, by row. They are seen `size` at a time."""
+    items = [subject_of(row) for row in evaluation]
+    wholes, pairs, runs = shingles([comparison_text(row) for row in evaluation]), shingles(items), shingles(items, size=RUN)
+    known = np.unique(pairs.hashes)
+    times = np.zeros(len(known), dtype=np.int64)
+    held: dict[int, Held] = {}
+    shared: list[tuple[int, int, Any]] = []  # row, item, and which of the item's pairs the row has
+    for start, piece in zip(range(0, len(train), size), pieces_of(train, size), strict=True):
+        texts = [comparison_text(row) for row in piece]
+        mine = shingles(texts)
+        times += np.bincount(_places(known, mine.hashes), minlength=len(known))
+        index, value = best_matches(mine, wholes, settings.threshold)
+        for i in np.flatnonzero(index >= 0).tolist():
+            held[start + i] = Held(start + i, int(index[i]), 1.0, float(value[i]))
+        for i, j in _candidates(shingles(texts, size=RUN), runs, pairs):
+            shared.append((start + i, j, np.isin(_set(pairs, j), _set(mine, i), assume_unique=True)))
+    weights = _rarity(known, times, pairs, len(train) + len(items))
+    for i, j, which in shared:
+        if i in held and held[i].containment == 1.0:
             continue
-        its, weight = _set(item_pairs, j), weights[item_pairs.starts[j] : item_pairs.starts[j + 1]]
-        share = float(weight[np.isin(its, _set(pairs, i), assume_unique=True)].sum() / weight.sum())
-        if share >= settings.containment and (i not in found or share > found[i].containment):
-            found[i] = Held(i, j, share, 0.0)
-    return [found[i] for i in sorted(found)]
+        weight = weights[pairs.starts[j] : pairs.starts[j + 1]]
+        share = float(weight[which].sum() / weight.sum())
+        if share >= settings.containment and (i not in held or share > held[i].containment):
+            held[i] = Held(i, j, share, 0.0)
+    return [held[i] for i in sorted(held)]
 
 
 def _set(sets: Shingles, i: int) -> Any:
     return sets.hashes[sets.starts[i] : sets.starts[i + 1]]
 
 
-def _rarity(rows: Shingles, items: Shingles) -> Any:
+def _places(known: Any, hashes: Any) -> Any:
+    """Where in the ascending `known` those of the hashes are that are there."""
+    at = np.minimum(np.searchsorted(known, hashes), max(len(known) - 1, 0))
+    return at[known[at] == hashes] if len(known) else at[:0]
+
+
+def _rarity(known: Any, times: Any, items: Shingles, texts: int) -> Any:
     """For each pair of each item ln((1 + N) / (1 + n)) + 0.1, of N texts in both sets, n of which have the pair."""
-    known, times = np.unique(np.concatenate([rows.hashes, items.hashes]), return_counts=True)
-    n = times[np.searchsorted(known, items.hashes)]
-    return np.log((1 + len(rows) + len(items)) / (1 + n)) + 0.1
+    n = times + np.bincount(np.searchsorted(known, items.hashes), minlength=len(known))
+    return (np.log((1 + texts) / (1 + n)) + 0.1)[np.searchsorted(known, items.hashes)]
 
 
 def _candidates(rows: Shingles, items: Shingles, item_pairs: Shingles) -> list[tuple[int, int]]:

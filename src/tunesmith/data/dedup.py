@@ -38,7 +38,7 @@ def near_duplicates(texts: Sequence[str] | Shingles, threshold: float = 0.8, *, 
     k². Texts without a word are in no pair. Raises ConfigError for a threshold outside (0, 1].
     """
     sets = _sets(texts, size, compiled, threshold)
-    first = _first_equal(sets, compiled)
+    first = _first_equal(sets, compiled, np.arange(len(sets)))
     distinct = np.flatnonzero((first == np.arange(len(sets))) & (np.diff(sets.starts) > 0))
     left, right, jaccard = _pairs(sets, distinct, np.zeros(len(distinct), dtype=np.uint8), False, threshold, compiled)
     copies = np.flatnonzero((first != np.arange(len(sets))) & (np.diff(sets.starts) > 0))
@@ -54,16 +54,28 @@ def best_matches(
     """For each new text the most similar old one with Jaccard ≥ threshold: its index (the first among equals, -1 for none) and the value
     (0.0 for none). Serves leakage, contamination and adding rows to a set."""
     fresh, known = _sets(new, size, compiled, threshold), _sets(old, size, compiled, threshold)
-    n_new = len(fresh)
-    both = joined([fresh, known])
-    first = np.concatenate([_first_equal(fresh, compiled), _first_equal(known, compiled) + n_new])
-    distinct = np.flatnonzero((first == np.arange(len(both))) & (np.diff(both.starts) > 0))
-    left, right, jaccard = _pairs(both, distinct, (distinct >= n_new).astype(np.uint8), True, threshold, compiled)
-    news, olds = np.minimum(left, right), np.maximum(left, right) - n_new
-    index, value = np.full(n_new, -1, dtype=np.int64), np.zeros(n_new)
+    n_new, n_old = len(fresh), len(known)
+    index, value = matches_across(joined([fresh, known]), np.arange(n_new), np.arange(n_new, n_new + n_old), threshold, compiled=compiled)
+    return np.where(index >= 0, index - n_new, -1), value
+
+
+def matches_across(sets: Shingles, new: Ints, old: Ints, threshold: float, *, compiled: bool | None = None) -> tuple[Ints, Floats]:
+    """For each of the texts at the places `new` the most similar of those at `old` (ascending): its place in `sets` and the value, as
+    `best_matches`."""
+    n_new = len(new)
+    first_new, first_old = _first_equal(sets, compiled, new), _first_equal(sets, compiled, old)
+    rows = np.concatenate([new[first_new == np.arange(n_new)], old[first_old == np.arange(len(old))]])
+    sides = np.zeros(len(sets), dtype=np.uint8)
+    sides[old] = 1
+    rows = rows[np.diff(sets.starts)[rows] > 0]
+    left, right, jaccard = _pairs(sets, rows, sides[rows], True, threshold, compiled)
+    left_is_new = sides[left] == 0
+    news, olds = np.where(left_is_new, left, right), np.where(left_is_new, right, left)
+    index, value = np.full(len(sets), -1, dtype=np.int64), np.zeros(len(sets))
     order = np.lexsort((-olds, jaccard))  # the last one written wins: highest value, then lowest index
     index[news[order]], value[news[order]] = olds[order], jaccard[order]
-    return index[first[:n_new]], value[first[:n_new]]
+    leaders = new[first_new]
+    return index[leaders], value[leaders]
 
 
 def components(pairs: Pairs, n: int) -> Ints:
@@ -84,16 +96,18 @@ def _sets(texts: Sequence[str] | Shingles, size: int, compiled: bool | None, thr
     return texts if isinstance(texts, Shingles) else shingles(texts, size=size, compiled=compiled)
 
 
-def _first_equal(sets: Shingles, compiled: bool | None) -> Ints:
-    """For each set the index of the first set that is equal to it."""
-    if compiled or (compiled is None and len(sets) > SMALL_ROWS):
+def _first_equal(sets: Shingles, compiled: bool | None, rows: Ints) -> Ints:
+    """For each of the rows the first of them (by its number among them) whose set is equal."""
+    if compiled or (compiled is None and len(rows) > SMALL_ROWS):
         need("numba", extra="data")
         from tunesmith.data import join
 
-        return np.asarray(join.first_equal(sets.hashes, sets.starts), dtype=np.int64)
+        return np.asarray(join.first_equal(sets.hashes, sets.starts, rows), dtype=np.int64)
     seen: dict[bytes, int] = {}
     data, starts = sets.hashes, sets.starts.tolist()
-    return np.array([seen.setdefault(data[starts[i] : starts[i + 1]].tobytes(), i) for i in range(len(sets))], dtype=np.int64)
+    return np.array(
+        [seen.setdefault(data[starts[row] : starts[row + 1]].tobytes(), i) for i, row in enumerate(rows.tolist())], dtype=np.int64
+    )
 
 
 def _pairs(sets: Shingles, rows: Ints, sides: Any, cross: bool, threshold: float, compiled: bool | None) -> tuple[Ints, Ints, Floats]:

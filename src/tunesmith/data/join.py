@@ -107,21 +107,23 @@ def shingle_batch(points: Array, table: Array, size: int) -> tuple[Array, Array]
 
 
 @_compiled
-def first_equal(hashes: Array, starts: Array) -> Array:
-    """For each set the index of the first set that is equal to it; equal fingerprints are compared element by element."""
-    n = len(starts) - 1
+def first_equal(hashes: Array, starts: Array, rows: Array) -> Array:
+    """For each of the rows the first of them (by its number among them) whose set is equal; equal fingerprints are compared element by
+    element."""
+    n = len(rows)
     bits = 4
     while (1 << bits) < 2 * n:
         bits += 1
     mask = np.uint64((1 << bits) - 1)
-    slots = np.full(1 << bits, -1, dtype=np.int64)
-    first = np.empty(n, dtype=np.int64)
+    slots = np.full(1 << bits, -1, dtype=np.int32)
+    first = np.empty(n, dtype=np.int32)
     for i in range(n):
-        fingerprint = np.uint64(starts[i + 1] - starts[i])
-        for k in range(starts[i], starts[i + 1]):
+        row = rows[i]
+        fingerprint = np.uint64(starts[row + 1] - starts[row])
+        for k in range(starts[row], starts[row + 1]):
             fingerprint = _mix(fingerprint ^ hashes[k])
         at = np.int64(fingerprint & mask)
-        while slots[at] >= 0 and not _equal(hashes, starts, slots[at], i):
+        while slots[at] >= 0 and not _equal(hashes, starts, rows[slots[at]], row):
             at = np.int64(np.uint64(at + 1) & mask)
         if slots[at] < 0:
             slots[at] = i

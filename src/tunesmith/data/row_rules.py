@@ -21,13 +21,14 @@ from tunesmith.data.text import answer_of, map_texts, question_of, subject_of, t
 
 
 class Change(NamedTuple):
-    """What a rule does to the row at index `at`: its fate with a reason, the mended row, or the index of the row that it repeats."""
+    """What a rule does to the row at index `at`: its fate with a reason, the mended row, and the kinds of personal data that it has
+    ('kept': nothing but these is said)."""
 
     at: int
     fate: Fate
     reason: str
     row: Row | None = None
-    other: int | None = None
+    kinds: tuple[str, ...] = ()
 
 
 Rule = Callable[[Sequence[Row]], Iterator[Change]]
@@ -141,25 +142,27 @@ def refusals(rows: Sequence[Row]) -> Iterator[Change]:
             yield Change(i, "dropped", f"the answer declines: {answer_of(row)[:60]!r}")
 
 
-def personal_data(settings: PersonalData, found: dict[str, int]) -> Rule:
-    """What `settings.action` says about rows with personal data; how many rows have each kind is added to `found`."""
+def personal_data(settings: PersonalData) -> Rule:
+    """What `settings.action` says about rows with personal data; each change names the kinds that its row has."""
 
     def rule(rows: Sequence[Row]) -> Iterator[Change]:
         texts = [texts_of(row) for row in rows]
         spans = iter(find_all([text for several in texts for text in several], settings.kinds))
         for i, (row, several) in enumerate(zip(rows, texts, strict=True)):
             here = [next(spans) for _ in several]
-            kinds = sorted({span.kind for one in here for span in one})
-            for kind in kinds:
-                found[kind] = found.get(kind, 0) + 1
-            if not kinds or settings.action == "report":
+            kinds = tuple(sorted({span.kind for one in here for span in one}))
+            if not kinds:
+                continue
+            if settings.action == "report":
+                yield Change(i, "kept", "", kinds=kinds)
                 continue
             if settings.action == "drop":
-                yield Change(i, "dropped", f"it holds {', '.join(kinds)}")
+                yield Change(i, "dropped", f"it holds {', '.join(kinds)}", kinds=kinds)
                 continue
             salt = settings.salt if settings.action == "pseudonymise" else None
             better = iter([replace(text, one, salt=salt) for text, one in zip(several, here, strict=True)])
-            yield Change(i, "mended", ", ".join(kinds), row=map_texts(row, lambda _, new=better: next(new), arguments=True))  # type: ignore[misc]
+            mended = map_texts(row, lambda _, new=better: next(new), arguments=True)  # type: ignore[misc]
+            yield Change(i, "mended", ", ".join(kinds), row=mended, kinds=kinds)
 
     return rule
 

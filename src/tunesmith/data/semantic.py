@@ -6,7 +6,7 @@ Another question than near-duplicates: about half of what this finds shares no t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +15,6 @@ from tunesmith.core.errors import ConfigError, GateRefused
 from tunesmith.core.rows import Row
 from tunesmith.core.stats import wilson
 from tunesmith.core.types import Record
-from tunesmith.data.row_rules import Change, Rule
 from tunesmith.data.text import comparison_text
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -35,23 +34,6 @@ class SemanticDuplicates(Record, frozen=True):
     action: Literal["drop", "keep"] = "keep"
     threshold: float = 0.95
     encoder: str = "minilm-l6-v2"
-
-
-def semantic_duplicates(settings: SemanticDuplicates, encoder: Encoder | None) -> Rule:
-    """The rule; `encoder` gives vectors (n × d). Raises ConfigError without one, or for a threshold outside (0, 1]."""
-    if not 0 < settings.threshold <= 1:
-        raise ConfigError(f"a cosine of {settings.threshold}", where="clean.semantic_duplicates", allowed="above 0 and up to 1")
-    if encoder is None:
-        raise ConfigError(
-            "no encoder was brought for semantic duplicates", where="clean.semantic_duplicates", remedy="tunesmith data clean brings one"
-        )
-
-    def rule(rows: Sequence[Row]) -> Iterator[Change]:
-        index, value = earlier(encoder([comparison_text(row) for row in rows]), settings.threshold)
-        for i in np.flatnonzero(index >= 0).tolist():
-            yield Change(i, "duplicate_of", f"cosine {value[i]:.3f}, threshold {settings.threshold}", other=int(index[i]))
-
-    return rule
 
 
 def earlier(vectors: Floats, threshold: float) -> tuple[np.ndarray[Any, np.dtype[np.int64]], Floats]:

@@ -21,7 +21,8 @@ import numpy as np
 from tunesmith.core.errors import ConfigError
 from tunesmith.data.text import folded, normalised
 
-BATCH_CHARS = 4_000_000
+BATCH_CHARS = 1_000_000
+BATCH_TEXTS = 50_000
 SEPARATE, LETTER, ALONE, END = 0, 1, 2, 3
 _TABLE_SIZE = 0x20000  # beyond: rare ideographs, which stand alone
 _ALONE = (
@@ -39,10 +40,17 @@ class Shingles(NamedTuple):
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    def taken(self, which: np.ndarray[Any, np.dtype[np.bool_]]) -> Shingles:
-        """The sets of the texts that `which` (n) says, in their order."""
+    def compacted(self, which: np.ndarray[Any, np.dtype[np.bool_]]) -> Shingles:
+        """The sets of the texts that `which` (n) says, in their order, moved to the front of the same array: these sets are used up."""
         sizes = np.diff(self.starts)
-        return Shingles(self.hashes[np.repeat(which, sizes)], np.concatenate([[0], np.cumsum(sizes[which])]))
+        end = 0
+        for first in range(0, len(which), BATCH_TEXTS):  # not all at once: that would hold most of them twice
+            part = slice(first, first + BATCH_TEXTS)
+            low, high = self.starts[first], self.starts[min(first + BATCH_TEXTS, len(which))]
+            chosen = self.hashes[low:high][np.repeat(which[part], sizes[part])]
+            self.hashes[end : end + len(chosen)] = chosen
+            end += len(chosen)
+        return Shingles(self.hashes[:end], np.concatenate([[0], np.cumsum(sizes[which])]))
 
 
 def joined(several: Sequence[Shingles]) -> Shingles:
@@ -72,7 +80,7 @@ def code_points(texts: Sequence[str]) -> np.ndarray[Any, np.dtype[np.uint32]]:
 def shingles(texts: Sequence[str], *, size: int = 2, compiled: bool | None = None) -> Shingles:
     """The shingle sets of texts. `compiled` None uses numba when there are many texts; both ways give the same sets.
 
-    Memory: 8 bytes a shingle, and a batch of about 4 million characters. Raises ConfigError when size is not 1 to 8.
+    Memory: 8 bytes a shingle, and a batch of about a million characters. Raises ConfigError when size is not 1 to 8.
     """
     if not 1 <= size <= 8:
         raise ConfigError(f"a shingle of {size} words", allowed="1 to 8 words")

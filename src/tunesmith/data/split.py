@@ -14,14 +14,15 @@ from typing import Any, Literal
 import numpy as np
 
 from tunesmith.core.errors import ConfigError, DataError, GateRefused
-from tunesmith.core.row_kinds import label_of, only
+from tunesmith.core.row_kinds import only
 from tunesmith.core.rows import Row
+from tunesmith.core.stored_rows import taken
 from tunesmith.core.types import Example, Record
-from tunesmith.data.dedup import Ints, Pairs, best_matches, components
+from tunesmith.data.dedup import Ints, Pairs, components, matches_across
+from tunesmith.data.fingerprints import Fingerprints, fingerprints
 from tunesmith.data.no_gc import no_cycles
 from tunesmith.data.semantic import Overlap, SemanticLeakage
-from tunesmith.data.shingle import Shingles, joined
-from tunesmith.data.text import comparison_text, normalised, question_of
+from tunesmith.data.text import comparison_text, normalised
 
 SIDES = ("train", "validation", "test")
 TRAIN, VALIDATION, TEST = 0, 1, 2
@@ -72,42 +73,46 @@ class Splits:
     """The three parts, in the order of the input, the leakage of the held-out ones, what had to be done differently, and the overlap in
     meaning (empty where no encoder was brought)."""
 
-    train: list[Row]
-    validation: list[Row]
-    test: list[Row]
+    train: Sequence[Row]
+    validation: Sequence[Row]
+    test: Sequence[Row]
     leakage: dict[str, Leakage]
     notes: tuple[str, ...] = ()
     meaning: dict[str, Overlap] = field(default_factory=dict)
 
     def examples(self, side: Literal["train", "validation", "test"]) -> list[Example]:
         """One part as Examples. Raises DataError when the rows are of another kind."""
-        rows: list[Row] = getattr(self, side)
-        return only(rows, Example)
+        return only(getattr(self, side), Example)
 
 
 @no_cycles()
-def split(rows: Sequence[Row], settings: Split, clusters: Ints | None = None, sets: Shingles | None = None) -> Splits:
-    """Divide rows; `clusters` as `clean` gives them (None: each row alone), and the shingle `sets` of the rows (None: made here).
+def split(rows: Sequence[Row], settings: Split, clusters: Ints | None = None, prints: Fingerprints | None = None) -> Splits:
+    """Divide rows; `clusters` as `clean` gives them (None: each row alone), and the rows' fingerprints (None: made here).
 
     Raises ConfigError for shares that cannot be, DataError when the rows cannot be divided so, GateRefused when the held-out parts
     leak more than `max_leakage`.
     """
-    sides, notes = assign(rows, settings, clusters)
-    parts = [[row for row, side in zip(rows, sides.tolist(), strict=True) if side == which] for which in (TRAIN, VALIDATION, TEST)]
-    known = tuple(sets.taken(np.isin(sides, which)) for which in ([TRAIN], [VALIDATION], [TEST])) if sets is not None else ()
-    found = leakages(parts[TRAIN], {"validation": parts[VALIDATION], "test": parts[TEST]}, settings.leakage_threshold, known)
-    for name, measured in found.items():
-        gate_leakage(measured, settings.max_leakage, name)
-    return Splits(parts[TRAIN], parts[VALIDATION], parts[TEST], found, tuple(notes))
+    prints = fingerprints(rows) if prints is None or prints.sets is None else prints
+    sides, notes = assign(rows, settings, clusters, prints)
+    places = [np.flatnonzero(sides == which) for which in (TRAIN, VALIDATION, TEST)]
+    held_out = {"validation": places[VALIDATION], "test": places[TEST]}
+    measured = _leakages(rows, prints, places[TRAIN], held_out, settings.leakage_threshold)
+    for name, one in measured.items():
+        gate_leakage(one, settings.max_leakage, name)
+    train, validation, test = (taken(rows, which) for which in places)
+    return Splits(train, validation, test, measured, tuple(notes))
 
 
-def assign(rows: Sequence[Row], settings: Split, clusters: Ints | None = None) -> tuple[np.ndarray[Any, np.dtype[np.int8]], list[str]]:
+def assign(
+    rows: Sequence[Row], settings: Split, clusters: Ints | None = None, prints: Fingerprints | None = None
+) -> tuple[np.ndarray[Any, np.dtype[np.int8]], list[str]]:
     """The side of each row (0 train, 1 validation, 2 test), and notes on what had to be done differently."""
     _check(rows, settings)
-    unit = _units(rows, settings, clusters)
+    prints = fingerprints(rows, sets=False) if prints is None else prints
+    unit = _units(prints, settings, clusters)
     size = np.bincount(unit)
-    rank = _ranks(rows, unit, settings)
-    strata = _strata(rows, unit) if settings.by == "stratified" else np.zeros(len(size), dtype=np.int64)
+    rank = _ranks(rows, prints, unit, settings)
+    strata = _strata(prints, unit) if settings.by == "stratified" else np.zeros(len(size), dtype=np.int64)
     sides = np.zeros(len(size), dtype=np.int8)
     shares = {TEST: settings.test, VALIDATION: settings.validation}
     notes: list[str] = []
@@ -143,32 +148,32 @@ def _check(rows: Sequence[Row], settings: Split) -> None:
         )
 
 
-def _units(rows: Sequence[Row], settings: Split, clusters: Ints | None) -> Ints:
+def _units(prints: Fingerprints, settings: Split, clusters: Ints | None) -> Ints:
     """The unit of each row, numbered from 0. Rows of one cluster or one group are in one unit."""
-    n = len(rows)
+    n = len(prints)
     if settings.by == "random":
         return np.arange(n, dtype=np.int64)
-    groups: dict[str, int] = {}
-    links = [(groups.setdefault(row.group, i), i) for i, row in enumerate(rows) if row.group is not None]
-    if settings.by == "group" and len(links) < n:
-        missing = next(row.origin for row in rows if row.group is None)
+    grouped = np.flatnonzero(prints.group >= 0)
+    if settings.by == "group" and len(grouped) < n:
+        missing = int(np.flatnonzero(prints.group < 0)[0])
         raise DataError(
-            f"{n - len(links)} of {n} rows have no group, the first is {missing}",
+            f"{n - len(grouped)} of {n} rows have no group, the first is {prints.origins[missing]}",
             where="split.by",
             remedy="map a column: map: {group: document}",
         )
+    _, first, which = np.unique(prints.group[grouped], return_index=True, return_inverse=True)
+    left, right = [grouped[first][which]], [grouped]
     if clusters is not None:
-        links += list(zip(clusters.tolist(), range(n), strict=True))
-    ends = np.array(links, dtype=np.int64).reshape(-1, 2)
-    joined = components(Pairs(ends[:, 0], ends[:, 1], np.zeros(0)), n)
-    return np.asarray(np.unique(joined, return_inverse=True)[1], dtype=np.int64)
+        left, right = [*left, clusters], [*right, np.arange(n, dtype=np.int64)]
+    linked = components(Pairs(np.concatenate(left), np.concatenate(right), np.zeros(0)), n)
+    return np.asarray(np.unique(linked, return_inverse=True)[1], dtype=np.int64)
 
 
 def _place(key: str, salt: str) -> float:
     return int.from_bytes(hashlib.blake2b(f"{salt}\n{key}".encode(), digest_size=8).digest(), "big") / 2**64
 
 
-def _ranks(rows: Sequence[Row], unit: Ints, settings: Split) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _ranks(rows: Sequence[Row], prints: Fingerprints, unit: Ints, settings: Split) -> np.ndarray[Any, np.dtype[np.float64]]:
     """The place of each unit: by its lowest row id (or group), or by the age of its newest row, newest first.
 
     Not the lowest place of its rows: of many places one is nearly always low, and large units would all be test rows."""
@@ -177,23 +182,38 @@ def _ranks(rows: Sequence[Row], unit: Ints, settings: Split) -> np.ndarray[Any, 
         order = np.full(n_units, -np.inf)
         np.maximum.at(order, unit, _times(rows, settings.time))
         return -order
-    lowest: dict[int, str] = {}
-    for which, row in zip(unit.tolist(), rows, strict=True):
-        key = row.group or row.id
-        if which not in lowest or key < lowest[which]:
+    lowest = _lowest_ids(prints, unit, n_units)
+    for which, number in {*zip(unit[prints.group >= 0].tolist(), prints.group[prints.group >= 0].tolist(), strict=True)}:
+        key = prints.groups.texts[number].encode()
+        if key and (lowest[which] == _NO_KEY or key < lowest[which]):
             lowest[which] = key
-    return np.array([_place(lowest[which], settings.salt) for which in range(n_units)])
+    return np.array([_place(key.decode(), settings.salt) for key in lowest])
+
+
+_NO_KEY = b"\xff"  # no text has this byte
+
+
+def _lowest_ids(prints: Fingerprints, unit: Ints, n_units: int) -> list[bytes]:
+    """The lowest id in each unit of the rows that have no group. (The order of UTF-8 bytes is that of the characters.)"""
+    alone = np.flatnonzero((prints.group < 0) | np.array([not text for text in prints.groups.texts] or [False])[prints.group])
+    order = alone[np.argsort(prints.ids[alone], kind="stable")][::-1]
+    lowest = [_NO_KEY] * n_units
+    for start in range(0, len(order), 100_000):  # a list of them all would hold every id as an object
+        part = order[start : start + 100_000]
+        for which, key in zip(unit[part].tolist(), prints.ids[part].tolist(), strict=True):
+            lowest[which] = key
+    return lowest
 
 
 def _times(rows: Sequence[Row], key: str) -> np.ndarray[Any, np.dtype[np.float64]]:
     """The time of each row in seconds. Raises DataError naming the first row without one."""
     from datetime import datetime
 
-    found = np.zeros(len(rows))
+    times = np.zeros(len(rows))
     for i, row in enumerate(rows):
         value = row.meta.get(key)
         try:
-            found[i] = float(value) if isinstance(value, int | float) else datetime.fromisoformat(str(value)).timestamp()
+            times[i] = float(value) if isinstance(value, int | float) else datetime.fromisoformat(str(value)).timestamp()
         except ValueError as error:
             raise DataError(
                 f"meta.{key} is {value!r}, which is no time",
@@ -201,21 +221,17 @@ def _times(rows: Sequence[Row], key: str) -> np.ndarray[Any, np.dtype[np.float64
                 allowed="an ISO date such as 2026-05-01, or a number",
                 remedy="name the right key: split.time",
             ) from error
-    return found
+    return times
 
 
-def _strata(rows: Sequence[Row], unit: Ints) -> Ints:
+def _strata(prints: Fingerprints, unit: Ints) -> Ints:
     """The stratum of each unit: the label of its first row. Raises DataError when no row has a label."""
-    if all(label_of(row) is None for row in rows):
+    if not (prints.label >= 0).any():
         raise DataError(
             "no row has a label to stratify by", where="split.by", remedy="map a column: map: {label: intent}, or use by: cluster"
         )
-    names: dict[str | None, int] = {}
-    found = np.full(int(unit.max(initial=-1)) + 1, -1, dtype=np.int64)
-    for which, row in zip(unit.tolist(), rows, strict=True):
-        if found[which] < 0:
-            found[which] = names.setdefault(label_of(row), len(names))
-    return found
+    _, first = np.unique(unit, return_index=True)
+    return np.asarray(prints.label[first], dtype=np.int64)
 
 
 def _give_back(sides: np.ndarray[Any, Any], size: Ints, rank: np.ndarray[Any, Any], settings: Split) -> list[str]:
@@ -246,33 +262,46 @@ def leakage(train: Sequence[Row], held_out: Sequence[Row], threshold: float = 0.
     return leakages(train, {"held_out": held_out}, threshold)["held_out"]
 
 
-def leakages(
-    train: Sequence[Row], held_out: Mapping[str, Sequence[Row]], threshold: float = 0.8, sets: Sequence[Shingles] = ()
-) -> dict[str, Leakage]:
-    """`leakage` of several held-out parts, with one pass over the training rows. `sets`: the shingles of the training rows and of each
-    part's comparison texts, where they are known already."""
-    new = [comparison_text(row) for rows in held_out.values() for row in rows]
-    ours, theirs = (sets[0], joined(sets[1:])) if sets else ([comparison_text(row) for row in train], new)
-    index, value = best_matches(theirs, ours, threshold)
-    # equal texts have equal shingles, or none at all: only then is it worth normalising every training text
-    alike = [i for i, text in enumerate(new) if value[i] == 1.0 or not text.strip()]
-    known = {normalised(comparison_text(row)) for row in train} if alike else set()
-    exact = np.array([i for i in alike if normalised(new[i]) in known], dtype=np.int64)
-    asked = {normalised(question_of(row)) for row in train} - {""}  # plain text asks nothing
-    found, start = {}, 0
-    for name, rows in held_out.items():
-        end = start + len(rows)
-        worst = sorted((np.flatnonzero(index[start:end] >= 0) + start).tolist(), key=lambda i: (-value[i], i))[:10]
-        found[name] = Leakage(
-            rows=len(rows),
-            exact=int(((exact >= start) & (exact < end)).sum()),
-            near=int((index[start:end] >= 0).sum()),
-            same_question=sum(normalised(question_of(row)) in asked for row in rows),
+def leakages(train: Sequence[Row], held_out: Mapping[str, Sequence[Row]], threshold: float = 0.8) -> dict[str, Leakage]:
+    """`leakage` of several held-out parts, with one pass over the training rows."""
+    rows = [*train, *(row for part in held_out.values() for row in part)]
+    ends = np.cumsum([len(train), *map(len, held_out.values())])
+    places = {name: np.arange(start, end) for name, start, end in zip(held_out, ends[:-1].tolist(), ends[1:].tolist(), strict=True)}
+    return _leakages(rows, fingerprints(rows), np.arange(len(train)), places, threshold)
+
+
+def _leakages(rows: Sequence[Row], prints: Fingerprints, train: Ints, held_out: Mapping[str, Ints], threshold: float) -> dict[str, Leakage]:
+    """The leakage of each part; `train` and the parts are places among the rows."""
+    new = np.concatenate(list(held_out.values()))
+    assert prints.sets is not None
+    index, value = np.full(len(prints), -1, dtype=np.int64), np.zeros(len(prints))
+    index[new], value[new] = matches_across(prints.sets, new, train, threshold)
+    repeated = _repeated(rows, prints, train, new[(value[new] == 1.0) | (np.diff(prints.sets.starts)[new] == 0)])
+    asked = np.unique(prints.question[train])
+    measured = {}
+    for name, places in held_out.items():
+        near, questions = places[index[places] >= 0], prints.question[places]
+        worst = sorted(near.tolist(), key=lambda i: (-value[i], i))[:10]
+        measured[name] = Leakage(
+            rows=len(places),
+            exact=int(np.isin(places, repeated).sum()),
+            near=len(near),
+            same_question=int((np.isin(questions, asked) & (questions != 0)).sum()),  # 0: plain text asks nothing
             threshold=threshold,
-            examples=tuple((rows[i - start].origin, train[index[i]].origin, round(float(value[i]), 4)) for i in worst),
+            examples=tuple((prints.origins[i], prints.origins[int(index[i])], round(float(value[i]), 4)) for i in worst),
         )
-        start = end
-    return found
+    return measured
+
+
+def _repeated(rows: Sequence[Row], prints: Fingerprints, train: Ints, alike: Ints) -> Ints:
+    """Which of the held-out rows `alike` (equal shingles, or none at all) have the same comparison text as a training row. Only then is it
+    worth normalising every training text."""
+    if not len(alike):
+        return alike
+    texts = [normalised(comparison_text(row)) for row in taken(rows, alike)]
+    wanted = set(texts)
+    known = {text for row in taken(rows, train) if (text := normalised(comparison_text(row))) in wanted}
+    return alike[[text in known for text in texts]]
 
 
 def gate_leakage(measured: Leakage, limit: float, name: str = "test") -> None:

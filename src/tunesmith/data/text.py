@@ -1,8 +1,7 @@
 """A row's texts: all of them, to be searched or changed, and what is compared of them, normalised; knows nothing about how.
 
 The **comparison text** of a row is its user turns and its final answer, joined by line feeds. System and developer turns are left out when
-there is a user turn: most data repeats one instruction in every row, and it would make unrelated rows look alike. The **exact key** leaves
-nothing out: every turn with its role, tool calls and tools.
+there is a user turn: most data repeats one instruction in every row, and it would make unrelated rows look alike.
 """
 
 from __future__ import annotations
@@ -55,19 +54,6 @@ def comparison_text(row: Row) -> str:
 def _turn(turn: Message) -> str:
     calls = canonical(turn.tool_calls).decode() if turn.tool_calls else ""
     return f"{turn.role}:{normalised(turn.text)}{calls}"
-
-
-def exact_key(row: Row) -> bytes:
-    """Digest of everything in a row, texts normalised: rows with equal keys are exact duplicates."""
-    if isinstance(row, Example):
-        parts = [_turn(turn) for turn in row.messages]
-        parts += ["", normalised(row.reference)] if row.reference is not None else []
-    elif isinstance(row, Document):
-        parts = [normalised(row.text)]
-    else:
-        parts = [*(_turn(turn) for turn in row.messages), "", *(_turn(turn) for turn in answer_turns(row))]
-        parts += [str(row.desirable)] if isinstance(row, Labelled) else []
-    return _key(parts, row)
 
 
 def prompt_key(row: Row) -> bytes:

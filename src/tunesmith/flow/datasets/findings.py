@@ -18,9 +18,8 @@ import numpy as np
 
 from tunesmith.core.rows import Row, read_parquet
 from tunesmith.data.check import check, held_out_power
-from tunesmith.data.clean import near_clusters
 from tunesmith.data.labels import label_errors
-from tunesmith.data.set_rules import contradictions
+from tunesmith.data.set_rules import NearDuplicates, contradictions, near_clusters
 from tunesmith.data.text import answer_of, normalised, question_of
 from tunesmith.flow.datasets.people import disagreeing, not_copied, omitted, personal
 from tunesmith.flow.datasets.versions import Data, entered
@@ -63,7 +62,7 @@ def of_rows(
         "rows": len(whole),
         "looked_at": len(rows),
         "near_duplicates": _near(rows, side, threshold),
-        "contradictions": [[_shown(rows[i], side) for i in places[:4]] for places in list(contradictions(rows).values())[:PAIRS]],
+        "contradictions": [[_shown(rows[i], side) for i in places[:4]] for places in contradictions(rows)[:PAIRS]],
         "suspects": _suspects(rows, side),
         "personal_data": _personal(rows),
         "advice": [msgspec.to_builtins(one) for one in checked.advice],
@@ -85,8 +84,6 @@ def _personal(rows: Sequence[Row]) -> dict[str, Any]:
 
 def _near(rows: Sequence[Row], side: dict[str, str], threshold: float) -> dict[str, Any]:
     """How many pairs and clusters there are, the pairs that differ most while still alike, and the largest cluster."""
-    from tunesmith.data.clean import NearDuplicates
-
     pairs, clusters = near_clusters(rows, NearDuplicates(threshold=threshold))
     kept, sizes = np.unique(clusters, return_counts=True)
     several = sizes[sizes > 1]

@@ -29,10 +29,11 @@ from tunesmith.core.row_kinds import NAMES, kind_of, only, prompt_of, tools_of, 
 from tunesmith.core.rows import Row, read_parquet
 from tunesmith.core.types import Document, Example, Labelled, LedgerLine, Preference, Record
 from tunesmith.data import version as versions
-from tunesmith.data.clean import Clean, Cleaned, clean, near_clusters
+from tunesmith.data.clean import Clean, Cleaned, clean
 from tunesmith.data.collect import Collected, Source, collect, stream_all
 from tunesmith.data.import_stream import Intake
 from tunesmith.data.ledger import Ledger
+from tunesmith.data.set_rules import near_clusters
 from tunesmith.data.split import Split, Splits, split
 from tunesmith.data.version import DatasetVersion
 from tunesmith.flow.datasets.imports import ALL as ALL

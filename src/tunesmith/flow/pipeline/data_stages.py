@@ -13,7 +13,8 @@ import numpy as np
 
 from tunesmith.core.chat import Rendered, Renderer
 from tunesmith.core.errors import DataError
-from tunesmith.core.rows import read_parquet, write_parquet
+from tunesmith.core.rows import write_parquet
+from tunesmith.core.stored_rows import StoredRows
 from tunesmith.core.types import Example
 from tunesmith.data.clean import Clean, clean
 from tunesmith.data.ledger import Ledger
@@ -30,8 +31,8 @@ def clean_and_split(rows_folder: Path, cleaning: Clean, splitting: Split, catalo
     """Clean the rows and divide them; writes one Parquet file a part, clusters.json and the ledger of both."""
     ledger = Ledger.read(rows_folder / "ledger.jsonl")
     encoder = partial(embed, catalog=catalog, encoder=cleaning.semantic_duplicates.encoder)
-    cleaned = clean(list(read_parquet(rows_folder / "rows.parquet")), cleaning, ledger, encoder=encoder)
-    parts = split(cleaned.rows, splitting, cleaned.clusters, cleaned.sets)
+    cleaned = clean(StoredRows(rows_folder / "rows.parquet"), cleaning, ledger, encoder=encoder)
+    parts = split(cleaned.rows, splitting, cleaned.clusters, cleaned.prints)
     for name in PARTS:
         write_parquet(work / f"{name}.parquet", getattr(parts, name))
         if not getattr(parts, name):
