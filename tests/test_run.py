@@ -36,6 +36,8 @@ evaluate: {{metrics: [exact_match], max_tokens: 6}}
 deploy: {{alias: tiny, questions: 2}}
 serve: {{webhooks: [{{url: "http://127.0.0.1:9", secret: whsec_bm9ib2R5IG1heSByZWFkIHRoaXM=}}]}}
 """
+# The file's own seed is another: whatever looks at this run must know what it was made with.
+RUN = ("run", "--train.seed", "1")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +74,7 @@ def tunesmith(folder: Path, *words: str, check: int | None = None) -> tuple[int,
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, base):
     folder = project(tmp_path_factory.mktemp("finished"), base)
-    code, result, said = tunesmith(folder, "run")
+    code, result, said = tunesmith(folder, *RUN)
     assert code in (0, 3), said
     return folder, code, result
 
@@ -124,10 +126,10 @@ def test_the_report_opens_offline_in_a_browser(finished):
 @pytest.mark.slow
 def test_a_second_run_does_nothing_and_a_changed_setting_redoes_only_what_follows(finished):
     folder, code, first = finished
-    _, again, _ = tunesmith(folder, "run", check=code)
+    _, again, _ = tunesmith(folder, *RUN, check=code)
     assert again["computed"] == []
     assert again["values"] == first["values"]
-    _, changed, _ = tunesmith(folder, "run", "--deploy.questions", "1")
+    _, changed, _ = tunesmith(folder, *RUN, "--deploy.questions", "1")
     assert changed["computed"] == ["ask", "report"]
     _, states, _ = tunesmith(folder, "status", check=0)
     assert {stage["state"] for stage in states["stages"]} == {"done"}
@@ -141,12 +143,12 @@ def test_a_second_run_does_nothing_and_a_changed_setting_redoes_only_what_follow
 @pytest.mark.parametrize("stage", ["collect", "split", "evaluate:zero-shot", "train", "compare"])
 def test_kill_9_at_any_stage_and_the_same_numbers(finished, tmp_path, stage):
     folder = begun(finished[0], tmp_path, stage)
-    process = command(["run"], folder)
+    process = command([*RUN], folder)
     process.until_err(stage)
     if stage == "train":
         until(lambda: [*folder.glob(".tunesmith/stages/.*.part/checkpoints/checkpoint-*")], alive=process.alive)
     assert process.kill() == -signal.SIGKILL
-    code, result, said = tunesmith(folder, "run")
+    code, result, said = tunesmith(folder, *RUN)
     _, whole_code, whole = finished
     assert code == whole_code, said
     assert result["values"] == whole["values"]
@@ -169,7 +171,7 @@ def begun(finished: Path, folder: Path, stage: str) -> Path:
 @pytest.mark.slow
 def test_ctrl_c_exits_with_130_and_the_next_run_goes_on(finished, tmp_path):
     folder = begun(finished[0], tmp_path, "evaluate")
-    process = command(["run"], folder)
+    process = command([*RUN], folder)
     process.until_err("evaluate")
     assert process.kill(signal.SIGINT) == 130
     assert "run again to continue" in process.err
@@ -205,19 +207,77 @@ def test_a_full_disk_is_one_clear_message_and_nothing_is_lost(base, tmp_path):
 @pytest.mark.slow
 def test_a_gate_that_says_no_exits_with_3_and_deploys_nothing(finished):
     folder, _, _ = finished
-    code, result, _ = tunesmith(folder, "run", "--gate.margin", "0.999", "--deploy.alias", "never")
+    code, result, _ = tunesmith(folder, *RUN, "--gate.margin", "0.999", "--deploy.alias", "never")
     assert code == 3
     assert result["decision"] in ("block", "cannot tell")
-    code, result, _ = tunesmith(folder, "run", "--gate.superior", "false", "--gate.margin", "1.0", "--deploy.alias", "always")
+    code, result, _ = tunesmith(folder, *RUN, "--gate.superior", "false", "--gate.margin", "1.0", "--deploy.alias", "always")
     assert (code, result["decision"]) == (0, "pass")
-    code, _, said = tunesmith(folder, "run", "--gate.margin", "-1.0")
+    code, _, said = tunesmith(folder, *RUN, "--gate.margin", "-1.0")
     assert (code, "superior: false with margin 1 tolerates" in said) == (2, True)
+
+
+@pytest.mark.slow
+def test_what_a_run_was_made_with_is_found_by_the_commands_that_look_at_it(finished, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "copy")
+    tunesmith(folder, *RUN, check=finished[1])
+
+    def states(*words):
+        _, found, _ = tunesmith(folder, "status", *words, check=0)
+        return {stage["name"]: stage["state"] for stage in found["stages"]}, found
+
+    done, found = states()
+    assert set(done.values()) == {"done"}
+    assert (found["plan"]["overrides"], found["plan"]["changed"], found["next"]) == (["--train.seed=1"], [], None)
+    assert "with --train.seed=1" in found["plan"]["text"]
+    written, found = states("--as-written")
+    assert (written["split"], written["train"], found["next"]) == ("done", "waiting", "tunesmith run")
+    given, found = states("--train.seed", "7")
+    assert (given["train"], found["next"]) == ("waiting", "tunesmith run --train.seed=7")
+    _, gate, _ = tunesmith(folder, "gate", "run:zero-shot", "run:tuned", "--superior", "--margin", "0", check=finished[1])
+    assert gate["plan"]["run"] == states()[1]["plan"]["run"]
+    _, shown, _ = tunesmith(folder, "report", "run:zero-shot", "run:tuned", "--out", "shown", check=0)
+    assert shown["comparisons"][0]["b"] == "tuned"
+    code, refused, _ = tunesmith(folder, "gate", "run:zero-shot", "run:tuned", "--as-written")
+    assert (code, "no finished arm 'tuned'" in refused["error"]["message"]) == (2, True)
+
+    file = folder / "tunesmith.yaml"
+    file.write_text(file.read_text().replace("learning_rate: 0.01", "learning_rate: 0.02"))
+    changed, found = states()
+    assert set(changed.values()) == {"done"}, "what was run is there still"
+    assert found["plan"]["changed"][0] == "train"
+    assert "split" not in found["plan"]["changed"]
+    assert "tunesmith.yaml or its rows have changed since" in found["plan"]["text"]
+    assert tunesmith(folder, "gate", "run:zero-shot", "run:tuned", "--superior", "--margin", "0")[0] == finished[1]
+
+
+@pytest.mark.slow
+def test_secrets_among_a_runs_words_are_kept_nowhere(finished, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "copy")
+    secret = "whsec_c2VjcmV0IG9mIHRoaXMgcnVu"
+    tunesmith(folder, *RUN, "--serve.webhooks", f'[{{url: "http://127.0.0.1:9", secret: {secret}}}]', "--deploy.alias", "other")
+    _, found, _ = tunesmith(folder, "status", check=0)
+    assert found["plan"]["overrides"] == ["--train.seed=1", "--deploy.alias=other"]
+    holding = [path for path in folder.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
+    assert holding == []
+
+
+@pytest.mark.slow
+def test_training_alone_is_remembered_too_and_a_whole_run_is_still_found(finished, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "copy")
+    tunesmith(folder, *RUN, check=finished[1])
+    tunesmith(folder, "train", "--train.seed", "2", "--train.epochs", "1", check=0)
+    _, found, _ = tunesmith(folder, "status", check=0)
+    states = {stage["name"]: stage["state"] for stage in found["stages"]}
+    assert (states["train"], states["evaluate:tuned"]) == ("done", "waiting")
+    assert found["next"] == "tunesmith run --train.seed=2 --train.epochs=1"
+    code, gate, _ = tunesmith(folder, "gate", "run:zero-shot", "run:tuned", "--superior", "--margin", "0")
+    assert (code, gate["plan"]["overrides"]) == (finished[1], ["--train.seed=1"])
 
 
 @pytest.mark.slow
 def test_run_gate_report_and_junit_say_the_same(finished):
     folder, code, _ = finished
-    _, result, _ = tunesmith(folder, "run", check=code)  # puts this run's report in place
+    _, result, _ = tunesmith(folder, *RUN, check=code)  # puts this run's report in place
     report = json.loads((folder / "report" / "report.json").read_text())
     words = ("gate", f"run:{report['best_baseline']}", "run:tuned", "--superior", "--margin", "0", "--junit", "gate.xml")
     again, gate, _ = tunesmith(folder, *words)

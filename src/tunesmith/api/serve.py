@@ -14,7 +14,8 @@ from tunesmith.core.errors import UsageError
 from tunesmith.deploy.processes import Processes
 from tunesmith.deploy.serve_config import Elsewhere, ServeConfig
 from tunesmith.flow.jobs import worker
-from tunesmith.flow.project import Project, load_project, open_store
+from tunesmith.flow.last_run import view
+from tunesmith.flow.project import Project, open_store
 from tunesmith.models.base import Model
 from tunesmith.models.catalog import Catalog
 from tunesmith.models.upstream import Upstream
@@ -23,9 +24,15 @@ from tunesmith.store.keys import Keys
 
 
 def serve_project(
-    file: Path, overrides: Sequence[str] = (), say: Callable[[str], None] = print, *, names: Mapping[str, str] | None = None
+    file: Path,
+    overrides: Sequence[str] = (),
+    say: Callable[[str], None] = print,
+    *,
+    names: Mapping[str, str] | None = None,
+    as_written: bool = False,
 ) -> None:
-    """Serve the project's base, every deployed alias, its upstreams and the fine-tuning API; blocks until SIGTERM or ctrl-C.
+    """Serve the project's base as the last run had it, every deployed alias, its upstreams and the fine-tuning API; blocks until SIGTERM
+    or ctrl-C.
 
     `overrides` are `--serve.key value` as on the command line; `names` are further names for bases (OpenAI's, for unchanged code). Raises
     UsageError when the port is taken, or the host can be reached from elsewhere and there is no API key.
@@ -33,7 +40,10 @@ def serve_project(
     from tunesmith.api.app import create_app, listen, serve
     from tunesmith.models.local import LocalModel
 
-    project = load_project(file, list(overrides))
+    seen = view(file, beside=overrides, as_written=as_written)
+    project = seen.project
+    if seen.overrides:
+        say(seen.text())
     settings = _settings(project, names or {})
     store = open_store(project, file.resolve().parent)
     try:

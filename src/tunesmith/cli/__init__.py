@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 failed, 2 wrong use or configuration, 3 a gate said no, 13
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +24,7 @@ from tunesmith.cli.data import datasets, previewed
 from tunesmith.cli.jobs import jobs_app, keys_app
 from tunesmith.cli.migrate import migrate_app
 from tunesmith.cli.serving import monitor_app, serve
-from tunesmith.cli.shared import OVERRIDES, Json, emit, file_option, told
+from tunesmith.cli.shared import OVERRIDES, AsWritten, Json, emit, file_option, told
 from tunesmith.cli.training import estimate, train
 
 app = typer.Typer(
@@ -94,9 +95,10 @@ def run(
 
     Example: tunesmith run --train.epochs 2
     """
+    from tunesmith.flow.last_run import written_name
+    from tunesmith.flow.pipeline.run import Made, run_pipeline
     from tunesmith.flow.pipeline.run import dry_run as plan_only
-    from tunesmith.flow.pipeline.run import run_pipeline
-    from tunesmith.flow.project import load_project
+    from tunesmith.flow.project import DEFAULT_FILE, load_project
 
     project = load_project(config, context.args)
     if dry_run:
@@ -106,8 +108,10 @@ def run(
         return
     from tunesmith.api.serve import temporary  # before any work, so that a missing package is said at once
 
+    command = "tunesmith run" if config == DEFAULT_FILE else f"tunesmith run --config {shlex.quote(str(config))}"
+    made = Made(command, tuple(context.args), written_name(config, context.args))
     with told(as_json) as progress:
-        outcome = run_pipeline(project, config.resolve().parent, progress, temporary, command=" ".join(["tunesmith", *sys.argv[1:]]))
+        outcome = run_pipeline(project, config.resolve().parent, progress, temporary, made=made)
     emit(outcome.summary(), as_json, outcome.text())
     if not outcome.passed:
         raise typer.Exit(3)
@@ -139,18 +143,22 @@ def demo(
 
 
 @app.command(context_settings=OVERRIDES)
-def status(context: typer.Context, config: file_option = Path("tunesmith.yaml"), as_json: Json = False) -> None:
-    """The stages of the project: done, waiting, and what they returned.
+def status(
+    context: typer.Context, config: file_option = Path("tunesmith.yaml"), as_written: AsWritten = False, as_json: Json = False
+) -> None:
+    """The stages of the last run as it was made: done or waiting. With --KEY VALUE, or --as-written: those of the file.
 
     Example: tunesmith status
     """
+    from tunesmith.flow.last_run import view
     from tunesmith.flow.pipeline.run import stage_states
-    from tunesmith.flow.project import load_project
 
-    rows = stage_states(load_project(config, context.args), config.resolve().parent)
+    states = stage_states(view(config, context.args, as_written=as_written))
+    rows = states["stages"]
     width = max(len(row["name"]) for row in rows)
     lines = [f"{row['name']:<{width}}  {row['state']:<8} {row['seconds'] or '':>8}  {row['digest'][:12]}" for row in rows]
-    emit({"stages": rows}, as_json, "\n".join(lines))
+    again = [f"what waits is done by: {states['next']}"] if states["next"] else []
+    emit(states, as_json, "\n".join([states["plan"]["text"], *lines, *again]))
 
 
 @app.command()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tunesmith.cli.shared import OVERRIDES, Json, emit, file_option, told
+from tunesmith.cli.shared import OVERRIDES, AsWritten, Json, emit, file_option, told
 
 if TYPE_CHECKING:
     from tunesmith.flow.evaluation.results import KeptEvaluation
@@ -37,6 +37,7 @@ def evaluate(
     price: Annotated[str | None, typer.Option(help="US dollars for a million tokens read and written: 0.15,0.60.")] = None,
     choose_on: Annotated[str | None, typer.Option("--choose-on", help="Pick the best on this data, measure only it on --data.")] = None,
     config: file_option = Path("tunesmith.yaml"),
+    as_written: AsWritten = False,
     as_json: Json = False,
 ) -> None:
     """Ask models every row and rate the answers, each number with its interval; what was answered is never asked again.
@@ -60,9 +61,9 @@ def evaluate(
         return
     given = {"data": data, "metrics": metrics, "samples": samples, "price": price, "choose_on": choose_on}
     (ask,) = options(_words(given) + overrides, Ask)
-    with told(as_json) as progress, bench(config, progress, concurrency=ask.concurrency, rate=ask.rate) as at:
+    with told(as_json) as progress, bench(config, progress, concurrency=ask.concurrency, rate=ask.rate, as_written=as_written) as at:
         found = run_eval(models, ask, at)
-    emit({"evaluations": [_plain(one) for one in found]}, as_json, "\n".join(_table(found)))
+    emit({"evaluations": [_plain(one) for one in found], "plan": at.plan}, as_json, "\n".join(_table(found)))
 
 
 def compare(
@@ -72,6 +73,7 @@ def compare(
     judge: Annotated[str | None, typer.Option(help="A model that compares the answers, each pair in both orders.")] = None,
     human: Annotated[str | None, typer.Option(help='People\'s labels for the judge: JSONL of {"id": row, "b": 1 | 0.5 | 0}.')] = None,
     config: file_option = Path("tunesmith.yaml"),
+    as_written: AsWritten = False,
     as_json: Json = False,
 ) -> None:
     """Is B better than A, by how much, how sure, and where not? A1,A2,A3 are runs of one model: their noise is then part of the intervals.
@@ -90,7 +92,7 @@ def compare(
     given = _words({"slices": slices, "judge": judge, "human": human, "data": data})
     weigh, ask = options(given + overrides, Weigh, Ask)
     a, b = pair(names)
-    with told(as_json) as progress, bench(config, progress, concurrency=ask.concurrency, rate=ask.rate) as at:
+    with told(as_json) as progress, bench(config, progress, concurrency=ask.concurrency, rate=ask.rate, as_written=as_written) as at:
         if ask.data.startswith("suite:"):
             lines = forgotten(a, b, ask, at)
             emit({"abilities": [_plain(line) for line in lines]}, as_json, "\n".join(_ability(line) for line in lines))
@@ -105,7 +107,7 @@ def compare(
     ]
     tested = sum(one.difference is not None for one in found.slices)
     said += [f"{len(differ)} of {tested} slices differ (corrected together).", *found.notes]
-    emit(found.summary(), as_json, "\n".join(said + _judged(found.judged)))
+    emit({**found.summary(), "plan": at.plan}, as_json, "\n".join(said + _judged(found.judged)))
 
 
 def gate(
@@ -118,6 +120,7 @@ def gate(
     data: DATA = None,
     junit: Annotated[Path | None, typer.Option(help="Write the decision as a JUnit file.")] = None,
     config: file_option = Path("tunesmith.yaml"),
+    as_written: AsWritten = False,
     as_json: Json = False,
 ) -> None:
     """May B take A's place? pass exits 0; block and cannot tell exit 3. The whole interval must rule out a loss of the margin or more.
@@ -141,14 +144,14 @@ def gate(
     names, overrides = split_words(words)
     weigh, ask = options(_words({"margin": margin, "only": only, "data": data}) + overrides, Weigh, Ask)
     a, b = pair(names)
-    with told(as_json) as progress, bench(config, progress, concurrency=ask.concurrency, rate=ask.rate) as at:
+    with told(as_json) as progress, bench(config, progress, concurrency=ask.concurrency, rate=ask.rate, as_written=as_written) as at:
         first, second = sides(a, b, ask, at)
         comparison = compare_results(first, second, weigh).comparison
     lines = decide(comparison, {m.name: m.better for m in first.metrics}, weigh.rule, weigh.only)
     if junit is not None:
         write_atomic(junit, junit_of(lines, (a, b)))
     passed = all(line.decision == "pass" for line in lines)
-    shown = {"passed": passed, "lines": [msgspec.structs.asdict(line) for line in lines], "comparison": _plain(comparison)}
+    shown = {"passed": passed, "lines": [msgspec.structs.asdict(line) for line in lines], "comparison": _plain(comparison), "plan": at.plan}
     emit(shown, as_json, "\n".join(line.text for line in lines))
     if not passed:
         raise typer.Exit(3)
@@ -158,6 +161,7 @@ def report(
     words: Annotated[list[str] | None, typer.Argument(metavar="[A B…]", help="The baseline, and what is compared with it.")] = None,
     out: Annotated[Path, typer.Option(help="The folder of report.html, report.json and report.md.")] = Path("evaluation-report"),
     config: file_option = Path("tunesmith.yaml"),
+    as_written: AsWritten = False,
     as_json: Json = False,
 ) -> None:
     """The leaderboard of every evaluation in the store, and comparisons with rows side by side: one HTML file, JSON, Markdown.
@@ -173,9 +177,9 @@ def report(
 
     names, overrides = split_words(words or [])
     (weigh,) = options(overrides, Weigh)
-    with told(as_json) as progress, bench(config, progress) as at:
+    with told(as_json) as progress, bench(config, progress, as_written=as_written) as at:
         found = write_report(names, at, out, weigh)
-    emit(found, as_json, f"{markdown(found)}\nreport: {out / 'report.html'}")
+    emit({**found, "plan": at.plan}, as_json, f"{markdown(found)}\nreport: {out / 'report.html'}")
 
 
 def _words(given: dict[str, str | None]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tunesmith.cli.shared import Json, emit, file_option
+from tunesmith.cli.shared import AsWritten, Json, emit, file_option
 
 monitor_app = typer.Typer(help="What the log of requests says.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -20,6 +20,7 @@ def serve(
     name: Annotated[list[str] | None, typer.Option(help="Another name for a base, NAME=BASE; may be given several times.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that work on fine-tuning jobs.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="Any key of 'serve:', KEY=VALUE; several times.")] = None,
+    as_written: AsWritten = False,
     as_json: Json = False,
 ) -> None:
     """Answer OpenAI's API: the project's base, its deployed models, files and fine-tuning jobs, as 'serve:' in its file says.
@@ -34,7 +35,7 @@ def serve(
         raise UsageError(f"--name {' --name '.join(name or ())}", allowed="NAME=BASE, each NAME once")
     given = [("host", host), ("port", port), ("workers", workers), *(pair.partition("=")[::2] for pair in settings or ())]
     overrides = [f"--serve.{key}={value}" for key, value in given if value is not None]
-    serve_project(config, overrides, lambda text: emit({"serving": text}, as_json, text), names=names)
+    serve_project(config, overrides, lambda text: emit({"serving": text}, as_json, text), names=names, as_written=as_written)
 
 
 @monitor_app.callback()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, no progress.")]
 file_option = Annotated[Path, typer.Option("--config", "-c", help="The project file.")]
+AsWritten = Annotated[bool, typer.Option("--as-written", help="Look at the file as it is, not at the last run as it was made.")]
 _INTERRUPTED = 130
 _PLACES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 # Words that a command does not know are overrides of the project file: --train.epochs 2

@@ -49,7 +49,9 @@ def train(
 
     Example: tunesmith train --backend openai:gpt-4.1-mini-2025-04-14
     """
+    from tunesmith.flow.last_run import written_name
     from tunesmith.flow.pipeline import train_only
+    from tunesmith.flow.pipeline.run import Made
     from tunesmith.flow.project import load_project
 
     project, folder = load_project(config, context.args), config.resolve().parent
@@ -61,7 +63,8 @@ def train(
             found = train_only.overfit(project, folder, progress, overfit)
             emit(found, as_json, f"it can learn: {found['rows']} rows at {found['train_loss']:.4f} nats per trained token")
             return
-        found = train_only.train_project(project, folder, progress, fresh=not resume)
+        made = Made("tunesmith train", tuple(context.args), written_name(config, context.args))
+        found = train_only.train_project(project, folder, progress, fresh=not resume, made=made)
     loss = f", validation loss {found['valid_loss']:.3f}" if found["valid_loss"] is not None else ""
     done = "was already done" if found["cached"] else f"{found['steps']} steps in {found['seconds']:.0f} s"
     emit(found, as_json, f"training {done}{loss}\nadapter: {found['adapter']}")

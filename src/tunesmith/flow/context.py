@@ -3,7 +3,7 @@ nothing about what a stage does."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ import msgspec
 from tunesmith.core.progress import Progress
 from tunesmith.core.types import Example, Sampling
 from tunesmith.data.collect import Source
+from tunesmith.flow.last_run import View
 from tunesmith.flow.project import Project
 from tunesmith.flow.runner import Runner, Stage
 from tunesmith.flow.sources import content, examples, located
@@ -36,6 +37,8 @@ class ProjectContext:
     progress: Progress
     command: str = "tunesmith run"
     left_out: tuple[str, ...] = ()
+    view: View | None = None  # of a command that only looks: which run's stages
+    changed: list[str] = field(init=False, default_factory=list)
 
     @cached_property
     def base(self) -> Path:
@@ -82,7 +85,16 @@ class ProjectContext:
     @cached_property
     def runner(self) -> Runner:
         """The stages, with the digest of each."""
-        return Runner(self.store, self.project.name, self.progress, self.stages())
+        runner = Runner(self.store, self.project.name, self.progress, self.stages())
+        if self.view is not None and self.view.run is not None:
+            # The report also depends on how the server listens, which no run is made with.
+            self.changed = [name for name in runner.pin(self.view.run.digests) if name != "report"]
+        return runner
+
+    @property
+    def plan(self) -> dict[str, Any] | None:
+        """Which plan was looked at, once a stage was; None before, and for a command that runs."""
+        return self.view.summary(self.changed) if self.view is not None and "runner" in self.__dict__ else None
 
     @property
     def arms(self) -> list[str]:

@@ -73,6 +73,12 @@ class Runner:
         """Where the result of that stage lies (or will lie)."""
         return self.store.folder / "stages" / self.digests[name]
 
+    def pin(self, digests: Mapping[str, str]) -> list[str]:
+        """Look at these results from now on. Returns the stages that today's inputs would make anew."""
+        others = [name for name in self.digests if digests.get(name, self.digests[name]) != self.digests[name]]
+        self.digests |= {name: digests[name] for name in self.digests if name in digests}
+        return others
+
     def peek(self, name: str) -> Done | None:
         """The stage's result if it is finished and its folder is still there."""
         key = self.digests[name]

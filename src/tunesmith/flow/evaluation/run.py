@@ -32,7 +32,8 @@ from tunesmith.flow.context import ProjectContext
 from tunesmith.flow.evaluation.ask import Ask
 from tunesmith.flow.evaluation.results import KeptEvaluation
 from tunesmith.flow.evaluation.rows import Data, build, find
-from tunesmith.flow.project import load_project, open_store
+from tunesmith.flow.last_run import view
+from tunesmith.flow.project import open_store
 from tunesmith.models.catalog import Catalog
 from tunesmith.models.resolve import Metered, Models
 from tunesmith.store.store import Store
@@ -54,6 +55,11 @@ class Bench:
         return self.store.folder / "evaluations"
 
     @property
+    def plan(self) -> dict[str, Any] | None:
+        """Which plan of the project was looked at; None when no stage of it was."""
+        return self.context.plan if self.context is not None else None
+
+    @property
     def log(self) -> Path:
         """The log of openings of sealed rows."""
         return self.store.folder / "openings.jsonl"
@@ -66,15 +72,20 @@ class Bench:
 
 
 @contextmanager
-def bench(config: Path, progress: Progress, *, concurrency: int = 8, rate: float | None = None) -> Iterator[Bench]:
-    """The bench of the project file, or, where there is none, of `.tunesmith` in the file's folder."""
+def bench(
+    config: Path, progress: Progress, *, concurrency: int = 8, rate: float | None = None, as_written: bool = False
+) -> Iterator[Bench]:
+    """The bench of the project file as its last run was made (`as_written`: as the file is), or, where there is none, of `.tunesmith`."""
     folder = config.resolve().parent
-    project = load_project(config) if config.is_file() else None
-    store = open_store(project, folder) if project else Store.open(folder / ".tunesmith")
+    seen = view(config, as_written=as_written, whole=True) if config.is_file() else None
+    store = open_store(seen.project, folder) if seen else Store.open(folder / ".tunesmith")
     catalog = Catalog(progress=progress.bar)
     try:
-        context = ProjectContext(project, folder, store, catalog, progress) if project else None
-        yield Bench(store, Models(store, catalog, concurrency, rate), progress, context)
+        context = ProjectContext(seen.project, folder, store, catalog, progress, view=seen) if seen else None
+        at = Bench(store, Models(store, catalog, concurrency, rate), progress, context)
+        yield at
+        if at.plan is not None:
+            progress.say(at.plan["text"])
     finally:
         store.close()
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from tunesmith.core.errors import ConfigError, UsageError
 from tunesmith.core.model_ref import artifact_ref
 from tunesmith.core.progress import Progress, Silent
 from tunesmith.flow.context import TUNED, ProjectContext
+from tunesmith.flow.last_run import View
 from tunesmith.flow.pipeline.serving_stage import Server
 from tunesmith.flow.pipeline.steps import steps_of
 from tunesmith.flow.project import Project, open_store
@@ -23,11 +25,26 @@ from tunesmith.flow.runner import Done, only_one
 from tunesmith.models.base import Model
 from tunesmith.models.catalog import Catalog
 from tunesmith.store.deployments import Deployments
+from tunesmith.store.runs import Run, Runs, without_secrets
 
 if TYPE_CHECKING:
     from tunesmith.flow.pipeline.estimate import Elsewhere
 
 _DATA = ("collect", "split", "tokens")
+
+
+@dataclass(frozen=True)
+class Made:
+    """How a run was asked for: the command, its overrides of the file, and the project's name in the file (empty: the project's own)."""
+
+    command: str = "tunesmith run"
+    overrides: tuple[str, ...] = ()
+    name: str = ""
+
+    @property
+    def text(self) -> str:
+        """The command that makes the same run; what is secret is left out."""
+        return f"{self.command} {shlex.join(without_secrets(self.overrides))}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -63,7 +80,7 @@ def run_pipeline(
     progress: Progress,
     server: Server,
     *,
-    command: str = "tunesmith run",
+    made: Made = Made(),
     left_out: tuple[str, ...] = (),
 ) -> Outcome:
     """Walk the circle in `folder`; finished stages are found, an interrupted one continues.
@@ -71,7 +88,9 @@ def run_pipeline(
     The tuned model is deployed (its alias recorded in the store) only when the gate passes.
     """
     with opened(project, folder, progress, server) as context, only_one(context.store.folder):
-        context.command, context.left_out = command, left_out
+        context.command, context.left_out = made.text, left_out
+        _check_metrics(context)
+        run = begin(context, made)
         names = [stage.name for stage in context.runner.stages]
         waiting = [name for name in names if context.runner.peek(name) is None]
         if waiting:
@@ -84,6 +103,7 @@ def run_pipeline(
         report = folder / project.report
         _publish(results["report"].folder, report)
         values = {arm: results[f"evaluate:{arm}"].output["values"] for arm in context.arms}
+        Runs(context.store).finish(run.id, decision)
         return Outcome(results["compare"].output["verdict"], decision, report / "report.html", done, values)
 
 
@@ -92,15 +112,27 @@ def dry_run(project: Project, folder: Path, progress: Progress, elsewhere: Elsew
     from tunesmith.flow.pipeline.estimate import estimate
 
     with opened(project, folder, progress) as context, only_one(context.store.folder):
+        _check_metrics(context)
         _data(context)
         waiting = [stage.name for stage in context.runner.stages if context.runner.peek(stage.name) is None]
         found = estimate(context, waiting, elsewhere)
         return found.summary() | {"waiting": waiting, "text": found.text()}
 
 
-def stage_states(project: Project, folder: Path) -> list[dict[str, Any]]:
-    """Each stage with its state, digest, and seconds when it is done."""
-    with opened(project, folder, Silent()) as context:
+def begin(context: ProjectContext, made: Made, stages: Sequence[str] = ()) -> Run:
+    """Remember what this run is made with, for the commands that look at it. `stages`: those that it may do (empty: all)."""
+    name, runs = made.name or context.project.name, Runs(context.store)
+    digests = {key: value for key, value in context.runner.digests.items() if not stages or key in stages}
+    before = runs.last(name)
+    if before is not None and before.overrides != without_secrets(made.overrides):
+        words = shlex.join(before.overrides) or "no change of the file"
+        context.progress.say(f"the last run was made with {words}, this one with {shlex.join(without_secrets(made.overrides)) or 'none'}")
+    return runs.begin(name, made.text, made.overrides, digests)
+
+
+def stage_states(view: View) -> dict[str, Any]:
+    """Which plan is looked at, each of its stages with state, digest, and seconds when it is done, and what would do those that wait."""
+    with opened(view.project, view.folder, Silent(), view=view) as context:
         rows = []
         for stage in context.runner.stages:
             done = context.runner.peek(stage.name)
@@ -114,7 +146,8 @@ def stage_states(project: Project, folder: Path) -> list[dict[str, Any]]:
                     "seconds": round(done.seconds, 1) if done else None,
                 }
             )
-        return rows
+        waiting = any(row["state"] != "done" for row in rows)
+        return {"stages": rows, "plan": context.plan, "next": view.again if waiting else None}
 
 
 def _no_server(models: Mapping[str, Model], log: sa.Engine) -> AbstractContextManager[str]:
@@ -122,19 +155,21 @@ def _no_server(models: Mapping[str, Model], log: sa.Engine) -> AbstractContextMa
 
 
 @contextmanager
-def opened(project: Project, folder: Path, progress: Progress, server: Server = _no_server) -> Iterator[ProjectContext]:
-    """The circle of a project over its opened store."""
+def opened(
+    project: Project, folder: Path, progress: Progress, server: Server = _no_server, view: View | None = None
+) -> Iterator[ProjectContext]:
+    """The circle of a project over its opened store; with a `view`, to look at its run's stages."""
     store = open_store(project, folder)
     try:
-        context = ProjectContext(project, folder, store, Catalog(progress=progress.bar), progress)
+        context = ProjectContext(project, folder, store, Catalog(progress=progress.bar), progress, view=view)
         context.runner.steps = steps_of(context, server)
         yield context
     finally:
         store.close()
 
 
-def _data(context: ProjectContext) -> None:
-    """The stages of data; a metric that does not exist, or by which nothing can be better, is said before them and not after training."""
+def _check_metrics(context: ProjectContext) -> None:
+    """A metric that does not exist, or by which nothing can be better, is said before any work and not after training."""
     first = context.metrics[0]
     if first.better == "neither":
         raise ConfigError(
@@ -142,6 +177,10 @@ def _data(context: ProjectContext) -> None:
             where="evaluate.metrics",
             remedy="another metric first",
         )
+
+
+def _data(context: ProjectContext) -> None:
+    """The stages of data."""
     for name in _DATA:
         context.runner.run(name)
 

@@ -12,9 +12,10 @@ from tunesmith.core.errors import TrainingError, UsageError
 from tunesmith.core.progress import Progress
 from tunesmith.flow.context import ProjectContext
 from tunesmith.flow.pipeline.data_stages import load_rendered
-from tunesmith.flow.pipeline.run import opened
+from tunesmith.flow.pipeline.run import Made, begin, opened
 from tunesmith.flow.project import Project
 from tunesmith.flow.runner import only_one
+from tunesmith.store.runs import Runs
 
 # A pipeline that can learn drives the loss of a few rows far below a guess over the vocabulary; above this it cannot.
 LEARNED_NATS = 0.1
@@ -22,12 +23,16 @@ LEARNED_NATS = 0.1
 _BY_HEART = {"epochs": 40, "warmup_ratio": 0.05, "eval_every": None, "checkpoint_every": None, "keep": "last", "patience": None}
 
 
-def train_project(project: Project, folder: Path, progress: Progress, *, fresh: bool = False) -> dict[str, Any]:
+def train_project(
+    project: Project, folder: Path, progress: Progress, *, fresh: bool = False, made: Made = Made(command="tunesmith train")
+) -> dict[str, Any]:
     """Prepare the data and train; an interrupted run continues. `fresh` forgets an unfinished or finished run first."""
     with opened(project, folder, progress) as context, only_one(context.store.folder):
         if fresh:
             _forget(context)
+        run = begin(context, made, ("collect", "split", "tokens", "train"))
         done = context.runner.run("train")
+        Runs(context.store).finish(run.id)
         return {**done.output, "cached": done.cached, "adapter": str(context.adapter)}
 
 
