@@ -1,12 +1,18 @@
-"""Plots as inline SVG text, so that a report is one file that opens offline; knows nothing about what is plotted."""
+"""Plots as inline SVG, coloured by the pages' stylesheet, so that a report is one file; knows nothing about what is plotted.
+
+Each plot is 640 units wide and made to be read at the width of a phone too: labels stand above what they name, legends below the picture.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Iterable, Sequence
 
-COLOURS = ("#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626", "#0891b2")
+from markupsafe import Markup, escape
+
+_COLOURS = 6  # the stylesheet's: stroke0 … stroke5, fill0 … fill5
+_WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 640, 72, 16, 26, 48
+_LONGEST_LABEL = 32
 
 
 def _ticks(low: float, high: float, wanted: int = 5) -> list[float]:
@@ -22,100 +28,121 @@ def _ticks(low: float, high: float, wanted: int = 5) -> list[float]:
 
 
 def _label(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
+
+
+def _clipped(label: str) -> str:
+    return label if len(label) <= _LONGEST_LABEL else label[: _LONGEST_LABEL - 1] + "…"
+
+
+def _range(values: Iterable[float], empty: tuple[float, float] = (0.0, 1.0)) -> tuple[float, float]:
+    """The least and the greatest finite value."""
+    finite = [value for value in values if math.isfinite(value)]
+    return (min(finite), max(finite)) if finite else empty
 
 
 class _Frame:
-    """A plotting area of fixed pixels over data coordinates."""
+    """A plotting area of fixed units over data coordinates."""
 
-    def __init__(self, size: tuple[int, int], left: int, x: tuple[float, float], y: tuple[float, float]) -> None:
-        self.width, self.height, self.left = size[0], size[1], left
+    def __init__(self, height: int, left: int, x: tuple[float, float], y: tuple[float, float]) -> None:
+        self.height, self.left = height, left
         self.x0, self.x1 = x[0], x[1] if x[1] > x[0] else x[0] + 1.0
         self.y0, self.y1 = y[0], y[1] if y[1] > y[0] else y[0] + 1.0
         self.parts: list[str] = []
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        across = (x - self.x0) / (self.x1 - self.x0)
-        up = (y - self.y0) / (self.y1 - self.y0)
-        return self.left + across * (self.width - self.left - 16), self.height - 34 - up * (self.height - 52)
+        across = (min(max(x, self.x0), self.x1) - self.x0) / (self.x1 - self.x0)
+        up = (min(max(y, self.y0), self.y1) - self.y0) / (self.y1 - self.y0)
+        return self.left + across * (_WIDTH - self.left - _RIGHT), self.height - _BOTTOM - up * (self.height - _BOTTOM - _TOP)
 
-    def text(self, x: float, y: float, words: str, anchor: str = "middle", size: int = 12) -> None:
-        self.parts.append(f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}">{escape(words)}</text>')
+    def text(self, x: float, y: float, words: str, anchor: str = "middle") -> None:
+        self.parts.append(f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>')
 
-    def line(self, start: tuple[float, float], end: tuple[float, float], style: str) -> None:
-        self.parts.append(f'<line x1="{start[0]:.1f}" y1="{start[1]:.1f}" x2="{end[0]:.1f}" y2="{end[1]:.1f}" {style}/>')
+    def line(self, start: tuple[float, float], end: tuple[float, float], kind: str) -> None:
+        self.parts.append(f'<line x1="{start[0]:.1f}" y1="{start[1]:.1f}" x2="{end[0]:.1f}" y2="{end[1]:.1f}" class="{kind}"/>')
 
-    def dot(self, x: float, y: float, radius: float, colour: str) -> None:
+    def dot(self, x: float, y: float, radius: float, colour: int) -> None:
         across, up = self.at(x, y)
-        self.parts.append(f'<circle cx="{across:.1f}" cy="{up:.1f}" r="{radius}" fill="{colour}"/>')
+        self.parts.append(f'<circle cx="{across:.1f}" cy="{up:.1f}" r="{radius}" class="fill{colour}"/>')
 
-    def box(self, corner: tuple[float, float], width: float, height: float, colour: str = COLOURS[0]) -> None:
-        self.parts.append(f'<rect x="{corner[0]:.1f}" y="{corner[1]:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{colour}"/>')
+    def box(self, corner: tuple[float, float], width: float, height: float) -> None:
+        self.parts.append(f'<rect x="{corner[0]:.1f}" y="{corner[1]:.1f}" width="{width:.1f}" height="{height:.1f}" class="fill0"/>')
 
-    def svg(self, title: str) -> str:
-        body = f"<title>{escape(title)}</title>{''.join(self.parts)}"
-        return f'<svg viewBox="0 0 {self.width} {self.height}" role="img" aria-label="{escape(title)}">{body}</svg>'
+    def across(self, label: str) -> None:
+        """The axis below: its ticks and what it measures."""
+        for tick in _ticks(self.x0, self.x1):
+            x = self.at(tick, self.y0)[0]
+            last = x > _WIDTH - 3 * _RIGHT  # centred, its label would leave the picture
+            self.text(_WIDTH - 2 if last else x, self.height - 28, _label(tick), "end" if last else "middle")
+        self.text((_WIDTH + self.left) / 2, self.height - 5, label)
 
+    def upwards(self, label: str, wanted: int = 5) -> None:
+        """The axis on the left, with a line over the picture for each of its ticks."""
+        for tick in _ticks(self.y0, self.y1, wanted):
+            self.line(self.at(self.x0, tick), self.at(self.x1, tick), "rule")
+            self.text(self.left - 8, self.at(self.x0, tick)[1] + 4, _label(tick), "end")
+        self.text(4, 15, label, "start")
 
-GRID = 'class="grid"'
-
-
-def lines(title: str, series: Sequence[tuple[str, Sequence[float], Sequence[float]]], x_label: str, y_label: str) -> str:
-    """Curves over one axis; `series` is (label, xs, ys)."""
-    xs = [x for _, values, _ in series for x in values] or [0.0, 1.0]
-    ys = [y for _, _, values in series for y in values] or [0.0, 1.0]
-    frame = _Frame((640, 280), 54, (min(xs), max(xs)), (min(0.0, min(ys)), max(ys) * 1.05))
-    for tick in _ticks(frame.y0, frame.y1):
-        frame.line(frame.at(frame.x0, tick), frame.at(frame.x1, tick), GRID)
-        frame.text(46, frame.at(0, tick)[1] + 4, _label(tick), "end")
-    for tick in _ticks(frame.x0, frame.x1):
-        frame.text(frame.at(tick, 0)[0], frame.height - 18, _label(tick))
-    frame.text(frame.width / 2, frame.height - 3, x_label)
-    frame.text(8, 12, y_label, "start")
-    for i, (label, across, up) in enumerate(series):
-        colour = COLOURS[i % len(COLOURS)]
-        places = [frame.at(x, y) for x, y in zip(across, up, strict=True)]
-        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        frame.parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        if len(across) <= 12:
-            for x, y in zip(across, up, strict=True):
-                frame.dot(x, y, 3.5, colour)
-        frame.box((frame.width - 190, 8 + 18 * i), 12, 12, colour)
-        frame.text(frame.width - 172, 18 + 18 * i, label, "start")
-    return frame.svg(title)
+    def figure(self, title: str, legend: Sequence[str] = ()) -> Markup:
+        name = escape(title)
+        keys = "".join(f'<li><i class="key{i % _COLOURS}"></i>{escape(label)}</li>' for i, label in enumerate(legend))
+        below = f'<ul class="legend">{keys}</ul>' if legend else ""
+        head = f'<svg viewBox="0 0 {_WIDTH} {self.height}" role="img" aria-label="{name}"><title>{name}</title>'
+        return Markup(f'<figure class="plot">{head}{"".join(self.parts)}</svg>{below}</figure>')  # every text above was escaped
 
 
-def intervals(title: str, rows: Sequence[tuple[str, float, float, float]], x_label: str, span: tuple[float, float] | None = None) -> str:
-    """Estimates with their intervals, one row each: (label, estimate, low, high). A line marks zero where it is in the picture."""
-    low, high = span or (min((row[2] for row in rows), default=0.0), max((row[3] for row in rows), default=1.0))
+def lines(title: str, series: Sequence[tuple[str, Sequence[float], Sequence[float]]], x_label: str, y_label: str) -> Markup:
+    """Curves over one axis; `series` is (label, xs, ys). Points that are not finite are left out."""
+    low, high = _range(y for _, _, values in series for y in values)
+    frame = _Frame(290, _LEFT, _range(x for _, values, _ in series for x in values), (min(0.0, low), high * 1.05))
+    frame.upwards(y_label)
+    frame.across(x_label)
+    for i, (_, across, up) in enumerate(series):
+        finite = [(x, y) for x, y in zip(across, up, strict=True) if math.isfinite(x) and math.isfinite(y)]
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in (frame.at(*point) for point in finite))
+        frame.parts.append(f'<polyline points="{points}" class="stroke{i % _COLOURS}"/>')
+        for x, y in finite if len(finite) <= 12 else ():
+            frame.dot(x, y, 3.5, i % _COLOURS)
+    return frame.figure(title, [label for label, _, _ in series])
+
+
+def intervals(title: str, rows: Sequence[tuple[str, float, float, float]], x_label: str, span: tuple[float, float] | None = None) -> Markup:
+    """Estimates with their intervals, one row each: (label, estimate, low, high). A line marks zero where it is in the picture.
+
+    Rows whose estimate is not finite are left out.
+    """
+    rows = [row for row in rows if math.isfinite(row[1])]
+    low, high = span or _range(value for row in rows for value in row[1:])
     margin = 0.0 if span else 0.08 * (high - low or 1.0)
-    frame = _Frame((640, 62 + 34 * len(rows)), 200, (low - margin, high + margin), (0.0, float(len(rows))))
+    frame = _Frame(_TOP + _BOTTOM + 52 * len(rows), _RIGHT, (low - margin, high + margin), (0.0, float(len(rows) or 1)))
     for tick in _ticks(frame.x0, frame.x1):
-        frame.line(frame.at(tick, 0), frame.at(tick, len(rows)), 'class="zero"' if abs(tick) < 1e-12 else GRID)
-        frame.text(frame.at(tick, 0)[0], frame.height - 18, _label(tick))
-    frame.text((frame.width + 200) / 2, frame.height - 3, x_label)
+        frame.line(frame.at(tick, 0), frame.at(tick, frame.y1), "zero" if abs(tick) < 1e-12 else "rule")
+    frame.across(x_label)
     for i, (label, estimate, left, right) in enumerate(rows):
-        y, colour = len(rows) - i - 0.5, COLOURS[i % len(COLOURS)]
-        frame.line(frame.at(left, y), frame.at(right, y), f'stroke="{colour}" stroke-width="3"')
+        y, colour = len(rows) - i - 0.72, i % _COLOURS
+        frame.line(frame.at(left, y), frame.at(right, y), f"thick stroke{colour}")
         frame.dot(estimate, y, 6, colour)
-        frame.text(192, frame.at(0, y)[1] + 4, label, "end", 13)
-    return frame.svg(title)
+        above = frame.at(frame.x0, y)[1] - 16
+        frame.text(_RIGHT, above, _clipped(label), "start")
+        frame.text(_WIDTH - _RIGHT, above, f"{estimate:.3g} [{left:.3g}, {right:.3g}]", "end")
+    return frame.figure(title)
 
 
-def bars(title: str, rows: Sequence[tuple[str, float]], x_label: str) -> str:
+def bars(title: str, rows: Sequence[tuple[str, float]], x_label: str) -> Markup:
     """Horizontal bars with their values."""
     most = max((value for _, value in rows), default=1.0) or 1.0
-    frame = _Frame((640, 44 + 26 * len(rows)), 170, (0.0, most * 1.12), (0.0, float(len(rows))))
+    height = 40 * len(rows) + 30
+    frame = _Frame(height, _RIGHT, (0.0, most), (0.0, 1.0))
     for i, (label, value) in enumerate(rows):
-        x, y = frame.at(value, len(rows) - i - 0.5)
-        frame.box((170, y - 8), max(x - 170, 1), 16)
-        frame.text(162, y + 4, label, "end")
-        frame.text(x + 6, y + 4, _label(value), "start")
-    frame.text((frame.width + 170) / 2, frame.height - 8, x_label)
-    return frame.svg(title)
+        top = 40.0 * i
+        frame.text(_RIGHT, top + 16, _clipped(label), "start")
+        frame.text(_WIDTH - _RIGHT, top + 16, _label(value), "end")
+        frame.box((_RIGHT, top + 23), max(frame.at(value, 0)[0] - _RIGHT, 1), 9)
+    frame.text(_WIDTH / 2, height - 5, x_label)
+    return frame.figure(title)
 
 
-def histogram(title: str, values: Sequence[float], x_label: str, bins: int = 24) -> str:
+def histogram(title: str, values: Sequence[float], x_label: str, bins: int = 24) -> Markup:
     """How often values fall into equal bins; the last bin of a long tail holds all above the 99th percentile."""
     ordered = sorted(values) or [0.0]
     low, high = ordered[0], ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
@@ -123,16 +150,10 @@ def histogram(title: str, values: Sequence[float], x_label: str, bins: int = 24)
     counts = [0] * bins
     for value in ordered:
         counts[min(bins - 1, int((value - low) / width))] += 1
-    frame = _Frame((640, 220), 54, (low, low + width * bins), (0.0, max(counts) * 1.05))
-    for tick in _ticks(frame.y0, frame.y1, 4):
-        frame.line(frame.at(frame.x0, tick), frame.at(frame.x1, tick), GRID)
-        frame.text(46, frame.at(0, tick)[1] + 4, _label(tick), "end")
+    frame = _Frame(240, _LEFT, (low, low + width * bins), (0.0, max(counts) * 1.05))
+    frame.upwards("rows", 4)
     for i, count in enumerate(counts):
         (x, y), (right, floor) = frame.at(low + i * width, count), frame.at(low + (i + 1) * width, 0)
-        frame.parts.append(
-            f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(right - x - 1, 1):.1f}" height="{floor - y:.1f}" fill="{COLOURS[0]}"/>'
-        )
-    for tick in _ticks(frame.x0, frame.x1):
-        frame.text(frame.at(tick, 0)[0], frame.height - 18, _label(tick))
-    frame.text(frame.width / 2, frame.height - 3, x_label)
-    return frame.svg(title)
+        frame.box((x, y), max(right - x - 1, 1), floor - y)
+    frame.across(x_label)
+    return frame.figure(title)

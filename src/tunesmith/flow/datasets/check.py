@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import msgspec
 import numpy as np
 
@@ -22,6 +20,7 @@ from tunesmith.data.text import texts_of
 from tunesmith.flow.datasets.tokens import lengths, training_cost
 from tunesmith.flow.datasets.versions import Data, Datasets, shown
 from tunesmith.pages import plots
+from tunesmith.pages.render import render
 
 _SIZES = (25, 50, 100, 200, 400, 800, 1600, 3200)
 
@@ -91,11 +90,8 @@ def text_of(result: dict[str, Any]) -> str:
 def write_html(result: dict[str, Any], rows: Sequence[Row], path: Path) -> None:
     """The report as one file without outside parts."""
     examples = {row.origin: shown(row) for row in rows if any(row.origin in one.get("rows", ()) for one in result["advice"])}
-    source = resources.files("tunesmith.pages").joinpath("templates", "data_check.html.j2").read_text("utf-8")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"short": short, "count": lambda n: f"{n:,}"}
     drawn = {"plots": _plots(result, rows), "bars": _bars(result), "examples": examples, "typical": _typical(result, rows)}
-    write_atomic(path, environment.from_string(source).render(r=result, guidance=GUIDANCE, **drawn))
+    write_atomic(path, render("data_check", r=result, guidance=GUIDANCE, **drawn))
 
 
 def _typical(result: dict[str, Any], rows: Sequence[Row]) -> list[tuple[str, dict[str, Any]]]:

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import msgspec
 import numpy as np
 
@@ -25,6 +23,7 @@ from tunesmith.flow.datasets.people import disagreeing, not_copied, omitted, per
 from tunesmith.flow.datasets.versions import Data, entered
 from tunesmith.flow.sources import PARTS
 from tunesmith.pages import plots
+from tunesmith.pages.render import render
 
 if TYPE_CHECKING:
     from tunesmith.flow.context import ProjectContext
@@ -175,6 +174,4 @@ def section(found: dict[str, Any]) -> str:
         "test": plots.lines("test size", curves, "rows held out", "points"),
         "topics": plots.bars("topics", topics, "% of the rows") if topics else "",
     }
-    source = resources.files("tunesmith.pages").joinpath("templates", "data_findings.html.j2").read_text("utf-8")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(source).render(f=found, plots=drawn)
+    return render("data_findings", f=found, plots=drawn)

@@ -18,10 +18,11 @@ from tunesmith.evaluate.regression import GENERAL, fetch_suite, forgetting, run_
 from tunesmith.evaluate.slices import Slice, slices
 from tunesmith.flow.context import TUNED, ProjectContext
 from tunesmith.flow.evaluation.compare import slicers
-from tunesmith.flow.evaluation.report import failing, render
+from tunesmith.flow.evaluation.report import failing
 from tunesmith.flow.evaluation.results import Result, arm_evaluations, load_comparisons
 from tunesmith.flow.runner import Output
 from tunesmith.pages import plots
+from tunesmith.pages.render import render
 
 if TYPE_CHECKING:
     from tunesmith.evaluate.run import Evaluation
@@ -193,4 +194,4 @@ def _regression(output: Output) -> dict[str, Any]:
 
 def findings_html(found: dict[str, Any]) -> str:
     """The findings as the part of a report that holds them; everything that comes from data is escaped."""
-    return render("evaluation_findings.html.j2", found)
+    return render("evaluation_findings", f=found)

@@ -6,7 +6,6 @@ import datetime
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from tunesmith.flow.evaluation.rows import build
 from tunesmith.flow.evaluation.run import Bench
 from tunesmith.flow.failures import write_failures
 from tunesmith.pages import plots
+from tunesmith.pages.render import render
 
 _SHOWN = 5
 _SLICES = 12
@@ -39,21 +39,11 @@ def write_report(words: Sequence[str], at: Bench, out: Path, weigh: Weigh = Weig
     """
     report = collected(words, at, weigh)
     write_atomic(out / "report.json", json.dumps(report, indent=1, default=str))
-    write_atomic(out / "report.html", render("evaluation_report.html.j2", report))
+    write_atomic(out / "report.html", render("evaluation_report", r=report))
     write_atomic(out / "report.md", markdown(report))
     if report["failures"]:
         write_failures(out / "failures.jsonl", report["failures"]["groups"])
     return report
-
-
-def render(template: str, report: dict[str, Any]) -> str:
-    """A template of this folder over the report; everything that comes from data is escaped."""
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"signed": lambda value: f"{value:+.3g}", "brief": lambda value: f"{value:.3g}"}
-    source = resources.files("tunesmith.pages").joinpath("templates", template).read_text("utf-8")
-    return environment.from_string(source).render(r=report)
 
 
 def collected(words: Sequence[str], at: Bench, weigh: Weigh) -> dict[str, Any]:

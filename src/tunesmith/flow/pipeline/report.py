@@ -6,11 +6,9 @@ import datetime
 import importlib.metadata
 import json
 import platform
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import msgspec
 
 from tunesmith._version import __version__
@@ -26,6 +24,7 @@ from tunesmith.flow.pipeline.training_stage import events
 from tunesmith.flow.project import Project
 from tunesmith.flow.runner import Output
 from tunesmith.pages import plots
+from tunesmith.pages.render import render
 from tunesmith.store.database import without_password
 
 _SHOWN = 6
@@ -36,9 +35,8 @@ def write_report(context: ProjectContext, work: Path) -> Output:
     """Write report.json (every figure with its interval), report.html (the same for people) and failures.jsonl (for `data next`)."""
     report = _report(context)
     write_atomic(work / "report.json", json.dumps(report, indent=1, default=str))
-    source = resources.files("tunesmith.pages").joinpath("templates", "run_report.html.j2").read_text("utf-8")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    write_atomic(work / "report.html", environment.from_string(source).render(r=report))
+    parts = {"findings_part": findings_html(report["findings"]), "rows_part": in_rows.section(report["data_findings"])}
+    write_atomic(work / "report.html", render("run_report", r=report, **parts))
     write_failures(work / "failures.jsonl", report["findings"]["failures"])
     return {"files": ["report.html", "report.json", "failures.jsonl"]}
 
@@ -64,9 +62,7 @@ def _report(context: ProjectContext) -> dict[str, Any]:
         **_measured(context, comparisons, outputs),
         **_rows_won_and_lost(context, best, comparisons[best]),
         "findings": found,
-        "findings_html": findings_html(found),
         "data_findings": in_data,
-        "data_html": in_rows.section(in_data),
         "data": _data(context, outputs),
         "training": _training(context, outputs["train"]),
         "questions": outputs["ask"]["questions"],
