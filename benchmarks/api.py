@@ -192,7 +192,7 @@ def logged(name: str, folder: str) -> int:
     from tunesmith.monitor.status import status
     from tunesmith.store.store import Store
 
-    return int(status(Store.open(folder).engine)["requests"])
+    return int(status(Store.open(folder))["requests"])
 
 
 def side(name: str) -> None:

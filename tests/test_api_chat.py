@@ -46,7 +46,7 @@ def served(tmp_path_factory):
     store = Store.open(tmp_path_factory.mktemp("store"))
     local = LocalModel(tiny.model(tmp_path_factory.mktemp("model")), name="tiny@1", dtype="float32")
     models = {"echo": EchoModel(), "tiny": local, "org/tiny": local}
-    with running(create_app(models, store.engine, ServeConfig(default_max_tokens=16, max_body_bytes=200_000))) as url:
+    with running(create_app(models, store, ServeConfig(default_max_tokens=16, max_body_bytes=200_000))) as url:
         yield Served(url, store.engine, local)
 
 

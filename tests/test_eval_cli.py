@@ -100,7 +100,7 @@ def test_kill_9_pays_for_nothing_twice(here):
     """`tunesmith eval` against a server on a real port, killed at four moments: the server's own log says what it was asked."""
     rows(here / "rows.jsonl", 200)
     store, kills, at_once = Store.open(here / "served"), 4, 2
-    with temporary({"echo": Slow()}, store.engine) as url:
+    with temporary({"echo": Slow()}, store) as url:
         words = [f"{url.rstrip('/')}#echo", "--data", "rows.jsonl", "--concurrency", str(at_once), "--json"]
         command = [sys.executable, "-m", "tunesmith", "eval", *words]
 

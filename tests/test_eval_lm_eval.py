@@ -68,7 +68,7 @@ def test_the_harness_and_our_evaluation_agree_to_the_row(tmp_path):
     asked = [f"{first} {second}?" for first in WORDS for second in WORDS if first != second][:24]
     store = Store.open(tmp_path / "store")
     local = LocalModel(tiny.model(tmp_path / "base"), name="tiny", dtype="float32")
-    with temporary({"tiny": local}, store.engine) as url:
+    with temporary({"tiny": local}, store) as url:
         base = url if url.rstrip("/").endswith("/v1") else f"{url.rstrip('/')}/v1"
         served = OpenAIModel("tiny", base_url=base, api_key="none")
         rows = [(Message(role="user", content=text),) for text in asked]

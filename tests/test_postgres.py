@@ -37,7 +37,7 @@ def test_the_log_of_requests_is_read_back_by_monitoring(database, tmp_path):
     from tunesmith.store.interactions import InteractionLog
 
     store = Store.open(tmp_path, url=database)
-    log = InteractionLog(store.engine)
+    log = InteractionLog(store)
     one = Interaction(
         id="chatcmpl-1", created=1.0, alias="a", variant="v", messages=(Message(role="user", content="q"),), answer="x",
         finish_reason="stop", prompt_tokens=3, completion_tokens=2, first_token_s=0.1, total_s=0.2,
@@ -45,7 +45,7 @@ def test_the_log_of_requests_is_read_back_by_monitoring(database, tmp_path):
     asyncio.run(log.write(one))
     asyncio.run(log.write(one))
     log.close()
-    found = status(store.engine)
+    found = status(store)
     assert (found["requests"], found["completion_tokens"]) == (1, 2), "the same request is logged once"
 
 
@@ -61,7 +61,7 @@ def worker(store, folder):
     from tunesmith.flow.jobs import worker as module
 
     words = [*module.place(store), "--lease", "2", "--threads", "1"]
-    return start(module.MODULE, words, folder / "worker.log", told=module.database(store))
+    return start(module.MODULE, words, folder / "worker.log", told=store.url)
 
 
 def until(found, *, seconds=180):

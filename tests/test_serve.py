@@ -22,7 +22,7 @@ from tunesmith.deploy.router import Router
 from tunesmith.models.base import Model
 from tunesmith.models.echo import EchoModel
 from tunesmith.monitor.metrics import Sketch
-from tunesmith.monitor.status import quantiles, status
+from tunesmith.monitor.status import ranks, status
 from tunesmith.store.interactions import InteractionLog
 from tunesmith.store.store import Store
 
@@ -50,16 +50,16 @@ def write(log, rows):
 
 
 def test_rows_are_written_once_however_often_they_are_sent(store):
-    log = InteractionLog(store.engine)
+    log = InteractionLog(store)
     write(log, [interaction(i % 10) for i in range(40)])
-    assert status(store.engine)["requests"] == 10
+    assert status(store)["requests"] == 10
     log.close()
     with pytest.raises(StoreError, match="closed"):
         write(log, [interaction(1)])
 
 
 def test_closing_writes_what_is_queued(store):
-    log = InteractionLog(store.engine)
+    log = InteractionLog(store)
 
     async def leave():
         tasks = [asyncio.ensure_future(log.write(interaction(i))) for i in range(300)]
@@ -68,11 +68,11 @@ def test_closing_writes_what_is_queued(store):
         await asyncio.gather(*tasks)
 
     asyncio.run(leave())
-    assert status(store.engine)["requests"] == 300
+    assert status(store)["requests"] == 300
 
 
 def test_a_row_whose_writer_left_is_written_all_the_same(store):
-    log = InteractionLog(store.engine)
+    log = InteractionLog(store)
 
     async def leave():
         task = asyncio.ensure_future(log.write(interaction(1)))
@@ -82,11 +82,11 @@ def test_a_row_whose_writer_left_is_written_all_the_same(store):
     asyncio.run(leave())
     write(log, [interaction(2)])
     log.close()
-    assert status(store.engine)["requests"] == 2
+    assert status(store)["requests"] == 2
 
 
 def test_a_row_that_cannot_be_written_is_told(store):
-    log = InteractionLog(store.engine)
+    log = InteractionLog(store)
     with store.engine.begin() as connection:
         connection.exec_driver_sql("DROP TABLE interactions")
     with pytest.raises(StoreError, match="could not be logged"):
@@ -95,29 +95,82 @@ def test_a_row_that_cannot_be_written_is_told(store):
 
 
 def test_status_counts_by_alias_and_variant(store):
-    log = InteractionLog(store.engine)
+    log = InteractionLog(store)
     rows = [interaction(i, variant=f"v{i % 2}", total_s=0.1 * (i + 1), first_token_s=0.05) for i in range(20)]
     rows.append(interaction(99, status=500, error="broken", finish_reason="error"))
     write(log, rows)
     log.close()
-    said = status(store.engine)
+    said = status(store)
     assert (said["requests"], said["errors"], said["prompt_tokens"], said["completion_tokens"]) == (21, 1, 63, 42)
     assert [(v["variant"], v["requests"], v["errors"]) for v in said["variants"]] == [("v0", 10, 0), ("v1", 11, 1)]
     p50 = said["total_s"]["p50"]
     assert p50["low"] < p50["value"] < p50["high"]
     assert said["tokens_per_s"] == pytest.approx(40 / 21.0)
-    assert status(store.engine, since=1010)["requests"] == 11
-    assert status(store.engine, since=5000)["variants"] == []
+    assert status(store, since=1010)["requests"] == 11
+    assert status(store, since=5000)["variants"] == []
 
 
 @pytest.mark.parametrize("n", [60, 1500])
 def test_quantile_intervals_cover_as_promised(n):
-    rng, true = np.random.default_rng(1), {"p50": np.log(2), "p95": np.log(20)}
-    hits = {"p50": 0, "p95": 0}
+    rng, true = np.random.default_rng(1), {0.5: np.log(2), 0.95: np.log(20)}
+    hits = {0.5: 0, 0.95: 0}
     for _ in range(60):
-        for name, found in quantiles(rng.exponential(size=n).tolist()).items():
-            hits[name] += (found["low"] or 0) <= true[name] <= (found["high"] or np.inf)
+        values = np.sort(rng.exponential(size=n))
+        for q in hits:
+            _, low, high = ranks(n, q)
+            hits[q] += (0 if low is None else values[low]) <= true[q] <= (np.inf if high is None else values[high])
     assert min(hits.values()) >= 52  # 95 % of 60 is 57; fewer than 52 has probability 2e-4
+
+
+def test_what_the_database_counts_is_what_the_rows_say(store):
+    rng = np.random.default_rng(3)
+    rows = [
+        interaction(
+            i, alias=f"a{rng.integers(2)}", variant=f"v{rng.integers(2)}", total_s=float(rng.lognormal()), first_token_s=float(i % 7),
+            status=int(rng.choice([200, 200, 200, 429])), completion_tokens=int(rng.integers(50)), cost_usd=0.25 if i % 3 else None,
+        )
+        for i in range(400)
+    ]  # fmt: skip
+    log = InteractionLog(store)
+    write(log, rows)
+    log.close()
+    said = status(store, since=rows[40].created)
+    told = [({"all": True}, said), *(({"alias": one["alias"], "variant": one["variant"]}, one) for one in said["variants"])]
+    assert len(told) == 5
+    for which, one in told:
+        mine = [row for row in rows[40:] if which in ({"all": True}, {"alias": row.alias, "variant": row.variant})]
+        good = [row for row in mine if row.status < 400]
+        assert (one["requests"], one["errors"]) == (len(mine), len(mine) - len(good))
+        assert one["completion_tokens"] == sum(row.completion_tokens for row in mine)
+        assert one["cost_usd"] == sum(row.cost_usd or 0 for row in mine)
+        assert one["tokens_per_s"] == pytest.approx(sum(row.completion_tokens for row in good) / sum(row.total_s for row in good))
+        assert one["last"] == max(row.created for row in mine)
+        for name in ("total_s", "first_token_s"):
+            ordered = sorted(getattr(row, name) for row in good)
+            for word, q in (("p50", 0.5), ("p95", 0.95)):
+                value, low, high = (one[name][word][key] for key in ("value", "low", "high"))
+                assert value == ordered[int(q * len(good))]
+                assert low is None or low <= value
+                assert high is None or value <= high
+
+
+def test_an_empty_log_has_no_quantiles(store):
+    said = status(store)
+    assert (said["requests"], said["total_s"], said["cost_usd"], said["last"], said["variants"]) == (0, {}, None, None, [])
+
+
+def test_the_columns_of_the_log_are_read_back_as_they_were_written(store):
+    log = InteractionLog(store)
+    written = interaction(
+        1, project="p", endpoint="completions", deployment=3, model_digest="d", user_key="u", cost_usd=0.5, experiment="e", propensity=0.25,
+        conversation="c",
+    )  # fmt: skip
+    write(log, [written])
+    log.close()
+    with store.reading() as connection:
+        row = dict(connection.exec_driver_sql("SELECT * FROM interactions").mappings().one())
+    plain = {name: getattr(written, name) for name in row if name not in ("messages", "tool_calls")}
+    assert {name: row[name] for name in plain} == plain
 
 
 def test_a_sketch_is_within_one_per_cent():
@@ -174,33 +227,33 @@ def test_open_requests_end_before_the_server_does(store):
     from tunesmith.api.app import create_app, running
 
     answers = []
-    with running(create_app({"m": Slow()}, store.engine)) as url:
+    with running(create_app({"m": Slow()}, store)) as url:
         thread = threading.Thread(target=lambda: answers.append(httpx.post(url + "/chat/completions", json=BODY)))
         thread.start()
         time.sleep(0.3)
     thread.join()
     assert answers[0].json()["choices"][0]["message"]["content"] == "hello"
-    assert status(store.engine)["requests"] == 1
+    assert status(store)["requests"] == 1
 
 
 def test_a_client_that_does_not_wait_is_logged(store):
     from tunesmith.api.app import create_app, running
 
-    with running(create_app({"m": Slow()}, store.engine)) as url, pytest.raises(httpx.ReadTimeout):
+    with running(create_app({"m": Slow()}, store)) as url, pytest.raises(httpx.ReadTimeout):
         httpx.post(url + "/chat/completions", json=BODY, timeout=0.2)
-    assert (status(store.engine)["requests"], status(store.engine)["errors"]) == (1, 1)
+    assert (status(store)["requests"], status(store)["errors"]) == (1, 1)
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_broken_model_tells_nothing_of_its_inside_and_is_logged(store, stream):
     from tunesmith.api.app import create_app, running
 
-    with running(create_app({"m": Broken()}, store.engine)) as url:
+    with running(create_app({"m": Broken()}, store)) as url:
         response = httpx.post(url + "/chat/completions", json=BODY | {"stream": stream})
         assert response.status_code == (200 if stream else 500)
         assert "secret" not in response.text
         assert "server_error" in response.text
-    assert status(store.engine)["errors"] == 1
+    assert status(store)["errors"] == 1
 
 
 SERVER = """
@@ -214,7 +267,7 @@ class Slow(EchoModel):
         time.sleep(1.5)
         return super().answer(prompts, sampling, on_answer)
 store = Store.open(sys.argv[1])
-serve(create_app({"m": Slow()}, store.engine), ServeConfig(port=0, notice_s=float(sys.argv[2])), on_ready=lambda url: print(url, flush=True))
+serve(create_app({"m": Slow()}, store), ServeConfig(port=0, notice_s=float(sys.argv[2])), on_ready=lambda url: print(url, flush=True))
 """
 
 

@@ -17,8 +17,10 @@ from tunesmith.core.atomic import atomic_folder, write_atomic
 from tunesmith.core.deployment import Variant
 from tunesmith.core.errors import ConfigError, NotFound, StoreError, UsageError
 from tunesmith.core.model_ref import ModelRef
+from tunesmith.monitor.status import status
 from tunesmith.store import tables
 from tunesmith.store.deployments import Deployments
+from tunesmith.store.keys import Keys
 from tunesmith.store.runs import Runs
 from tunesmith.store.store import Store
 
@@ -71,6 +73,9 @@ def test_an_error_never_shows_the_databases_password(tmp_path, url):
 def test_a_database_that_is_away_is_one_error_for_readers_too(tmp_path):
     store = Store.open(tmp_path)
     store.engine = sqlalchemy.create_engine("postgresql+psycopg://127.0.0.1:9/none")
+    for look in (Keys(store).listed, lambda: status(store), lambda: store.stages("split"), lambda: Runs(store).last("p")):
+        with pytest.raises(StoreError, match=r"cannot be read.*\s+to mend it: look whether the database runs"):
+            look()
     with pytest.raises(StoreError, match="cannot be read"):
         Deployments(store).in_force()
 

@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager, contextmanager
 from types import FrameType
 from typing import Any
 
-import sqlalchemy as sa
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -61,18 +60,18 @@ _ENCODERS = {"text-embedding-3-small": "minilm-l6-v2", "text-embedding-ada-002":
 
 def create_app(
     models_by_alias: Mapping[str, Model] | Router,
-    log: sa.Engine | None = None,
+    log: Store | None = None,
     config: ServeConfig | None = None,
     *,
     store: Store | None = None,
 ) -> Starlette:
-    """The application that serves `models_by_alias`; each request is logged to the store's engine `log` (None: nowhere).
+    """The application that serves `models_by_alias`; each request is logged in the store `log` (None: nowhere).
 
     With a `store` it also keeps files, fine-tuning jobs and what they make, and logs there. Jobs are worked on by processes of their own
     (`python -m tunesmith.flow.jobs.worker`).
     """
     config = config or ServeConfig()
-    log = log if log is not None or store is None else store.engine
+    log = log or store
     router = models_by_alias if isinstance(models_by_alias, Router) else Router(models_by_alias)
     answering = Answering(max_waiting=config.max_waiting)
     metrics = ServerMetrics(answering.load)

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
-import sqlalchemy as sa
 
 from tunesmith.core.errors import UsageError
 from tunesmith.deploy.processes import Processes
@@ -21,6 +20,7 @@ from tunesmith.models.catalog import Catalog
 from tunesmith.models.upstream import Upstream
 from tunesmith.store.deployments import Deployments
 from tunesmith.store.keys import Keys
+from tunesmith.store.store import Store
 
 
 def serve_project(
@@ -56,7 +56,7 @@ def serve_project(
             models[alias] = base.with_adapter(store.folder / model.adapter if model and model.adapter else None, alias)
         models |= {name: _upstream(name, one) for name, one in settings.upstreams.items()}
         app = create_app(models, config=settings, store=store)
-        with Processes(worker.MODULE, worker.place(store), settings.workers, store.folder / "workers.log", told=worker.database(store)):
+        with Processes(worker.MODULE, worker.place(store), settings.workers, store.folder / "workers.log", told=store.url):
             serve(app, settings, on_ready=lambda url: say(f"serving {', '.join(models)} at {url} (ctrl-C stops)"))
     finally:
         store.close()
@@ -77,7 +77,7 @@ def _upstream(name: str, one: Elsewhere) -> Upstream:
 
 
 @contextmanager
-def temporary(models: Mapping[str, Model], log: sa.Engine) -> Iterator[str]:
+def temporary(models: Mapping[str, Model], log: Store) -> Iterator[str]:
     """The models behind a free port of this machine for as long as the block lasts; gives the base URL. Requests go to the store's log."""
     from tunesmith.api.app import create_app, running
 

@@ -16,15 +16,14 @@ from typing import Any
 
 import aiohttp
 import msgspec
-import sqlalchemy as sa
 
 from tunesmith.api.http import away
 from tunesmith.deploy.serve_config import Webhook
+from tunesmith.store.deliveries import Deliveries
 from tunesmith.store.store import Store
-from tunesmith.store.tables import deliveries
 
 _log = logging.getLogger("tunesmith.api")
-_POLL_S, _TIMEOUT_S, _LONGEST_S, _GIVE_UP_S, _MOST = 0.5, 10.0, 3600.0, 3 * 86_400.0, 100
+_POLL_S, _TIMEOUT_S = 0.5, 10.0
 
 
 def signed(secret: str, number: str, now: int, body: bytes) -> dict[str, str]:
@@ -43,12 +42,13 @@ def event_of(row: Any) -> bytes:
 
 async def work(store: Store, webhooks: Sequence[Webhook]) -> None:
     """Send what is due for as long as the server runs."""
+    deliveries = Deliveries(store)
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S)) as session:
         while True:
             try:
-                for row in await away(_due, store):
+                for row in await away(deliveries.due):
                     sent = all([await _send(session, hook, row) for hook in webhooks if not hook.events or row["type"] in hook.events])
-                    await away(_mark, store, row, sent)
+                    await away(deliveries.mark, row, sent)
             except Exception:  # noqa: BLE001 - the task must live as long as the server
                 _log.exception("webhooks could not be sent; they are tried again")
             await asyncio.sleep(_POLL_S)
@@ -62,17 +62,3 @@ async def _send(session: aiohttp.ClientSession, hook: Webhook, row: Any) -> bool
             return 200 <= answer.status < 300
     except (aiohttp.ClientError, TimeoutError):
         return False
-
-
-def _due(store: Store) -> list[Any]:
-    query = sa.select(deliveries).where(deliveries.c.done.is_(None), deliveries.c.due <= time.time()).order_by(deliveries.c.seq)
-    with store.reading() as connection:
-        return list(connection.execute(query.limit(_MOST)).mappings())
-
-
-def _mark(store: Store, row: Any, sent: bool) -> None:
-    now = time.time()
-    over = sent or now - row["created"] > _GIVE_UP_S
-    values = {"done": now if over else None, "tries": row["tries"] + 1, "due": now + min(_LONGEST_S, 2.0 ** row["tries"])}
-    with store.writing() as connection:
-        connection.execute(sa.update(deliveries).where(deliveries.c.id == row["id"]).values(**values))

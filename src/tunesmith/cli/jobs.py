@@ -124,10 +124,10 @@ def work(
 
     Example: tunesmith jobs work --gpu 1
     """
-    from tunesmith.flow.jobs.worker import database, main, trusted
+    from tunesmith.flow.jobs.worker import main, trusted
 
     with _store(config) as store:
-        words = ["--store", str(store.folder), "--database", database(store), *trusted()]
+        words = ["--store", str(store.folder), "--database", store.url, *trusted()]
     for name, value in (("--threads", threads), ("--gpu", gpu), ("--per-project", per_project)):
         words += [name, str(value)] if value is not None else []
     emit({"working": str(store.folder)}, as_json, f"working on the jobs of {store.folder} (ctrl-C stops)")

@@ -57,7 +57,7 @@ def monitor_status(
     from tunesmith.monitor.status import status
 
     store = open_store(load_project(config), config.resolve().parent)
-    found = status(store.engine, since=time.time() - 3600 * hours)
+    found = status(store, since=time.time() - 3600 * hours)
     store.close()
     lines = [f"{found['requests']} requests, {found['errors']} errors in {hours:g} h"]
     lines += [

@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
+from tunesmith.store.deliveries import announce
 from tunesmith.store.files import Files
-from tunesmith.store.jobs import announce
 from tunesmith.store.paging import Missing, Refused, Row, new_id, page
 from tunesmith.store.store import Store
 from tunesmith.store.tables import batch_lines, batches, files

@@ -20,6 +20,7 @@ import sqlalchemy as sa
 
 from tunesmith.core.errors import StoreError
 from tunesmith.core.types import Interaction
+from tunesmith.store.store import Store
 from tunesmith.store.tables import interactions
 
 _GATHER_S = 0.003
@@ -35,8 +36,8 @@ _Waiting = tuple[tuple[Any, ...], asyncio.Future[None]]
 class InteractionLog:
     """Writes to the store's `interactions` table."""
 
-    def __init__(self, engine: sa.Engine) -> None:
-        self._engine = engine
+    def __init__(self, store: Store) -> None:
+        self._store = store
         self._waiting: deque[_Waiting] = deque()
         self._bell = threading.Event()
         self._closed = False
@@ -77,10 +78,12 @@ class InteractionLog:
     def _commit(self, batch: list[_Waiting]) -> None:
         error: StoreError | None = None
         try:
-            with self._engine.begin() as connection:
-                connection.exec_driver_sql(_insert(self._engine, len(batch)), tuple(chain.from_iterable(row for row, _ in batch)))
-        except sa.exc.SQLAlchemyError as problem:
-            error = StoreError(f"the request could not be logged: {problem}", remedy="free space on the disk, or check the database")
+            with self._store.writing() as connection:
+                connection.exec_driver_sql(_insert(connection, len(batch)), tuple(chain.from_iterable(row for row, _ in batch)))
+        except (StoreError, sa.exc.SQLAlchemyError) as problem:
+            what = problem.what if isinstance(problem, StoreError) else str(problem)
+            remedy = problem.remedy if isinstance(problem, StoreError) else ""
+            error = StoreError(f"the request could not be logged: {what}", remedy=remedy)
         loops = {done.get_loop() for _, done in batch}
         for loop in loops:
             mine = [done for _, done in batch if done.get_loop() is loop]
@@ -98,8 +101,8 @@ def _tell(waiting: list[asyncio.Future[None]], error: StoreError | None) -> None
             done.set_exception(error)
 
 
-def _insert(engine: sa.Engine, rows: int) -> str:
+def _insert(connection: sa.Connection, rows: int) -> str:
     """One statement for all rows: for each the driver lets go of the interpreter's lock, and taking it back costs more than a row."""
-    place = "?" if engine.dialect.paramstyle == "qmark" else "%s"
+    place = "?" if connection.dialect.paramstyle == "qmark" else "%s"
     one = f"({', '.join([place] * (len(_PLAIN) + len(_ENCODED)))})"
     return f"INSERT INTO interactions ({', '.join((*_PLAIN, *_ENCODED))}) VALUES {', '.join([one] * rows)} ON CONFLICT (id) DO NOTHING"

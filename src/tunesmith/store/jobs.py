@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from tunesmith.core.model_ref import ModelRef
 from tunesmith.core.types import Record
+from tunesmith.store.deliveries import announce
+from tunesmith.store.files import remove_blob
 from tunesmith.store.paging import Missing, Refused, Row, new_id, page
 from tunesmith.store.store import Store
-from tunesmith.store.tables import checkpoints, deliveries, idempotency, job_events, jobs, tuned_models
+from tunesmith.store.tables import checkpoints, files, idempotency, job_events, jobs, tuned_models
 
 ACTIVE = ("validating_files", "queued", "running")
 FINAL = ("succeeded", "failed", "cancelled")
@@ -231,20 +234,21 @@ class Lease:
 
         self.write([event], also, status="failed", error=error, finished=time.time(), lease=None, lease_until=None, estimated_finish=None)
 
-    def succeed(self, model: str, adapter: str, *, trained_tokens: int, result_files: list[str], also: Any) -> None:
-        """The job ends with a model that answers to its name."""
+    def succeed(self, name: str, model: ModelRef, *, trained_tokens: int, results: Sequence[Mapping[str, Any]]) -> None:
+        """The job ends with a model that answers to its name. `results` are its files, prepared (`Files.prepare`)."""
         events = [
-            {"key": "model", "message": f"New fine-tuned model created: {model}"},
+            {"key": "model", "message": f"New fine-tuned model created: {name}"},
             {"key": "succeeded", "message": "The job has successfully completed"},
         ]
 
-        def everything(connection: sa.Connection) -> None:
+        def also(connection: sa.Connection) -> None:
             job = _one(connection, jobs.c.id == self.job)
-            keep_model(connection, job, model, adapter)
-            also(connection)
+            connection.execute(sa.insert(files), list(results))
+            _keep_model(connection, job, name, model)
             announce(connection, job, "fine_tuning.job.succeeded")
 
-        values: dict[str, Any] = {"fine_tuned_model": model, "trained_tokens": trained_tokens, "result_files": result_files, "error": None}
+        values: dict[str, Any] = {"fine_tuned_model": name, "trained_tokens": trained_tokens, "error": None}
+        values["result_files"] = [row["id"] for row in results]
         ended: dict[str, Any] = {
             "status": "succeeded",
             "finished": time.time(),
@@ -252,7 +256,39 @@ class Lease:
             "lease_until": None,
             "estimated_finish": None,
         }
-        self.write(events, everything, **values, **ended)
+        self.write(events, also, **values, **ended)
+
+    def checkpoint_steps(self) -> set[int]:
+        """The steps whose checkpoints are kept."""
+        with self.store.reading() as connection:
+            return set(connection.execute(sa.select(checkpoints.c.step).where(checkpoints.c.job == self.job)).scalars())
+
+    def keep_checkpoint(
+        self, step: int, name: str, metrics: Mapping[str, float], results: Sequence[Mapping[str, Any]], model: ModelRef | None
+    ) -> None:
+        """Keep a checkpoint with its prepared files; `model` answers to its name (None: nothing does)."""
+
+        def also(connection: sa.Connection) -> None:
+            job = _one(connection, jobs.c.id == self.job)
+            row = {"id": new_id("ftckpt_"), "created": time.time(), "project": job["project"], "job": self.job, "step": step}
+            row |= {"model": name, "metrics": dict(metrics), "files": [file["id"] for file in results]}
+            connection.execute(sa.insert(files), list(results))
+            connection.execute(sa.insert(checkpoints).values(**row))
+            if model is not None:
+                _keep_model(connection, job, name, model, checkpoint=True)
+
+        self.write([], also, pausing=True)
+
+    def forget_checkpoint(self, step: int) -> None:
+        """Forget a checkpoint, its name and its files."""
+        mine = [checkpoints.c.job == self.job, checkpoints.c.step == step]
+        with self.store.writing() as connection:
+            row = connection.execute(sa.select(checkpoints).where(*mine)).mappings().one()
+            connection.execute(sa.delete(files).where(files.c.id.in_(row["files"])))
+            connection.execute(sa.delete(tuned_models).where(tuned_models.c.id == row["model"]))
+            connection.execute(sa.delete(checkpoints).where(*mine))
+        for number in row["files"]:
+            remove_blob(self.store, f"files/{number}")
 
     def release(self) -> None:
         """Give the job back; another worker may take it at once."""
@@ -292,18 +328,12 @@ def say(
     connection.execute(statement.on_conflict_do_nothing(index_elements=["job", "key"]))
 
 
-def announce(connection: sa.Connection, job: Row, kind: str) -> None:
-    """Put a webhook on its way."""
-    now = time.time()
-    row = {"id": new_id("evt_"), "created": now, "project": job["project"], "type": kind, "object": job["id"], "tries": 0, "due": now}
-    connection.execute(sa.insert(deliveries).values(**row))
-
-
-def keep_model(connection: sa.Connection, job: Row, name: str, adapter: str, *, checkpoint: bool = False) -> None:
-    """Let a name answer with an adapter (a folder below the store's)."""
+def _keep_model(connection: sa.Connection, job: Row, name: str, model: ModelRef, *, checkpoint: bool = False) -> None:
+    """Let a name answer with a model that the job made."""
     if connection.execute(sa.select(tuned_models.c.id).where(tuned_models.c.id == name)).first() is None:
-        row = {"id": name, "created": time.time(), "project": job["project"], "job": job["id"], "base": job["base"], "adapter": adapter}
-        connection.execute(sa.insert(tuned_models).values(**row, checkpoint=checkpoint))
+        row = {"id": name, "created": time.time(), "project": job["project"], "job": job["id"], "base": model.base, "digest": model.digest}
+        row |= {"adapter": model.adapter, "weights": model.weights, "checkpoint": checkpoint}
+        connection.execute(sa.insert(tuned_models).values(**row))
 
 
 def _one(connection: sa.Connection, where: Any, *, lock: bool = False) -> Row:

@@ -9,9 +9,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from tunesmith.core.errors import NotFound, UsageError
-from tunesmith.store.store import Store
+from tunesmith.store.store import Row, Store
 
-Row = sa.RowMapping
+__all__ = ["Missing", "Refused", "Row", "new_id", "page"]
 _LETTERS = string.ascii_letters + string.digits
 
 

@@ -20,6 +20,8 @@ from tunesmith.store import tables
 from tunesmith.store.database import engine_of, store_error, without_password
 from tunesmith.store.migrations import migrate
 
+Row = sa.RowMapping  # one row by the names of its columns
+
 
 class Store:
     """An opened store. `folder` holds local files, `engine` the tables, `blobs` an fsspec file system for uploads and artifacts."""
@@ -67,6 +69,16 @@ class Store:
             yield connection
 
     @contextmanager
+    def snapshot(self) -> Iterator[sa.Connection]:
+        """Several looks at the tables as they are at one moment, whatever is written meanwhile. Raises StoreError as `reading`."""
+        with self.reading() as connection:
+            if self.engine.dialect.name == "sqlite":
+                connection.exec_driver_sql("BEGIN")
+            else:
+                connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            yield connection
+
+    @contextmanager
     def exclusive(self) -> Iterator[sa.Connection]:
         """One transaction that reads and then writes, with no other writer in between (on PostgreSQL by the row locks of its selects).
 
@@ -95,6 +107,17 @@ class Store:
         with self.reading() as connection:
             row = connection.execute(sa.select(tables.stages).where(tables.stages.c.digest == digest)).mappings().first()
         return None if row is None else {**row, "output": json.loads(row["output"])}
+
+    def stages(self, *names: str) -> list[Row]:
+        """The finished stages of those names, the newest first."""
+        query = sa.select(tables.stages).where(tables.stages.c.name.in_(names)).order_by(tables.stages.c.created.desc())
+        with self.reading() as connection:
+            return list(connection.execute(query).mappings())
+
+    @property
+    def url(self) -> str:
+        """The URL of the database with its password: for no command line and no log."""
+        return self.engine.url.render_as_string(hide_password=False)
 
     def finish(self, digest: str, *, project: str, name: str, seconds: float, output: dict[str, Any], needs: Sequence[str] = ()) -> None:
         """Record a finished stage, made from the stages with the digests `needs`; a repeated record of the same digest is replaced."""

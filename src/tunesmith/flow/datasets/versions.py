@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import sqlalchemy as sa
 
 from tunesmith.core.config import convert, parse_overrides
 from tunesmith.core.errors import DataError, NotFound, UsageError, nearest
@@ -43,7 +42,6 @@ from tunesmith.flow.datasets.vectors import embed
 from tunesmith.flow.project import Project, load_project, open_store
 from tunesmith.flow.sources import PARTS, content, located
 from tunesmith.models.catalog import Catalog
-from tunesmith.store import tables
 from tunesmith.store.store import Store
 
 PREVIEW = 3
@@ -195,9 +193,8 @@ class Datasets:
         elsewhere = isinstance(self.settings, Project) and self.settings.serve.database
         if not elsewhere and not (self.folder / self.settings.store / "tunesmith.db").is_file():
             return None  # and looking makes no store
-        query = sa.select(tables.stages).where(tables.stages.c.name.in_(("split", "tokens"))).order_by(tables.stages.c.created.desc())
-        with closing(self.store()) as store, store.reading() as connection:
-            kept = [row for row in connection.execute(query).mappings() if self._stage(row["digest"]).is_dir()]
+        with closing(self.store()) as store:
+            kept = [row for row in store.stages("split", "tokens") if self._stage(row["digest"]).is_dir()]
         done = next((row for row in kept if row["name"] == "split"), None)
         if done is None:
             return None

@@ -14,14 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import sqlalchemy as sa
-
 from tunesmith.core.atomic import atomic_folder
-from tunesmith.store.files import Files, remove_blob
-from tunesmith.store.jobs import Lease, keep_model
-from tunesmith.store.paging import Row, new_id
+from tunesmith.core.model_ref import artifact_ref
+from tunesmith.store.files import Files
+from tunesmith.store.jobs import Lease
+from tunesmith.store.paging import Row
 from tunesmith.store.store import Store
-from tunesmith.store.tables import checkpoints, files, tuned_models
 from tunesmith.train.run import told
 
 KEPT = 3
@@ -86,12 +84,11 @@ class Reporter:
         ends = [step for step in steps.keys() & found.keys() if float(steps[step]["epoch"]).is_integer()]
         wanted = set(sorted(ends, key=lambda step: (valid.get(step, {}).get("valid_reward", -math.inf), step))[-KEPT:])
         paused = [event["step"] for event in events if event["event"] == "paused"][-1:]
-        with self._lease.store.reading() as connection:
-            kept = connection.execute(sa.select(checkpoints.c.step).where(checkpoints.c.job == self._job["id"])).scalars().all()
-        for step in sorted((wanted | {*paused} & found.keys()) - {*kept}):
+        known = self._lease.checkpoint_steps()
+        for step in sorted((wanted | {*paused} & found.keys()) - known):
             folder = found[step] if step in wanted else self._apart(found[step])
             self._keep(step, folder, {"step": step} | _trained(steps[step]) | _valid(valid.get(step)))
-        for step in sorted({*kept} - wanted - {*paused}):
+        for step in sorted(known - wanted - {*paused}):
             self._forget(step)
 
     def _apart(self, folder: Path) -> Path:
@@ -106,27 +103,12 @@ class Reporter:
 
     def _keep(self, step: int, folder: Path, metrics: dict[str, Any]) -> None:
         store, job = self._lease.store, self._job
+        model = artifact_ref(job["base"], folder, store.folder, made_by=f"job:{job['id']}")
         copies, name = weight_files(store, job, folder, f"step-{step}-"), f"{model_name(job)}:ckpt-step-{step}"
-
-        def also(connection: sa.Connection) -> None:
-            connection.execute(sa.insert(files), copies)
-            row = {"id": new_id("ftckpt_"), "created": time.time(), "project": job["project"], "job": job["id"], "step": step}
-            ids = [copy["id"] for copy in copies]
-            connection.execute(sa.insert(checkpoints).values(**row, model=name, metrics=metrics, files=ids))
-            if (folder / "adapter_config.json").is_file():
-                keep_model(connection, job, name, str(folder.relative_to(store.folder)), checkpoint=True)
-
-        self._lease.write([], also, pausing=True)
+        self._lease.keep_checkpoint(step, name, metrics, copies, model if model.adapter else None)
 
     def _forget(self, step: int) -> None:
-        store, mine = self._lease.store, [checkpoints.c.job == self._job["id"], checkpoints.c.step == step]
-        with store.writing() as connection:
-            row = connection.execute(sa.select(checkpoints).where(*mine)).mappings().one()
-            connection.execute(sa.delete(files).where(files.c.id.in_(row["files"])))
-            connection.execute(sa.delete(tuned_models).where(tuned_models.c.id == row["model"]))
-            connection.execute(sa.delete(checkpoints).where(*mine))
-        for number in row["files"]:
-            remove_blob(store, f"files/{number}")
+        self._lease.forget_checkpoint(step)
         shutil.rmtree(self._out.parent / "paused" / f"checkpoint-{step}", ignore_errors=True)
 
 

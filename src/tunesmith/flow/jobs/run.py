@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import sqlalchemy as sa
 
 from tunesmith.core import types
 from tunesmith.core.atomic import atomic_file
 from tunesmith.core.chat import Rendered, Renderer
 from tunesmith.core.errors import DataError, NotFound, TrainingError, UsageError
+from tunesmith.core.model_ref import artifact_ref
 from tunesmith.core.rows import Row as DataRow
 from tunesmith.core.rows import read_lines
 from tunesmith.data.format import FORMATS, parse_line
@@ -33,7 +33,6 @@ from tunesmith.store.files import Files
 from tunesmith.store.jobs import Lease, Stopped
 from tunesmith.store.paging import Missing, Row
 from tunesmith.store.store import Store
-from tunesmith.store.tables import files
 from tunesmith.train.facts import gather
 from tunesmith.train.items import as_items
 from tunesmith.train.plan import Plan, Preference, ResolvedPlan, resolve
@@ -227,10 +226,5 @@ def _finish(lease: Lease, job: Row, out: Path, artifact: Path, trained_tokens: i
     text = result_csv(told(out)).encode()
     result = Files(lease.store).prepare(io.BytesIO(text), project=job["project"], filename="step_metrics.csv", purpose="fine-tune-results")
     weights = weight_files(lease.store, job, artifact, "")
-
-    def also(connection: sa.Connection) -> None:
-        connection.execute(sa.insert(files), [result, *weights])
-
-    ids = [row["id"] for row in (result, *weights)]
-    folder = str(artifact.relative_to(lease.store.folder))
-    lease.succeed(name, folder, trained_tokens=trained_tokens, result_files=ids, also=also)
+    model = artifact_ref(job["base"], artifact, lease.store.folder, made_by=f"job:{job['id']}")
+    lease.succeed(name, model, trained_tokens=trained_tokens, results=[result, *weights])

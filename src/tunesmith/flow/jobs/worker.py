@@ -96,7 +96,7 @@ class Worker:
         folder.mkdir(parents=True, exist_ok=True)
         words = [*place(self.store), "--job", lease.job, "--token", lease.token, "--lease", str(self.lease_s)]
         words += ["--threads", str(self.threads)] if self.threads else []
-        child = start(MODULE, words, folder / "log.txt", told=database(self.store))
+        child = start(MODULE, words, folder / "log.txt", told=self.store.url)
         beaten = looked = time.monotonic()
         while child.poll() is None:
             if self.stopping.wait(0.05):
@@ -128,11 +128,6 @@ def place(store: Store) -> list[str]:
 def trusted() -> list[str]:
     """The words that let another process trust the bases that this one does."""
     return [word for name in trust.allowed() for word in ("--trust", name)]
-
-
-def database(store: Store) -> str:
-    """The URL of the store's database with its password: for no command line and no log."""
-    return store.engine.url.render_as_string(hide_password=False)
 
 
 def attempt(lease: Lease, threads: int | None = None) -> str | None:

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import sqlalchemy as sa
-
 from tunesmith.core.deployment import Variant
 from tunesmith.core.errors import ConfigError, UsageError
 from tunesmith.core.model_ref import artifact_ref
@@ -26,6 +24,7 @@ from tunesmith.models.base import Model
 from tunesmith.models.catalog import Catalog
 from tunesmith.store.deployments import Deployments
 from tunesmith.store.runs import Run, Runs, without_secrets
+from tunesmith.store.store import Store
 
 if TYPE_CHECKING:
     from tunesmith.flow.pipeline.estimate import Elsewhere
@@ -150,7 +149,7 @@ def stage_states(view: View) -> dict[str, Any]:
         return {"stages": rows, "plan": context.plan, "next": view.again if waiting else None}
 
 
-def _no_server(models: Mapping[str, Model], log: sa.Engine) -> AbstractContextManager[str]:
+def _no_server(models: Mapping[str, Model], log: Store) -> AbstractContextManager[str]:
     raise UsageError(f"{', '.join(models)} cannot be served: this look at the stages brought no server")
 
 

@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import sqlalchemy as sa
 
 from tunesmith.core.errors import TunesmithError
 from tunesmith.core.load import need
 from tunesmith.core.types import Example
 from tunesmith.flow.runner import Output
 from tunesmith.models.base import Model
+from tunesmith.store.store import Store
 
 if TYPE_CHECKING:
     from tunesmith.flow.context import ProjectContext
 
 # Puts models behind a port and gives the base URL; handed in, because the HTTP layer stands above the flows.
-Server = Callable[[Mapping[str, Model], sa.Engine], AbstractContextManager[str]]
+Server = Callable[[Mapping[str, Model], Store], AbstractContextManager[str]]
 
 
 def ask(context: ProjectContext, server: Server, work: Path) -> Output:
@@ -32,10 +32,10 @@ def ask(context: ProjectContext, server: Server, work: Path) -> Output:
     started = time.time()
     names = {context.project.base: context.model, context.project.deploy.alias: context.tuned_model()}
     asked = _chosen(context.rows("test"), context.project.deploy.questions)
-    with server(names, context.store.engine) as url:
+    with server(names, context.store) as url:
         client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
         answers = [_question(client, row, list(names), context.sampling().max_tokens) for row in asked]
-    seen = status(context.store.engine, since=started)
+    seen = status(context.store, since=started)
     return {"questions": answers, "monitoring": seen}
 
 
