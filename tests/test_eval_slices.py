@@ -6,16 +6,17 @@ import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from test_eval_run import Ruled
 from tunesmith.core.errors import ConfigError
+from tunesmith.core.text_vectors import TextIndex
 from tunesmith.core.types import Answer, Example, Message, Sampling, example_id
 from tunesmith.evaluate.failures import changed, collect_next, confusion, failure_groups
 from tunesmith.evaluate.metrics import metric
 from tunesmith.evaluate.run import Evaluation, evaluate
 from tunesmith.evaluate.slices import by_cluster, by_label, by_length, by_meta, slices
-from tunesmith.evaluate.tfidf import TfIdf
 
 TOPICS = {"bank": "loan credit interest lender bank", "cat": "whiskers milk purring mouse cat", "sea": "wave tide ship harbour sea"}
 
@@ -120,11 +121,11 @@ def test_confusion_and_per_class(tmp_path: Path) -> None:
 
 
 def test_tfidf_bears_empty_and_unknown_texts() -> None:
-    index = TfIdf(["a b", "", "c"])
+    index = TextIndex(["a b", "", "c"])
     assert index.rank("c d")[0] == 2
     assert index.similar(["zzz"]).sum() == 0
     assert len(set(index.clusters(5))) <= 3
-    assert list(TfIdf(["", ""]).clusters(2)) == [0, 0]
+    assert list(TextIndex(["", ""]).clusters(2)) == [0, 0]
 
 
 def test_slices_of_a_pooled_metric(tmp_path: Path) -> None:
@@ -145,3 +146,13 @@ def test_slices_of_a_pooled_metric(tmp_path: Path) -> None:
     alone = slices(entity_rows, [f1], {"label": by_label}, b)
     assert alone[0].interval is not None
     assert alone[0].interval.high < 0.2
+
+
+def test_a_few_odd_texts_do_not_take_all_the_groups():
+    """Rows far from everything are what seeding by the farthest row picks first: every group then holds one of them, and all others are one."""
+    rng = np.random.default_rng(0)
+    topics = [[f"topic{t}word{i}" for i in range(40)] for t in range(4)]
+    texts = [" ".join(rng.choice(topics[i % 4], 12)) for i in range(200)] + [f"odd{i} one{i} alone{i}" for i in range(6)]
+    label = TextIndex(texts).clusters(8)
+    mixed = [len({i % 4 for i in np.flatnonzero(label[:200] == c)}) > 1 for c in np.unique(label[:200])]
+    assert not any(mixed)

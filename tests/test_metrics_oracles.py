@@ -12,9 +12,9 @@ from sacrebleu.metrics import BLEU, CHRF
 
 from tunesmith.core.stats.bootstrap import resampled_sums
 from tunesmith.core.types import Answer, Example, Function, Message, Score, ToolCall, example_id
+from tunesmith.core.words import words
 from tunesmith.evaluate.metrics import metric
 from tunesmith.evaluate.metrics.classes import label_pair
-from tunesmith.evaluate.metrics.overlap import words
 
 WORDS = [
     "the",

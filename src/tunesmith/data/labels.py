@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tunesmith.core.errors import DataError
+from tunesmith.core.text_vectors import weighted
 from tunesmith.data.shingle import shingles
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -90,17 +91,12 @@ def tfidf(texts: Sequence[str], *, min_rows: int = 2) -> Any:
     """
     from scipy.sparse import csr_array, hstack
 
-    parts = []
+    tables = []
     for size in (1, 2):
         sets = shingles(texts, size=size)
-        _, inverse, times = np.unique(sets.hashes, return_inverse=True, return_counts=True)
-        table = csr_array((np.ones(len(inverse)), inverse, sets.starts), shape=(len(texts), len(times)))
-        table = table[:, np.flatnonzero(times >= min_rows)]
-        weight = np.log((1 + len(texts)) / (1 + times[times >= min_rows])) + 1
-        parts.append(table.multiply(weight[None, :]).tocsr())
-    joined = hstack(parts).tocsr()
-    norm = np.sqrt(joined.multiply(joined).sum(axis=1))
-    return joined.multiply((1 / np.maximum(norm, 1e-12))[:, None]).tocsr()
+        terms, inverse = np.unique(sets.hashes, return_inverse=True)
+        tables.append(csr_array((np.ones(len(inverse)), inverse, sets.starts), shape=(len(texts), len(terms))))
+    return weighted(hstack(tables, format="csr"), min_rows)
 
 
 def _unit(vectors: Floats) -> Floats:

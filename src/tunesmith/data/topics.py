@@ -1,18 +1,18 @@
 """What a data set is about: rows grouped by their words, with the words that mark each group; knows nothing about labels.
 
-Latent semantic analysis (truncated SVD of tf-idf; Deerwester et al. 1990), then k-means with a fixed seed: the same rows give
+Latent semantic analysis (truncated SVD of tf-idf; Deerwester et al. 1990), then spherical k-means with a fixed seed: the same rows give
 the same groups.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from tunesmith.core.text_vectors import clusters
 from tunesmith.data.labels import tfidf
 from tunesmith.data.text import normalised
 
@@ -44,23 +44,18 @@ def latent(texts: Sequence[str], dimensions: int = 32) -> np.ndarray[Any, np.dty
 
 def topics(texts: Sequence[str], count: int | None = None, *, seed: int = 0) -> list[Topic]:
     """Groups of similar texts, largest first; `count` None takes about one for each 40 rows, 2 to 20."""
-    from scipy.cluster.vq import kmeans2
-
     if len(texts) < 4:
         return [Topic(tuple(range(len(texts))), (), 0)] if texts else []
     vectors = latent(texts)
-    count = min(count or max(2, min(20, len(texts) // 40)), len(np.unique(vectors.round(6), axis=0)))
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # an empty group is left out below
-        centres, group = kmeans2(vectors, count, iter=25, minit="++", rng=np.random.default_rng(seed))
-    words = [set(normalised(text).split()) for text in texts]
-    overall = Counter(word for one in words for word in one)
-    found = []
-    for number in range(count):
+    group = clusters(vectors, count or max(2, min(20, len(texts) // 40)), seed)
+    vocabularies = [set(normalised(text).split()) for text in texts]
+    overall = Counter(word for vocabulary in vocabularies for word in vocabulary)
+    named = []
+    for number in range(int(group.max()) + 1):
         members = np.flatnonzero(group == number)
-        if len(members):
-            nearest = members[((vectors[members] - centres[number]) ** 2).sum(axis=1).argmin()]
-            found.append(Topic(tuple(members.tolist()), _marks(words, members.tolist(), overall, len(texts)), int(nearest)))
-    return sorted(found, key=lambda topic: (-len(topic.rows), topic.rows))
+        typical = members[(vectors[members] @ vectors[members].mean(axis=0)).argmax()]
+        named.append(Topic(tuple(members.tolist()), _marks(vocabularies, members.tolist(), overall, len(texts)), int(typical)))
+    return sorted(named, key=lambda topic: (-len(topic.rows), topic.rows))
 
 
 def _marks(words: Sequence[set[str]], members: Sequence[int], overall: Counter[str], n: int) -> tuple[str, ...]:

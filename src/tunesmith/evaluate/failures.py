@@ -9,11 +9,11 @@ import numpy as np
 
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.stats import Interval, wilson
+from tunesmith.core.text_vectors import TextIndex
 from tunesmith.core.types import Example, Record, Score
 from tunesmith.evaluate.metrics.classes import label_pair
 from tunesmith.evaluate.prompts import asked
 from tunesmith.evaluate.run import Evaluation
-from tunesmith.evaluate.tfidf import TfIdf
 
 
 class Changed(Record, frozen=True):
@@ -76,7 +76,7 @@ def failure_groups(
     failed = [e for e, s in zip(examples, scores, strict=True) if s.value is not None and s.value < below]
     if not failed:
         return []
-    everyone = TfIdf([asked(example) for example in failed])
+    everyone = TextIndex([asked(example) for example in failed])
     label = everyone.clusters(min(k, max(1, len(failed) // 3)))
     near = _nearest(failed, train, neighbours) if train else []
     groups = []
@@ -104,7 +104,7 @@ def collect_next(groups: Sequence[FailureGroup]) -> list[tuple[FailureGroup, flo
 
 
 def _nearest(failed: Sequence[Example], train: Sequence[Example], n: int) -> list[tuple[Neighbour, ...]]:
-    alike = TfIdf([asked(example) for example in train]).similar([asked(example) for example in failed])
+    alike = TextIndex([asked(example) for example in train]).similar([asked(example) for example in failed])
     order = np.argsort(-alike, axis=1, kind="stable")[:, :n]
     return [tuple(Neighbour(example_id=train[int(j)].id, similarity=float(alike[i, j])) for j in row) for i, row in enumerate(order)]
 

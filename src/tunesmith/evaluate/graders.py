@@ -306,7 +306,8 @@ def similarity(text: str, reference: str, metric: str) -> float:
     fuzzy_match is rapidfuzz's ratio (normalised indel distance); bleu the sentence BLEU of Papineni 2002 with smoothing; gleu Google's
     sentence score, the smaller of n-gram precision and recall for n = 1 to 4 (Wu et al. 2016, arXiv:1609.08144); rouge Lin 2004, F1.
     """
-    from tunesmith.evaluate.metrics.overlap import rouge_l, rouge_n, words
+    from tunesmith.core.words import words
+    from tunesmith.evaluate.metrics.overlap import rouge_l, rouge_n
     from tunesmith.evaluate.metrics.translation import bleu_statistics, bleu_value
 
     if metric == "fuzzy_match":

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tunesmith.core.errors import ConfigError
+from tunesmith.core.text_vectors import TextIndex
 from tunesmith.core.types import Example, Message, Prompt
-from tunesmith.evaluate.tfidf import TfIdf
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def few_shot(train: Sequence[Example], k: int, by: Literal["random", "nearest"] 
     if by not in ("random", "nearest"):
         raise ConfigError(f"by = '{by}'", where="few_shot", allowed="random, nearest")
     order = random.Random(seed).sample(range(len(train)), len(train))
-    near = TfIdf([asked(row) for row in train]) if by == "nearest" else None
+    near = TextIndex([asked(row) for row in train]) if by == "nearest" else None
 
     def build(example: Example) -> Prompt:
         ranked: Sequence[int] = near.rank(asked(example)) if near else order

@@ -12,12 +12,12 @@ import numpy as np
 
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.stats import Difference, Interval, holm
+from tunesmith.core.text_vectors import TextIndex
 from tunesmith.core.types import Example, Record, Score
 from tunesmith.evaluate.compare import compare, estimate
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.prompts import asked
 from tunesmith.evaluate.run import Evaluation
-from tunesmith.evaluate.tfidf import TfIdf
 
 Slicer = Callable[[Sequence[Example]], Sequence[str]]
 
@@ -64,7 +64,7 @@ def by_cluster(k: int = 8, seed: int = 0) -> Slicer:
     """Groups of questions alike in words, named by the words that set them apart."""
 
     def names(examples: Sequence[Example]) -> list[str]:
-        index = TfIdf([asked(example) for example in examples])
+        index = TextIndex([asked(example) for example in examples])
         label = index.clusters(k, seed)
         known = {int(c): " ".join(index.telling(label == c)) or f"cluster {c}" for c in np.unique(label)}
         return [known[int(c)] for c in label]

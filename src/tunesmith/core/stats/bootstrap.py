@@ -7,6 +7,7 @@ units and fails for rates near 0 or 1: prefer the analytic intervals where they 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from math import ceil
 
@@ -76,28 +77,34 @@ def bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """Percentile interval of `statistic(*arrays)` where all arrays have one entry for each row and are resampled together.
+    """Percentile interval of `statistic(*arrays)` where all arrays have one entry for each row and are resampled together, by scipy.
 
     Resamples in which the statistic is not finite are left out; DataError when they are more than 1 %.
     """
+    from scipy.stats import DegenerateDataWarning
+    from scipy.stats import bootstrap as resampled
+
     data = [np.asarray(array) for array in arrays]
     n = len(data[0]) if data else 0
     if n < 2 or any(len(array) != n for array in data):
         raise DataError(f"arrays of {[len(array) for array in data]} rows", allowed="at least 2 rows, the same in each")
-    codes, rng = cluster_codes(clusters, n), np.random.default_rng(seed)
+    codes = cluster_codes(clusters, n)
     members = None if codes is None else np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
-    units = n if members is None else len(members)
-    _enough(units)
-    draws = np.empty(resamples)
-    for i in range(resamples):
-        picked = rng.integers(0, units, size=units)
-        rows = picked if members is None else np.concatenate([members[unit] for unit in picked])
-        draws[i] = statistic(*(array[rows] for array in data))
-    kept = draws[np.isfinite(draws)]
-    if kept.size < ceil(0.99 * resamples):
-        raise DataError(f"the statistic is undefined in {resamples - kept.size} of {resamples} resamples", allowed="at most 1 %")
-    estimate = float(statistic(*data))
-    return _interval(estimate, percentiles(kept, level), level, n, None if codes is None else units)
+    units = np.arange(n if members is None else len(members))
+    _enough(len(units))
+
+    def of_draw(drawn: NDArray[np.intp]) -> float:
+        rows = drawn if members is None else np.concatenate([members[unit] for unit in drawn])
+        return float(statistic(*(array[rows] for array in data)))
+
+    with warnings.catch_warnings(action="ignore", category=DegenerateDataWarning):  # its interval is not used: see the finite draws below
+        made = resampled((units,), of_draw, n_resamples=resamples, vectorized=False, method="percentile", rng=seed)
+    draws = made.bootstrap_distribution
+    finite = draws[np.isfinite(draws)]
+    if finite.size < ceil(0.99 * resamples):
+        raise DataError(f"the statistic is undefined in {resamples - finite.size} of {resamples} resamples", allowed="at most 1 %")
+    bounds = percentiles(finite, level)
+    return _interval(float(statistic(*data)), bounds, level, n, None if codes is None else len(units))
 
 
 def _enough(units: int) -> None:

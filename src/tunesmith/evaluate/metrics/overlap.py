@@ -6,8 +6,6 @@ rouge-score's words, so its values come out; on other scripts rouge-score drops 
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
@@ -18,39 +16,9 @@ import numpy as np
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.load import need
 from tunesmith.core.types import Answer, Example
+from tunesmith.core.words import words
 from tunesmith.evaluate.metrics.base import Measured, Metric, f1_pool, measured, ratio_pool, register
 from tunesmith.evaluate.metrics.text import normalize, references
-
-_ASCII = re.compile(r"[a-z0-9]+")
-# Thai and Lao, Myanmar, Khmer, kana, Han: first and last code points of the scripts without spaces between words (Hangul has them).
-_UNSPACED = (
-    (0x0E00, 0x0EFF),
-    (0x1000, 0x109F),
-    (0x1780, 0x17FF),
-    (0x3040, 0x30FF),
-    (0x31F0, 0x31FF),
-    (0x3400, 0x9FFF),
-    (0xF900, 0xFAFF),
-    (0x20000, 0x323AF),
-)
-
-
-@lru_cache(maxsize=4096)
-def words(text: str) -> tuple[str, ...]:
-    """The words of a text in any script."""
-    lowered = text.lower()
-    if lowered.isascii():
-        return tuple(_ASCII.findall(lowered))
-    return tuple("".join(map(_place, unicodedata.normalize("NFC", lowered))).split())
-
-
-@lru_cache(maxsize=65536)
-def _place(character: str) -> str:
-    if unicodedata.category(character)[0] not in "LNM":
-        return " "
-    code = ord(character)
-    alone = any(first <= code <= last for first, last in _UNSPACED) and unicodedata.category(character)[0] != "M"
-    return f" {character}" if alone else character
 
 
 def _f1(shared: float, said: int, wanted: int) -> float:
