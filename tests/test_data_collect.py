@@ -12,7 +12,7 @@ from tunesmith.core.rows import read_parquet
 from tunesmith.core.types import Document, Example, Labelled, Message, Preference
 from tunesmith.data.clean import Clean, clean
 from tunesmith.data.collect import Source, collect
-from tunesmith.data.format import FORMATS, detect, parse_line, parse_row
+from tunesmith.data.formats.registry import FORMATS, detect, parse_line, parse_row
 from tunesmith.data.import_stream import add_up, intake
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.version import digest_of

@@ -19,7 +19,7 @@ from tunesmith.core.errors import ConfigError, DataError, NotFound, SourceUnavai
 from tunesmith.core.types import Document, Example, Function, Labelled, Message, Preference, ToolCall, example_id
 from tunesmith.data.collect import Source, collect
 from tunesmith.data.export import WRITERS, export, same, to_format
-from tunesmith.data.format import FORMATS, detect, parse_row
+from tunesmith.data.formats.registry import FORMATS, detect, parse_row
 
 MAP = {"prompt": "question", "response": "reply"}
 

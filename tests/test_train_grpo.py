@@ -19,7 +19,7 @@ from tunesmith.core.chat import Rendered, Renderer
 from tunesmith.core.errors import ConfigError, TrainingError, UsageError
 from tunesmith.core.progress import Silent
 from tunesmith.core.types import Message, Prompt
-from tunesmith.data.format import parse_line
+from tunesmith.data.formats.registry import parse_line
 from tunesmith.flow.pipeline.rewards import item_of, reward_of, tasks_of
 from tunesmith.flow.pipeline.train_only import train_project
 from tunesmith.flow.project import load_project

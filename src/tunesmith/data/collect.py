@@ -17,11 +17,11 @@ from tunesmith.core.errors import ConfigError, DataError, Fault
 from tunesmith.core.row_kinds import kind_of, only
 from tunesmith.core.rows import Row, write_jsonl
 from tunesmith.core.types import Example, LedgerLine, Record
-from tunesmith.data.convert import Notes
-from tunesmith.data.format import Parsed, check_format, detect, parse_line, parse_row, rename
+from tunesmith.data.formats.objects import load_object
+from tunesmith.data.formats.registry import Parsed, check_format, detect, parse_line, parse_row, rename
+from tunesmith.data.formats.turns import Notes
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.no_gc import no_cycles
-from tunesmith.data.objects import load_object
 from tunesmith.data.sources import Item, Unread, is_text, read_items
 
 SAMPLE = 200  # rows that the format is detected from
@@ -31,15 +31,19 @@ class Source(Record, frozen=True):
     """Where rows come from.
 
     `path`: a file, a folder, a pattern (`data/*.jsonl`) or a URL; with a `query`, a database (`sqlite:///rows.db`).
-    `format`: 'auto' or a name of `data.format.FORMATS`; 'paragraphs' reads .txt and .md files with a row for each paragraph, which 'text'
-    (and 'auto') read as one row a file.
+    `format`: 'auto' or a name of `data.formats.registry.FORMATS`; 'paragraphs' reads .txt and .md files with a row for each paragraph,
+    which 'text' (and 'auto') read as one row a file.
     `map`: the format's key → the file's column, such as {"prompt": "question", "response": "answer"}.
+    `ignore`: keys of turns that may be left out, such as ["reasoning_content"]; any other unknown key of a turn is a fault.
+    `encoding`: of text files, such as "utf-16" or "cp1252".
     `unique_ids`: an `id` that comes twice is a fault (turn it off where `id` names a document, not a row).
     """
 
     path: str
     format: str = "auto"
     map: dict[str, str] = {}
+    ignore: tuple[str, ...] = ()
+    encoding: str = "utf-8"
     unique_ids: bool = True
     query: str = ""
 
@@ -195,7 +199,9 @@ def stream(source: Source, formats: dict[str, str] | None = None) -> Iterator[In
             origin = f"{path}:{item.number}"
             parsed = _parse(item, name, source, origin)
             if source.unique_ids and parsed.row is not None and (twice := _same_id(parsed.row, seen)):
-                parsed = Parsed(None, (("duplicate_id", f"its id {parsed.row.meta['id']!r} was already used at {twice}"),))
+                again = f"its id {parsed.row.meta['id']!r} was already used at {twice}"
+                hint = "where it names a document and not a row: unique_ids: false"
+                parsed = Parsed(None, (("duplicate_id", f"{again}; {hint}"),))
             yield Incoming(origin, *parsed, item.data if not isinstance(item.data, Unread) else b"", item.offset)
 
 
@@ -203,8 +209,8 @@ def _parse(item: Item, name: str, source: Source, origin: str) -> Parsed:
     if isinstance(item.data, Unread):
         return Parsed(None, ((item.data.code, item.data.message),))
     if isinstance(item.data, dict):
-        return parse_row(item.data, name, mapping=source.map, origin=origin)
-    return parse_line(item.data, name, mapping=source.map, origin=origin)
+        return parse_row(item.data, name, mapping=source.map, origin=origin, ignored=source.ignore)
+    return parse_line(item.data, name, mapping=source.map, origin=origin, ignored=source.ignore)
 
 
 def _peek(items: Iterator[Item]) -> tuple[list[Item], Iterator[Item]]:

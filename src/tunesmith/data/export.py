@@ -9,19 +9,19 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from tunesmith.core.atomic import atomic_file
 from tunesmith.core.errors import ConfigError, DataError, Fault, nearest
 from tunesmith.core.load import need
-from tunesmith.core.row_kinds import NAMES, answer_turns, prompt_of, tools_of, turns_of
+from tunesmith.core.row_kinds import NAMES, tools_of, turns_of
 from tunesmith.core.rows import Row, write_jsonl, write_parquet
-from tunesmith.core.types import Document, Example, Labelled, Message, Preference, canonical
-from tunesmith.data.annotated import OWN
-from tunesmith.data.format import parse_row
-from tunesmith.data.shapes import Fields, own_kind
+from tunesmith.core.types import Example
+from tunesmith.data.formats.own import own_kind
+from tunesmith.data.formats.record import Fields
+from tunesmith.data.formats.registry import FORMATS, parse_row
+from tunesmith.data.formats.writing import OWN, own_fields
 
 WHOLE = ("tunesmith", "kiln", "label_studio")
 
@@ -153,157 +153,11 @@ def _why(row: Row) -> str:
 
 def _with_rest(fields: Fields, row: Row, name: str) -> Fields:
     """The format's keys, then group, label, reference and meta."""
-    rest, meta = _rest(row), row.meta
+    rest, meta = own_fields(row), row.meta
     flat = {**fields, **rest, **meta}
     if meta.keys().isdisjoint({*fields, *rest, "meta", "group", "label", "reference"}) and same(row, parse_row(flat, name).row):
         return flat
     return {**fields, **rest, "meta": meta} if meta else {**fields, **rest}
 
 
-def _turns(turns: Iterable[Message]) -> list[Any]:
-    return [msgspec.to_builtins(turn) for turn in turns]
-
-
-def _plain(turn: Message, role: str) -> bool:
-    """Whether a turn is nothing but text of that role."""
-    return isinstance(turn.content, str) and turn == Message(role=role, content=turn.content)  # type: ignore[arg-type]
-
-
-def _tunesmith(row: Row) -> Fields:
-    fields: Fields = msgspec.json.decode(canonical(row))
-    return {**fields, "origin": row.origin}
-
-
-def _chat(row: Row) -> Fields | None:
-    if not isinstance(row, Example) or not row.messages or row.messages[-1].role != "assistant":
-        return None
-    fields: Fields = {"messages": _turns(row.messages), **_tools(row)}
-    if row.parallel_tool_calls is not None:
-        fields["parallel_tool_calls"] = row.parallel_tool_calls
-    return fields
-
-
-def _rft(row: Row) -> Fields | None:
-    if not isinstance(row, Example) or not row.messages or row.messages[-1].role != "user":
-        return None
-    return {"messages": _turns(row.messages), **_tools(row)}
-
-
-def _dpo(row: Row) -> Fields | None:
-    if not isinstance(row, Preference):
-        return None
-    asked: Fields = {"messages": _turns(row.messages), **_tools(row)}
-    return {"input": asked, "preferred_output": _turns([row.preferred]), "non_preferred_output": _turns([row.non_preferred])}
-
-
-def _evals(row: Row) -> Fields | None:
-    if not isinstance(row, Example) or row.tools or not row.messages or not _plain(row.messages[-1], "assistant"):
-        return None
-    ideal = row.meta.get("ideal")
-    several = isinstance(ideal, list) and len(ideal) > 1 and ideal[0] == row.messages[-1].content
-    return {"input": _turns(row.messages[:-1]), "ideal": ideal if several else row.messages[-1].content}
-
-
-def _trl(row: Row) -> Fields | None:
-    if not isinstance(row, Example) or not row.messages or row.messages[-1].role != "assistant":
-        return None
-    return {"prompt": _turns(prompt_of(row)), "completion": _turns(answer_turns(row)), **_tools(row)}
-
-
-def _trl_preference(row: Row) -> Fields | None:
-    if not isinstance(row, Preference):
-        return None
-    return {"prompt": _turns(row.messages), "chosen": _turns([row.preferred]), "rejected": _turns([row.non_preferred]), **_tools(row)}
-
-
-def _question_answer(row: Row) -> tuple[Fields, str, str] | None:
-    """System (or nothing), question and answer, when the row is just that."""
-    if not isinstance(row, Example) or row.tools:
-        return None
-    turns = row.messages
-    system = {"system": turns[0].content} if len(turns) == 3 and _plain(turns[0], "system") and turns[0].content else {}
-    pair = turns[1:] if system else turns
-    if len(pair) != 2 or not _plain(pair[0], "user") or not _plain(pair[1], "assistant"):
-        return None
-    return system, pair[0].text, pair[1].text
-
-
-def _alpaca(row: Row) -> Fields | None:
-    found = _question_answer(row)
-    return None if found is None else {**found[0], "instruction": found[1], "output": found[2]}
-
-
-def _columns(row: Row) -> Fields | None:
-    found = _question_answer(row)
-    return None if found is None else {**found[0], "prompt": found[1], "response": found[2]}
-
-
-def _text(row: Row) -> Fields | None:
-    return {"text": row.text} if isinstance(row, Document) else None
-
-
-def _trl_kto(row: Row) -> Fields | None:
-    if not isinstance(row, Labelled):
-        return None
-    return {"prompt": _turns(row.messages), "completion": _turns([row.answer]), "label": row.desirable, **_tools(row)}
-
-
-def _labelled_chat(row: Row) -> Fields | None:
-    return {"messages": _turns(turns_of(row)), "label": row.desirable, **_tools(row)} if isinstance(row, Labelled) else None
-
-
-def _tools(row: Row) -> Fields:
-    return {"tools": list(tools_of(row))} if tools_of(row) else {}
-
-
-def _kiln(row: Row) -> Fields | None:
-    found = _question_answer(row)
-    if found is None or found[0]:
-        return None
-    return {"model_type": "task_run", "input": found[1], "output": {"output": found[2]}, **_own(row)}
-
-
-def _label_studio(row: Row) -> Fields | None:
-    found = _question_answer(row)
-    if found is None or found[0]:
-        return None
-    result = {"from_name": "answer", "to_name": "text", "type": "textarea", "value": {"text": [found[2]]}}
-    return {"data": {"text": found[1]}, "annotations": [{"result": [result]}], **_own(row)}
-
-
-def _own(row: Row) -> Fields:
-    rest = _rest(row)
-    return {OWN: {**rest, "meta": row.meta}} if rest or row.meta else {}
-
-
-def _rest(row: Row) -> Fields:
-    """Group, label and reference, where there are any."""
-    return {key: value for key in ("group", "label", "reference") if (value := getattr(row, key, None)) is not None}
-
-
-def _sharegpt(row: Row) -> Fields | None:
-    if not isinstance(row, Example) or not row.messages or row.messages[-1].role != "assistant":
-        return None
-    names = {"system": "system", "user": "human", "assistant": "gpt"}
-    if not all(turn.role in names and _plain(turn, turn.role) for turn in row.messages):
-        return None
-    return {"conversations": [{"from": names[turn.role], "value": turn.content} for turn in row.messages], **_tools(row)}
-
-
-WRITERS: dict[str, Callable[[Row], Fields | None]] = {
-    "tunesmith": _tunesmith,
-    "chat": _chat,
-    "rft": _rft,
-    "dpo": _dpo,
-    "evals": _evals,
-    "trl_preference": _trl_preference,
-    "trl_kto": _trl_kto,
-    "labelled_chat": _labelled_chat,
-    "trl": _trl,
-    "alpaca": _alpaca,
-    "sharegpt": _sharegpt,
-    "columns": _columns,
-    "text": _text,
-    "kiln": _kiln,
-    "label_studio": _label_studio,
-}
+WRITERS: dict[str, Callable[[Row], Fields | None]] = {name: known.write for name, known in FORMATS.items() if known.write is not None}

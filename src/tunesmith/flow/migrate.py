@@ -18,7 +18,7 @@ from tunesmith.core.rows import Row, read_jsonl, write_jsonl
 from tunesmith.core.tokens import OpenAITokens
 from tunesmith.core.types import Answer, Example, Message, Prompt, Record, Sampling, example_id
 from tunesmith.data.collect import Incoming, Source, faults_of, stream_all
-from tunesmith.data.format import parse_row
+from tunesmith.data.formats.registry import parse_row
 from tunesmith.flow.datasets.tokens import price_of
 from tunesmith.train.openai_job import plain_text
 

@@ -23,8 +23,8 @@ from tunesmith.core.errors import DataError, NotFound, TrainingError, UsageError
 from tunesmith.core.model_ref import artifact_ref
 from tunesmith.core.rows import Row as DataRow
 from tunesmith.core.rows import read_lines
-from tunesmith.data.format import FORMATS, parse_line
-from tunesmith.data.objects import load_object
+from tunesmith.data.formats.objects import load_object
+from tunesmith.data.formats.registry import FORMATS, parse_line
 from tunesmith.flow.jobs.report import Reporter, model_name, result_csv, weight_files
 from tunesmith.flow.jobs.request import PLAN_METHODS, epochs, plan
 from tunesmith.flow.runner import only_one

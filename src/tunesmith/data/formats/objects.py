@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from tunesmith.data.convert import shown
+from tunesmith.data.formats.turns import shown
 
 _any = msgspec.json.Decoder()
 

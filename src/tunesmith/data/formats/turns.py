@@ -1,10 +1,11 @@
 """One foreign message, tool or tool call → Tunesmith's record, with every fault and every mend noted; knows nothing about files.
 
-This is the slow, explaining path: what it accepts without a mend equals what the typed decoder of `format` accepts.
+This is the slow, explaining path: what it accepts without a mend equals what the typed decoder of `registry` accepts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from difflib import get_close_matches
 from typing import Any
 
@@ -14,16 +15,34 @@ from tunesmith.core.types import Function, Message, TextPart, ToolCall, canonica
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_MESSAGE_CHARS = 500_000
 _MESSAGE_KEYS = {"role", "content", "name", "tool_calls", "tool_call_id", "refusal", "weight", "function_call", "audio", "annotations"}
+_TRAINED = ("loss", "train", "trainable", "training")  # what other tools call a weight of 0 or 1
+# what servers and stores write beside a turn and no model ever sees
+_ASIDE = {
+    "id",
+    "index",
+    "timestamp",
+    "created",
+    "created_at",
+    "date",
+    "time",
+    "cache_control",
+    "logprobs",
+    "usage",
+    "model",
+    "finish_reason",
+}
+_REASONING = {"reasoning", "reasoning_content", "thinking", "thoughts"}
 
 
 class Notes:
     """What was found while one row was read: `faults` (path, code, message) make it unusable, `mends` name what was put right."""
 
-    __slots__ = ("faults", "mends")
+    __slots__ = ("faults", "ignored", "mends")
 
-    def __init__(self) -> None:
+    def __init__(self, ignored: Collection[str] = ()) -> None:
         self.faults: list[tuple[str, str, str]] = []
         self.mends: list[str] = []
+        self.ignored = ignored  # keys of turns that may be left out
 
     def fault(self, path: str, code: str, message: str) -> None:
         """Note one thing that makes the row unusable."""
@@ -61,8 +80,9 @@ def message(raw: Any, path: str, notes: Notes) -> Message | None:
         notes.fault(path, "not_an_object", f"expected a message with role and content, got {shown(raw)}")
         return None
     before = len(notes.faults)
-    _check_keys(raw, path, notes)
     role = _role(raw.get("role"), path, notes)
+    raw = _with_weight(raw, role, path, notes)
+    _check_keys(raw, path, notes)
     content = _content(raw.get("content"), f"{path}.content", notes)
     calls = _tool_calls(raw, path, notes)
     fields = {key: _text(raw.get(key), f"{path}.{key}", notes) for key in ("name", "refusal", "tool_call_id")}
@@ -83,15 +103,42 @@ def message(raw: Any, path: str, notes: Notes) -> Message | None:
 
 
 def _check_keys(raw: dict[str, Any], path: str, notes: Notes) -> None:
-    """A misspelt key is a fault (a lost `weight: 0` would be trained on); any other foreign key is left out, and said."""
+    """An unknown key is a fault: what it says would be lost, and a lost `weight: 0` would be trained on. What stores and servers write
+    beside a turn is left out, and said; `ignore` of the source names more of it."""
     for key, value in raw.items():
         if value is None and key not in ("content", "refusal", "function_call", "audio"):
             notes.mend("nulls")
+        elif key in _ASIDE or key in notes.ignored or (key not in _MESSAGE_KEYS and value in ("", [], {})):
+            notes.mend(f"message_key:{key}")
+        elif key in _REASONING:
+            notes.fault(
+                f"{path}.{key}",
+                "reasoning",
+                f"the turn's '{key}' has no place of its own: write it into content as <think>…</think>, or leave it out: ignore: [{key}]",
+            )
         elif key not in _MESSAGE_KEYS:
-            if close := get_close_matches(key, _MESSAGE_KEYS, n=1, cutoff=0.75):
-                notes.fault(f"{path}.{key}", "unknown_key", f"a message has no key '{key}'; did you mean '{close[0]}'?")
-            else:
-                notes.mend(f"message_key:{key}")
+            close = get_close_matches(key, [*_MESSAGE_KEYS, *_TRAINED], n=1, cutoff=0.75)
+            hint = f"did you mean '{close[0]}'?" if close else f"if nothing is lost without it: ignore: [{key}]"
+            notes.fault(f"{path}.{key}", "unknown_key", f"a message has no key '{key}'; {hint}")
+
+
+def _with_weight(raw: dict[str, Any], role: str, path: str, notes: Notes) -> dict[str, Any]:
+    """The turn with `weight` where another tool's word says whether it is trained; a turn that is no answer is never trained."""
+    said = {key: value for key in _TRAINED if (value := raw.get(key)) is not None}
+    if not said:
+        return raw
+    raw = {key: value for key, value in raw.items() if key not in _TRAINED}
+    for key, value in said.items():
+        if not isinstance(value, bool | int) or value not in (0, 1):
+            notes.fault(f"{path}.{key}", "wrong_weight", f"{key} is {shown(value)}; allowed: true or false")
+        elif role != "assistant" and value:
+            notes.fault(f"{path}.{key}", "weight_not_assistant", f"only an assistant message can be trained, not '{role}'")
+        elif role == "assistant":
+            if raw.get("weight", int(value)) != int(value):
+                notes.fault(f"{path}.{key}", "wrong_weight", f"{key} is {shown(value)} and weight {shown(raw['weight'])}: which holds?")
+            raw["weight"] = int(value)
+        notes.mend(f"weight_from:{key}")
+    return raw
 
 
 def _role(raw: Any, path: str, notes: Notes) -> str:
@@ -221,7 +268,7 @@ def tools(row: dict[str, Any], path: str, notes: Notes) -> tuple[dict[str, Any],
     """The tools of a row (`tools`, or the older `functions`), taken out of `row`. Nulls planted into schemas are mended away."""
     raw, functions = row.pop("tools", None), row.pop("functions", None)
     if isinstance(raw, str):  # Hugging Face data sets keep tools as JSON text
-        raw = _json_list(raw)
+        raw = _json_list(raw) if raw.strip() else None
         notes.mend("tools_text")
     if raw is None and isinstance(functions, list):
         notes.mend("functions")
@@ -230,6 +277,9 @@ def tools(row: dict[str, Any], path: str, notes: Notes) -> tuple[dict[str, Any],
         return ()
     good = []
     for i, tool in enumerate(raw if isinstance(raw, list) else [raw]):
+        if isinstance(tool, dict) and "function" not in tool and isinstance(tool.get("name"), str):  # as the Responses API has them
+            tool = {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
+            notes.mend("flat_tools")
         function = tool.get("function") if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             notes.fault(

@@ -23,7 +23,7 @@ Keys that a format does not know are kept in `meta`; `group`, `label` and `refer
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -31,12 +31,47 @@ import msgspec
 from tunesmith.core.errors import ConfigError, DataError, nearest
 from tunesmith.core.rows import Row
 from tunesmith.core.types import Example, Message, example_id
-from tunesmith.data import annotated, convert, shapes
-from tunesmith.data.convert import Notes, shown
-from tunesmith.data.objects import load_object
-from tunesmith.data.shapes import Fields, Format
+from tunesmith.data.formats import (
+    alpaca,
+    chat,
+    columns,
+    dpo,
+    evals,
+    interaction,
+    kiln,
+    label_studio,
+    labelled_chat,
+    own,
+    rft,
+    sharegpt,
+    text,
+    trl,
+    trl_kto,
+    trl_preference,
+)
+from tunesmith.data.formats import turns as convert
+from tunesmith.data.formats.objects import load_object
+from tunesmith.data.formats.record import Fields, Format
+from tunesmith.data.formats.turns import Notes, shown
 
-FORMATS: dict[str, Format] = {**shapes.FORMATS, **annotated.FORMATS}
+FORMATS: dict[str, Format] = {
+    "tunesmith": own.FORMAT,
+    "chat": chat.FORMAT,
+    "rft": rft.FORMAT,
+    "dpo": dpo.FORMAT,
+    "evals": evals.FORMAT,
+    "trl_preference": trl_preference.FORMAT,
+    "trl_kto": trl_kto.FORMAT,
+    "labelled_chat": labelled_chat.FORMAT,
+    "trl": trl.FORMAT,
+    "alpaca": alpaca.FORMAT,
+    "sharegpt": sharegpt.FORMAT,
+    "text": text.FORMAT,
+    "columns": columns.FORMAT,
+    "interaction": interaction.FORMAT,
+    "kiln": kiln.FORMAT,
+    "label_studio": label_studio.FORMAT,
+}
 
 
 class Parsed(NamedTuple):
@@ -60,7 +95,9 @@ _chat = msgspec.json.Decoder(_Chat)
 _evals = msgspec.json.Decoder(_Evals)
 
 
-def parse_line(data: bytes, name: str, *, mapping: Mapping[str, str] | None = None, origin: str = "") -> Parsed:
+def parse_line(
+    data: bytes, name: str, *, mapping: Mapping[str, str] | None = None, origin: str = "", ignored: Collection[str] = ()
+) -> Parsed:
     """One JSON line as format `name`. The plain majority is decoded typed; whatever that does not accept is explained slowly."""
     if not mapping:
         row = _fast(data, name, origin)
@@ -69,7 +106,7 @@ def parse_line(data: bytes, name: str, *, mapping: Mapping[str, str] | None = No
     found, fault = load_object(data)
     if fault is not None:
         return Parsed(None, (fault,))
-    return parse_row(found, name, mapping=mapping, origin=origin)
+    return parse_row(found, name, mapping=mapping, origin=origin, ignored=ignored)
 
 
 def _fast(data: bytes, name: str, origin: str) -> Example | None:
@@ -94,12 +131,15 @@ def _fast(data: bytes, name: str, origin: str) -> Example | None:
     return Example(id=example_id(turns), messages=turns, origin=origin)
 
 
-def parse_row(row: Mapping[str, Any], name: str, *, mapping: Mapping[str, str] | None = None, origin: str = "") -> Parsed:
-    """One JSON object as format `name`; `mapping` gives the format's keys their column ({"prompt": "question"}).
+def parse_row(
+    row: Mapping[str, Any], name: str, *, mapping: Mapping[str, str] | None = None, origin: str = "", ignored: Collection[str] = ()
+) -> Parsed:
+    """One JSON object as format `name`; `mapping` gives the format's keys their column ({"prompt": "question"}); `ignored`: keys of turns
+    that may be left out.
 
     Raises ConfigError for an unknown format or an unknown target in the mapping.
     """
-    notes = Notes()
+    notes = Notes(ignored)
     fields = rename(row, mapping, notes)
     if not notes.faults and not check_format(name).matches(fields):
         notes.fault("$", "wrong_format", f"this is no '{name}' row: its keys are {_keys(fields)}{_looks_like(fields)}")
@@ -167,11 +207,11 @@ def _fitting(row: Mapping[str, Any]) -> frozenset[str]:
     fitting = frozenset(name for name, known in FORMATS.items() if known.matches(row))
     for judged, plain in (("trl_kto", "trl"), ("labelled_chat", "chat")):
         if judged in fitting:
-            fitting -= {plain if shapes.judges(row) else judged}
-    if "text" in fitting and not (len(fitting) == 1 and shapes.is_document(row)):
+            fitting -= {plain if trl_kto.judges(row) else judged}
+    if "text" in fitting and not (len(fitting) == 1 and text.is_document(row)):
         fitting -= {"text"}
     if fitting == {"chat", "rft"}:
-        return fitting - ({"chat"} if row.keys() & shapes.REFERENCES else {"rft"})
+        return fitting - ({"chat"} if row.keys() & rft.REFERENCES else {"rft"})
     return fitting
 
 
