@@ -58,6 +58,22 @@ def test_a_job_succeeds(server: Server, finished):
     assert [event.data["step"] for event in steps if "full_valid_loss" in event.data] == [6, 3, 0]
 
 
+def test_a_job_and_its_answers_are_traced(server: Server, finished):
+    from tunesmith.flow.trace import trace
+
+    name = finished.fine_tuned_model
+    answer = server.client.chat.completions.create(model=name, messages=[{"role": "user", "content": "say 1"}], max_tokens=2)
+    walked = trace(server.store, answer.id)
+    kinds = [(link.kind, link.id) for link in walked.came_from]
+    assert kinds[:3] == [("model", name), ("job", finished.id), ("plan", finished.id)]
+    assert ("file", finished.training_file) in kinds
+    assert kinds[-1][0] == "base"
+    for word in (name, finished.id, finished.training_file):
+        led = {(link.kind, link.id) for link in trace(server.store, word).led_to}
+        assert ("answers", name) in led
+    assert ("job", finished.id) in {(link.kind, link.id) for link in trace(server.store, finished.training_file).led_to}
+
+
 def test_its_results_are_files(server: Server, finished):
     rows = list(csv.DictReader(io.StringIO(server.client.files.content(finished.result_files[0]).text)))
     assert list(rows[0]) == ["step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy"]

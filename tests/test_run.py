@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import resource
@@ -18,6 +19,10 @@ import browser
 import tiny
 from forked import command, start
 from tunesmith.cli import main
+from tunesmith.core.deployment import Variant
+from tunesmith.core.model_ref import ModelRef
+from tunesmith.store.runs import Runs
+from tunesmith.store.store import Store
 from waiting import until
 
 YAML = """
@@ -98,6 +103,37 @@ def test_the_circle_ends_with_a_report_and_a_verdict(finished):
     assert sum(line["rows"] for line in report["data"]["fates"]) == report["data"]["inputs"] == 140
     assert report["monitoring"]
     assert all(one["errors"] == 0 for one in report["monitoring"])
+
+
+@pytest.mark.slow
+def test_an_answer_is_traced_to_its_rows_and_a_row_to_its_answers(finished, base, tmp_path):
+    import httpx
+
+    from tunesmith.api.app import create_app, running
+    from tunesmith.deploy.router import Router
+    from tunesmith.models.local import LocalModel
+    from tunesmith.store.deployments import Deployments
+
+    folder = shutil.copytree(finished[0], tmp_path / "copy")
+    with contextlib.closing(Store.open(folder / ".tunesmith")) as store:
+        run = next(iter(Runs(store).listed("tiny")))
+        place = f"stages/{run.digests['train']}/adapter"
+        model = LocalModel(base, store.folder / place, name="tiny", dtype="float32")
+        ref = ModelRef(base=str(base), adapter=place, digest=model.digest, made_by=f"run:{run.digests['train']}")
+        deployment, router = Deployments(store).put("traced", [Variant(name="tuned", model=ref)]), Router()
+        router.deploy(deployment, {"tuned": model})
+        with running(create_app(router, store=store)) as url:
+            body = {"model": "traced", "messages": [{"role": "user", "content": "bank"}], "max_tokens": 2}
+            answer = httpx.post(f"{url}/chat/completions", json=body, timeout=60).json()
+    _, walked, _ = tunesmith(folder, "trace", answer["id"], check=0)
+    kinds = [link["kind"] for link in walked["came_from"]]
+    assert kinds[:6] == ["deployment", "model", "training", "run", "plan", "data"]
+    assert "--train.seed=1" in next(link for link in walked["came_from"] if link["kind"] == "run")["facts"]["overrides"]
+    assert sum(next(link for link in walked["came_from"] if link["kind"] == "ledger")["facts"]["fates"].values()) == 140
+    origin = next(link for link in walked["came_from"] if link["kind"] == "row")["facts"]["origin"]
+    _, back, _ = tunesmith(folder, "trace", origin, check=0)
+    tallies = [link["facts"]["requests"] for link in back["led_to"] if link["kind"] == "answers" and link["id"].startswith("traced@")]
+    assert tallies == [1]
 
 
 @pytest.mark.slow

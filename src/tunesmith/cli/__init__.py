@@ -25,6 +25,7 @@ from tunesmith.cli.jobs import jobs_app, keys_app
 from tunesmith.cli.migrate import migrate_app
 from tunesmith.cli.serving import monitor_app, serve
 from tunesmith.cli.shared import OVERRIDES, AsWritten, Json, emit, file_option, told
+from tunesmith.cli.tracing import trace
 from tunesmith.cli.training import estimate, train
 
 app = typer.Typer(
@@ -42,6 +43,7 @@ app.add_typer(keys_app, name="keys")
 app.add_typer(data_app, name="data")
 app.add_typer(migrate_app, name="migrate")
 app.command()(serve)
+app.command()(trace)
 evaluating.register(app)
 app.command(context_settings=OVERRIDES)(estimate)
 app.command(context_settings=OVERRIDES)(train)

@@ -47,6 +47,12 @@ class Deployments:
         with self._store.reading() as connection:
             return [_deployment(row) for row in connection.execute(query).mappings()]
 
+    def listed(self) -> list[Deployment]:
+        """Every version of every alias, the newest first."""
+        with self._store.reading() as connection:
+            rows = connection.execute(sa.select(deployments).order_by(deployments.c.version.desc())).mappings()
+            return [_deployment(row) for row in rows]
+
     def version(self, number: int) -> Deployment:
         """The deployment of that version. Raises NotFound."""
         with self._store.reading() as connection:

@@ -1,4 +1,5 @@
-"""The log of answered requests: each row is acknowledged after its commit, written once however often it is sent; knows nothing about HTTP.
+"""The log of answered requests, written and read back: each row is acknowledged after its commit, written once however often it is sent.
+Knows nothing about HTTP.
 
 One thread writes; rows that arrive within a few milliseconds share one transaction. The store's connections fsync each commit, so
 an acknowledged row survives kill -9.
@@ -11,6 +12,7 @@ import contextlib
 import threading
 import time
 from collections import deque
+from collections.abc import Collection
 from itertools import chain
 from operator import attrgetter
 from typing import Any
@@ -18,8 +20,9 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from tunesmith.core.errors import StoreError
-from tunesmith.core.types import Interaction
+from tunesmith.core.errors import StoreError, UsageError
+from tunesmith.core.types import Interaction, Record
+from tunesmith.store.paging import Row
 from tunesmith.store.store import Store
 from tunesmith.store.tables import interactions
 
@@ -106,3 +109,69 @@ def _insert(connection: sa.Connection, rows: int) -> str:
     place = "?" if connection.dialect.paramstyle == "qmark" else "%s"
     one = f"({', '.join([place] * (len(_PLAIN) + len(_ENCODED)))})"
     return f"INSERT INTO interactions ({', '.join((*_PLAIN, *_ENCODED))}) VALUES {', '.join([one] * rows)} ON CONFLICT (id) DO NOTHING"
+
+
+class Interactions:
+    """Reads the log back."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def find(self, word: str) -> Interaction | None:
+        """The request whose id is, or alone begins with, the word; None when there is none. Raises UsageError for several."""
+        whole = sa.select(interactions).where(interactions.c.id == word)
+        begins = (
+            sa.select(interactions).where(interactions.c.id.startswith(word, autoescape=True)).order_by(interactions.c.created).limit(5)
+        )
+        with self._store.reading() as connection:
+            rows = list(connection.execute(whole).mappings()) or list(connection.execute(begins).mappings())
+        if len(rows) > 1:
+            raise UsageError(
+                f"several requests begin with '{word}'", allowed=", ".join(row["id"] for row in rows), remedy="give more of it"
+            )
+        return _interaction(rows[0]) if rows else None
+
+    def tally(
+        self,
+        *,
+        deployments: Collection[int] | None = None,
+        aliases: Collection[str] | None = None,
+        model_digest: str | None = None,
+        conversation: str | None = None,
+    ) -> Tally:
+        """The requests that fit all that is given, counted."""
+        table = interactions.c
+        where: list[sa.ColumnElement[bool]] = []
+        where += [table.deployment.in_(list(deployments))] if deployments is not None else []
+        where += [table.alias.in_(list(aliases))] if aliases is not None else []
+        where += [table.model_digest == model_digest] if model_digest is not None else []
+        where += [table.conversation == conversation] if conversation is not None else []
+        failed = sa.func.sum(sa.case((table.status >= 400, 1), else_=0))
+        query = sa.select(sa.func.count(), failed, sa.func.min(table.created), sa.func.max(table.created), sa.func.sum(table.cost_usd))
+        with self._store.reading() as connection:
+            count, errors, first, last, cost = connection.execute(query.where(*where)).one()
+        return Tally(requests=count, errors=errors or 0, first=first, last=last, cost_usd=cost)
+
+    def answered_by(self, begins: str) -> list[tuple[str, str, int | None]]:
+        """(model digest, alias, deployment version) of everything that models answered as whose digests begin so."""
+        table = interactions.c
+        columns = (table.model_digest, table.alias, table.deployment)
+        query = sa.select(*columns).where(table.model_digest.startswith(begins, autoescape=True)).distinct().order_by(*columns)
+        with self._store.reading() as connection:
+            return [(row.model_digest, row.alias, row.deployment) for row in connection.execute(query)]
+
+
+class Tally(Record, frozen=True):
+    """Requests counted. `first` and `last` are seconds of the epoch, None where there are none; `cost_usd` of those whose cost is known."""
+
+    requests: int
+    errors: int
+    first: float | None
+    last: float | None
+    cost_usd: float | None
+
+
+def _interaction(row: Row) -> Interaction:
+    tree = {str(key): value for key, value in row.items()}
+    tree |= {name: msgspec.json.decode(tree[name]) for name in _ENCODED}
+    return msgspec.convert(tree, Interaction)
