@@ -64,10 +64,15 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         stream.write(data.encode() if isinstance(data, str) else data)
 
 
+def unfinished(final: Path) -> Path:
+    """The folder that is filled before it appears as `final`; one that is there was begun and not ended."""
+    return final.with_name(f".{final.name}.part")
+
+
 @contextmanager
 def atomic_folder(final: Path) -> Iterator[Path]:
     """A folder to fill that appears as `final` only when the block ends without an error; a leftover of a killed process is removed."""
-    work = final.with_name(f".{final.name}.part")
+    work = unfinished(final)
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     yield work

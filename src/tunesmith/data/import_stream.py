@@ -6,7 +6,6 @@ faults apart. Whole or nothing: a source that breaks off in the middle leaves no
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tunesmith.core.atomic import atomic_file
+from tunesmith.core.digests import RunningDigest
 from tunesmith.core.errors import DataError, Fault
 from tunesmith.core.rows import Row, write_parquet
 from tunesmith.core.types import Fate, LedgerLine, canonical
@@ -70,7 +70,7 @@ def intake(
 
     Memory: one batch of rows, and the ids of rows that bring one. Raises as `collect`, and then `ledger`, which comes last, is not there.
     """
-    found, total = Intake(), hashlib.blake2b(digest_size=16)
+    found, total = Intake(), RunningDigest()
     if rejects is not None:
         rejects.unlink(missing_ok=True)  # those of an earlier import would be taken for this one's
 
@@ -82,8 +82,7 @@ def intake(
                 if found.inputs % TOLD_EVERY == 0:
                     told(incoming)
                 if incoming.row is not None:
-                    data = canonical(incoming.row)
-                    total.update(len(data).to_bytes(8, "little") + data)
+                    total.add(incoming.row)
                     yield incoming.row
                     continue
                 if rejects is not None:

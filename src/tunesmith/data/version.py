@@ -8,7 +8,6 @@ how rows were made.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 import msgspec
 
 from tunesmith.core.atomic import atomic_file
+from tunesmith.core.digests import RunningDigest
 from tunesmith.core.errors import DataError, NotFound, UsageError, nearest
 from tunesmith.core.rows import Row, read_parquet, write_parquet
 from tunesmith.core.types import Record, canonical, digest
@@ -143,10 +143,9 @@ def _sealed(folder: Path, version: DatasetVersion) -> DatasetVersion:
 
 def digest_of(rows: Iterable[Row]) -> str:
     """Hex digest of rows in their order, with all their fields."""
-    total = hashlib.blake2b(digest_size=16)
+    total = RunningDigest()
     for row in rows:
-        data = canonical(row)
-        total.update(len(data).to_bytes(8, "little") + data)
+        total.add(row)
     return total.hexdigest()
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunesmith.core.atomic import put_in_place
+from tunesmith.core.atomic import put_in_place, unfinished
 from tunesmith.core.errors import StoreError
 from tunesmith.core.memory import give_back
 from tunesmith.core.progress import Progress
@@ -99,7 +99,7 @@ class Runner:
 
     def _compute(self, stage: Stage) -> Done:
         key, folder = self.digests[stage.name], self.folder(stage.name)
-        work = folder.with_name(f".{key}.part")
+        work = unfinished(folder)
         work.mkdir(parents=True, exist_ok=True)
         self.progress.say(f"{stage.name}: {stage.about}" if stage.about else stage.name)
         started = time.monotonic()

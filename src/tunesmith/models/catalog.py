@@ -20,6 +20,7 @@ from typing import Any, Literal
 import msgspec
 
 from tunesmith.core.atomic import atomic_folder, user_folder, write_atomic
+from tunesmith.core.digests import files_digest, sha256_of
 from tunesmith.core.errors import NotFound, SourceUnavailable, StoreError, nearest
 from tunesmith.core.load import need
 from tunesmith.core.types import Record
@@ -181,12 +182,9 @@ class Catalog:
             kept = json.loads(cache.read_text("utf-8"))
             if kept["stamp"] == stamp:
                 return str(kept["digest"])
-        whole = hashlib.blake2b(digest_size=16)
-        for path in files:
-            with path.open("rb") as file:
-                whole.update(path.name.encode() + hashlib.file_digest(file, "blake2b").digest())
-        write_atomic(cache, json.dumps({"stamp": stamp, "digest": whole.hexdigest()}))
-        return whole.hexdigest()
+        whole = files_digest(files)
+        write_atomic(cache, json.dumps({"stamp": stamp, "digest": whole}))
+        return whole
 
 
 def _checked(folder: Path) -> Path:
@@ -213,10 +211,9 @@ def _from_hub(work: Path, source: HubSource) -> None:
 def _check_hash(path: Path, expected: str | None) -> None:
     if expected is None:
         return
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected:
-        raise StoreError(f"'{path.name}' has sha256 {found}, expected {expected}", remedy="the package changed; do not use it")
+    actual = sha256_of(path)
+    if actual != expected:
+        raise StoreError(f"'{path.name}' has sha256 {actual}, expected {expected}", remedy="the package changed; do not use it")
 
 
 def _unpack_gguf(file: Path, folder: Path) -> None:

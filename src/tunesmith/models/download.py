@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 
+from tunesmith.core.digests import sha256_of
 from tunesmith.core.errors import SourceUnavailable, StoreError
 
 # (label, bytes done, bytes in all)
@@ -28,7 +28,7 @@ def fetch_wheel(package: str, version: str, sha256: str | None, folder: Path, pr
     """
     folder.mkdir(parents=True, exist_ok=True)
     done = folder / f"{package}-{version}.whl"
-    if done.is_file() and (sha256 is None or _hash(done) == sha256):
+    if done.is_file() and (sha256 is None or sha256_of(done) == sha256):
         return done
     page = f"{index_url()}/{package}/"
     try:
@@ -42,7 +42,7 @@ def fetch_wheel(package: str, version: str, sha256: str | None, folder: Path, pr
             where=page,
             remedy="check the network (or set PIP_INDEX_URL to an index that has it); what was loaded is kept and the next call continues",
         ) from error
-    found = _hash(part)
+    found = sha256_of(part)
     if found != (sha256 or known):
         part.unlink()
         raise StoreError(
@@ -79,8 +79,3 @@ def _stream(client: httpx.Client, link: str, part: Path, progress: Progress | No
                 have += len(chunk)
                 if progress:
                     progress(label, have, total)
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

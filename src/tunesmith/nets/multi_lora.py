@@ -7,7 +7,6 @@ folder may say is refused by name, never ignored.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -19,6 +18,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from tunesmith.core.digests import files_digest
 from tunesmith.core.errors import NotFound, UsageError
 from tunesmith.core.load import need
 
@@ -169,7 +169,7 @@ class Adapters:
             if not file.is_file():
                 raise NotFound(f"no {file.name}", where=str(folder), allowed="a folder that peft's save_pretrained wrote")
         config = json.loads(config_file.read_text("utf-8"))
-        digest = hashlib.blake2b(config_file.read_bytes() + weights_file.read_bytes(), digest_size=16).hexdigest()
+        digest = files_digest([config_file, weights_file])
         if self.loaded.get(name, digest) != digest:
             raise UsageError(
                 f"another adapter is loaded as '{name}'", where=str(folder), remedy="load it under another name, or unload the first"

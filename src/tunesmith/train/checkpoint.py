@@ -6,7 +6,6 @@ no saving: data order and dropout are functions of seed, epoch and step.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from typing import Any
 import msgspec
 import torch
 
-from tunesmith.core.atomic import atomic_folder
+from tunesmith.core.atomic import atomic_folder, unfinished
+from tunesmith.core.digests import file_digest
 from tunesmith.core.errors import StoreError
 from tunesmith.core.types import Record
 from tunesmith.train.adapters import Trainable
@@ -47,11 +47,6 @@ class State(Record, frozen=True):
     planned: bool = True
 
 
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
 def folder_of(out: Path, step: int) -> Path:
     """Where the checkpoint of a step lies."""
     return out / "checkpoints" / f"checkpoint-{step}"
@@ -72,10 +67,10 @@ def save(out: Path, trainable: Trainable, optimizer: torch.optim.Optimizer, stat
                 if isinstance(value, torch.Tensor)
             }
             save_file(moments, work / MOMENTS)
-            files = {path.name: _hash(path) for path in sorted(work.iterdir())}
+            files = {path.name: file_digest(path) for path in sorted(work.iterdir())}
             (work / STATE).write_bytes(msgspec.json.encode(msgspec.structs.replace(state, files=files)))
     except OSError as error:
-        shutil.rmtree(final.with_name(f".{final.name}.part"), ignore_errors=True)
+        shutil.rmtree(unfinished(final), ignore_errors=True)
         raise StoreError(f"no checkpoint at step {state.step}: {error}", where=str(final), remedy="free space on the disk") from error
     return final
 
@@ -121,7 +116,7 @@ def sound(folder: Path) -> State | None:
     """The state of a checkpoint whose every file is there and unchanged, else None."""
     try:
         state = msgspec.json.decode((folder / STATE).read_bytes(), type=State)
-        return state if all(_hash(folder / name) == digest for name, digest in state.files.items()) else None
+        return state if all(file_digest(folder / name) == digest for name, digest in state.files.items()) else None
     except (OSError, msgspec.DecodeError):
         return None
 

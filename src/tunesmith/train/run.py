@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 
 from tunesmith.core.atomic import write_atomic
+from tunesmith.core.digests import files_digest
 from tunesmith.core.errors import TrainingError
 from tunesmith.core.types import Record, digest
 from tunesmith.train.facts import SETTINGS, WEIGHTS, environment, gather, header, require_same_tokens
@@ -97,7 +98,7 @@ def base_digest(base: Path) -> str:
 def adapter_digest(folder: Path) -> str:
     """Names an adapter in peft's format by its two files. Raises TrainingError when it is none."""
     try:
-        return digest(*(hashlib.blake2b((folder / name).read_bytes()).hexdigest() for name in (SETTINGS, WEIGHTS)))
+        return files_digest(folder / name for name in (SETTINGS, WEIGHTS))
     except OSError as error:
         raise TrainingError(
             f"no adapter to start from: {error}", where="train.adapter.start_from", allowed=f"{SETTINGS}, {WEIGHTS}"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.core.atomic import unfinished
 from tunesmith.core.deployment import Variant
 from tunesmith.core.errors import ConfigError, UsageError
 from tunesmith.core.model_ref import artifact_ref
@@ -135,7 +136,7 @@ def stage_states(view: View) -> dict[str, Any]:
         rows = []
         for stage in context.runner.stages:
             done = context.runner.peek(stage.name)
-            started = context.runner.folder(stage.name).with_name(f".{context.runner.digests[stage.name]}.part").is_dir()
+            started = unfinished(context.runner.folder(stage.name)).is_dir()
             state = "done" if done else "started" if started else "waiting"
             rows.append(
                 {

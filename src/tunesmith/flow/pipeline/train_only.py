@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from tunesmith.core.atomic import unfinished
 from tunesmith.core.errors import TrainingError, UsageError
 from tunesmith.core.progress import Progress
 from tunesmith.flow.context import ProjectContext
@@ -70,6 +71,6 @@ def _tell(progress: Progress, event: dict[str, Any]) -> None:
 
 
 def _forget(context: ProjectContext) -> None:
-    key = context.runner.digests["train"]
-    for place in (context.runner.folder("train"), context.runner.folder("train").with_name(f".{key}.part")):
+    folder = context.runner.folder("train")
+    for place in (folder, unfinished(folder)):
         shutil.rmtree(place, ignore_errors=True)
