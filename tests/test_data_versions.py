@@ -205,7 +205,7 @@ def test_an_import_is_the_version_that_freezing_its_rows_would_make(tmp_path):
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, [*lines, {"messages": []}])))
     desk, source = Datasets.open(tmp_path / "tunesmith.yaml", Silent()), Source(path=str(tmp_path / "rows.jsonl"))
     kept, found = desk.keep([source], max_invalid=0.1, note="first")
-    held = collect(source, max_invalid=0.1)
+    held = collect(source, max_invalid=0.1, named=desk.named)
     frozen = version.freeze(tmp_path / "other", {"all": held.rows}, kept.recipe, ledger=held.ledger)
     assert (kept.id, kept.counts, kept.digests, kept.fates) == (frozen.id, frozen.counts, frozen.digests, frozen.fates)
     assert (found.inputs, found.invalid, kept.note) == (51, 1, "first")

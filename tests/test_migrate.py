@@ -100,7 +100,9 @@ def test_prompts_need_no_answers_and_all_faults_are_said_before_anything_is_aske
         migrate.prompts_of(str(path))
     assert [fault.where for fault in caught.value.faults] == [f"{path}:3", f"{path}:4"]
     path.write_text(preference_rows(2).decode())
-    with pytest.raises(DataError, match="a preference pair"):
+    assert [row.prompt[-1].role for row in migrate.prompts_of(str(path))] == ["user"] * 2, "a pair is asked its prompt"
+    path.write_text(json.dumps({"text": "a page"}))
+    with pytest.raises(DataError, match="a document, not a question"):
         migrate.prompts_of(str(path))
 
 

@@ -24,7 +24,7 @@ from tunesmith.cli.data import datasets, previewed
 from tunesmith.cli.jobs import jobs_app, keys_app
 from tunesmith.cli.migrate import migrate_app
 from tunesmith.cli.serving import monitor_app, serve
-from tunesmith.cli.shared import OVERRIDES, AsWritten, Json, emit, file_option, told
+from tunesmith.cli.shared import OVERRIDES, AsWritten, Json, data_option, emit, file_option, instead, told
 from tunesmith.cli.tracing import trace
 from tunesmith.cli.training import estimate, train
 
@@ -90,6 +90,7 @@ def init(
 def run(
     context: typer.Context,
     config: file_option = Path("tunesmith.yaml"),
+    data: data_option = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Prepare the data, then print the plan with time, memory and tokens.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -102,7 +103,7 @@ def run(
     from tunesmith.flow.pipeline.run import dry_run as plan_only
     from tunesmith.flow.project import DEFAULT_FILE, load_project
 
-    project = load_project(config, context.args)
+    project = load_project(config, instead(data, config, context.args))
     if dry_run:
         with told(as_json) as progress:
             result = plan_only(project, config.resolve().parent, progress)

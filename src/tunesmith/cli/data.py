@@ -1,5 +1,8 @@
-"""Commands about data: import, check, clean, split, look at every token and every fate. DATA is `latest` (the default), `run`, the
-beginning of a version's id, `catalog:NAME`, or a file, folder, pattern or URL."""
+"""Commands about data: import, check, clean, split, look at every token and every fate.
+
+DATA is `latest` (the default), the beginning of a version's id, or `run`, each also with a part (`latest:train`); `train`, `validation` or
+`test` of the project; `catalog:NAME`, `suite:general`; or a file, folder, pattern or URL.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,9 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Data that can be trusted: a fate and a reason for every row.", no_args_is_help=True, rich_markup_mode=None)
 
 CONFIG = Path("tunesmith.yaml")
-DataArgument = Annotated[str, typer.Argument(metavar="DATA", help="latest, run, a version, catalog:NAME, a file or a URL.")]
-DataOption = Annotated[str, typer.Option("--data", help="latest, run, a version, catalog:NAME, a file or a URL.")]
+_WORDS = "latest, a version or run, each also :PART; train, validation, test; catalog:NAME; a file or a URL."
+DataArgument = Annotated[str, typer.Argument(metavar="DATA", help=_WORDS)]
+DataOption = Annotated[str, typer.Option("--data", help=_WORDS)]
 NoteOption = Annotated[str, typer.Option("--name", help="A name or note kept with the version.")]
 Against = Annotated[list[str] | None, typer.Option("--against", help="Evaluation rows that must not be trained on.")]
 
@@ -405,7 +409,7 @@ def ledger(
 
 @app.command()
 def log(config: file_option = CONFIG, as_json: Json = False) -> None:
-    """The versions, newest first, each with the one that it came from.
+    """The versions and the splits that runs made, newest first, each with the one that it came from.
 
     Example: tunesmith data log
     """
@@ -413,10 +417,8 @@ def log(config: file_option = CONFIG, as_json: Json = False) -> None:
 
     import msgspec
 
-    from tunesmith.data import version as versions
-
     with datasets(config, as_json) as desk:
-        found = versions.log(desk.root)
+        found = desk.log()
     rows = [
         (
             one.id[:12],
@@ -430,6 +432,17 @@ def log(config: file_option = CONFIG, as_json: Json = False) -> None:
     ]
     said = table(rows, ("version", "created", "step", "from", "rows", "note")) if rows else "no versions yet: tunesmith data import FILE"
     emit({"versions": msgspec.to_builtins(found)}, as_json, said)
+
+
+@app.command()
+def fetch(config: file_option = CONFIG, as_json: Json = False) -> None:
+    """Read the project's URLs and queries anew; until then runs use what they gave when they were read first.
+
+    Example: tunesmith data fetch
+    """
+    with datasets(config, as_json) as desk:
+        read = desk.fetch()
+    emit({"read": read}, as_json, "\n".join(f"read anew: {name}" for name in read) or "the project has no URLs and no queries")
 
 
 @app.command()
@@ -462,7 +475,10 @@ def export(
     data: DataOption = "latest",
     format: Annotated[
         str,
-        typer.Option(help="tunesmith, chat, rft, dpo, evals, trl, trl_preference, alpaca, sharegpt, columns, text, kiln or label_studio."),
+        typer.Option(
+            help="tunesmith, chat, rft, dpo, evals, trl, trl_preference, trl_kto, labelled_chat, alpaca, sharegpt, columns, text, kiln or "
+            "label_studio."
+        ),
     ] = "chat",
     part: Annotated[str | None, typer.Option("--split", help="Only this split.")] = None,
     extras: Annotated[bool, typer.Option("--extras/--strict", help="Strict leaves out all that is not the format's own.")] = True,

@@ -17,7 +17,8 @@ from tunesmith.cli.data import CONFIG, DataArgument, DataOption, app, datasets
 from tunesmith.cli.shared import OVERRIDES, Json, emit, file_option
 
 if TYPE_CHECKING:
-    from tunesmith.flow.datasets.versions import Data, Datasets
+    from tunesmith.flow.datasets.versions import Datasets
+    from tunesmith.flow.rows import Rows
 
 AnnotatorOption = Annotated[str, typer.Option("--as", help="Who judges (default: the user's name).")]
 EncoderOption = Annotated[str, typer.Option(help="Use sentence embeddings too, such as minilm-l6-v2.")]
@@ -160,7 +161,7 @@ def _asking(entry: dict[str, Any]) -> str:
     return text_of(entry) + (f"\n  suspect: {entry['why']}" if entry["why"] else "")
 
 
-def _interview(desk: Datasets, have: Data, name: str, rows: int) -> None:
+def _interview(desk: Datasets, have: Rows, name: str, rows: int) -> None:
     """One row after the other at the terminal; each verdict is on disk before the next row is shown."""
     from tunesmith.flow.datasets import people
 

@@ -71,7 +71,7 @@ def record(
 
     (asked,) = options(context.args, migrate.Recording)
     old = OpenAIModel(model, base_url=base_url, api_key=api_key, concurrency=asked.concurrency)
-    rows = migrate.prompts_of(prompts)
+    rows = migrate.prompts_of(prompts, Path("tunesmith.yaml"))
     usd = migrate.most_usd(model, rows, asked.max_tokens)
     if usd is not None:
         typer.echo(f"{len(rows)} rows, at most {max(usd, 0.01):.2f} USD at OpenAI's prices", err=True)

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, no progress.")]
 file_option = Annotated[Path, typer.Option("--config", "-c", help="The project file.")]
 AsWritten = Annotated[bool, typer.Option("--as-written", help="Look at the file as it is, not at the last run as it was made.")]
+data_option = Annotated[
+    str | None, typer.Option("--data", help="Rows in place of the project's sources: latest, a version, catalog:NAME, a file or a URL.")
+]
 _INTERRUPTED = 130
 _PLACES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 # Words that a command does not know are overrides of the project file: --train.epochs 2
@@ -39,6 +42,14 @@ def told(as_json: bool) -> Iterator[Progress]:
     else:
         with Terminal() as terminal:
             yield terminal
+
+
+def instead(data: str | None, config: Path, words: Sequence[str]) -> list[str]:
+    """The overrides among the words, with `data` as the project's only source. A file of the command line is looked for where it runs."""
+    if data is None:
+        return list(words)
+    here = config.resolve().parent != Path.cwd() and Path(data).exists()
+    return ["--sources", json.dumps([{"path": str(Path(data).resolve()) if here else data}]), *words]
 
 
 def guarded(app: typer.Typer, words: Sequence[str]) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tunesmith.cli.shared import Json, emit, file_option, told
+from tunesmith.cli.shared import Json, data_option, emit, file_option, instead, told
 
 if TYPE_CHECKING:
     from tunesmith.flow.hosted import Provider
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 def estimate(
     context: typer.Context,
     config: file_option = Path("tunesmith.yaml"),
+    data: data_option = None,
     gpu: Annotated[str | None, typer.Option(help="Training on one of these instead: H200, H100, A100, L40S, L4, T4, 4090.")] = None,
     usd_per_hour: Annotated[float | None, typer.Option(min=0, help="What an hour of that GPU costs.")] = None,
     as_json: Json = False,
@@ -30,7 +31,9 @@ def estimate(
     from tunesmith.flow.project import load_project
 
     with told(as_json) as progress:
-        found = dry_run(load_project(config, context.args), config.resolve().parent, progress, Elsewhere(gpu, usd_per_hour))
+        found = dry_run(
+            load_project(config, instead(data, config, context.args)), config.resolve().parent, progress, Elsewhere(gpu, usd_per_hour)
+        )
     reasons = [f"  {one['field']} = {one['value']}: {one['why']} ({one['source']})" for one in found["reasons"]]
     emit(found, as_json, "\n".join([found["text"], *reasons]))
 
@@ -38,6 +41,7 @@ def estimate(
 def train(
     context: typer.Context,
     config: file_option = Path("tunesmith.yaml"),
+    data: data_option = None,
     overfit: Annotated[int, typer.Option(min=0, help="Train on so many rows until they are known by heart: proves that it can learn.")] = 0,
     resume: Annotated[bool, typer.Option("--resume/--fresh", help="Continue an interrupted run, or forget it.")] = True,
     backend: Annotated[str, typer.Option(help="local, openai:MODEL (or any server that speaks its API), azure:MODEL.")] = "local",
@@ -54,7 +58,7 @@ def train(
     from tunesmith.flow.pipeline.run import Made
     from tunesmith.flow.project import load_project
 
-    project, folder = load_project(config, context.args), config.resolve().parent
+    project, folder = load_project(config, instead(data, config, context.args)), config.resolve().parent
     if backend != "local":
         _hosted(project, folder, _provider(backend, base_url), yes=yes, as_json=as_json)
         return

@@ -126,6 +126,22 @@ def kind_of(rows: Iterable[Row], where: str = "") -> type[Row]:
     return next(iter(kinds), Example)
 
 
+def as_examples(rows: Iterable[Row]) -> list[Example]:
+    """Rows of any kind as things that a model is asked and can be compared with: a pair with its preferred answer, of labelled rows those
+    that are wanted, a document as one turn without a question."""
+    found = []
+    for row in rows:
+        if isinstance(row, Example):
+            found.append(row)
+        elif isinstance(row, Document):
+            turn = Message(role="assistant", content=row.text)
+            found.append(Example(id=row.id, messages=(turn,), group=row.group, meta=row.meta, origin=row.origin))
+        elif is_wanted(row):
+            turns = (*row.messages, answer_turns(row)[0])
+            found.append(Example(id=row.id, messages=turns, tools=row.tools, group=row.group, meta=row.meta, origin=row.origin))
+    return found
+
+
 def only(rows: Iterable[Row], kind: type[Kind], where: str = "") -> list[Kind]:
     """The rows as rows of that kind. Raises DataError naming the kind they are, and the training methods that take it."""
     found = list(rows)

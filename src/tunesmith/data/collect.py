@@ -6,7 +6,7 @@ All faults of all rows are gathered in one go. Whether any are tolerated is the 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -97,14 +97,21 @@ class Collected:
 
 
 @no_cycles()
-def collect(sources: Source | Sequence[Source], *, max_invalid: float = 0.0, rejects: str | Path | None = None) -> Collected:
-    """Every row of the sources. Rows with faults are dropped in the ledger (rule `invalid`) and written to `rejects` (JSONL).
+def collect(
+    sources: Source | Sequence[Source],
+    *,
+    max_invalid: float = 0.0,
+    rejects: str | Path | None = None,
+    named: Callable[[str], str] = lambda path: path,
+) -> Collected:
+    """Every row of the sources. Rows with faults are dropped in the ledger (rule `invalid`) and written to `rejects` (JSONL); `named` says
+    what a file is called in origins.
 
     Raises NotFound, or DataError: a source that cannot be read or has no rows, mixed kinds of rows, or a share of invalid rows
     above `max_invalid` (with every fault, after the rejects were written).
     """
     found, bad = Collected(), []
-    for incoming in stream_all(sources, found.formats):
+    for incoming in stream_all(sources, found.formats, named):
         found.inputs += 1
         if incoming.row is not None and not incoming.mends:  # nearly all
             found.ledger.enter(incoming.origin, incoming.row.id)
@@ -158,14 +165,19 @@ def refuse_invalid(found: Counted, max_invalid: float, rejects: str | Path | Non
         )
 
 
-def stream_all(sources: Source | Sequence[Source], formats: dict[str, str]) -> Iterator[Incoming]:
-    """The rows of all sources, one by one. Raises as `stream`, and DataError for a source without rows or a file that is named twice."""
+def stream_all(
+    sources: Source | Sequence[Source], formats: dict[str, str], named: Callable[[str], str] = lambda path: path
+) -> Iterator[Incoming]:
+    """The rows of all sources, one by one; `named` says what a file is called in origins.
+
+    Raises as `stream`, and DataError for a source without rows or a file that is named twice.
+    """
     for source in [sources] if isinstance(sources, Source) else sources:
-        before, named = len(formats), 0
+        before, known = len(formats), 0
         mine: dict[str, str] = {}
-        for incoming in stream(source, mine):
-            if len(mine) > named:  # a file begins
-                named, path = len(mine), next(reversed(mine))
+        for incoming in stream(source, mine, named):
+            if len(mine) > known:  # a file begins
+                known, path = len(mine), next(reversed(mine))
                 if path in formats:
                     raise DataError(
                         "its rows were entered twice: is the same file named twice?", where=path, remedy="name each source once"
@@ -178,8 +190,8 @@ def stream_all(sources: Source | Sequence[Source], formats: dict[str, str]) -> I
             )
 
 
-def stream(source: Source, formats: dict[str, str] | None = None) -> Iterator[Incoming]:
-    """The rows of one source, one by one, in bounded memory. `formats` is told the format of each file.
+def stream(source: Source, formats: dict[str, str] | None = None, named: Callable[[str], str] = lambda path: path) -> Iterator[Incoming]:
+    """The rows of one source, one by one, in bounded memory. `formats` is told the format of each file, `named` says what it is called.
 
     Raises NotFound, ConfigError, or DataError when the source cannot be read or its format is not recognised.
     """
@@ -191,6 +203,7 @@ def stream(source: Source, formats: dict[str, str] | None = None) -> Iterator[In
         sample, rest = _peek(items)
         if name == "auto" and sample:
             name = _detect(sample, source, path)
+        path = named(path)
         if formats is not None:
             formats[path] = name
         for item in _chain(sample, rest):

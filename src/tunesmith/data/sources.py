@@ -25,6 +25,7 @@ from tunesmith.core.load import need
 from tunesmith.core.rows import Line, open_read, read_lines
 
 PACKED = (".gz", ".zst")
+MANIFEST = "source.manifest"  # of a folder that `data.fetched` wrote
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -53,9 +54,27 @@ def read_items(path: str, query: str = "", by_paragraph: bool = False) -> Iterat
         yield _query(path, query)
     elif "://" in path:
         yield from _remote(path, by_paragraph)
+    elif named := _kept_names(Path(path)):
+        for name, shown in named.items():
+            file = Path(path) / name
+            yield shown, _sound(shown, _reader(file, by_paragraph)(file))
     else:
         for file in files(path):
             yield str(file), _sound(file, _reader(file, by_paragraph)(file))
+
+
+def _kept_names(folder: Path) -> dict[str, str]:
+    """File → the name its rows are known by, of a folder that `data.fetched` wrote; empty for any other."""
+    if not (folder / MANIFEST).is_file():
+        return {}
+    return dict(msgspec.json.decode((folder / MANIFEST).read_bytes())["files"])
+
+
+def public_name(url: str) -> str:
+    """A URL without what may be a secret: user, password and query."""
+    protocol, mark, rest = url.partition("://")
+    host, slash, place = rest.partition("?")[0].partition("/")
+    return f"{protocol}{mark}{host.rpartition('@')[2]}{slash}{place}"
 
 
 def _sound(file: Path | str, items: Iterator[Item]) -> Iterator[Item]:
@@ -110,27 +129,37 @@ def _is_notice(file: Path) -> bool:
 
 
 def _remote(url: str, by_paragraph: bool) -> Iterator[tuple[str, Iterator[Item]]]:
+    with tempfile.TemporaryDirectory(prefix="tunesmith-") as folder:
+        for shown, local in download(url, Path(folder)):
+            yield shown, _sound(shown, _reader(local, by_paragraph)(local))
+            local.unlink()
+
+
+def download(url: str, folder: Path) -> Iterator[tuple[str, Path]]:
+    """Fetch the files of a URL (or a pattern of URLs) into `folder`, one by one: the public name of each and where it lies now.
+
+    Raises NotFound, SourceUnavailable, or DataError for a file that could not be read.
+    """
     import fsspec
 
     try:
         filesystem, place = fsspec.core.url_to_fs(url)
-        names = sorted(filesystem.glob(place)) if glob.has_magic(place) else [place]
+        names = sorted(filesystem.glob(place)) if glob.has_magic(place.partition("?")[0]) else [place]
         if not names:
-            raise NotFound("no file fits the pattern", where=url)
+            raise NotFound("no file fits the pattern", where=public_name(url))
         protocol = url.split("://")[0]
-        for name in names:
-            shown = name if "://" in name else f"{protocol}://{name}"
+        for number, name in enumerate(names):
+            shown = public_name(name if "://" in name else f"{protocol}://{name}")
             suffixes = "".join(Path(name.split("?")[0]).suffixes[-2:])
-            with tempfile.TemporaryDirectory(prefix="tunesmith-") as folder:
-                local = Path(folder) / f"rows{suffixes}"
-                with filesystem.open(name, "rb") as source, local.open("wb") as target:
-                    shutil.copyfileobj(source, target, 1 << 20)
-                if _suffix(local) not in READERS:
-                    raise DataError(f"files that end in '{suffixes}' cannot be read", where=shown, allowed=", ".join(READERS))
-                yield shown, _sound(shown, _reader(local, by_paragraph)(local))
+            local = folder / f"{number:04d}{suffixes}"
+            if _suffix(local) not in READERS:
+                raise DataError(f"files that end in '{suffixes}' cannot be read", where=shown, allowed=", ".join(READERS))
+            with filesystem.open(name, "rb") as source, local.open("wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+            yield shown, local
     except (OSError, ImportError, ValueError) as error:
         raise SourceUnavailable(
-            f"cannot be read: {error}", where=url, remedy="check the address, the network and the credentials of its service"
+            f"cannot be read: {error}", where=public_name(url), remedy="check the address, the network and the credentials of its service"
         ) from error
 
 

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tunesmith.core.progress import Progress
+from tunesmith.core.row_kinds import as_examples
+from tunesmith.core.rows import Row
 from tunesmith.core.types import Example, Sampling
-from tunesmith.data.collect import Source
 from tunesmith.flow.last_run import View
 from tunesmith.flow.project import Project
 from tunesmith.flow.runner import Runner, Stage
-from tunesmith.flow.sources import content, examples, located
+from tunesmith.flow.sources import Frozen, Place, located, rows
 from tunesmith.models.catalog import Catalog
 from tunesmith.store.store import Store
 
@@ -28,7 +29,8 @@ TUNED = "tuned"
 
 @dataclass
 class ProjectContext:
-    """One project at work: its record, its folder, its store, the catalogue, and who is told."""
+    """One project at work: its record, its folder, its store, the catalogue, and who is told. With `reading` URLs and queries among its
+    sources are read where they were not yet; who only looks at what was done reads none."""
 
     project: Project
     folder: Path
@@ -39,6 +41,7 @@ class ProjectContext:
     left_out: tuple[str, ...] = ()
     view: View | None = None  # of a command that only looks: which run's stages
     changed: list[str] = field(init=False, default_factory=list)
+    reading: bool = False
 
     @cached_property
     def base(self) -> Path:
@@ -51,9 +54,15 @@ class ProjectContext:
         return self.catalog.digest(self.base)
 
     @cached_property
-    def sources(self) -> list[Source]:
-        """The sources with real paths."""
-        return located(self.project.sources, self.folder, self.catalog)
+    def places(self) -> list[Place]:
+        """The sources, looked up."""
+        return located(self.project.sources, self.folder, self.catalog, self.store.folder, reading=self.reading)
+
+    @property
+    def given_split(self) -> Frozen | None:
+        """The version whose parts are used as they are: the project's only source, and split already."""
+        frozen = self.places[0].frozen
+        return frozen if frozen is not None and frozen.is_split else None
 
     @cached_property
     def model(self) -> Any:
@@ -96,20 +105,37 @@ class ProjectContext:
         """Which plan was looked at, once a stage was; None before, and for a command that runs."""
         return self.view.summary(self.changed) if self.view is not None and "runner" in self.__dict__ else None
 
+    @cached_property
+    def data(self) -> Runner:
+        """The stages that need no base, for who only looks at rows."""
+        runner = Runner(self.store, self.project.name, self.progress, self.data_stages())
+        if self.view is not None and self.view.run is not None:
+            runner.pin(self.view.run.digests)
+        return runner
+
     @property
     def arms(self) -> list[str]:
         """Everything that is measured: the baselines in their order, then the tuned model."""
         return [*(baseline.name for baseline in self.project.baselines), TUNED]
 
+    def data_stages(self) -> list[Stage]:
+        """From the sources to the split. What is split already is neither cleaned nor split again."""
+        project = self.project
+        described = [(source.format, source.map, source.unique_ids) for source in project.sources]
+        content = [name for place in self.places for name in place.content]
+        divided = (project.clean, project.split) if self.given_split is None else (project.clean.near_duplicates, project.split.semantic)
+        return [
+            Stage("collect", (described, content, project.max_invalid), version=2, about="reading every row"),
+            Stage("split", divided, ("collect",), about="cleaning, finding near-duplicates, splitting"),
+        ]
+
     def stages(self) -> list[Stage]:
         """All stages in an order in which each comes after what it needs."""
         project, measured = self.project, [f"evaluate:{arm}" for arm in self.arms]
-        described = [(source.format, source.map, source.unique_ids) for source in project.sources]
         asked = (project.evaluate, self.base_digest)
         judged = (project.evaluate.metrics[0], project.evaluate.max_tokens) if project.train.metric_rows else ()
         return [
-            Stage("collect", (described, content(self.sources), project.max_invalid), about="reading every row"),
-            Stage("split", (project.clean, project.split), ("collect",), about="cleaning, finding near-duplicates, splitting"),
+            *self.data_stages(),
             Stage(
                 "tokens",
                 (project.train.max_length, project.train.over_length, self.base_digest),
@@ -138,14 +164,18 @@ class ProjectContext:
             Stage("report", (project, self.left_out), ("compare", "ask", "regression"), about="writing the report"),
         ]
 
-    def rows(self, part: str) -> list[Example]:
+    def rows(self, part: str) -> list[Row]:
         """The rows of one part of the split; the test part as `evaluate.limit` allows."""
-        rows = examples(self.runner.folder("split"), part)
-        return rows[: self.project.evaluate.limit] if part == "test" else rows
+        every = rows(self.data.folder("split"), part)
+        return every[: self.project.evaluate.limit] if part == "test" else every
+
+    def questions(self, part: str) -> list[Example]:
+        """The rows of one part as things to ask, whatever their kind: pairs and labelled rows with the answer that is wanted."""
+        return as_examples(self.rows(part))
 
     def clusters(self) -> dict[str, str]:
         """The near-duplicate cluster of each row."""
-        numbers = msgspec.json.decode((self.runner.folder("split") / "clusters.json").read_bytes())
+        numbers = msgspec.json.decode((self.data.folder("split") / "clusters.json").read_bytes())
         return {row: str(cluster) for row, cluster in numbers.items()}
 
     def sampling(self) -> Sampling:

@@ -15,6 +15,7 @@ from tunesmith.core.config import parse_overrides
 from tunesmith.core.errors import ConfigError
 from tunesmith.flow.project import DEFAULT_FILE, Project, load_project, open_store
 from tunesmith.store.runs import Run, Runs, without_secrets
+from tunesmith.store.store import Store
 
 AS_WRITTEN = "--as-written looks at the file alone"
 
@@ -81,6 +82,13 @@ def view(config: Path, given: Sequence[str] = (), *, as_written: bool = False, w
             allowed=error.allowed,
             remedy=AS_WRITTEN,
         ) from error
+
+
+def last_view(project: Project, folder: Path, store: Store) -> View:
+    """The stages of the last run that went to its end, else of the last one, for who looks at rows; of the plan where there was none."""
+    runs = Runs(store).listed(project.name)
+    whole = [run for run in runs if run.finished and "compare" in run.digests]
+    return View(project, folder, str(DEFAULT_FILE), next(iter([*whole, *runs]), None))
 
 
 def written_name(config: Path, overrides: Sequence[str]) -> str:

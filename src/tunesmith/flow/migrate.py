@@ -14,9 +14,11 @@ import msgspec
 from tunesmith.core.atomic import write_atomic
 from tunesmith.core.errors import DataError, Fault, NotFound, SourceUnavailable, UsageError
 from tunesmith.core.load import need
+from tunesmith.core.progress import Silent
+from tunesmith.core.row_kinds import as_examples
 from tunesmith.core.rows import Row, read_jsonl, write_jsonl
 from tunesmith.core.tokens import OpenAITokens
-from tunesmith.core.types import Answer, Example, Message, Prompt, Record, Sampling, example_id
+from tunesmith.core.types import Answer, Document, Example, Message, Prompt, Record, Sampling, example_id
 from tunesmith.data.collect import Incoming, Source, faults_of, stream_all
 from tunesmith.data.formats.registry import parse_row
 from tunesmith.flow.datasets.tokens import price_of
@@ -168,18 +170,23 @@ def golden_rows(path: Path) -> list[Example]:
     return list(read_jsonl(path, Example))
 
 
-def prompts_of(path: str) -> list[Example]:
-    """The rows of any file that the data room reads, as things to ask; a row of messages that ends in a question is asked whole.
+def prompts_of(path: str, config: Path = Path("tunesmith.yaml")) -> list[Example]:
+    """The rows of any file that the data room reads, or of another data word, as things to ask; a row of messages that ends in a question
+    is asked whole.
 
     Raises DataError with the rows that cannot be asked.
     """
+    if not Path(path).exists():
+        from tunesmith.flow.datasets.versions import Datasets
+
+        return as_examples(Datasets.open(config, Silent()).find(path).rows)
     rows, faults = [], []
     for incoming in stream_all(Source(path=path, unique_ids=False), {}):
         row = _unanswered(incoming) or incoming.row
-        if isinstance(row, Example):
-            rows.append(row)
+        if row is not None and not isinstance(row, Document):
+            rows += as_examples([row])
         else:
-            faults += faults_of(incoming) or [Fault(incoming.origin, "preference", "a preference pair, not a question")]
+            faults += faults_of(incoming) or [Fault(incoming.origin, "document", "a document, not a question")]
     if faults:
         raise DataError("these rows cannot be asked", faults=faults, where=path, remedy="mend them, or leave them out; nothing was asked")
     return rows

@@ -1,44 +1,246 @@
-"""Where a project's rows come from and where its stages keep them: sources with real paths, the hash of their content, the rows of a part.
-Knows nothing about how rows are read or cleaned."""
+"""Where a project's rows come from and where its stages keep them: each source's word looked up, its content's hash, the rows of a part.
+Knows nothing about how rows are read or cleaned.
+
+    latest[:PART]           the newest data version
+    3f2a…[:PART]            a version, by the beginning of its id
+    catalog:NAME            a data set of the catalogue
+    a URL, a query          read once and kept in the store; `tunesmith data fetch` reads it anew
+    anything else           a file, folder or pattern, from the project's folder
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from tunesmith.core.errors import ConfigError, NotFound
 from tunesmith.core.row_kinds import only
 from tunesmith.core.rows import Row, read_parquet
-from tunesmith.core.types import Example
+from tunesmith.core.types import Example, digest
+from tunesmith.data import version as versions
 from tunesmith.data.collect import Source
-from tunesmith.data.sources import files
+from tunesmith.data.fetched import fetch, manifest_of
+from tunesmith.data.ledger import Ledger
+from tunesmith.data.sources import MANIFEST, files
+from tunesmith.data.version import DatasetVersion
 from tunesmith.models.catalog import Catalog
+from tunesmith.store.store import Row as StoreRow
+from tunesmith.store.store import Store
 
 PARTS = ("train", "validation", "test")
+ALL = "all"  # the name of the one part of rows that were not split
+_ONLY_EVALUATED = ("suite", "lm-eval", "promptfoo", "openai-evals")
+_VERSION = re.compile(r"[0-9a-f]{4,40}")
 
 
-def located(sources: Sequence[Source], folder: Path, catalog: Catalog) -> list[Source]:
-    """The sources with real paths: `catalog:NAME` fetched, relative ones taken from the project's folder."""
-    found = []
-    for source in sources:
-        if source.path.startswith("catalog:"):
-            path = str(catalog.dataset(source.path.removeprefix("catalog:")))
-        else:
-            path = source.path if "://" in source.path else str(folder / Path(source.path).expanduser())
-        found.append(msgspec.structs.replace(source, path=path))
-    return found
+@dataclass(frozen=True)
+class Frozen:
+    """A version where it lies, whole or one `part` of it."""
+
+    version: DatasetVersion
+    folder: Path
+    part: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called: the id, and the part where one was named."""
+        return self.version.id if self.part is None else f"{self.version.id}:{self.part}"
+
+    @property
+    def parts(self) -> list[str]:
+        """The parts that are meant, in their order."""
+        order = sorted(self.version.counts, key=lambda name: (PARTS.index(name) if name in PARTS else -1, name))
+        return order if self.part is None else [self.part]
+
+    @property
+    def is_split(self) -> bool:
+        """Whether it is whole and divided into the three parts that training and evaluation take."""
+        return self.part is None and set(self.version.counts) == set(PARTS)
+
+    def rows(self, part: str) -> list[Row]:
+        """The rows of one part, as they were frozen. Raises DataError when they are not."""
+        return versions.rows_in(self.folder, self.version, part)
+
+    def ledger(self) -> Ledger:
+        """The fates of the rows that came in; of one part those of its rows."""
+        kept = self.folder / versions.LEDGER
+        rows = [row for part in self.parts for row in self.rows(part)] if self.part is not None or not kept.is_file() else []
+        if not kept.is_file():
+            return entered({ALL: rows})
+        ledger = Ledger.read(kept)
+        return ledger if self.part is None else narrowed(ledger, {row.origin for row in rows})
 
 
-def content(sources: Sequence[Source]) -> list[str]:
-    """What names the content of the sources: a hash of every file, so that a changed file is a changed input."""
-    hashes = []
-    for source in sources:
-        for path in files(source.path):
-            with open(path, "rb") as file:
-                hashes.append(hashlib.file_digest(file, "blake2b").hexdigest()[:32])
-    return hashes
+def entered(splits: Mapping[str, Sequence[Row]]) -> Ledger:
+    """A ledger in which the rows of the splits came in and were kept. Raises DataError when one origin is there twice."""
+    ledger = Ledger()
+    for rows in splits.values():
+        for row in rows:
+            ledger.enter(row.origin, row.id)
+    return ledger
+
+
+def narrowed(ledger: Ledger, origins: set[str]) -> Ledger:
+    """The lines of the rows with these origins."""
+    fits = Ledger()
+    for line in ledger:
+        if line.origin in origins:
+            fits.add(line)
+    return fits
+
+
+@dataclass(frozen=True)
+class Place:
+    """A source that was looked up: with its real path, or as the version that it names."""
+
+    source: Source
+    frozen: Frozen | None = None
+
+    @property
+    def content(self) -> list[str]:
+        """What names its content: a hash of every file, so that a changed file is a changed input."""
+        if self.frozen is not None:
+            return [self.frozen.version.digests.get(part, self.frozen.name) for part in self.frozen.parts]
+        if "://" in self.source.path:
+            return [f"not read yet: {digest(self.source.path, self.source.query)}"]
+        manifest = manifest_of(Path(self.source.path))
+        return [manifest.digest] if manifest is not None else [_hash(path) for path in files(self.source.path)]
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+
+
+def located(sources: Sequence[Source], folder: Path, catalog: Catalog, store: Path, *, reading: bool = False) -> list[Place]:
+    """The sources looked up; paths are taken from `folder`, versions from the store's folder. With `reading` URLs and queries that were
+    not read yet are; without it they stay as they are.
+
+    Raises ConfigError for a word that is no source, NotFound for a version that is not there, SourceUnavailable.
+    """
+    places = [_place(source, folder, catalog, store, reading) for source in sources]
+    whole = next((place.frozen for place in places if place.frozen is not None and place.frozen.is_split), None)
+    if whole is not None and len(places) > 1:
+        raise ConfigError(
+            f"version {whole.name} is split already, and rows of other sources belong to none of its parts",
+            where="sources",
+            allowed="that version alone, or its parts by name",
+            remedy=f"path: {whole.name}:train",
+        )
+    return places
+
+
+def _place(source: Source, folder: Path, catalog: Catalog, store: Path, reading: bool) -> Place:
+    word = source.path
+    kind, _, rest = word.partition(":")
+    if word in PARTS or kind == "run" or kind in _ONLY_EVALUATED:
+        raise ConfigError(
+            f"'{word}' cannot be trained on: {_why_not(word, kind)}",
+            where="sources",
+            allowed="latest[:PART], VERSION[:PART], catalog:NAME, a file, folder, pattern, URL or query",
+        )
+    if source.query or "://" in word:
+        return Place(_kept(source, store, reading))
+    if kind == "log":
+        raise ConfigError("answered requests cannot be read as rows yet", where=word)
+    if kind == "catalog":
+        return Place(msgspec.structs.replace(source, path=str(catalog.dataset(rest))))
+    path = folder / Path(word).expanduser()
+    if not path.exists() and (frozen := frozen_of(word, store)) is not None:
+        return Place(source, frozen)
+    return Place(msgspec.structs.replace(source, path=str(path)))
+
+
+def _why_not(word: str, kind: str) -> str:
+    if kind in _ONLY_EVALUATED:
+        return "it is for evaluation, and what was trained on measures nothing"
+    return f"'{word}' is what a run of this project makes of its sources"
+
+
+def frozen_of(word: str, store: Path, more: Callable[[], Sequence[Frozen]] = lambda: ()) -> Frozen | None:
+    """The version that a word names (`latest` or the beginning of an id, with or without a part), or None where it looks like none.
+
+    `more`: splits that runs made. Raises NotFound for a `latest` that is not there and for a part that it does not have.
+    """
+    head, _, part = word.partition(":")
+    root = store / "datasets"
+    if head == "latest":
+        known = versions.log(root)
+        if not known:
+            raise NotFound("there is no data version yet", where=str(root), remedy="tunesmith data import FILE")
+        found = Frozen(known[0], root / known[0].id)
+    elif _VERSION.fullmatch(head):
+        fits = [Frozen(one, root / one.id) for one in versions.log(root) if one.id.startswith(head)]
+        fits += [one for one in more() if one.version.id.startswith(head)]
+        if not fits:
+            return None
+        found = fits[0] if len({one.version.id for one in fits}) == 1 else Frozen(versions.load(root, head), root / head)
+    else:
+        return None
+    if part and part not in found.version.counts:
+        raise NotFound(f"version {found.name} has no part '{part}'", allowed=", ".join(found.version.counts))
+    return Frozen(found.version, found.folder, part) if part else found
+
+
+# --- URLs and queries --------------------------------------------------------------------------------------------------------------------
+
+
+def _kept(source: Source, store: Path, reading: bool, anew: bool = False) -> Source:
+    """The source as the folder in which what was read of it is kept; itself where nothing was."""
+    folder = store / "sources" / digest(source.path, source.query)[:24]
+    if anew or (reading and not (folder / MANIFEST).is_file()):
+        fetch(source.path, source.query, folder)
+    return msgspec.structs.replace(source, path=str(folder), query="") if (folder / MANIFEST).is_file() else source
+
+
+def fetch_again(sources: Sequence[Source], store: Path) -> list[str]:
+    """Read every URL and query anew; what they are called, without secrets. What they gave before is replaced."""
+    remote = [source for source in sources if source.query or "://" in source.path]
+    kept = [_kept(source, store, reading=True, anew=True) for source in remote]
+    return [manifest.url for source in kept if (manifest := manifest_of(Path(source.path))) is not None]
+
+
+# --- what a stage kept -------------------------------------------------------------------------------------------------------------------
+
+
+def splits_of_runs(store: Store) -> list[Frozen]:
+    """The splits that runs made, newest first, each as a version under the beginning of its stage's digest."""
+    done = [stage for stage in store.stages("split") if (store.folder / "stages" / stage["digest"]).is_dir()]
+    return [Frozen(_as_version(stage), store.folder / "stages" / stage["digest"]) for stage in done]
+
+
+def _as_version(stage: StoreRow) -> DatasetVersion:
+    known = msgspec.json.decode(stage["output"])
+    return DatasetVersion(
+        id=str(stage["digest"])[:24],
+        recipe={"step": "run"},
+        counts={part: int(known.get("splits", {}).get(part, 0)) for part in PARTS},
+        digests={},
+        parent=known.get("version"),
+        fates=known.get("ledger", {}).get("fates", {}),
+        note=f"split of a run of {stage['project']}",
+        created=stage["created"],
+    )
+
+
+def relative_to(folder: Path) -> Callable[[str], str]:
+    """How a file is called in origins: from the project's folder where it lies in it, so that a project can move; else as it is."""
+    home = folder.resolve()
+
+    def named(path: str) -> str:
+        if "://" in path:
+            return path
+        try:
+            return str(Path(path).expanduser().resolve().relative_to(home))
+        except ValueError:
+            return path
+
+    return named
 
 
 def rows(folder: Path, part: str) -> list[Row]:

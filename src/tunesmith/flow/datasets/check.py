@@ -18,14 +18,15 @@ from tunesmith.core.rows import Row
 from tunesmith.data.check import GUIDANCE, check, held_out_power
 from tunesmith.data.text import texts_of
 from tunesmith.flow.datasets.tokens import lengths, training_cost
-from tunesmith.flow.datasets.versions import Data, Datasets, shown
+from tunesmith.flow.datasets.versions import Datasets, shown
+from tunesmith.flow.rows import Rows
 from tunesmith.pages import plots
 from tunesmith.pages.render import render
 
 _SIZES = (25, 50, 100, 200, 400, 800, 1600, 3200)
 
 
-def checked(datasets: Datasets, data: Data, *, base: str = "", max_length: int | None = None, wanted: Sequence[Row] = ()) -> dict[str, Any]:
+def checked(datasets: Datasets, data: Rows, *, base: str = "", max_length: int | None = None, wanted: Sequence[Row] = ()) -> dict[str, Any]:
     """Everything the report shows: advice, numbers, tokens (where the base can be had), what a test can show, topics, price.
 
     Raises NotFound for a base that does not exist.

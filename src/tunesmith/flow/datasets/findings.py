@@ -20,8 +20,8 @@ from tunesmith.data.labels import label_errors
 from tunesmith.data.set_rules import NearDuplicates, contradictions, near_clusters
 from tunesmith.data.text import answer_of, normalised, question_of
 from tunesmith.flow.datasets.people import disagreeing, not_copied, omitted, personal
-from tunesmith.flow.datasets.versions import Data, entered
-from tunesmith.flow.sources import PARTS
+from tunesmith.flow.rows import Rows
+from tunesmith.flow.sources import PARTS, entered
 from tunesmith.pages import plots
 from tunesmith.pages.render import render
 
@@ -74,7 +74,7 @@ def of_rows(
 
 def _personal(rows: Sequence[Row]) -> dict[str, Any]:
     """Counts and places; of each value only the ends, since reports travel further than data."""
-    found = personal(Data("rows", {"all": list(rows)}, entered({})), samples=3)
+    found = personal(Rows("rows", {"all": list(rows)}, entered({})), samples=3)
     for places in found["samples"].values():
         for one in places:
             one["found"] = one["found"][:2] + "•" * max(1, len(one["found"]) - 4) + one["found"][-2:]

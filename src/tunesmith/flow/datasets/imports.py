@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,18 @@ from tunesmith.data.collect import Incoming, Source, refuse_invalid, stream_all
 from tunesmith.data.import_stream import Intake, OnIncoming, intake
 from tunesmith.data.sources import files
 from tunesmith.data.version import DatasetVersion
-
-ALL = "all"  # the name of the one split that an import makes
+from tunesmith.flow.sources import ALL
 
 
 def imported(
-    root: Path, sources: Sequence[Source], recipe: Mapping[str, Any], *, max_invalid: float, note: str, told: OnIncoming
+    root: Path,
+    sources: Sequence[Source],
+    recipe: Mapping[str, Any],
+    *,
+    max_invalid: float,
+    note: str,
+    told: OnIncoming,
+    named: Callable[[str], str],
 ) -> tuple[DatasetVersion, Intake]:
     """The version that `version.freeze` would make of the same rows and recipe. Raises as `intake`, and then there is no version."""
     root.mkdir(parents=True, exist_ok=True)
@@ -27,7 +33,7 @@ def imported(
     work.chmod(0o755)  # mkdtemp makes it for its owner alone
     try:
         files = versions.rows_file(work, ALL), work / versions.LEDGER
-        found = intake(sources, *files, max_invalid=max_invalid, rejects=root / "rejects.jsonl", told=told)
+        found = intake(sources, *files, max_invalid=max_invalid, rejects=root / "rejects.jsonl", told=told, named=named)
         version = versions.described(recipe, {ALL: found.digest}, {ALL: found.rows}, found.fates.items(), note=note)
         return versions.adopt(root, work, version), found
     finally:
@@ -43,11 +49,10 @@ def surveyed(sources: Sequence[Source], *, max_invalid: float) -> Intake:
     return found
 
 
-def reading(sources: Sequence[Source], progress: Progress) -> OnIncoming:
+def reading(sources: Sequence[Source], progress: Progress, named: Callable[[str], str]) -> OnIncoming:
     """What moves the bar of an import: how many bytes of the sources' files are read. (Of tables and archives, whole files.)"""
-    sizes = {
-        str(file): file.stat().st_size for source in sources if not source.query and "://" not in source.path for file in files(source.path)
-    }
+    local = [file for source in sources if not source.query and "://" not in source.path for file in files(source.path)]
+    sizes = {named(str(file)): file.stat().st_size for file in local}
     before, total = {}, 0
     for path, size in sizes.items():
         before[path], total = total, total + size

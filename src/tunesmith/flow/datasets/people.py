@@ -28,8 +28,10 @@ from tunesmith.data.text import answer_of, normalised, question_of, subject_of, 
 from tunesmith.data.topics import latent
 from tunesmith.data.version import DatasetVersion
 from tunesmith.flow.datasets.vectors import embed
-from tunesmith.flow.datasets.versions import ALL, Data, Datasets, copied, shown
+from tunesmith.flow.datasets.versions import Datasets, own_ledger, shown
 from tunesmith.flow.failures import read_failures
+from tunesmith.flow.rows import Rows
+from tunesmith.flow.sources import ALL
 
 if TYPE_CHECKING:
     from tunesmith.models.base import Model
@@ -42,7 +44,7 @@ _LATENT = 128
 # --- suspects ----------------------------------------------------------------------------------------------------------------------------
 
 
-def suspects(datasets: Datasets, data: Data, *, encoder: str = "", base: str = "") -> list[dict[str, Any]]:
+def suspects(datasets: Datasets, data: Rows, *, encoder: str = "", base: str = "") -> list[dict[str, Any]]:
     """Rows whose label or answer is probably wrong, surest first, with the reason; also kept for `data review`.
 
     Labelled rows: confident learning. Free text: answers that a small model of the other rows does not expect. All rows: others that ask
@@ -154,7 +156,7 @@ def omitted(questions: Sequence[str], answers: Sequence[str], *, usual: float = 
     return sorted(found, key=lambda one: (-one.score, one.row))
 
 
-def _unexplained(datasets: Datasets, data: Data, base: str) -> list[Suspect]:
+def _unexplained(datasets: Datasets, data: Rows, base: str) -> list[Suspect]:
     """Answers whose loss after their question is out of line with their loss alone, under the untrained base."""
     from tunesmith.models.local import LocalModel
 
@@ -179,8 +181,8 @@ def _unexplained(datasets: Datasets, data: Data, base: str) -> list[Suspect]:
 
 def choose_next(
     datasets: Datasets,
-    pool: Data,
-    known: Data | None,
+    pool: Rows,
+    known: Rows | None,
     number: int,
     *,
     model: Model | None = None,
@@ -242,7 +244,7 @@ def kept_suspects(datasets: Datasets) -> dict[str, str]:
     return found
 
 
-def queue(datasets: Datasets, data: Data, annotator: str, most: int) -> list[dict[str, Any]]:
+def queue(datasets: Datasets, data: Rows, annotator: str, most: int) -> list[dict[str, Any]]:
     """The next rows that the annotator has not judged, suspects first, each with the reason why it is suspect."""
     reasons = kept_suspects(datasets)
     said = review.verdicts(verdicts_file(datasets))
@@ -258,14 +260,14 @@ def agreement(datasets: Datasets) -> dict[str, Any]:
     return {"verdicts": len(said), "annotators": names, "agreement": found}
 
 
-def reviewed(datasets: Datasets, data: Data, note: str = "") -> tuple[DatasetVersion, int]:
+def reviewed(datasets: Datasets, data: Rows, note: str = "") -> tuple[DatasetVersion, int]:
     """Apply the verdicts: a new version, and how many rows they changed or took out. Raises DataError when they are about other rows."""
     said = review.verdicts(verdicts_file(datasets))
     ids = {row.id for row in data.rows}
     about = [one for one in said if one.row in ids]
     if not about:
         raise DataError(f"none of the {len(said)} verdicts is about a row of {data.name}", remedy="tunesmith data review")
-    ledger = copied(data.ledger)
+    ledger = own_ledger(data.ledger)
     rows = apply(data.rows, "review", review.reviewed(about), ledger)
     left = {row.origin: row for row in rows}
     splits = {name: [left[row.origin] for row in part if row.origin in left] for name, part in data.splits.items()}
@@ -277,7 +279,7 @@ def reviewed(datasets: Datasets, data: Data, note: str = "") -> tuple[DatasetVer
 # --- leaks and personal data -------------------------------------------------------------------------------------------------------------
 
 
-def leaks(data: Data, evaluation: Sequence[Row], settings: Contamination) -> list[dict[str, Any]]:
+def leaks(data: Rows, evaluation: Sequence[Row], settings: Contamination) -> list[dict[str, Any]]:
     """Rows that hold an evaluation item, whole, in part or edited, the most similar first."""
     rows = data.rows
     found = sorted(contaminated(rows, evaluation, settings), key=lambda one: (-one.jaccard, -one.containment, one.row))
@@ -294,7 +296,7 @@ def leaks(data: Data, evaluation: Sequence[Row], settings: Contamination) -> lis
     ]
 
 
-def personal(data: Data, kinds: Sequence[str] = KINDS, *, samples: int = 5, around: int = 30) -> dict[str, Any]:
+def personal(data: Rows, kinds: Sequence[str] = KINDS, *, samples: int = 5, around: int = 30) -> dict[str, Any]:
     """Rows with each kind of personal data or secret, and sampled places with the words around them."""
     rows = data.rows
     texts = [(i, text) for i, row in enumerate(rows) for text in texts_of(row)]

@@ -19,7 +19,9 @@ from tunesmith.data.synth import Judge, Made, Synth
 from tunesmith.data.version import DatasetVersion
 from tunesmith.evaluate.run import Answers, ask_all, cache_key
 from tunesmith.flow.datasets.tokens import price_of
-from tunesmith.flow.datasets.versions import ALL, Data, Datasets, copied, entered
+from tunesmith.flow.datasets.versions import Datasets, own_ledger
+from tunesmith.flow.rows import Rows
+from tunesmith.flow.sources import ALL, entered
 from tunesmith.models.base import Model, OnAnswer
 from tunesmith.models.resolve import Models
 
@@ -114,7 +116,7 @@ class Teachers:
         return RememberingTeacher(self._models.resolve(word), self._file)
 
 
-def requests(wish: Wish, data: Data | None, teacher: Model) -> list[synth.Request]:
+def requests(wish: Wish, data: Rows | None, teacher: Model) -> list[synth.Request]:
     """What will be asked. Raises UsageError for what is missing. `topics` asks the teacher for its tree already here."""
     settings = priced(wish)
     rows = _seeds(data)
@@ -141,7 +143,7 @@ def documents(place: str) -> list[tuple[str, str]]:
         raise UsageError(f"a document is not UTF-8 text: {error}", where=place, remedy="convert it") from error
 
 
-def _seeds(data: Data | None) -> list[Row]:
+def _seeds(data: Rows | None) -> list[Row]:
     """The rows that may be shown to a teacher: training rows, or all where nothing is split yet."""
     return [] if data is None else data.splits.get("train", data.rows)
 
@@ -151,7 +153,7 @@ def estimate(asked: Sequence[synth.Request], wish: Wish) -> dict[str, float]:
     return synth.estimate(asked, priced(wish))
 
 
-def make(datasets: Datasets, wish: Wish, data: Data | None, asked: Sequence[synth.Request], avoid: Sequence[Row], models: Teachers) -> Made:
+def make(datasets: Datasets, wish: Wish, data: Rows | None, asked: Sequence[synth.Request], avoid: Sequence[Row], models: Teachers) -> Made:
     """Ask, filter, judge. Held-out rows of `data` and `avoid` are never repeated."""
     held = [row for part in ("validation", "test") for row in (data.splits.get(part, []) if data is not None else [])]
 
@@ -193,7 +195,7 @@ def _judge(datasets: Datasets, wish: Wish, models: Teachers) -> Judge | None:
     return judged
 
 
-def pairs(datasets: Datasets, wish: Wish, data: Data, models: Teachers) -> tuple[list[Row], list[tuple[str, str]]]:
+def pairs(datasets: Datasets, wish: Wish, data: Rows, models: Teachers) -> tuple[list[Row], list[tuple[str, str]]]:
     """Preference pairs: each row's own answer over what the weaker model says."""
     weak, rows = models.teacher(wish.teacher), [row for row in _seeds(data) if isinstance(row, Example)][: wish.count]
     made: list[Row] = []
@@ -206,7 +208,7 @@ def pairs(datasets: Datasets, wish: Wish, data: Data, models: Teachers) -> tuple
     return made, refused
 
 
-def keep(datasets: Datasets, wish: Wish, rows: Sequence[Row], data: Data | None, *, add: bool, note: str = "") -> DatasetVersion:
+def keep(datasets: Datasets, wish: Wish, rows: Sequence[Row], data: Rows | None, *, add: bool, note: str = "") -> DatasetVersion:
     """The new rows as a version of their own, or added to the training rows of `data`. Their origins name teacher and prompt."""
     recipe: dict[str, Any] = {
         "step": "synth",
@@ -219,7 +221,7 @@ def keep(datasets: Datasets, wish: Wish, rows: Sequence[Row], data: Data | None,
     if not add or data is None:
         return version.freeze(datasets.root, {ALL: list(rows)}, recipe, ledger=entered({ALL: rows}), note=note)
     part = "train" if "train" in data.splits else ALL
-    ledger = copied(data.ledger)
+    ledger = own_ledger(data.ledger)
     for row in rows:
         ledger.enter(row.origin, row.id)
     splits = {name: [*each, *(rows if name == part else [])] for name, each in data.splits.items()}

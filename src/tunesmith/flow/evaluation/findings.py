@@ -87,10 +87,10 @@ def findings(context: ProjectContext) -> dict[str, Any]:
     found = arm_evaluations(context, [best, TUNED])
     metrics = [metric(name) for name in context.project.evaluate.metrics]
     clusters = context.clusters()
-    rows = [replace(row, group=clusters[row.id]) for row in context.rows("test")]
+    rows = [replace(row, group=clusters[row.id]) for row in context.questions("test")]
     table = slices(rows, metrics[:1], slicers(rows, ()), found[TUNED], found[best])
     tuned = Result(TUNED, [found[TUNED]], rows, metrics, clusters)
-    groups = failing(rows, tuned, metrics[0], context.rows("train"))
+    groups = failing(rows, tuned, metrics[0], context.questions("train"))
     one = load_comparisons(context.runner.folder("compare"))[best].metrics[0]
     looked = openings(context.store.folder / "openings.jsonl", digest([row.id for row in rows]))
     stage = next((stage.name for stage in context.runner.stages if stage.name == "regression"), None)

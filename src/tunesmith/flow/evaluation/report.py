@@ -81,7 +81,7 @@ def _named(word: str, at: Bench) -> Result:
 
 def _taught(word: str, at: Bench) -> list[Example]:
     """The rows that an arm of the project's run was trained on; of other models they are not known."""
-    return at.context.rows("train") if at.context is not None and word.startswith("run:") else []
+    return at.context.questions("train") if at.context is not None and word.startswith("run:") else []
 
 
 def leaderboard(kept: Sequence[KeptEvaluation]) -> list[dict[str, Any]]:

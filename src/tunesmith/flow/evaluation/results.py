@@ -130,7 +130,7 @@ def _arm(arm: str, context: ProjectContext | None) -> Result:
         done = [one for one in context.arms if context.runner.peek(f"evaluate:{one}")] if context else []
         raise NotFound(f"no finished arm '{arm}'", allowed=", ".join(done) or "none yet", remedy="tunesmith run")
     found = load_evaluation(context.runner.folder(f"evaluate:{arm}"))
-    return Result(arm, [found], context.rows("test"), [metric(one) for one in found.metrics], context.clusters())
+    return Result(arm, [found], context.questions("test"), [metric(one) for one in found.metrics], context.clusters())
 
 
 def _imported(path: Path) -> Result:

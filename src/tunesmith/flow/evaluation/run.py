@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from dataclasses import replace as replace_rows
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from msgspec.structs import replace
 from tunesmith.core.atomic import write_atomic
 from tunesmith.core.errors import ConfigError, DataError, NotFound
 from tunesmith.core.progress import Progress
+from tunesmith.core.row_kinds import as_examples
 from tunesmith.core.rows import write_jsonl
 from tunesmith.core.stats import run_noise
 from tunesmith.core.types import Sampling, digest
@@ -31,9 +33,10 @@ from tunesmith.evaluate.run import Evaluation, dataset_digest, evaluate
 from tunesmith.flow.context import ProjectContext
 from tunesmith.flow.evaluation.ask import Ask
 from tunesmith.flow.evaluation.results import KeptEvaluation
-from tunesmith.flow.evaluation.rows import Data, build, find
+from tunesmith.flow.evaluation.rows import build
 from tunesmith.flow.last_run import view
 from tunesmith.flow.project import open_store
+from tunesmith.flow.rows import RowReader, Rows, Sections, evaluated, taught
 from tunesmith.models.catalog import Catalog
 from tunesmith.models.resolve import Metered, Models
 from tunesmith.store.store import Store
@@ -41,13 +44,13 @@ from tunesmith.store.store import Store
 
 @dataclass
 class Bench:
-    """Where evaluations happen: the store, the models, who is told, and the project, if there is one."""
+    """Where evaluations happen: the store, the models, who is told, and what reads rows, for the project if there is one."""
 
     store: Store
     models: Models
     progress: Progress
-    context: ProjectContext | None = None
-    _data: dict[str, list[Data]] = field(init=False, default_factory=dict)
+    reader: RowReader
+    _data: dict[str, list[Rows]] = field(init=False, default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -60,14 +63,21 @@ class Bench:
         return self.context.plan if self.context is not None else None
 
     @property
+    def context(self) -> ProjectContext | None:
+        """The project at work, if there is one."""
+        return self.reader.context
+
+    @property
     def log(self) -> Path:
         """The log of openings of sealed rows."""
         return self.store.folder / "openings.jsonl"
 
-    def data(self, word: str, ask: Ask) -> list[Data]:
-        """The data that the word means, read once."""
+    def data(self, word: str, ask: Ask) -> list[Rows]:
+        """The rows to ask that the word means, read once; a suite has several."""
         if word not in self._data:
-            self._data[word] = find(word, ask, self.models, self.context)
+            several = [evaluated(rows, self.reader) for rows in self.reader.read(word, format=ask.format, mapping=ask.map)]
+            sealed = ask.sealed and word == ask.data
+            self._data[word] = [replace_rows(rows, sealed=rows.sealed or sealed) for rows in several]
         return self._data[word]
 
 
@@ -82,7 +92,8 @@ def bench(
     catalog = Catalog(progress=progress.bar)
     try:
         context = ProjectContext(seen.project, folder, store, catalog, progress, view=seen) if seen else None
-        at = Bench(store, Models(store, catalog, concurrency, rate), progress, context)
+        reader = RowReader(folder, seen.project if seen else Sections(), progress, catalog, context)
+        at = Bench(store, Models(store, catalog, concurrency, rate), progress, reader)
         yield at
         if at.plan is not None:
             progress.say(at.plan["text"])
@@ -112,7 +123,7 @@ def winner(found: Sequence[KeptEvaluation]) -> KeptEvaluation:
     return max(valued, key=lambda pair: pair[0])[1]
 
 
-def measure(word: str, data: Data, ask: Ask, at: Bench) -> KeptEvaluation:
+def measure(word: str, data: Rows, ask: Ask, at: Bench) -> KeptEvaluation:
     """One model on one part of the data, from kept answers where there are; the result is kept. A look at sealed rows is logged first."""
     return _Task(word, data, ask, at).run()
 
@@ -122,7 +133,7 @@ class _Task:
     """One model on one part of the data."""
 
     word: str
-    data: Data
+    data: Rows
     ask: Ask
     at: Bench
     model: Metered = field(init=False)
@@ -131,7 +142,7 @@ class _Task:
 
     def __post_init__(self) -> None:
         self.model = Metered(self.at.models.resolve(self.word))
-        self.rows = self.data.examples[: self.ask.limit]
+        self.rows = as_examples(self.data.rows)[: self.ask.limit]
         self.metrics = [build(name, own, self.at.models, self.at.folder / "answers" / "judge.jsonl") for name, own in self.options.items()]
 
     @cached_property
@@ -151,7 +162,8 @@ class _Task:
         """What is put in front of each row."""
         ask = self.ask
         if ask.shots:
-            train = [row for part in self.at.data(ask.shots_from, ask) for row in part.examples]
+            solved = [taught(rows) for rows in self.at.reader.read(ask.shots_from, format=ask.format, mapping=ask.map)]
+            train = [row for rows in solved for row in as_examples(rows.rows)]
             return few_shot(train, ask.shots, ask.by, ask.seed)
         if ask.instruction is None:
             return as_given

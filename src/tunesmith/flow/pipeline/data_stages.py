@@ -4,48 +4,89 @@ Knows nothing about weights."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 
 from tunesmith.core.chat import Rendered, Renderer
 from tunesmith.core.errors import DataError
-from tunesmith.core.rows import write_parquet
+from tunesmith.core.rows import read_parquet, write_jsonl, write_parquet
 from tunesmith.core.stored_rows import StoredRows
 from tunesmith.core.types import Example
-from tunesmith.data.clean import Clean, clean
+from tunesmith.data.import_stream import Intake, intake
 from tunesmith.data.ledger import Ledger
-from tunesmith.data.split import Split, split
-from tunesmith.data.summary import summary
-from tunesmith.flow.datasets.leaks import as_plain, meaning
-from tunesmith.flow.datasets.vectors import embed
-from tunesmith.flow.sources import PARTS, examples
-from tunesmith.models.catalog import Catalog
+from tunesmith.data.summary import summary as summary_of
+from tunesmith.flow.datasets.leaks import as_plain
+from tunesmith.flow.datasets.prepared import cleaned_rows, clusters_of, divided_rows, given_parts, salted
+from tunesmith.flow.runner import Output
+from tunesmith.flow.sources import PARTS, examples, relative_to
 from tunesmith.train.plan import Plan
 
+if TYPE_CHECKING:
+    from tunesmith.flow.context import ProjectContext
 
-def clean_and_split(rows_folder: Path, cleaning: Clean, splitting: Split, catalog: Catalog, work: Path) -> dict[str, Any]:
-    """Clean the rows and divide them; writes one Parquet file a part, clusters.json and the ledger of both."""
-    ledger = Ledger.read(rows_folder / "ledger.jsonl")
-    encoder = partial(embed, catalog=catalog, encoder=cleaning.semantic_duplicates.encoder)
-    cleaned = clean(StoredRows(rows_folder / "rows.parquet"), cleaning, ledger, encoder=encoder)
-    parts = split(cleaned.rows, splitting, cleaned.clusters, cleaned.prints)
+
+def collect(context: ProjectContext, work: Path) -> Output:
+    """Every row of the sources with the ledger of what came in; of a version its rows and its ledger. Rows with faults lie in the store's
+    own folder, since a stage that fails leaves no folder to look into."""
+    versions = [place.frozen for place in context.places if place.frozen is not None]
+    files = [place.source for place in context.places if place.frozen is None]
+    target, taken = (work / "rows.parquet", work / "ledger.jsonl"), Intake()
+    own = (work / "files.parquet", work / "files.jsonl") if versions else target
+    if files:
+        taken = intake(
+            files,
+            *own,
+            max_invalid=context.project.max_invalid,
+            rejects=context.store.folder / "rejects.jsonl",
+            named=relative_to(context.folder),
+        )
+    summary = {"inputs": taken.inputs, "invalid": taken.invalid, "rows": taken.rows, "formats": sorted(set(taken.formats.values()))}
+    if not versions:
+        return summary
+    kept = [list(read_parquet(own[0]))] if files else []
+    kept += [frozen.rows(part) for frozen in versions for part in frozen.parts]
+    lines = [Ledger.read(own[1])] if files else []
+    lines += [frozen.ledger() for frozen in versions]
+    written = write_parquet(target[0], chain.from_iterable(kept))
+    inputs = write_jsonl(target[1], chain.from_iterable(lines))
+    for path in own:
+        path.unlink(missing_ok=True)
+    return {**summary, "inputs": inputs, "rows": written, "versions": [frozen.name for frozen in versions]}
+
+
+def clean_and_split(context: ProjectContext, work: Path) -> Output:
+    """Clean the rows and divide them, unless they are a version that is split already; writes one Parquet file a part, clusters.json and
+    the ledger of both."""
+    folder, project, catalog = context.data.folder("collect"), context.project, context.catalog
+    ledger, given = Ledger.read(folder / "ledger.jsonl"), context.given_split
+    if given is None:
+        cleaned = cleaned_rows(StoredRows(folder / "rows.parquet"), ledger, project.clean, catalog)
+        rows, clusters = cleaned.rows, cleaned.clusters
+        again = [place.frozen.part for place in context.places if place.frozen is not None]
+        parts = divided_rows(rows, clusters, salted(project.split, again), catalog, prints=cleaned.prints)
+    else:
+        train, validation, test = (given.rows(part) for part in PARTS)
+        rows = [*train, *validation, *test]
+        clusters = clusters_of(rows, project.clean.near_duplicates)
+        parts = given_parts(train, validation, test, given.name, project.split.semantic, catalog)
+        context.progress.say(parts.notes[0])
     for name in PARTS:
         write_parquet(work / f"{name}.parquet", getattr(parts, name))
         if not getattr(parts, name):
             raise DataError(
-                f"the split leaves no {name} rows ({len(cleaned.rows)} rows in all)",
+                f"the split leaves no {name} rows ({len(rows)} rows in all)",
                 where="split",
                 remedy="add rows, or change the shares; a data set of a few dozen rows cannot be split three ways",
             )
-    clusters = {row.id: int(cluster) for row, cluster in zip(cleaned.rows, cleaned.clusters, strict=True)}
-    (work / "clusters.json").write_bytes(msgspec.json.encode(clusters))
+    numbers = {row.id: int(cluster) for row, cluster in zip(rows, clusters, strict=True)}
+    (work / "clusters.json").write_bytes(msgspec.json.encode(numbers))
     ledger.write(work / "ledger.jsonl")
-    overlap = as_plain(meaning(parts, splitting.semantic, catalog))
-    return {**summary(cleaned.rows, ledger=ledger, clusters=cleaned.clusters, splits=parts), "meaning": overlap}
+    told = {**summary_of(rows, ledger=ledger, clusters=clusters, splits=parts), "meaning": as_plain(parts.meaning)}
+    return told if given is None else {**told, "version": given.version.id}
 
 
 def tokenize(split_folder: Path, base: Path, plan: Plan, work: Path) -> dict[str, Any]:

@@ -166,7 +166,7 @@ def _offers(context: ProjectContext, epochs: int) -> tuple[dict[str, Any], ...]:
 
     if context.project.train.method != "sft":
         return ()
-    rows = context.rows("train")
+    rows = context.questions("train")
     try:
         offers = [training_cost(OpenAITokens(model).rows(rows).tolist(), model, epochs) for model in prices().models]
     except MissingExtra:
@@ -179,7 +179,7 @@ def _answering(context: ProjectContext, arm: str, base: Path) -> float:
     tokens, config = context.runner.run("tokens").output, base_shape(base)
     body = sum(o * i for o, i in linear_shapes(config).values()) * int(config["num_hidden_layers"])
     head = int(config["hidden_size"]) * int(config["vocab_size"])
-    rows, count, shared = tokens["train"]["rows"], len(context.rows("test")), tokens["shared_prefix"]
+    rows, count, shared = tokens["train"]["rows"], len(context.questions("test")), tokens["shared_prefix"]
     own = tokens["train"]["tokens"] / rows - shared
     shots = next((baseline.shots for baseline in context.project.baselines if baseline.name == arm), 0)
     if arm == "tuned":

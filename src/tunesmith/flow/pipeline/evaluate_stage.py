@@ -18,7 +18,7 @@ from tunesmith.flow.runner import Output
 def evaluate_baseline(context: ProjectContext, baseline: Baseline, work: Path) -> Output:
     """The base as it is, with solved rows before each question, or under another instruction."""
     if baseline.shots:
-        variant = prompts.few_shot(context.rows("train"), baseline.shots, baseline.by, seed=context.project.train.seed)
+        variant = prompts.few_shot(context.questions("train"), baseline.shots, baseline.by, seed=context.project.train.seed)
     elif baseline.instruction is not None:
         variant = prompts.instructed(baseline.instruction, baseline.name)
     else:
@@ -32,7 +32,7 @@ def evaluate_tuned(context: ProjectContext, work: Path) -> Output:
 
 
 def _evaluate(context: ProjectContext, model: Any, variant: Callable[[Example], Any], arm: str, work: Path) -> Output:
-    rows = context.rows("test")
+    rows = context.questions("test")
     seal = digest([row.id for row in rows])
     open_sealed(context.store.folder / "openings.jsonl", seal, who=f"{context.project.name}: {arm}", why="stage of a run")
     evaluation = evaluate(

@@ -134,7 +134,7 @@ def _row(one: Any) -> dict[str, Any]:
 def _rows_won_and_lost(context: ProjectContext, best: str, comparison: Comparison) -> dict[str, Any]:
     found = arm_evaluations(context, [best, TUNED])
     said = {arm: {row.example_id: row.answer.text for row in evaluation.rows} for arm, evaluation in found.items()}
-    rows = {row.id: row for row in context.rows("test")}
+    rows = {row.id: row for row in context.questions("test")}
     one = comparison.metric(context.project.evaluate.metrics[0])
 
     def shown(ids: tuple[str, ...]) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def _rows_won_and_lost(context: ProjectContext, best: str, comparison: Compariso
 def _data(context: ProjectContext, outputs: dict[str, Output]) -> dict[str, Any]:
     split, tokens = outputs["split"], outputs["tokens"]
     clusters, leakage = split["clusters"], split["leakage"]["test"]
-    test = {row.id for row in context.rows("test")}
+    test = {row.id for row in context.questions("test")}
     of = context.clusters()
     ledger = context.runner.folder("tokens") / "ledger.jsonl"
     fates: dict[tuple[str, str], int] = {}

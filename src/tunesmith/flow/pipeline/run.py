@@ -158,10 +158,11 @@ def _no_server(models: Mapping[str, Model], log: Store) -> AbstractContextManage
 def opened(
     project: Project, folder: Path, progress: Progress, server: Server = _no_server, view: View | None = None
 ) -> Iterator[ProjectContext]:
-    """The circle of a project over its opened store; with a `view`, to look at its run's stages."""
+    """The circle of a project over its opened store; with a `view`, to look at its run's stages, and then no URL or query is read."""
     store = open_store(project, folder)
     try:
-        context = ProjectContext(project, folder, store, Catalog(progress=progress.bar), progress, view=view)
+        catalog = Catalog(progress=progress.bar)
+        context = ProjectContext(project, folder, store, catalog, progress, view=view, reading=view is None)
         context.runner.steps = steps_of(context, server)
         yield context
     finally:

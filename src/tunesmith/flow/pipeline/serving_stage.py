@@ -31,7 +31,7 @@ def ask(context: ProjectContext, server: Server, work: Path) -> Output:
     openai = need("openai", extra="openai")
     started = time.time()
     names = {context.project.base: context.model, context.project.deploy.alias: context.tuned_model()}
-    asked = _chosen(context.rows("test"), context.project.deploy.questions)
+    asked = _chosen(context.questions("test"), context.project.deploy.questions)
     with server(names, context.store) as url:
         client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
         answers = [_question(client, row, list(names), context.sampling().max_tokens) for row in asked]

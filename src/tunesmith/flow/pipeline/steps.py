@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from tunesmith.data.import_stream import intake
 from tunesmith.flow.context import TUNED, ProjectContext
 from tunesmith.flow.pipeline import data_stages
 from tunesmith.flow.pipeline.serving_stage import Server, ask
@@ -20,8 +19,8 @@ def steps_of(context: ProjectContext, server: Server) -> dict[str, Step]:
     from tunesmith.flow.pipeline.report import write_report
 
     return {
-        "collect": partial(_collect, context),
-        "split": partial(_split, context),
+        "collect": partial(data_stages.collect, context),
+        "split": partial(data_stages.clean_and_split, context),
         "tokens": partial(_tokens, context),
         **{f"evaluate:{baseline.name}": partial(evaluate_baseline, context, baseline) for baseline in context.project.baselines},
         "train": partial(_train, context),
@@ -31,24 +30,6 @@ def steps_of(context: ProjectContext, server: Server) -> dict[str, Step]:
         "ask": partial(ask, context, server),
         "report": partial(write_report, context),
     }
-
-
-def _collect(context: ProjectContext, work: Path) -> Output:
-    """Every row; those with faults lie in the store's own folder, since a stage that fails leaves no folder to look into."""
-    found = intake(
-        context.sources,
-        work / "rows.parquet",
-        work / "ledger.jsonl",
-        max_invalid=context.project.max_invalid,
-        rejects=context.store.folder / "rejects.jsonl",
-    )
-    return {"inputs": found.inputs, "invalid": found.invalid, "rows": found.rows, "formats": sorted(set(found.formats.values()))}
-
-
-def _split(context: ProjectContext, work: Path) -> Output:
-    return data_stages.clean_and_split(
-        context.runner.folder("collect"), context.project.clean, context.project.split, context.catalog, work
-    )
 
 
 def _tokens(context: ProjectContext, work: Path) -> Output:

@@ -73,7 +73,7 @@ def _reinforce(context: ProjectContext, work: Path, tell: OnEvent) -> Reinforced
             "operation: eq}",
         )
     reward = reward_of(plan.reinforcement.grader, context.catalog.model)
-    tasks, validation = (tasks_of(renderer, context.rows(part)) for part in ("train", "validation"))
+    tasks, validation = (tasks_of(renderer, context.questions(part)) for part in ("train", "validation"))
     return reinforce(plan, tasks, reward, validation, base=context.base, out=work, on_event=tell)
 
 
@@ -92,7 +92,7 @@ def _measure(context: ProjectContext) -> Measure | None:
         return None
     chosen, rows, sampling = (
         metric(project.evaluate.metrics[0]),
-        context.rows("validation")[: project.train.metric_rows],
+        context.questions("validation")[: project.train.metric_rows],
         context.sampling(),
     )
     if chosen.better == "neither":

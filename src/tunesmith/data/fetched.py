@@ -1,0 +1,76 @@
+"""What a URL or a query gave, kept in a folder, so that it can be read again as it was; knows nothing about rows.
+
+<folder>/source.manifest    written last: what it is called, when it was read, the digest of all bytes, the files with their names
+<folder>/…                  the files as they came; of a query its rows as JSONL
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tunesmith.core.atomic import put_in_place, write_atomic
+from tunesmith.core.errors import DataError
+from tunesmith.core.rows import write_jsonl
+from tunesmith.core.types import Record
+from tunesmith.data.sources import MANIFEST, Item, download, public_name, read_items
+
+
+class Manifest(Record, frozen=True):
+    """What was read: its name without secrets, seconds since 1970, a digest of all bytes, and file → the name its rows are known by."""
+
+    url: str
+    read: float
+    digest: str
+    files: dict[str, str]
+
+
+def fetch(path: str, query: str, folder: Path) -> Manifest:
+    """Read the URL (or the query's rows) into `folder`, which is there whole or as it was. Raises as `sources.read_items`."""
+    work = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        if query:
+            ((name, items),) = read_items(path, query)
+            write_jsonl(work / "rows.jsonl", (_row(item) for item in items))
+            named = {"rows.jsonl": name}
+        else:
+            named = {file.name: shown for shown, file in download(path, work)}
+            name = public_name(path)
+        manifest = Manifest(url=name, read=time.time(), digest=_digest(work, named), files=named)
+        write_atomic(work / MANIFEST, msgspec.json.encode(manifest))
+        shutil.rmtree(folder, ignore_errors=True)
+        put_in_place(work, folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return manifest
+
+
+def _row(item: Item) -> dict[str, Any]:
+    if not isinstance(item.data, dict):
+        raise DataError("the query gave something else than rows", remedy="select columns by name")
+    return item.data
+
+
+def _digest(folder: Path, names: dict[str, str]) -> str:
+    total = hashlib.blake2b(digest_size=16)
+    for name in names:
+        with (folder / name).open("rb") as file:
+            total.update(hashlib.file_digest(file, "blake2b").digest())
+    return total.hexdigest()
+
+
+def manifest_of(folder: Path) -> Manifest | None:
+    """What was kept in the folder; None where it is no such folder. Raises DataError when it is damaged."""
+    try:
+        return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except msgspec.DecodeError as error:
+        raise DataError(f"what was read is damaged: {error}", where=str(folder), remedy="tunesmith data fetch") from error

@@ -1,0 +1,400 @@
+"""What a word means as rows, for every command alike: training, evaluation, estimates, the data room. Asks no model, changes no row.
+
+latest[:PART]              the newest data version; without one the rows of the last run; without one the project's sources, read anew
+3f2a…[:PART]               a version, or the split of a run, by the beginning of its id
+run[:PART]                 the rows of the project's run
+train, validation, test    a part of the split that the project's plan asks for; `test` is sealed: each look at it is logged
+catalog:NAME               a data set of the catalogue
+suite:general              the regression suite: six abilities, each with its own rows and metric
+lm-eval:TASK[@FOLDER]      a task of an installed lm-evaluation-harness (from a folder of its task files)
+promptfoo:FILE             a promptfoo configuration with its assertions
+openai-evals:FILE          a samples file, or an eval object with its graders
+anything else              a file, folder, pattern or URL in any format of the data room
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from tunesmith.core.errors import NotFound, SourceUnavailable, UsageError, nearest
+from tunesmith.core.progress import Progress
+from tunesmith.core.row_kinds import only
+from tunesmith.core.rows import Row
+from tunesmith.core.types import Example, Record, digest
+from tunesmith.data import version as versions
+from tunesmith.data.clean import Clean
+from tunesmith.data.collect import Collected, Source, collect
+from tunesmith.data.ledger import Ledger
+from tunesmith.data.set_rules import near_clusters
+from tunesmith.data.split import Split
+from tunesmith.data.version import DatasetVersion
+from tunesmith.flow.project import Project, open_store
+from tunesmith.flow.sources import ALL, PARTS, Frozen, Place, entered, frozen_of, located, narrowed, relative_to, splits_of_runs
+from tunesmith.models.catalog import Catalog
+from tunesmith.store.store import Row as StoreRow
+from tunesmith.store.store import Store
+
+if TYPE_CHECKING:
+    from tunesmith.flow.context import ProjectContext
+
+WORDS = (
+    "latest[:PART], VERSION[:PART], run[:PART], train, validation, test, catalog:NAME, suite:general, lm-eval:TASK, promptfoo:FILE, "
+    "openai-evals:FILE, or a file, folder, pattern or URL"
+)
+
+
+class Sections(Record, frozen=True):
+    """The parts of tunesmith.yaml that data commands read, for folders that have no such file."""
+
+    max_invalid: float = 0.0
+    clean: Clean = Clean()
+    split: Split = Split()
+    base: str = ""
+    store: str = ".tunesmith"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows under a name, part by part. `ledger` fits these rows; `last` is the ledger that says the last word about each input row.
+
+    `clusters`: row → cluster of rows that are not independent; `metrics` what the rows bring (name → options); `max_tokens` what their
+    answers need (None: nothing is known); `sealed`: each look is logged.
+    """
+
+    name: str
+    splits: dict[str, list[Row]]
+    ledger: Ledger
+    version: DatasetVersion | None = None
+    last: Ledger | None = None
+    clusters: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    max_tokens: int | None = None
+    sealed: bool = False
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows of all parts."""
+        return [row for rows in self.splits.values() for row in rows]
+
+    @property
+    def fates(self) -> Ledger:
+        """What became of each row in the end, tokenizing included."""
+        return self.last or self.ledger
+
+    @property
+    def seal(self) -> str:
+        """What names sealed rows in the log of openings; the same for a run of the project and for a single evaluation."""
+        return digest([row.id for row in self.rows])
+
+    def part(self, name: str | None) -> list[Row]:
+        """The rows of one part (None: of all). Raises NotFound with the parts there are."""
+        if name is None:
+            return self.rows
+        if name not in self.splits:
+            raise NotFound(f"{self.name} has no split '{name}'", allowed=", ".join(self.splits), remedy=nearest(name, self.splits))
+        return self.splits[name]
+
+    def narrowed(self, name: str) -> Rows:
+        """One part alone, with the fates of its rows. Raises NotFound with the parts there are."""
+        rows = self.part(name)
+        origins = {row.origin for row in rows}
+        last = narrowed(self.last, origins) if self.last is not None else None
+        return replace(self, name=f"{self.name}:{name}", splits={name: rows}, ledger=narrowed(self.ledger, origins), last=last)
+
+    def examples(self) -> list[Example]:
+        """All rows as Examples. Raises DataError when they are of another kind."""
+        return only(self.rows, Example, self.name)
+
+    def find(self, word: str) -> Row:
+        """One row by its id (or the beginning of it), its origin, the end of its origin (`file.jsonl:17`), or its number from 1.
+
+        Raises NotFound, or UsageError when several fit.
+        """
+        rows = self.rows
+        if word.isdigit() and 1 <= int(word) <= len(rows):
+            return rows[int(word) - 1]
+        fits = [row for row in rows if word in (row.id, row.origin)] or [row for row in rows if row.origin.endswith(f"/{word}")]
+        fits = fits or [row for row in rows if len(word) >= 4 and row.id.startswith(word)]
+        if not fits:
+            raise NotFound(
+                f"no row '{word}' in {self.name} ({len(rows)} rows)",
+                allowed=f"an id, an origin such as {rows[0].origin if rows else 'file:line'}, or a number from 1",
+                remedy=nearest(word, [row.origin for row in rows[:5_000]]) or f"tunesmith data why {word} tells what became of it",
+            )
+        if len({row.origin for row in fits}) > 1 and word != fits[0].id:
+            raise UsageError(f"'{word}' fits {len(fits)} rows", allowed=", ".join(row.origin for row in fits[:5]))
+        return fits[0]
+
+
+@dataclass
+class RowReader:
+    """Reads words in one folder: its settings (from tunesmith.yaml where there is one), the catalogue, who is told, and the project at
+    work, where there is one."""
+
+    folder: Path
+    settings: Project | Sections
+    progress: Progress
+    catalog: Catalog = field(default_factory=Catalog)
+    context: ProjectContext | None = None
+
+    @property
+    def home(self) -> Path:
+        """The store's folder."""
+        return self.folder / self.settings.store
+
+    @property
+    def root(self) -> Path:
+        """Where versions lie."""
+        return self.home / "datasets"
+
+    def at_work(self) -> ProjectContext | None:
+        """The project at work; None where there is no project file, or nothing was done yet."""
+        if self.context is None and isinstance(self.settings, Project) and self.splits_of_runs():
+            from tunesmith.flow.context import ProjectContext
+            from tunesmith.flow.last_run import last_view
+
+            store = self.store()
+            seen = last_view(self.settings, self.folder, store)
+            self.context = ProjectContext(self.settings, self.folder, store, self.catalog, self.progress, view=seen)
+        return self.context
+
+    def store(self) -> Store:
+        """The folder's store, which is made where there is none."""
+        if isinstance(self.settings, Project):
+            return open_store(self.settings, self.folder)
+        return Store.open(self.home)
+
+    # --- words ---------------------------------------------------------------------------------------------------------------------------
+
+    def find(self, word: str = "latest", *, format: str = "auto", mapping: Mapping[str, str] | None = None) -> Rows:
+        """The rows that the word means, parts of a suite as its splits. Rows with faults are left out, and said. Raises NotFound with what
+        a word can be, DataError for what cannot be read."""
+        several = self.read(word, format=format, mapping=mapping, max_invalid=1.0)
+        if len(several) == 1:
+            return several[0]
+        splits = {one.name.rpartition("/")[2]: one.rows for one in several}
+        return Rows(word, splits, entered(splits))
+
+    def read(self, word: str, *, format: str = "auto", mapping: Mapping[str, str] | None = None, max_invalid: float = 0.0) -> list[Rows]:
+        """The rows that the word means; a suite has several. Raises as `find`, and DataError for more faults than `max_invalid`."""
+        kind, _, rest = word.partition(":")
+        if word in PARTS:
+            return [self._of_plan(word)]
+        if kind == "run" and (not rest or rest in PARTS):
+            return [self._of_run(rest)]
+        if word == "latest" and not versions.log(self.root):
+            return [self._without_versions()]
+        if kind in _BROUGHT:
+            return _BROUGHT[kind](rest, self)
+        is_source = "://" in word or kind in ("catalog", "log") or glob.has_magic(word)
+        is_source = is_source or (kind != "latest" and Path(word).expanduser().exists())
+        if not is_source and (frozen := frozen_of(word, self.home, self.splits_of_runs)) is not None:
+            return [self._frozen(frozen)]
+        if not is_source:
+            known = [one.id for one in self.log()]
+            remedy = nearest(word, ["latest", "run", *PARTS, *known]) or "tunesmith data log lists versions"
+            raise NotFound(f"no data '{word}'", where=str(self.root), allowed=WORDS, remedy=remedy)
+        source = Source(path=word, format=format, map=dict(mapping or {}), unique_ids=False)
+        return [self._of_sources([source], word, max_invalid)]
+
+    def _frozen(self, frozen: Frozen) -> Rows:
+        """The rows of a version, checked against its digests. Near-duplicates are clusters, as in a run."""
+        splits = {part: frozen.rows(part) for part in frozen.parts}
+        return Rows(frozen.name, splits, frozen.ledger(), frozen.version, sealed=frozen.part == "test")
+
+    def load(self, version: DatasetVersion) -> Rows:
+        """A version's rows, checked against its digests, and its ledger."""
+        return self._frozen(Frozen(version, self.root / version.id))
+
+    def _without_versions(self) -> Rows:
+        """What `latest` means before there is a version."""
+        if self.splits_of_runs():
+            return self._of_run("")
+        if not isinstance(self.settings, Project):
+            raise NotFound("there is no data yet", where=str(self.root), remedy="tunesmith data import FILE, or name a file")
+        return self._of_sources(list(self.settings.sources), "the project's sources", 1.0)
+
+    def _of_sources(self, sources: list[Source], name: str, max_invalid: float) -> Rows:
+        taken = self.collect(sources, max_invalid=max_invalid)
+        if taken.invalid:
+            self.progress.say(f"{taken.invalid} of {taken.inputs} rows have faults and are left out; the first: {taken.faults[0]}")
+        clusters = {row.id: row.group for row in taken.rows if row.group is not None}
+        return Rows(name, {ALL: taken.rows}, taken.ledger, clusters=clusters)
+
+    # --- runs ----------------------------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _splits_of_runs(self) -> list[Frozen]:
+        elsewhere = isinstance(self.settings, Project) and self.settings.serve.database
+        if not elsewhere and not (self.home / "tunesmith.db").is_file():
+            return []  # and looking makes no store
+        with closing(self.store()) as store:
+            return splits_of_runs(store)
+
+    def splits_of_runs(self) -> Sequence[Frozen]:
+        """The splits that runs made, newest first, as versions."""
+        return self._splits_of_runs
+
+    def log(self) -> list[DatasetVersion]:
+        """Every version and every split of a run, newest first."""
+        known = [*versions.log(self.root), *(one.version for one in self.splits_of_runs())]
+        return sorted(known, key=lambda version: -version.created)
+
+    def _of_run(self, part: str) -> Rows:
+        """The split of the plan as it is now where a run finished it, else the newest."""
+        planned = self._planned()
+        fits = [one for one in self.splits_of_runs() if one.folder == planned] or list(self.splits_of_runs())
+        if not fits:
+            raise NotFound("this project has no finished run", where=str(self.folder), remedy="tunesmith run")
+        rows = replace(self._frozen(fits[0]), name=f"run {fits[0].version.id[:12]}", last=self._tokenized(fits[0]), version=None)
+        return rows.narrowed(part) if part else rows
+
+    def _planned(self) -> Path | None:
+        context = self.at_work()
+        return context.data.folder("split") if context is not None else None
+
+    def _tokenized(self, split: Frozen) -> Ledger | None:
+        """The ledger after tokenizing, of the newest tokens that were made after that split."""
+        with closing(self.store()) as store:
+            done = store.stages("tokens")
+        fits = [stage for stage in done if stage["created"] >= split.version.created and self._stage(stage).is_dir()]
+        return Ledger.read(self._stage(fits[0]) / "ledger.jsonl") if fits else None
+
+    def _stage(self, stage: StoreRow) -> Path:
+        return self.home / "stages" / str(stage["digest"])
+
+    def _of_plan(self, part: str) -> Rows:
+        """A part of the split that the project's plan asks for, with its clusters, metrics and what its answers need."""
+        context = self.at_work()
+        if context is None and not isinstance(self.settings, Project):
+            raise UsageError(
+                f"'{part}' is a part of a project's split, and there is no project file here",
+                allowed=f"--config FILE, or the rows' file (./{part} where it is called so)",
+                remedy="tunesmith init",
+            )
+        if context is None or context.data.peek("split") is None:
+            raise UsageError(
+                f"the project's '{part}' rows are not prepared", where=str(self.folder), remedy="tunesmith run, or tunesmith run --dry-run"
+            )
+        rows, clusters = context.rows(part), context.clusters()
+        known = context.runner.peek("tokens") is not None
+        ledger = Ledger.read(context.data.folder("split") / "ledger.jsonl")
+        return Rows(
+            f"{context.project.name}/{part}",
+            {part: list(rows)},
+            narrowed(ledger, {row.origin for row in rows}),
+            clusters={row.id: clusters[row.id] for row in rows},
+            metrics={name: {} for name in context.project.evaluate.metrics},
+            max_tokens=context.sampling().max_tokens if known else None,
+            sealed=part == "test",
+        )
+
+    # --- sources -------------------------------------------------------------------------------------------------------------------------
+
+    def located(self, sources: Sequence[Source]) -> list[Place]:
+        """The sources looked up. Paths of the command line are relative to where it runs, those of the project to its folder."""
+        mine = isinstance(self.settings, Project) and list(sources) == list(self.settings.sources)
+        return located(sources, self.folder if mine else Path(), self.catalog, self.home)
+
+    def named(self, path: str) -> str:
+        """How a file is called in origins."""
+        return relative_to(self.folder)(path)
+
+    def collect(self, sources: Sequence[Source], *, max_invalid: float = 0.0, rejects: Path | None = None) -> Collected:
+        """Every row of the sources (see `data.collect.collect`); of a version its rows."""
+        self.progress.say(f"reading {', '.join(source.path for source in sources)}")
+        places = self.located(sources)
+        taken = Collected()
+        if files := [place.source for place in places if place.frozen is None]:
+            taken = collect(files, max_invalid=max_invalid, rejects=rejects, named=self.named)
+        for frozen in (place.frozen for place in places if place.frozen is not None):
+            taken.rows += [row for part in frozen.parts for row in frozen.rows(part)]
+            for line in frozen.ledger():
+                taken.ledger.add(line)
+                taken.inputs += 1
+        return taken
+
+
+def taught(rows: Rows) -> Rows:
+    """The rows that may be shown as solved: of a version that is split the training part."""
+    return rows.narrowed("train") if set(rows.splits) == set(PARTS) else rows
+
+
+def evaluated(rows: Rows, reader: RowReader) -> Rows:
+    """The rows that an evaluation asks: of a version that is split the test part; equal rows (which a comparison pairs by id) once; with
+    clusters, where none are known yet."""
+    if set(rows.splits) == set(PARTS):
+        rows = replace(rows.narrowed("test"), sealed=True)
+    splits = {name: list({row.id: row for row in part}.values()) for name, part in rows.splits.items()}
+    rows = replace(rows, splits=splits)
+    if rows.version is None or rows.clusters:
+        return rows
+    _, clusters = near_clusters(rows.rows, reader.settings.clean.near_duplicates)
+    return replace(rows, clusters={row.id: str(cluster) for row, cluster in zip(rows.rows, clusters.tolist(), strict=True)})
+
+
+# --- rows that other tools and suites bring ----------------------------------------------------------------------------------------------
+
+
+def _brought(name: str, rows: Sequence[Example], metrics: dict[str, dict[str, Any]], max_tokens: int | None = None) -> Rows:
+    """Rows from elsewhere, each under an origin of its own."""
+    seen: set[str] = set()
+    named: list[Row] = []
+    for number, row in enumerate(rows, start=1):
+        origin = row.origin if row.origin and row.origin not in seen else f"{name}:{number}"
+        seen.add(origin)
+        named.append(msgspec.structs.replace(row, origin=origin))
+    splits = {ALL: named}
+    return Rows(name, splits, entered(splits), metrics=metrics, max_tokens=max_tokens)
+
+
+def _suite(name: str, reader: RowReader) -> list[Rows]:
+    from tunesmith.evaluate.regression import GENERAL, fetch_suite
+
+    if name != GENERAL.name:
+        raise UsageError(f"no suite '{name}'", allowed=f"suite:{GENERAL.name}")
+    rows = fetch_suite(GENERAL, reader.catalog.folder / "downloads")
+    return [
+        _brought(f"{name}/{ability.name}", rows[ability.name], {ability.metric: ability.options}, ability.max_tokens)
+        for ability in GENERAL.abilities
+    ]
+
+
+def _harness(word: str, reader: RowReader) -> list[Rows]:
+    from tunesmith.evaluate.harness import harness_task
+
+    name, _, folder = word.partition("@")
+    task = harness_task(name, folder or None)
+    return [_brought(name, task.rows(), {"lm_eval": {"task": name, "folder": folder}}, task.max_tokens)]
+
+
+def _promptfoo(word: str, reader: RowReader) -> list[Rows]:
+    from tunesmith.evaluate.importers import promptfoo
+
+    made = promptfoo(Path(word))
+    return [_brought(made.name, made.examples, {"promptfoo": {}})]
+
+
+def _openai(word: str, reader: RowReader) -> list[Rows]:
+    from tunesmith.evaluate.importers import openai_eval, openai_rows
+
+    path = Path(word)
+    if path.suffix == ".jsonl":
+        try:
+            return [_brought(path.stem, openai_rows(path.read_bytes(), str(path)), {})]
+        except OSError as error:
+            raise SourceUnavailable(f"cannot read: {error.strerror}", where=str(path)) from error
+    made = openai_eval(path)
+    graders = {str(grader.get("name", f"grader {i}")): {"grader": grader} for i, grader in enumerate(made.graders)}
+    return [_brought(made.name, made.examples, graders)]
+
+
+_BROUGHT = {"suite": _suite, "lm-eval": _harness, "promptfoo": _promptfoo, "openai-evals": _openai}

@@ -1,0 +1,220 @@
+"""A data word means the same rows to every command: looked at, trained on, estimated, evaluated; and a run is the same as its steps."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import random
+import sqlite3
+import threading
+
+import pytest
+
+import tiny
+from tunesmith.cli import app
+from tunesmith.cli.shared import guarded
+
+WORDS = ["agreement", "bank", "entities", "sentence", "credit", "holdings", "amended", "signed", "ohio", "york", "june", "dated"]
+PARTS = ("train", "validation", "test")
+YAML = """
+name: words
+sources: [{{path: rows.jsonl}}]
+base: {base}
+split: {{validation: 0.15, test: 0.25}}
+train: {{epochs: 1, learning_rate: 0.01, batch_size: 32, dtype: float32, threads: 1, adapter: {{kind: lora, r: 2}}}}
+baselines: [{{name: zero-shot}}]
+evaluate: {{metrics: [exact_match], max_tokens: 4}}
+"""
+
+
+def chats(count: int = 90, seed: int = 0) -> list[dict]:
+    draw = random.Random(seed)
+    asked = [" ".join(draw.sample(WORDS, 7)) for _ in range(count)]
+    made = [
+        {"messages": [{"role": "user", "content": said}, {"role": "assistant", "content": f"{said[:9]} {i}"}]}
+        for i, said in enumerate(asked)
+    ]
+    return [*made, made[4]]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tiny.model(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, base):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chats()))
+    (tmp_path / "tunesmith.yaml").write_text(YAML.format(base=base))
+    return tmp_path
+
+
+def call(capsys, *words: str, code: int = 0) -> dict:
+    ended = guarded(app, [*words, "--json"])
+    said = capsys.readouterr()
+    assert ended == code, said.out + said.err
+    return json.loads([line for line in said.out.splitlines() if line.startswith("{")][-1])
+
+
+def refused(capsys, *words: str, code: int = 2) -> str:
+    return call(capsys, *words, code=code)["error"]["message"]
+
+
+def ids(capsys, word: str) -> list[str]:
+    return [row["id"] for row in call(capsys, "data", "show", word, "-n", "1000")["rows"]]
+
+
+def frozen(capsys) -> dict[str, str]:
+    """Import, clean, split: the ids of the three versions."""
+    made = {"import": call(capsys, "data", "import", "rows.jsonl", "--yes")["version"]["id"]}
+    made["clean"] = call(capsys, "data", "clean")["version"]["id"]
+    return made | {"split": call(capsys, "data", "split")["version"]["id"]}
+
+
+def test_import_clean_and_split_give_what_a_run_gives(here, capsys):
+    """The same rows in the same parts with the same fates: the steps are the stages."""
+    versions = frozen(capsys)
+    call(capsys, "run", "--dry-run")
+    for part in PARTS:
+        assert ids(capsys, f"{versions['split']}:{part}") == ids(capsys, part) == ids(capsys, f"run:{part}") != []
+    steps, stages = (call(capsys, "data", "ledger", word, "-n", "1000") for word in (versions["split"], "run"))
+    assert steps["lines"] == stages["lines"]
+    assert steps["fates"] == {"kept": 90, "duplicate_of": 1}
+    logged = call(capsys, "data", "log")["versions"]
+    assert sorted(one["recipe"]["step"] for one in logged) == ["clean", "import", "run", "split"]
+    (of_run,) = (one for one in logged if one["recipe"]["step"] == "run")
+    assert ids(capsys, f"{of_run['id'][:10]}:test") == ids(capsys, "test")
+    assert of_run["counts"] == {part: len(ids(capsys, part)) for part in PARTS}
+
+
+def test_a_version_is_trained_on_estimated_and_evaluated(here, capsys):
+    """What is split keeps its parts, whatever the project's section says; what is not is split by it."""
+    versions = frozen(capsys)
+    for word in ("latest", versions["split"], versions["split"][:8]):
+        call(capsys, "estimate", "--data", word, "--split.test", "0.5")
+        shown = call(capsys, "status", "--sources", json.dumps([{"path": word}]), "--split.test", "0.5")["stages"]
+        assert [one["state"] for one in shown[:3]] == ["done"] * 3
+    kept = here / ".tunesmith" / "stages"
+    (split,) = {path.parent for path in kept.glob("*/clusters.json")}
+    assert {part: ids(capsys, str(split / f"{part}.parquet")) for part in PARTS} == {part: ids(capsys, f"latest:{part}") for part in PARTS}
+    for word in (versions["import"], f"{versions['split']}:train"):
+        report = call(capsys, "run", "--dry-run", "--data", word)
+        assert "waiting" in report
+        assert sorted(ids(capsys, "run")) == sorted(set(ids(capsys, word)))
+    assert call(capsys, "train", "--data", "latest")["steps"] > 0
+    assert ids(capsys, "run:test") == ids(capsys, "latest:test"), "the last run is the one that was trained"
+    evaluated = call(capsys, "eval", "echo", "--data", "latest")["evaluations"][0]
+    named = call(capsys, "eval", "echo", "--data", f"{versions['split'][:9]}:test")["evaluations"][0]
+    assert (evaluated["id"], evaluated["rows"], evaluated["opening"]) == (named["id"], len(ids(capsys, "latest:test")), 1)
+    whole = call(capsys, "eval", "echo", "--data", versions["clean"])["evaluations"][0]
+    assert whole["rows"] == 90
+
+
+def test_the_yaml_takes_the_same_words(here, base, capsys):
+    versions = frozen(capsys)
+    text = (here / "tunesmith.yaml").read_text()
+    for source in ("latest", versions["clean"][:7]):
+        (here / "tunesmith.yaml").write_text(text.replace("rows.jsonl", source))
+        call(capsys, "run", "--dry-run")
+        assert sorted(ids(capsys, "run")) == sorted(ids(capsys, "latest"))
+    (here / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chats(20, seed=5)))
+    (here / "tunesmith.yaml").write_text(text.replace("{path: rows.jsonl}", "{path: latest}, {path: more.jsonl}"))
+    assert "is split already" in refused(capsys, "run", "--dry-run")
+    (here / "tunesmith.yaml").write_text(text.replace("{path: rows.jsonl}", "{path: 'latest:train'}, {path: more.jsonl}"))
+    call(capsys, "run", "--dry-run")
+    assert len(ids(capsys, "run")) == len(ids(capsys, "latest:train")) + 20
+
+
+WRONG = [
+    ("run", "what a run of this project makes"),
+    ("test", "what a run of this project makes"),
+    ("suite:general", "is for evaluation"),
+    ("lm-eval:x", "is for evaluation"),
+    ("latest", "there is no data version yet"),
+    ("log:alias=x", "cannot be read as rows yet"),
+    ("nowhere.jsonl", "no such file"),
+]
+
+
+@pytest.mark.parametrize(("word", "said"), WRONG)
+def test_a_word_that_cannot_be_trained_on_says_why(here, capsys, word, said):
+    for command in ("run", "train", "estimate"):
+        words = [command, "--data", word, *(["--dry-run"] if command == "run" else [])]
+        ended = guarded(app, [*words, "--json"])
+        told = capsys.readouterr().out
+        assert ended in (1, 2), told
+        assert said in told
+
+
+def test_every_word_is_looked_at_and_evaluated_alike(here, capsys):
+    versions = frozen(capsys)
+    call(capsys, "run", "--dry-run")
+    (here / "old").mkdir()
+    (here / "old" / "part.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chats(12, seed=9)))
+    (here / "samples.jsonl").write_text(json.dumps({"input": [{"role": "user", "content": "q"}], "ideal": "q"}) + "\n")
+    words = ["latest:test", f"{versions['split']}:test", "run:test", "test", versions["import"], "rows.jsonl", "old", "old/*.jsonl"]
+    for word in [*words, "openai-evals:samples.jsonl"]:
+        seen = set(ids(capsys, word))
+        assert call(capsys, "eval", "echo", "--data", word, "--metrics", "exact_match")["evaluations"][0]["rows"] == len(seen) > 0
+        assert call(capsys, "data", "check", word, code=3 if len(seen) < 10 else 0)["numbers"]["rows"] >= len(seen)
+    assert "no data 'latets'" in refused(capsys, "eval", "echo", "--data", "latets")
+    assert "did you mean 'latest'" in refused(capsys, "data", "show", "latets")
+    assert "has no part 'tset'" in refused(capsys, "eval", "echo", "--data", "latest:tset")
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def served(here):
+    handler = functools.partial(_Quiet, directory=str(here))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_run_takes_urls_and_keeps_what_it_read(here, served, capsys):
+    """Read once; a run goes on without the network; read anew on request, and only a changed content is done again."""
+    address = f"http://me:secret@127.0.0.1:{served.server_port}/rows.jsonl?token=secret"
+    text = (here / "tunesmith.yaml").read_text()
+    (here / "tunesmith.yaml").write_text(text.replace("{path: rows.jsonl}", f'{{path: "{address}"}}'))
+    states = [one["state"] for one in call(capsys, "status")["stages"]]
+    assert set(states) == {"waiting"}, "who only looks reads nothing"
+    assert not (here / ".tunesmith" / "sources").exists()
+    call(capsys, "run", "--dry-run")
+    shown = call(capsys, "data", "show", "run", "-n", "1")["rows"][0]
+    assert shown["origin"].startswith(f"http://127.0.0.1:{served.server_port}/rows.jsonl:")
+    assert "secret" not in json.dumps(call(capsys, "data", "ledger", "run", "-n", "1000"))
+    first = {one["name"]: one["digest"] for one in call(capsys, "status")["stages"]}
+    call(capsys, "data", "fetch")
+    assert {one["name"]: one["digest"] for one in call(capsys, "status")["stages"]} == first, "the same content is the same input"
+    with (here / "rows.jsonl").open("a") as file:
+        file.write(json.dumps(chats(5, seed=77)[0]) + "\n")
+    assert call(capsys, "status")["stages"][0]["state"] == "done"
+    assert call(capsys, "data", "fetch")["read"] == [f"http://127.0.0.1:{served.server_port}/rows.jsonl"]
+    assert call(capsys, "status")["stages"][0]["state"] == "waiting"
+    served.shutdown()
+    call(capsys, "run", "--dry-run")
+    assert len(ids(capsys, "run")) == 91, "from what was kept, without the network"
+
+
+def test_a_run_takes_queries(here, capsys):
+    with sqlite3.connect(here / "rows.db") as database:
+        database.execute("CREATE TABLE tickets (question TEXT, answer TEXT)")
+        turns = [row["messages"] for row in chats()]
+        database.executemany("INSERT INTO tickets VALUES (?, ?)", [(a["content"], b["content"]) for a, b in turns])
+    database.close()
+    query = "SELECT question AS prompt, answer AS response FROM tickets"
+    text = (here / "tunesmith.yaml").read_text()
+    (here / "tunesmith.yaml").write_text(text.replace("{path: rows.jsonl}", f'{{path: "sqlite:///rows.db", query: "{query}"}}'))
+    found = call(capsys, "run", "--dry-run")
+    assert "tokens" not in found["waiting"]
+    assert len(ids(capsys, "run")) == 90
