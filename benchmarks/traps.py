@@ -96,7 +96,7 @@ FAULTS = (
     ),
     Fault(
         9,
-        TRAIN + "plan.py",
+        TRAIN + "methods/base.py",
         'return min(facts.longest, facts.positions), f"the longest row',
         'return min(facts.longest, facts.positions, 1024), f"the longest row',
         "test_train_traps::test_rows_beyond_1024_tokens_are_trained_whole_unless_the_plan_says_otherwise",

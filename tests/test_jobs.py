@@ -17,7 +17,8 @@ import pytest
 
 import tiny
 from api_parts import MODEL, chat_rows, reward_rows, running_server
-from tunesmith.flow.jobs.request import epochs, job_request
+from tunesmith.core.epochs import default_epochs
+from tunesmith.flow.jobs.request import job_request
 from tunesmith.flow.jobs.worker import Worker
 from tunesmith.store.files import Files
 from tunesmith.store.jobs import MAX_TRIES, Jobs, Stopped
@@ -122,7 +123,7 @@ def test_one_worker_gets_a_job_however_many_ask(store, base):
 
 @pytest.mark.parametrize(("rows", "expected"), [(10, 10), (12, 8), (33, 3), (34, 3), (4, 25), (8333, 3), (8334, 2), (30_000, 1)])
 def test_epochs_are_openais(rows, expected):
-    assert epochs("auto", rows) == expected
+    assert default_epochs(rows) == expected
 
 
 def test_a_base_that_is_gone_fails_the_job_alone(store, base, tmp_path):

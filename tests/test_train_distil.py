@@ -15,7 +15,8 @@ from train_parts import Stop, adapter_bytes, awake, make_rows, plan, slope_of, s
 from tunesmith.core.errors import ConfigError, TrainingError
 from tunesmith.train.distil import divergences
 from tunesmith.train.loop import train
-from tunesmith.train.plan import Adapter, Distillation, Plan, ResolvedAdapter, check
+from tunesmith.train.plan import Adapter, Distillation, Plan, ResolvedAdapter
+from tunesmith.train.resolve import check
 
 
 @pytest.fixture(scope="module")

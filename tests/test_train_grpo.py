@@ -28,7 +28,8 @@ from tunesmith.train.grpo import reinforce
 from tunesmith.train.grpo_loss import GRPO, known_logps, places, token_logps, weight
 from tunesmith.train.items import Item
 from tunesmith.train.microbatch import Batch, gradients, lanes
-from tunesmith.train.plan import Adapter, Plan, Reinforcement, ResolvedReinforcement, check
+from tunesmith.train.plan import Adapter, Plan, Reinforcement, ResolvedReinforcement
+from tunesmith.train.resolve import check
 from tunesmith.train.rollout import Graded, Sampler, Task, advantages, roll_out
 from tunesmith.train.run import Paused
 

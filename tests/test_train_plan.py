@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 from tunesmith.core.errors import ConfigError
-from tunesmith.train.plan import Adapter, Distillation, Facts, Plan, Reinforcement, check, resolve
+from tunesmith.train.plan import Adapter, Distillation, Facts, Plan, Reinforcement
+from tunesmith.train.resolve import check, resolve
 
 FACTS = Facts(
     parameters=134_500_000, hidden_size=576, layers=30, positions=8192, rows=600, trained_tokens=7000, longest=655, cores=2, bfloat16=True
@@ -84,5 +85,5 @@ def test_plans_need_no_torch():
     import subprocess
     import sys
 
-    code = "import sys, tunesmith.train.plan; print({'torch', 'numpy'} & set(sys.modules))"
+    code = "import sys, tunesmith.train.resolve; print({'torch', 'numpy'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "set()\n"

@@ -24,10 +24,11 @@ from train_parts import (
     user_plan,
 )
 from tunesmith.core.errors import ConfigError, DataError
-from tunesmith.train.items import Labelled
+from tunesmith.train.items import Item
 from tunesmith.train.loop import train
 from tunesmith.train.packing import pack
-from tunesmith.train.plan import Adapter, Plan, Preference, check
+from tunesmith.train.plan import Adapter, Plan, Preference
+from tunesmith.train.resolve import check
 
 
 @pytest.fixture
@@ -57,10 +58,10 @@ def paper(trainable, method, options, rows):
     for row in rows:
         if method == "kto":
             with torch.no_grad(), model.disable_adapter():
-                reference = logp(model, row.row)[0]
-            reward = options.beta * (logp(model, row.row)[0] - reference)
-            weight = options.desirable_weight if row.desirable else options.undesirable_weight
-            gain = reward - options.beta * z if row.desirable else options.beta * z - reward
+                reference = logp(model, row.rows[0])[0]
+            reward = options.beta * (logp(model, row.rows[0])[0] - reference)
+            weight = options.desirable_weight if row.label else options.undesirable_weight
+            gain = reward - options.beta * z if row.label else options.beta * z - reward
             losses.append(weight * (1 - torch.sigmoid(gain)))
             continue
         (w, n), (v, m) = logp(model, row[0]), logp(model, row[1])
@@ -99,7 +100,7 @@ OPTIONS = [
 @pytest.mark.parametrize(("method", "options"), OPTIONS)
 @pytest.mark.parametrize("budget", [10_000, 100])
 def test_losses_and_gradients_are_the_papers(base, method, options, budget):
-    rows = make_pairs(6) if method != "kto" else [Labelled(row, i % 3 > 0) for i, row in enumerate(make_rows(6))]
+    rows = make_pairs(6) if method != "kto" else [Item((row,), float(i % 3 > 0)) for i, row in enumerate(make_rows(6))]
     resolved = plan(method=method, preference=options, micro_batch_tokens=budget)
     trainable = awake(base, resolved)
     sums, ours = slope_of(trainable, resolved, rows)
@@ -129,7 +130,7 @@ def test_it_learns_what_is_preferred_and_resumes_to_the_same_bytes(base, tmp_pat
     rows = pairs
     valid = make_pairs(3, seed=4)
     if method == "kto":
-        rows, valid = ([Labelled(row, i == 0) for pair in some for i, row in enumerate(pair)] for some in (pairs, valid))
+        rows, valid = ([Item((row,), float(i == 0)) for pair in some for i, row in enumerate(pair)] for some in (pairs, valid))
     user = user_plan(method=method, learning_rate=5e-3, epochs=6, checkpoint_every=5)
     events: list[dict] = []
     result = train(user, rows, valid, base=base, out=tmp_path / "whole", on_event=events.append)

@@ -16,7 +16,8 @@ from tunesmith.train.adapters import prepare
 from tunesmith.train.artifact import self_test
 from tunesmith.train.estimate import estimate
 from tunesmith.train.loop import train
-from tunesmith.train.plan import Adapter, ResolvedAdapter, check
+from tunesmith.train.plan import Adapter, ResolvedAdapter
+from tunesmith.train.resolve import check
 
 # Appendix E of arXiv 2305.14314.
 PUBLISHED = (

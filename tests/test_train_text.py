@@ -13,9 +13,10 @@ from tunesmith.core.chat import Rendered
 from tunesmith.core.errors import ConfigError
 from tunesmith.train.adapters import prepare
 from tunesmith.train.estimate import estimate
-from tunesmith.train.items import as_items, split, usable
+from tunesmith.train.items import split, usable
 from tunesmith.train.loop import train
-from tunesmith.train.plan import check
+from tunesmith.train.methods import METHODS
+from tunesmith.train.resolve import check
 
 
 def documents(*lengths: int, seed: int = 0) -> list[Rendered]:
@@ -26,7 +27,7 @@ def documents(*lengths: int, seed: int = 0) -> list[Rendered]:
 
 @given(st.integers(2, 400), st.integers(2, 60))
 def test_every_token_but_the_first_is_predicted_once(length, max_length):
-    (item,) = as_items("text", documents(length))
+    (item,) = METHODS["text"].items(documents(length))
     kept, dropped, truncated = usable([item], max_length, "split")
     assert not dropped
     assert not truncated
@@ -39,7 +40,7 @@ def test_every_token_but_the_first_is_predicted_once(length, max_length):
 
 
 def test_pieces_are_of_nearly_equal_length():
-    (item,) = as_items("text", documents(101))
+    (item,) = METHODS["text"].items(documents(101))
     lengths = [len(piece.rows[0].ids) for piece in split(item, 40)]
     assert max(lengths) - min(lengths) <= 1
 

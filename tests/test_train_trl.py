@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from train_parts import VOCABULARY, make_pairs, make_rows, tiny_base, user_plan
-from tunesmith.train.items import Labelled
+from tunesmith.train.items import Item
 from tunesmith.train.loop import train
 from tunesmith.train.packing import epoch_order
 from tunesmith.train.plan import Adapter, Preference
@@ -91,10 +91,10 @@ def test_dpo(base, tmp_path, loss_type, preference):
 
 
 def test_kto(base, tmp_path):
-    rows = [Labelled(row, i % 3 > 0) for i, row in enumerate(make_rows(9))]
-    parts = [split(row.row) for row in rows]
+    rows = [Item((row,), float(i % 3 > 0)) for i, row in enumerate(make_rows(9))]
+    parts = [split(row.rows[0]) for row in rows]
     job = [
-        {"prompt_ids": parts[i][0], "completion_ids": parts[i][1], "KL_completion_ids": parts[i - 1][1], "label": rows[i].desirable}
+        {"prompt_ids": parts[i][0], "completion_ids": parts[i][1], "KL_completion_ids": parts[i - 1][1], "label": bool(rows[i].label)}
         for i in range(9)
     ]
     theirs = trl(tmp_path, base, method="kto", batch=9, epochs=3, learning_rate=5e-3, rows=job)

@@ -12,7 +12,8 @@ from test_run import project, tunesmith
 from train_parts import adapter_bytes, make_rows, tiny_base, user_plan
 from tunesmith.core.errors import ConfigError
 from tunesmith.train.loop import train
-from tunesmith.train.plan import Plan, check
+from tunesmith.train.plan import Plan
+from tunesmith.train.resolve import check
 from tunesmith.train.validation import Measure
 
 

@@ -14,8 +14,8 @@ import torch
 from forked import script
 from tunesmith.core.chat import Rendered
 from tunesmith.train.adapters import Trainable, prepare
-from tunesmith.train.items import as_items, mismatch
-from tunesmith.train.methods import objective_of
+from tunesmith.train.items import mismatch
+from tunesmith.train.methods import METHODS
 from tunesmith.train.microbatch import Batch
 from tunesmith.train.objectives import report
 from tunesmith.train.plan import Adapter, Plan, ResolvedAdapter, ResolvedPlan
@@ -108,7 +108,9 @@ def slope_of(
     from tunesmith.train.microbatch import gradients, lanes
 
     with lanes(resolved) as side:
-        sums = gradients(trainable, objective_of(resolved), batch_of(trainable, resolved, rows), resolved, side, seed=seed)
+        sums = gradients(
+            trainable, METHODS[resolved.method].objective(resolved), batch_of(trainable, resolved, rows), resolved, side, seed=seed
+        )
     found = {name: p.grad.clone() for name, p in trainable.parameters().items()}
     trainable.model.zero_grad()
     return sums, found
@@ -118,12 +120,12 @@ def batch_of(trainable: Trainable, resolved: ResolvedPlan, rows: list) -> Batch:
     """The rows as a batch whose reference is the trainable with its adapter switched off."""
     from tunesmith.train.microbatch import lanes, row_logps
 
-    items = as_items(resolved.method, rows)
-    if resolved.method == "kto":
-        items = mismatch(items)
+    items = METHODS[resolved.method].items(rows)
+    if METHODS[resolved.method].mismatched:
+        items = mismatch(items, resolved.max_length)
     every = [row for item in items for row in item.every]
     reference = np.zeros((len(items), len(items[0].every)), np.float32)
-    if objective_of(resolved).reference:
+    if METHODS[resolved.method].objective(resolved).reference:
         with lanes(resolved) as side, trainable.model.disable_adapter():
             reference = row_logps(trainable, every, resolved, side).reshape(reference.shape)
     return Batch(items, reference)
@@ -134,7 +136,9 @@ def loss_of(trainable: Trainable, resolved: ResolvedPlan, rows: list) -> dict[st
     from tunesmith.train.microbatch import evaluate, lanes
 
     with lanes(resolved) as side:
-        return report(evaluate(trainable, objective_of(resolved), batch_of(trainable, resolved, rows), resolved, side))
+        return report(
+            evaluate(trainable, METHODS[resolved.method].objective(resolved), batch_of(trainable, resolved, rows), resolved, side)
+        )
 
 
 def make_pairs(count: int, *, seed: int = 0) -> list[tuple[Rendered, Rendered]]:

@@ -16,7 +16,7 @@ from tunesmith.api.state import state_of, store_of
 from tunesmith.core import wire
 from tunesmith.core.types import Record
 from tunesmith.core.wire import BadRequest
-from tunesmith.flow.jobs.request import KEYS, job_request
+from tunesmith.flow.jobs.request import COMMON, job_request
 from tunesmith.store.files import Files
 from tunesmith.store.jobs import FINAL, JobRequest, Jobs
 from tunesmith.store.paging import Missing, Row
@@ -32,7 +32,7 @@ def job_object(row: Row) -> dict[str, Any]:
     hyperparameters = dict(method[method["type"]]["hyperparameters"])
     # A pause takes effect at the next step: until its worker has let go, the job still runs.
     stopping = row["status"] == "paused" and row["lease"] is not None and row["lease_until"] > time.time()
-    common = {key: hyperparameters[key] for key in KEYS["supervised"]}
+    common = {key: hyperparameters[key] for key in COMMON}
     return {
         "id": row["id"],
         "object": "fine_tuning.job",

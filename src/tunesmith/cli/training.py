@@ -65,7 +65,7 @@ def train(
     with told(as_json) as progress:
         if overfit:
             found = train_only.overfit(project, folder, progress, overfit)
-            emit(found, as_json, f"it can learn: {found['rows']} rows at {found['train_loss']:.4f} nats per trained token")
+            emit(found, as_json, f"it can learn: {found['rows']} rows at {found['train_loss']:.4f} ({found['unit']})")
             return
         made = Made("tunesmith train", tuple(context.args), written_name(config, context.args))
         found = train_only.train_project(project, folder, progress, fresh=not resume, made=made)

@@ -151,25 +151,24 @@ class Renderer:
 
     def pair(self, preference: Preference) -> tuple[Rendered, Rendered]:
         """A preference row as (preferred, non-preferred); only the answer carries loss."""
-        prompt = tuple(replace_weight(message, 0) for message in preference.messages)
-        rows = [
-            Example(id=preference.id, messages=(*prompt, answer), tools=preference.tools)
-            for answer in (preference.preferred, preference.non_preferred)
-        ]
-        preferred, other = self.examples(rows)
-        return preferred, other
+        return self.pairs([preference])[0]
+
+    def pairs(self, rows: Sequence[Preference]) -> list[tuple[Rendered, Rendered]]:
+        """Preference rows, each as (preferred, non-preferred); only the answers carry loss."""
+        both = self.examples([_answered(row, answer) for row in rows for answer in (row.preferred, row.non_preferred)])
+        return list(zip(both[::2], both[1::2], strict=True))
 
     def labelled(self, rows: Sequence[Labelled]) -> list[Rendered]:
         """Labelled rows, wanted or not; only the answer carries loss."""
-        prompts = [tuple(replace_weight(message, 0) for message in row.messages) for row in rows]
-        return self.examples([Example(id=row.id, messages=(*prompts[i], row.answer), tools=row.tools) for i, row in enumerate(rows)])
+        return self.examples([_answered(row, row.answer) for row in rows])
 
     def documents(self, rows: Sequence[Document]) -> list[Rendered]:
-        """Documents as they are, each closed by the end-of-text token, without any chat template; every token is trained."""
-        encodings = self._tokenizer.encode_batch([row.text for row in rows], add_special_tokens=False)
+        """Documents as they are, without any chat template: begun as the tokenizer begins any text, closed by the end-of-text token; every
+        token is trained."""
+        encodings = self._tokenizer.encode_batch([row.text for row in rows], add_special_tokens=True)
         end = list(self._ids_of(self.end_of_text))
-        found = [np.array([*encoding.ids, *end], dtype=np.int32) for encoding in encodings]
-        return [Rendered(row.id, ids, np.ones(len(ids), dtype=np.uint8)) for row, ids in zip(rows, found, strict=True)]
+        ended = [ids if ids[-len(end) :] == end else [*ids, *end] for ids in (encoding.ids for encoding in encodings)]
+        return [Rendered(row.id, np.array(ids, np.int32), np.ones(len(ids), np.uint8)) for row, ids in zip(rows, ended, strict=True)]
 
     def _spans(self, example: Example) -> tuple[str, list[tuple[int, int]]]:
         """The whole conversation as text and the character spans that are trained."""
@@ -247,6 +246,12 @@ def _merged_tokens(rows: Sequence[tuple[Example, str, int]], of: int) -> DataErr
         allowed="a prompt whose tokens are the same with and without an answer behind it",
         remedy=_REMEDY_ANSWER if white else _REMEDY_TEMPLATE,
     )
+
+
+def _answered(row: Preference | Labelled, answer: Message) -> Example:
+    """The row's prompt with one answer, which alone is trained."""
+    prompt = tuple(replace_weight(message, 0) for message in row.messages)
+    return Example(id=row.id, messages=(*prompt, answer), tools=row.tools, origin=row.origin)
 
 
 def replace_weight(message: Message, weight: int) -> Message:

@@ -138,7 +138,13 @@ class ProjectContext:
             *self.data_stages(),
             Stage(
                 "tokens",
-                (project.train.max_length, project.train.over_length, self.base_digest),
+                (
+                    project.train.method,
+                    project.train.max_length,
+                    project.train.over_length,
+                    project.train.reinforcement.max_tokens,
+                    self.base_digest,
+                ),
                 ("split",),
                 about="token ids and loss masks by the base's own template",
             ),

@@ -20,7 +20,8 @@ from tunesmith.data.split import Split
 from tunesmith.deploy.serve_config import ServeConfig
 from tunesmith.models import trust
 from tunesmith.store.store import Store
-from tunesmith.train.plan import Plan, check
+from tunesmith.train.plan import Plan
+from tunesmith.train.resolve import check
 
 DEFAULT_FILE = Path("tunesmith.yaml")
 

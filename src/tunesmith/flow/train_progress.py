@@ -6,6 +6,9 @@ from typing import Any
 
 from tunesmith.core.progress import Progress
 
+# What methods that compare answers measure besides the loss.
+_COMPARED = ("reward_accuracy", "reward_margin")
+
 
 class TrainProgress:
     """An `on_event` that tells a person; it remembers the last step, of which an evaluation's line speaks too."""
@@ -53,6 +56,8 @@ def _trained(step: dict[str, Any] | None) -> str:
     parts = [f"training loss {step['train_loss']:.3f}"] if "train_loss" in step else []
     if "train_token_accuracy" in step:
         parts.append(f"{step['train_token_accuracy']:.0%} of the tokens right")
+    if "train_reward_accuracy" in step:
+        parts.append(f"{step['train_reward_accuracy']:.0%} of the pairs right")
     if "tokens_per_s" in step:
         share = f" ({step['limit_share']:.0%} of the machine's limit)" if "limit_share" in step else ""
         parts.append(f"{step['tokens_per_s']:,.0f} tokens/s{share}")
@@ -62,8 +67,10 @@ def _trained(step: dict[str, Any] | None) -> str:
 
 
 def _held_out(event: dict[str, Any]) -> str:
-    """What the evaluation found: reward, or loss with the task's metric where it was measured."""
+    """What the evaluation found: reward, or loss with what else the method measures, and the task's metric where it was measured."""
     if "valid_loss" not in event:
         return f"held-out reward {event['valid_reward']:.3f}" if "valid_reward" in event else "no held-out reward"
     value = event.get(f"valid_{event.get('metric')}")
-    return f"validation loss {event['valid_loss']:.3f}" + ("" if value is None else f", {event['metric']} {value:.3f}")
+    parts = [f"validation loss {event['valid_loss']:.3f}"]
+    parts += [f"{name.replace('_', ' ')} {event[f'valid_{name}']:.3f}" for name in _COMPARED if f"valid_{name}" in event]
+    return ", ".join(parts if value is None else [*parts, f"{event['metric']} {value:.3f}"])

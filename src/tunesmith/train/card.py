@@ -11,6 +11,7 @@ from pathlib import Path
 from tunesmith.core.atomic import write_atomic
 from tunesmith.train.artifact import SelfTest
 from tunesmith.train.checkpoint import State
+from tunesmith.train.methods import METHODS
 from tunesmith.train.run import Manifest
 
 
@@ -20,7 +21,7 @@ def write_card(folder: Path, base: Path, manifest: Manifest, state: State, score
     library = "peft" if plan.adapter.kind == "lora" else "transformers"
     trained = f"LoRA of rank {plan.adapter.r}, alpha {plan.adapter.alpha:g}" if library == "peft" else "every weight"
     four = "; its frozen weights in 4 bits (NF4)" if plan.adapter.quantise == "nf4" else ""
-    taught = "prompts were given" if plan.method == "grpo" else f"rows were given, {facts.trained_tokens:,} trained tokens an epoch"
+    taught = "prompts were given" if METHODS[plan.method].graded else f"rows were given, {facts.trained_tokens:,} trained tokens an epoch"
     scores = {
         **scores,
         "loss over the artifact's own test rows": test.reloaded_loss,

@@ -13,9 +13,11 @@ from typing import Any
 
 from tunesmith.core.types import Record
 from tunesmith.train.facts import base_shape, gather, machine_rate
-from tunesmith.train.items import Item, Row, as_items, usable
+from tunesmith.train.items import Item, Row, usable
+from tunesmith.train.methods import METHODS
 from tunesmith.train.packing import Pack, epoch_order
-from tunesmith.train.plan import Plan, Reason, ResolvedPlan, resolve
+from tunesmith.train.plan import Plan, Reason, ResolvedPlan
+from tunesmith.train.resolve import resolve
 
 # Share of the matrix-product rate that the loop reached on SmolLM2-135M (2 cores, bfloat16 and float32). In bfloat16 it is 0.42 for rows
 # without a common beginning and 0.31 for short rows behind a shared prompt (the demo).
@@ -138,9 +140,9 @@ def answering_bytes(config: dict[str, Any], size: int, rows: int, length: int) -
 
 def _teacher(plan: ResolvedPlan, largest_pack: int, size: int) -> tuple[int, int]:
     """Bytes of the teacher's weights, and of what its pass and the logits of both take in a step."""
-    if plan.method != "distil":
+    if plan.distillation.teacher is None:
         return 0, 0
-    shape = base_shape(Path(plan.distillation.teacher or ""))
+    shape = base_shape(Path(plan.distillation.teacher))
     working = size * largest_pack * READ_VECTORS * (shape["hidden_size"] + shape["intermediate_size"])
     return size * int(shape["parameters"]), plan.lanes * (working + DISTIL_CHUNKS * CHUNK_BYTES)
 
@@ -148,7 +150,7 @@ def _teacher(plan: ResolvedPlan, largest_pack: int, size: int) -> tuple[int, int
 def _between(config: dict[str, Any], plan: ResolvedPlan, size: int) -> tuple[int, int]:
     """Bytes of a second model and of answers, while no step is computed. On a GPU the artifact tests itself beside it, not on it."""
     second = size * int(config["parameters"]) if plan.device == "cpu" or plan.metric_rows else 0
-    if plan.method == "grpo":
+    if METHODS[plan.method].graded:
         return second, answering_bytes(config, size, plan.batch_size * plan.reinforcement.samples, plan.max_length)
     return second, answering_bytes(config, size, plan.metric_rows, plan.max_length) if plan.metric_rows else 0
 
@@ -197,12 +199,13 @@ def _sample(items: Sequence[Item], plan: ResolvedPlan) -> tuple[float, int]:
 def estimate(plan: Plan, rows: Sequence[Row], validation: Sequence[Row] = (), *, base: Path) -> Estimate:
     """Estimate a run on this machine without loading the base. Raises what `train` would raise for this plan and these rows."""
     config = base_shape(base)
-    items, valid = as_items(plan.method, rows), as_items(plan.method, validation)
+    method = METHODS[plan.method]
+    items, valid = method.items(rows), method.items(validation)
     facts = gather(plan, items, base)
     resolved, reasons = resolve(plan, facts)
     kept, _, _ = usable(items, resolved.max_length, resolved.over_length)
     computed, largest = _sample(kept, resolved)
-    if resolved.method == "grpo":  # the answers are not there yet; there will be more of them than a pack holds
+    if method.graded:  # the answers are not there yet; there will be more of them than a pack holds
         largest = max(resolved.micro_batch_tokens, resolved.max_length)
     trained = sum(row.trained for item in kept for row in item.rows)
     full = resolved.adapter.kind == "none"

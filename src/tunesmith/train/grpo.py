@@ -22,7 +22,8 @@ from tunesmith.train.artifact import SelfTest
 from tunesmith.train.card import write_card
 from tunesmith.train.checkpoint import State
 from tunesmith.train.grpo_loss import GRPO, known_logps, weight
-from tunesmith.train.items import Item, as_items, refuse_overlap
+from tunesmith.train.items import Item, refuse_overlap
+from tunesmith.train.methods import METHODS
 from tunesmith.train.microbatch import Batch, Lanes, gradients, lanes
 from tunesmith.train.objectives import Sums
 from tunesmith.train.plan import Plan, ResolvedPlan
@@ -75,12 +76,14 @@ def reinforce(
     See `loop.train` for resuming, `should_stop` and what is raised; besides, TrainingError when no prompt leaves room for an answer, or
     when in no step an answer was better than another.
     """
-    if plan.method != "grpo":
-        raise ConfigError(f"method {plan.method} takes no rewards", where="train.method", allowed="grpo")
+    method = METHODS[plan.method]
+    if not method.graded:
+        allowed = " or ".join(name for name, known in METHODS.items() if known.graded)
+        raise ConfigError(f"method {plan.method} takes no rewards", where="train.method", allowed=allowed)
     if (plan.patience is not None or plan.keep == "best") and not validation:
         raise ConfigError("patience and keep: best need held-out prompts", where="train.patience", remedy="hold rows out, or leave it out")
     out.mkdir(parents=True, exist_ok=True)
-    prompts, held_out = (as_items("grpo", [task.prompt for task in some]) for some in (tasks, validation))
+    prompts, held_out = (method.items([task.prompt for task in some]) for some in (tasks, validation))
     beside = digest([canonical(task.item).decode() for task in (*tasks, *validation)])
     run = open_run(plan, prompts, held_out, base, out, on_event, beside=beside)
     done = run.finished(Reinforced)

@@ -62,7 +62,7 @@ class GRPO:
     `total` is the weight of all samples, also of those that have no gradient and are left out.
     """
 
-    rows, reference = 1, False
+    rows, reference, divergence = 1, False, False
 
     def __init__(self, options: ResolvedReinforcement, total: float, *, on_policy: bool) -> None:
         self.options, self.total, self.on_policy = options, total, on_policy

@@ -1,28 +1,21 @@
-"""What one training item is for each method: a row, a pair of rows, a labelled row. Knows nothing about losses or models."""
+"""What one training item is: the rows of tokens that a loss needs together. Knows nothing about methods, losses or models."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from tunesmith.core.chat import Rendered
 from tunesmith.core.errors import DataError, Fault, TrainingError
-from tunesmith.train.plan import Method
-
-
-class Labelled(NamedTuple):
-    """A row for KTO: an answer that is wanted, or one that is not."""
-
-    row: Rendered
-    desirable: bool
 
 
 class Item(NamedTuple):
-    """The rows that a loss needs together (SFT and KTO: one; DPO and ORPO: preferred, other), KTO's label and its second row."""
+    """The rows that a loss needs together (one, or preferred and other), a label (KTO: 1 wanted, 0 not) and KTO's second row."""
 
     rows: tuple[Rendered, ...]
     label: float = 1.0
@@ -34,93 +27,91 @@ class Item(NamedTuple):
         return self.rows if self.mismatched is None else (*self.rows, self.mismatched)
 
 
-Row = Rendered | tuple[Rendered, Rendered] | Labelled
-_KINDS: dict[Method, type] = {
-    "sft": Rendered,
-    "text": Rendered,
-    "distil": Rendered,
-    "grpo": Rendered,
-    "dpo": tuple,
-    "orpo": tuple,
-    "kto": Labelled,
-}
+# What a caller of training may hand in: a row, a pair (preferred, other), or an item with its label.
+Row = Rendered | tuple[Rendered, Rendered] | Item
 
 
-def as_items(method: Method, rows: Sequence[Row]) -> list[Item]:
-    """The rows as items of the method (grpo: prompts, of which no token is trained).
+def item_of(row: Row) -> Item:
+    """The row as an item."""
+    if isinstance(row, Item):
+        return row
+    return Item((row,)) if isinstance(row, Rendered) else Item(tuple(row))
 
-    Raises DataError naming every row that is of another method's kind or has nothing to train.
-    """
-    wanted = _KINDS[method]
-    wrong = [i for i, row in enumerate(rows) if not isinstance(row, wanted) or (wanted is tuple and isinstance(row, Labelled))]
-    if wrong:
-        kind = {Rendered: "a rendered row", Labelled: "a labelled row"}.get(wanted, "a pair: preferred, other")
-        faults = [Fault(f"row {i}", "wrong_kind", f"{type(rows[i]).__name__} is not {kind}") for i in wrong]
-        raise DataError(
-            f"{len(wrong)} of {len(rows)} rows do not fit the method {method}", faults=faults, allowed=kind, where="train.method"
-        )
-    items = [_item(row) for row in rows]
-    if method == "text":
-        items = [Item((replace(item.rows[0], mask=np.ones(len(item.rows[0].ids), np.uint8)),)) for item in items]
+
+def all_trained(item: Item) -> Item:
+    """The item with every token trained."""
+    return item._replace(rows=tuple(replace(row, mask=np.ones(len(row.ids), np.uint8)) for row in item.rows))
+
+
+def refuse_untrained(items: Sequence[Item]) -> None:
+    """Raises DataError naming every row of which no token is trained."""
     faults = [
         Fault(row.example_id, "nothing_trained", "no token of this row is trained")
         for item in items
         for row in item.rows
-        if method != "grpo" and not row.mask[1:].any()
+        if not row.mask[1:].any()
     ]
     if faults:
         raise DataError(f"{len(faults)} rows train nothing", faults=faults, remedy="give each an assistant turn with weight 1")
-    return items
 
 
-def _item(row: Row) -> Item:
-    if isinstance(row, Rendered):
-        return Item((row,))
-    if isinstance(row, Labelled):
-        return Item((row.row,), float(row.desirable))
-    return Item(tuple(row))
-
-
-def mismatch(items: Sequence[Item]) -> list[Item]:
-    """KTO's items with the row that joins each prompt with the answer of the item before it (the first one takes the last's)."""
+def mismatch(items: Sequence[Item], max_length: int) -> list[Item]:
+    """KTO's items with the row that joins each prompt with the answer of an item before it (the first ones take the last's), cut to
+    `max_length`. That item is the nearest with another prompt, where there is one: an answer to the same prompt would fit."""
     rows = [item.rows[0] for item in items]
     starts = [int(np.flatnonzero(row.mask)[0]) for row in rows]
-    found = []
+    prompts = [row.ids[:start].tobytes() for row, start in zip(rows, starts, strict=True)]
+    joined, nearest = [], {i: i - 1 for i in range(len(items))}
+    for i in 2 * list(range(len(items))):  # the second time round the first ones know what stands before them
+        nearest[i] = i - 1 if prompts[i - 1] != prompts[i] else nearest.get(i - 1, nearest[len(items) - 1])
     for i, item in enumerate(items):
-        own, other = rows[i], rows[i - 1]
-        joined = replace(
+        j = nearest[i]
+        own, other = rows[i], rows[j]
+        row = replace(
             own,
-            ids=np.concatenate([own.ids[: starts[i]], other.ids[starts[i - 1] :]]),
-            mask=np.concatenate([own.mask[: starts[i]], other.mask[starts[i - 1] :]]),
+            ids=np.concatenate([own.ids[: starts[i]], other.ids[starts[j] :]]),
+            mask=np.concatenate([own.mask[: starts[i]], other.mask[starts[j] :]]),
         )
-        found.append(item._replace(mismatched=joined))
-    return found
+        joined.append(item._replace(mismatched=row.limited(max_length)))
+    return joined
+
+
+class Fitted(NamedTuple):
+    """Items of which no row is longer than a limit. `cut` and `dropped` are the places, in what came, of those truncated and left out."""
+
+    items: list[Item]
+    dropped: list[int]
+    cut: list[int]
+
+
+def fitted(items: Sequence[Item], max_length: int, over_length: str) -> Fitted:
+    """The items within `max_length`. One that has a longer row is dropped as a whole, truncated (each of its rows, as long as something
+    trained is left of each), or split: several items, each starting anew, and nothing of the row is lost."""
+    ready, dropped, cut = [], [], []
+    for place, item in enumerate(items):
+        if all(len(row.ids) <= max_length for row in item.rows):
+            ready.append(item)
+        elif over_length == "split":
+            ready += split(item, max_length)
+        elif over_length == "truncate" and all(row.mask[1:max_length].any() for row in item.rows):
+            ready.append(item._replace(rows=tuple(row.limited(max_length) for row in item.rows)))
+            cut.append(place)
+        else:
+            dropped.append(place)
+    return Fitted(ready, dropped, cut)
 
 
 def usable(items: Sequence[Item], max_length: int, over_length: str) -> tuple[list[Item], list[str], list[str]]:
-    """The items to train on, and the ids of those dropped and truncated because a row is longer than `max_length`.
-
-    `over_length` split makes several items of such a row; each starts anew, and nothing of the row is lost. Raises TrainingError when
-    nothing is left.
-    """
-    kept, dropped, truncated = [], [], []
-    for item in items:
-        if all(len(row.ids) <= max_length for row in item.rows):
-            kept.append(item)
-        elif over_length == "split":
-            kept += split(item, max_length)
-        elif over_length == "truncate" and all(row.mask[1:max_length].any() for row in item.rows):
-            kept.append(item._replace(rows=tuple(row.limited(max_length) for row in item.rows)))
-            truncated.append(item.rows[0].example_id)
-        else:
-            dropped.append(item.rows[0].example_id)
-    if items and not kept:
+    """The items to train on, and the ids of those dropped and truncated (see `fitted`). Raises TrainingError when nothing is left."""
+    if not items:
+        raise TrainingError("there are no rows to train on")
+    found = fitted(items, max_length, over_length)
+    if not found.items:
         longest = max(len(row.ids) for item in items for row in item.rows)
         what = f"all {len(items)} rows are longer than max_length {max_length}"
         raise TrainingError(what, where="train.max_length", remedy=f"max_length: {longest}")
-    if not items:
-        raise TrainingError("there are no rows to train on")
-    return kept, dropped, truncated
+    dropped, cut = ([items[i].rows[0].example_id for i in places] for places in (found.dropped, found.cut))
+    return found.items, dropped, cut
 
 
 def split(item: Item, max_length: int) -> list[Item]:
@@ -137,9 +128,49 @@ def split(item: Item, max_length: int) -> list[Item]:
     ]
 
 
+def _tokens(item: Item) -> tuple[bytes, ...]:
+    return tuple(row.ids.tobytes() for row in item.rows)
+
+
+def apart(items: Sequence[Item], validation: Sequence[Item]) -> tuple[list[Item], list[Item]]:
+    """The validation items that are none of the training items, and those that are: token for token, all rows of an item together."""
+    seen = {_tokens(item) for item in items}
+    return [item for item in validation if _tokens(item) not in seen], [item for item in validation if _tokens(item) in seen]
+
+
 def refuse_overlap(items: Sequence[Item], validation: Sequence[Item]) -> None:
     """Raises TrainingError naming validation rows that are training rows too."""
-    seen = {item.rows[0].ids.tobytes() for item in items}
-    shared = [item.rows[0].example_id for item in validation if item.rows[0].ids.tobytes() in seen]
+    shared = [item.rows[0].example_id for item in apart(items, validation)[1]]
     if shared:
         raise TrainingError(f"{len(shared)} validation rows are training rows too: {', '.join(shared[:5])}", remedy="split the data again")
+
+
+def save_items(path: Path, items: Sequence[Item]) -> None:
+    """Items as one npz file of flat arrays (no pickle): of all rows end to end `ids` and `mask`, of each row its length, cut and name, of
+    each item how many rows it has, and its label."""
+    rows = [row for item in items for row in item.rows]
+    np.savez(
+        path,
+        ids=np.concatenate([row.ids for row in rows]) if rows else np.zeros(0, np.int32),
+        mask=np.concatenate([row.mask for row in rows]) if rows else np.zeros(0, np.uint8),
+        lengths=np.array([len(row.ids) for row in rows], dtype=np.int64),
+        cut=np.array([row.cut for row in rows], dtype=np.int64),
+        names=np.array([row.example_id for row in rows], dtype=np.str_),
+        sizes=np.array([len(item.rows) for item in items], dtype=np.int64),
+        labels=np.array([item.label for item in items], dtype=np.float64),
+    )
+
+
+def load_items(path: Path) -> list[Item]:
+    """The items that `save_items` wrote."""
+    with np.load(path, allow_pickle=False) as saved:
+        arrays = {name: saved[name] for name in saved.files}
+    ends = np.cumsum(arrays["lengths"])
+    rows = [
+        Rendered(str(name), arrays["ids"][end - length : end], arrays["mask"][end - length : end], int(cut))
+        for name, end, length, cut in zip(arrays["names"], ends, arrays["lengths"], arrays["cut"], strict=True)
+    ]
+    last = np.cumsum(arrays["sizes"])
+    return [
+        Item(tuple(rows[end - size : end]), float(label)) for end, size, label in zip(last, arrays["sizes"], arrays["labels"], strict=True)
+    ]

@@ -16,8 +16,8 @@ from tunesmith.train.artifact import SelfTest
 from tunesmith.train.card import write_card
 from tunesmith.train.checkpoint import State
 from tunesmith.train.facts import machine_rate
-from tunesmith.train.items import Item, Row, as_items, mismatch, refuse_overlap, usable
-from tunesmith.train.methods import objective_of
+from tunesmith.train.items import Item, Row, mismatch, refuse_overlap, usable
+from tunesmith.train.methods import METHODS
 from tunesmith.train.microbatch import Batch, Lanes, gradients, lanes
 from tunesmith.train.objectives import report
 from tunesmith.train.packing import epoch_order
@@ -81,7 +81,8 @@ def train(
             "metric_rows needs validation rows and a metric", where="train.metric_rows", remedy="hold rows out, or leave it out"
         )
     out.mkdir(parents=True, exist_ok=True)
-    items, valid = as_items(plan.method, rows), as_items(plan.method, validation)
+    method = METHODS[plan.method]
+    items, valid = method.items(rows), method.items(validation)
     run = open_run(plan, items, valid, base, out, on_event, beside=None if measure is None else measure.name)
     done = run.finished(TrainResult)
     if done is not None:
@@ -91,8 +92,8 @@ def train(
     kept, dropped, truncated = usable(items, resolved.max_length, resolved.over_length)
     valid = usable(valid, resolved.max_length, resolved.over_length)[0] if valid else []
     refuse_overlap(kept, valid)
-    if plan.method == "kto":
-        kept, valid = mismatch(kept), mismatch(valid)
+    if method.mismatched:
+        kept, valid = (mismatch(some, resolved.max_length) for some in (kept, valid))
     result = None
     with lanes(resolved) as side:
         while result is None:
@@ -113,7 +114,7 @@ def _run(
     measure: Measure | None,
 ) -> TrainResult:
     trainer = Trainer(run, base, len(items))
-    plan, trainable, objective = trainer.plan, trainer.trainable, objective_of(trainer.plan)
+    plan, trainable, objective = trainer.plan, trainer.trainable, METHODS[trainer.plan.method].objective(trainer.plan)
     reference = references(run, "train", items, objective, trainable, side)
     valid_batch = Batch(validation, references(run, "validation", validation, objective, trainable, side))
     judged = Validation(run, trainable, objective, valid_batch, side, base, measure)

@@ -23,7 +23,7 @@ from tunesmith.nets.dropout import dropout_seed
 from tunesmith.train.adapters import Trainable
 from tunesmith.train.items import Item
 from tunesmith.train.loss import chunked_logp
-from tunesmith.train.objectives import KTO, Objective, Step, Sums, row_sums
+from tunesmith.train.objectives import Objective, Step, Sums, row_sums
 from tunesmith.train.packing import Pack, micro_batches, pack
 from tunesmith.train.plan import ResolvedPlan
 
@@ -107,7 +107,7 @@ class Batch:
     def step(self, trainable: Trainable, objective: Objective, plan: ResolvedPlan, lanes: Lanes) -> Step:
         """The scale of the loss, and KTO's divergence: the mean log-ratio of the mismatched rows, at least 0."""
         scale = 1.0 / objective.weight(self.items)
-        if not isinstance(objective, KTO):
+        if not objective.divergence:
             return Step(scale)
         rows = [item.mismatched for item in self.items if item.mismatched is not None]
         policy = row_logps(trainable, rows, plan, lanes)

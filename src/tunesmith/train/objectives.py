@@ -29,10 +29,12 @@ class Step(NamedTuple):
 
 
 class Objective(Protocol):
-    """A training method. `rows` of each item carry the gradient; `reference`: it wants the starting model's log-probabilities."""
+    """What is minimised. `rows` of each item carry the gradient; `reference`: it wants the starting model's log-probabilities;
+    `divergence`: it wants the step's estimate of the divergence from them."""
 
     rows: int
     reference: bool
+    divergence: bool
 
     def weight(self, items: Sequence[Item]) -> float:
         """What the loss of these items is divided by: trained tokens, or items."""
@@ -44,12 +46,15 @@ class Objective(Protocol):
 
 
 def report(sums: Sums) -> dict[str, float]:
-    """Means for people: `loss`, and whichever of the accuracies and margins the method has."""
+    """Means for people: `loss`, and whichever of the accuracies and margins the method has. KTO's margin is the mean reward of the wanted
+    rows less that of the unwanted ones, where there are both."""
     means = {"loss": sums["loss"] / sums["weight"]}
     if sums.get("targets"):
         means["token_accuracy"] = sums["hits"] / sums["targets"]
     if sums.get("pairs"):
         means |= {"reward_accuracy": sums["won"] / sums["pairs"], "reward_margin": sums["margin"] / sums["pairs"]}
+    if sums.get("wanted") and sums.get("unwanted"):
+        means["reward_margin"] = sums["wanted_reward"] / sums["wanted"] - sums["unwanted_reward"] / sums["unwanted"]
     return means
 
 
@@ -63,7 +68,7 @@ def row_sums(logp: Tensor, one: Pack, rows: int) -> tuple[Tensor, Tensor]:
 class SFT:
     """Mean negative log-likelihood of the trained tokens, in nats a token."""
 
-    rows, reference = 1, False
+    rows, reference, divergence = 1, False, False
 
     def weight(self, items: Sequence[Item]) -> float:
         return float(sum(int(item.rows[0].mask[1:].sum()) for item in items))
@@ -78,7 +83,7 @@ class SFT:
 class _Pairs:
     """What DPO and ORPO share: items of two rows, the preferred one first."""
 
-    rows = 2
+    rows, divergence = 2, False
 
     def __init__(self, options: Preference) -> None:
         self.options = options
@@ -164,7 +169,7 @@ class KTO:
     The second row of an item joins its prompt with another item's answer; the step's mean log-ratio of those estimates the divergence.
     """
 
-    rows, reference = 1, True
+    rows, reference, divergence = 1, True, True
 
     def __init__(self, options: Preference) -> None:
         self.options = options
@@ -175,5 +180,9 @@ class KTO:
     def loss(self, hidden: Tensor, head: Tensor, one: Pack, reference: Tensor, labels: Tensor, step: Step) -> tuple[Tensor, Sums]:
         targets = torch.from_numpy(one.targets).to(hidden.device)
         policy, _ = row_sums(chunked_logp(hidden, head, targets), one, len(labels))
-        losses = kto_losses(policy - reference[:, 0], labels > 0.5, step.divergence, self.options)
-        return losses.sum() * step.scale, {"loss": float(losses.detach().double().sum()), "weight": float(len(labels))}
+        ratios, wanted = policy - reference[:, 0], labels > 0.5
+        losses = kto_losses(ratios, wanted, step.divergence, self.options)
+        rewards = self.options.beta * ratios.detach().double()
+        sums = {"loss": float(losses.detach().double().sum()), "weight": float(len(labels))}
+        sums |= {"wanted": float(wanted.sum()), "wanted_reward": float(rewards[wanted].sum())}
+        return losses.sum() * step.scale, sums | {"unwanted": float((~wanted).sum()), "unwanted_reward": float(rewards[~wanted].sum())}

@@ -26,7 +26,8 @@ from tunesmith.core.errors import TrainingError
 from tunesmith.core.types import Record, digest
 from tunesmith.train.facts import SETTINGS, WEIGHTS, environment, gather, header, require_same_tokens
 from tunesmith.train.items import Item
-from tunesmith.train.plan import Facts, Plan, Reason, ResolvedPlan, resolve
+from tunesmith.train.plan import Facts, Plan, Reason, ResolvedPlan
+from tunesmith.train.resolve import resolve
 
 OnEvent = Callable[[dict[str, Any]], None]
 

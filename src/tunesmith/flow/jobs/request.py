@@ -6,9 +6,10 @@ which are keys of the training plan under the names that people use for them; wh
 
 from __future__ import annotations
 
+import copy
+import functools
 import random
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -19,7 +20,10 @@ from tunesmith.core.errors import ConfigError, UsageError, nearest
 from tunesmith.core.types import Record, digest
 from tunesmith.core.wire import BadRequest
 from tunesmith.store.jobs import JobRequest
-from tunesmith.train.plan import Adapter, Plan, ResolvedReinforcement, check
+from tunesmith.train.methods import JOB_METHODS
+from tunesmith.train.methods.base import Method
+from tunesmith.train.plan import Plan, ResolvedReinforcement
+from tunesmith.train.resolve import check
 
 if TYPE_CHECKING:
     from tunesmith.evaluate.graders import Grader
@@ -37,16 +41,9 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
 _OPEN = frozenset({"learning_rate_multiplier", "beta", "compute_multiplier"})  # the lower bound itself is not allowed
 # What the reasoning effort means here: how many tokens an answer may have ("default" leaves it to the plan).
 EFFORTS = {"default": None, "low": 128, "medium": 256, "high": 1024}
-_COMMON = ("batch_size", "learning_rate_multiplier", "n_epochs")
-KEYS = {
-    "supervised": _COMMON,
-    "dpo": (*_COMMON, "beta"),
-    "reinforcement": (*_COMMON, "compute_multiplier", "eval_interval", "eval_samples", "reasoning_effort"),
-}
-# OpenAI's word for a method → the plan's.
-PLAN_METHODS = {"supervised": "sft", "dpo": "dpo", "reinforcement": "grpo"}
-# OpenAI cuts long rows; a prompt that was cut would ask something else.
-_OVER_LENGTH = {"sft": "truncate", "dpo": "truncate", "grpo": "drop"}
+COMMON = ("batch_size", "learning_rate_multiplier", "n_epochs")
+# What a job of each type shows, whether it was given or not.
+KEYS = {kind: (*COMMON, *method.job.shown) for kind, method in JOB_METHODS.items()}
 # Keys of the plan that a client may set; what belongs to the machine (threads, device, dtype) is not among them.
 EXTRAS = {
     **{name: name for name in ("learning_rate", "max_length", "over_length", "schedule", "warmup_ratio", "weight_decay", "max_grad_norm")},
@@ -57,9 +54,6 @@ EXTRAS = {
     **{f"lora_{name}": f"adapter.{name}" for name in ("r", "alpha", "dropout", "targets")},
     "lora": "adapter",
 }
-# Those for reinforcement alone.
-SAMPLING = {"max_tokens": "reinforcement.max_tokens", "temperature": "reinforcement.temperature", "kl_beta": "reinforcement.beta"}
-_GIVEN = {path: name for name, path in (EXTRAS | SAMPLING).items()}
 
 
 class _Wandb(Record, frozen=True):
@@ -83,11 +77,14 @@ class _Reinforcement(_Tuning, frozen=True):
     response_format: dict[str, Any] | None = None
 
 
-class _Method(Record, frozen=True):
-    type: Literal["supervised", "dpo", "reinforcement"]
-    supervised: _Tuning | None = None
-    dpo: _Tuning | None = None
-    reinforcement: _Reinforcement | None = None
+if TYPE_CHECKING:
+
+    class _Method(Record, frozen=True):
+        type: str
+
+else:  # a type and a section for each method that there is
+    _SECTIONS = [(kind, (_Reinforcement if method.graded else _Tuning) | None, None) for kind, method in JOB_METHODS.items()]
+    _Method = msgspec.defstruct("_Method", [("type", Literal[tuple(JOB_METHODS)]), *_SECTIONS], bases=(Record,), frozen=True, kw_only=True)
 
 
 class _Body(Record, frozen=True):
@@ -120,14 +117,17 @@ def job_request(body: bytes, *, python: bool = False, base_of: Callable[[str], s
     if asked.integrations is not None and len(asked.integrations) > 5:
         raise BadRequest(f"{len(asked.integrations)} integrations", param="integrations", code="invalid_value", allowed="at most 5")
     kind = asked.method.type if asked.method else "supervised"
+    method = JOB_METHODS[kind]
     tuning = (getattr(asked.method, kind) if asked.method else None) or _Reinforcement()
     where = f"method.{kind}.hyperparameters" if tuning.hyperparameters is not None else "hyperparameters"
     given = tuning.hyperparameters if tuning.hyperparameters is not None else (asked.hyperparameters or {})
-    shown, extras = _hyperparameters(given, kind, where)
-    if kind == "reinforcement":
+    shown, extras = _hyperparameters(given, method, where)
+    if method.graded:
         _reinforce(extras, shown, tuning, python, base_of)
-    plan(extras, where, method=PLAN_METHODS[kind])  # refused now, not when a worker has time
-    more = {"grader": tuning.grader} if kind == "reinforcement" else {}
+    for name in method.job.models:
+        _put(extras, method.job.options[name], _model_of(shown[name], f"{where}.{name}", base_of))
+    plan(method, extras, shown, where)  # refused now, not when a worker has time
+    more = {"grader": tuning.grader} if method.graded else {}
     return JobRequest(
         model=asked.model,
         training_file=asked.training_file,
@@ -185,7 +185,7 @@ def _reinforce(extras: dict[str, Any], shown: dict[str, Any], asked: _Reinforcem
         raise BadRequest(f"Missing required parameter: '{key}'", param=key, code="missing_required_parameter")
     grader_of(asked.grader, key, python=python)
     try:
-        options: dict[str, Any] = {"grader": _with_models(asked.grader, partial(_asked_base, base_of))}
+        options: dict[str, Any] = {"grader": _with_models(asked.grader, functools.partial(_asked_base, base_of))}
     except UsageError as error:
         raise BadRequest(str(error), param=key, code="invalid_grader") from error
     if shown["compute_multiplier"] != "auto":
@@ -218,24 +218,37 @@ def _with_models(grader: Any, name_of: Callable[[str], str]) -> Any:
     return whole | {"model": name_of(whole["model"])} if asks else whole
 
 
-def _hyperparameters(given: dict[str, Any], kind: str, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _model_of(name: Any, param: str, base_of: Callable[[str], str]) -> str:
+    """What a worker finds the model by that a client calls `name`."""
+    if name in (None, "auto"):
+        raise BadRequest(f"Missing required parameter: '{param}'", param=param, code="missing_required_parameter")
+    if not isinstance(name, str):
+        raise BadRequest(f"'{param}' is {name!r}", param=param, code="invalid_type", allowed="the name of a model")
+    try:
+        return base_of(name)
+    except BadRequest as error:
+        raise BadRequest(error.what, param=param, code="invalid_value", allowed=error.allowed) from error
+
+
+def _hyperparameters(given: dict[str, Any], method: Method, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """(what is shown: every documented key, "auto" where none came, and the extra keys as they came; the extra keys as a plan's tree)."""
-    shown: dict[str, Any] = {key: "default" if key == "reasoning_effort" else "auto" for key in KEYS[kind]}
+    keys = KEYS[method.job.type]
+    shown: dict[str, Any] = {key: "default" if key == "reasoning_effort" else "auto" for key in keys}
     extras: dict[str, Any] = {}
-    known = EXTRAS | SAMPLING if kind == "reinforcement" else EXTRAS
+    known = EXTRAS | method.job.options
     for key, value in given.items():
         param = f"{where}.{key}"
-        if key in KEYS[kind]:
+        if key in keys:
             if value is not None:
-                shown[key] = _checked(key, value, param)
+                shown[key] = value if key in method.job.models else _checked(key, value, param)
             continue
         if key not in known:
-            hint = nearest(key, [*KEYS[kind], *known])
+            hint = nearest(key, [*keys, *known])
             raise BadRequest(
                 f"Unrecognized request argument supplied: {param}" + (f"; {hint}" if hint else ""),
                 param=param,
                 code="unknown_parameter",
-                allowed=", ".join([*KEYS[kind], *known]),
+                allowed=", ".join(dict.fromkeys([*keys, *known])),
             )
         shown[key] = value
         _put(extras, known[key], _adapter(value) if key == "lora" else value)
@@ -272,27 +285,26 @@ def _checked(key: str, value: Any, param: str) -> Any:
     return int(value) if whole else value
 
 
-def plan(extras: dict[str, Any], where: str = "hyperparameters", **fixed: Any) -> Plan:
-    """The training plan of a job's extra keys, with `fixed` fields, `method` among them. Raises BadRequest naming the key."""
+def plan(method: Method, extras: dict[str, Any], shown: dict[str, Any], where: str = "hyperparameters", **fixed: Any) -> Plan:
+    """The training plan of a job: its extra keys, those of its shown ones that are options of the method, and `fixed` fields. Where a
+    method may cut long rows, OpenAI does. Raises BadRequest naming the key."""
+    tree = copy.deepcopy(extras)
+    for key in method.job.shown:
+        if key in method.job.options and key not in method.job.models and shown[key] != "auto":
+            _put(tree, method.job.options[key], shown[key])
+    cut = "truncate" if "truncate" in method.over_length else "auto"
     try:
         made = msgspec.structs.replace(
-            convert(extras, Plan), keep_checkpoints=3, over_length=extras.get("over_length", _OVER_LENGTH[fixed["method"]]), **fixed
+            convert(tree, Plan), method=method.name, keep_checkpoints=3, over_length=extras.get("over_length", cut), **fixed
         )
         check(made)
     except ConfigError as error:
         path = error.where.removeprefix("train.").rpartition(": ")[2]
-        key = _GIVEN.get(path, path)
+        key = {place: name for name, place in (EXTRAS | method.job.options).items()}.get(path, path)
         raise BadRequest(f"{error.what} (at {where}.{key})", param=f"{where}.{key}", code="invalid_value", allowed=error.allowed) from error
     return made
 
 
-def epochs(asked: Any, rows: int) -> int:
-    """The number of epochs: OpenAI's documented `auto` is 3, more for less than 34 rows (at most 25), less above 8,333 rows."""
-    if asked != "auto":
-        return int(asked)
-    if 3 * rows < 100:
-        return min(25, 100 // rows)
-    return max(1, 25_000 // rows) if 3 * rows > 25_000 else 3
-
-
-ADAPTER_KEYS = Adapter.__struct_fields__
+def option_of(made: Plan, path: str) -> Any:
+    """The value at a place in the plan, such as `preference.beta`."""
+    return functools.reduce(getattr, path.split("."), made)

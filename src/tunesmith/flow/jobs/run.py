@@ -16,9 +16,8 @@ from typing import Any
 
 import msgspec
 
-from tunesmith.core import types
 from tunesmith.core.atomic import atomic_file
-from tunesmith.core.chat import Rendered, Renderer
+from tunesmith.core.chat import Renderer
 from tunesmith.core.errors import DataError, NotFound, TrainingError, UsageError
 from tunesmith.core.model_ref import artifact_ref
 from tunesmith.core.rows import Row as DataRow
@@ -26,7 +25,8 @@ from tunesmith.core.rows import read_lines
 from tunesmith.data.formats.objects import load_object
 from tunesmith.data.formats.registry import FORMATS, parse_line
 from tunesmith.flow.jobs.report import Reporter, model_name, result_csv, weight_files
-from tunesmith.flow.jobs.request import PLAN_METHODS, epochs, plan
+from tunesmith.flow.jobs.request import option_of, plan
+from tunesmith.flow.pipeline.training_stage import with_teacher
 from tunesmith.flow.runner import only_one
 from tunesmith.models.catalog import Catalog
 from tunesmith.store.files import Files
@@ -34,13 +34,14 @@ from tunesmith.store.jobs import Lease, Stopped
 from tunesmith.store.paging import Missing, Row
 from tunesmith.store.store import Store
 from tunesmith.train.facts import gather
-from tunesmith.train.items import as_items
-from tunesmith.train.plan import Plan, Preference, ResolvedPlan, resolve
+from tunesmith.train.items import Item, apart
+from tunesmith.train.methods import JOB_METHODS, METHODS, taken
+from tunesmith.train.methods.base import Method
+from tunesmith.train.plan import Plan, ResolvedPlan
+from tunesmith.train.resolve import resolve
 from tunesmith.train.run import Paused, told
 
-TrainRow = Rendered | tuple[Rendered, Rendered]
 FEWEST = 10
-_ROWS = {"supervised": "chat", "dpo": "dpo", "reinforcement": "rft"}
 _SHOWN_FAULTS = 5
 
 
@@ -89,14 +90,15 @@ def _tidy(folder: Path) -> None:
 
 def read_rows(store: Store, job: Row, param: str) -> list[DataRow]:
     """The rows of a job's file. Raises BadFile as OpenAI words it: which lines are wrong, which format it is in, how many there must be."""
-    kind, number, code = job["method"]["type"], job[param], f"invalid_{param}"
-    name, rows, faults, seen = _ROWS[kind], [], [], 0
+    formats, number, code = JOB_METHODS[job["method"]["type"]].job.formats, job[param], f"invalid_{param}"
+    rows, faults, seen = [], [], 0
     try:
         for line in read_lines(_local(store, job, param)):
             seen += 1
+            name = _fitting(line.data, formats)
             found = parse_line(line.data, name, origin=f"{number}:{line.number}")
             if found.row is None:
-                faults.append(f"line {line.number}: {found.faults[0][1]}{_format_of(line.data, name)}")
+                faults.append(f"line {line.number}: {found.faults[0][1]}{_format_of(line.data, formats)}")
                 if len(faults) > 1000:
                     break
             else:
@@ -125,12 +127,21 @@ def _local(store: Store, job: Row, param: str) -> Path:
     return path
 
 
-def _format_of(data: bytes, name: str) -> str:
+def _fitting(data: bytes, formats: Sequence[str]) -> str:
+    """The first of the formats that a line is in, else the first of all."""
+    if len(formats) == 1:
+        return formats[0]
+    row, _ = load_object(data)
+    return next((name for name in formats if isinstance(row, dict) and FORMATS[name].matches(row)), formats[0])
+
+
+def _format_of(data: bytes, formats: Sequence[str]) -> str:
     row, fault = load_object(data)
     if fault is not None or not isinstance(row, dict):
         return ""
-    others = [known for known, form in FORMATS.items() if known != name and form.matches(row)]
-    return f" (the line is in the format '{others[0]}', expected '{name}')" if others else ""
+    others = [known for known, form in FORMATS.items() if known not in formats and form.matches(row)]
+    expected = " or ".join(f"'{name}'" for name in formats)
+    return f" (the line is in the format '{others[0]}', expected {expected})" if others else ""
 
 
 def _train(lease: Lease, job: Row, rows: Sequence[DataRow], validation: Sequence[DataRow], out: Path, threads: int | None) -> None:
@@ -143,44 +154,46 @@ def _train(lease: Lease, job: Row, rows: Sequence[DataRow], validation: Sequence
     except NotFound as error:
         lease.fail("model_not_available", str(error), "model")
         return
-    renderer, wanted = Renderer.load(base), _begun(out)
-    render = tasks_of if job["method"]["type"] == "reinforcement" else _render
-    ready, held_out, notes = _apart(render(renderer, rows), render(renderer, validation))
+    method, renderer, wanted = JOB_METHODS[job["method"]["type"]], Renderer.load(base), _begun(out)
+    (ready, converted), (held_out, _) = (taken(method.name, some) for some in (rows, validation))
+    items, valid = method.render(renderer, ready), method.render(renderer, held_out)
+    valid, shared = apart(items, valid)
     if wanted is None:
-        wanted, shown, more = _planned(job, ready, base, threads)
-        lease.write(notes + more, method=shown)
+        wanted, shown, more = _planned(job, method, items, base, threads)
+        wanted = with_teacher(wanted, Catalog().model)
+        lease.write([*_notes(converted, len(shared), len(held_out)), *more], method=shown)
     tell = Reporter(lease, job, out)
-    work: Callable[..., Any] = train
-    if wanted.method == "grpo":
-        work = partial(reinforce, reward=reward_of(wanted.reinforcement.grader or {}, Catalog().model))
-    result = work(wanted, ready, validation=held_out, base=base, out=out, on_event=tell, should_stop=lease.pausing)
+    work: Callable[..., Any] = partial(train, wanted, items, valid)
+    if method.graded:
+        reward = reward_of(wanted.reinforcement.grader or {}, Catalog().model)
+        work = partial(reinforce, wanted, tasks_of(ready, items), reward, tasks_of(held_out, valid))
+    result = work(base=base, out=out, on_event=tell, should_stop=lease.pausing)
     tell.close()
     _finish(lease, job, out, Path(result.artifact), result.trained_tokens)
 
 
-def _planned(job: Row, rows: Sequence[Any], base: Path, threads: int | None) -> tuple[Plan, dict[str, Any], list[dict[str, Any]]]:
+def _planned(
+    job: Row, method: Method, items: Sequence[Item], base: Path, threads: int | None
+) -> tuple[Plan, dict[str, Any], list[dict[str, Any]]]:
     """The plan of a job that begins, its method with every "auto" as the number that it became, and what is to be said about both."""
-    kind = job["method"]["type"]
+    kind = method.job.type
     shown = dict(job["method"][kind]["hyperparameters"])
-    fixed: dict[str, Any] = {"method": PLAN_METHODS[kind], "seed": job["seed"], "epochs": epochs(shown["n_epochs"], len(rows))}
-    if shown["batch_size"] != "auto":
-        fixed["batch_size"] = shown["batch_size"]
+    fixed: dict[str, Any] = {"seed": job["seed"]}
+    fixed |= {name: shown[key] for name, key in (("epochs", "n_epochs"), ("batch_size", "batch_size")) if shown[key] != "auto"}
     if threads is not None:
         fixed["threads"] = threads
-    if kind == "dpo":
-        shown["beta"] = Preference().beta if shown["beta"] == "auto" else shown["beta"]
-        fixed["preference"] = Preference(beta=shown["beta"])
-    wanted = plan(job["extras"], **fixed)
-    given = [_first(row) for row in rows] if kind == "reinforcement" else rows
-    resolved, _ = resolve(wanted, gather(wanted, as_items(wanted.method, given), base))
+    wanted = plan(method, job["extras"], shown, **fixed)
+    resolved, _ = resolve(wanted, gather(wanted, method.items(items), base))
     factor = 1.0 if shown["learning_rate_multiplier"] == "auto" else float(shown["learning_rate_multiplier"])
-    wanted = msgspec.structs.replace(wanted, learning_rate=resolved.learning_rate * factor, batch_size=resolved.batch_size)
-    if kind == "reinforcement":
-        every = resolved.eval_every or -(-len(rows) // resolved.batch_size)
-        found = {"compute_multiplier": 1, "eval_interval": every, "eval_samples": resolved.reinforcement.eval_samples}
-        shown |= {key: value for key, value in found.items() if shown[key] == "auto"}
-    shown |= {"n_epochs": fixed["epochs"], "batch_size": resolved.batch_size, "learning_rate_multiplier": factor}
-    return wanted, {**job["method"], kind: {**job["method"][kind], "hyperparameters": shown}}, _cut_note(rows, resolved)
+    rate = {"learning_rate": resolved.learning_rate * factor}
+    wanted = msgspec.structs.replace(wanted, epochs=resolved.epochs, batch_size=resolved.batch_size, **rate)
+    became = {key: option_of(resolved, path) for key, path in method.job.options.items() if key in method.job.shown}
+    if method.graded:
+        every = resolved.eval_every or -(-len(items) // resolved.batch_size)
+        became |= {"compute_multiplier": 1, "eval_interval": every, "eval_samples": resolved.reinforcement.eval_samples}
+    shown |= {key: value for key, value in became.items() if shown[key] == "auto"}
+    shown |= {"n_epochs": resolved.epochs, "batch_size": resolved.batch_size, "learning_rate_multiplier": factor}
+    return wanted, {**job["method"], kind: {**job["method"][kind], "hyperparameters": shown}}, _long_rows(items, resolved)
 
 
 def _begun(out: Path) -> Plan | None:
@@ -190,35 +203,23 @@ def _begun(out: Path) -> Plan | None:
     return msgspec.convert(json.loads((out / "run.json").read_text("utf-8"))["plan"], Plan)
 
 
-def _render(renderer: Renderer, rows: Sequence[DataRow]) -> list[TrainRow]:
-    """Token ids and masks of rows or pairs."""
-    pairs = [renderer.pair(row) for row in rows if isinstance(row, types.Preference)]
-    return [*pairs, *renderer.examples([row for row in rows if isinstance(row, types.Example)])]
-
-
-def _apart(rows: list[Any], validation: list[Any]) -> tuple[list[Any], list[Any], list[dict[str, Any]]]:
-    """Both, and what is to be said about them: validation rows that are training rows too are left out."""
-    seen = {_first(row).ids.tobytes() for row in rows}
-    fresh = [row for row in validation if _first(row).ids.tobytes() not in seen]
-    notes = []
-    if len(fresh) < len(validation):
-        both = len(validation) - len(fresh)
-        message = f"{both} of {len(validation)} validation rows are training rows too and are left out of validation"
+def _notes(converted: str, shared: int, validation: int) -> list[dict[str, Any]]:
+    """What is to be said about the rows: how they were converted; validation rows that are training rows too are left out."""
+    notes = [{"key": "converted", "message": converted, "level": "info"}] if converted else []
+    if shared:
+        message = f"{shared} of {validation} validation rows are training rows too and are left out of validation"
         notes.append({"key": "overlap", "message": message, "level": "warn"})
-    return rows, fresh, notes
+    return notes
 
 
-def _first(row: Any) -> Rendered:
-    """What a row begins with: the row itself, a pair's preferred one, a task's prompt."""
-    first: Rendered = row[0] if isinstance(row, tuple) else row
-    return first
+_BECOMES = {"drop": "are left out", "truncate": "are cut", "split": "are split"}
 
 
-def _cut_note(rows: Sequence[Any], resolved: ResolvedPlan) -> list[dict[str, Any]]:
-    room = resolved.max_length - (resolved.reinforcement.max_tokens if resolved.method == "grpo" else 0)
-    cut = sum(len(_first(row).ids) > room for row in rows)
-    message = f"{cut} of {len(rows)} training rows are longer than {room} tokens"
-    return [{"key": "long", "message": message, "level": "warn"}] if cut else []
+def _long_rows(items: Sequence[Item], resolved: ResolvedPlan) -> list[dict[str, Any]]:
+    room = resolved.max_length - METHODS[resolved.method].drawn_tokens(resolved, resolved.max_length)
+    long = sum(any(len(row.ids) > room for row in item.rows) for item in items)
+    message = f"{long} of {len(items)} training rows are longer than {room} tokens and {_BECOMES[resolved.over_length]}"
+    return [{"key": "long", "message": message, "level": "warn"}] if long else []
 
 
 def _finish(lease: Lease, job: Row, out: Path, artifact: Path, trained_tokens: int) -> None:

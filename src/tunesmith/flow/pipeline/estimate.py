@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tunesmith.core.errors import MissingExtra
-from tunesmith.flow.datasets.tokens import prices, training_cost
-from tunesmith.flow.pipeline.data_stages import load_rendered
+from tunesmith.flow.datasets.tokens import lengths, prices, training_cost
 from tunesmith.flow.pipeline.training_stage import taught
+from tunesmith.flow.sources import rows as rows_of
 from tunesmith.train import gpus
 from tunesmith.train.estimate import RUNTIME_BYTES, Estimate, answering_bytes, linear_shapes
 from tunesmith.train.estimate import estimate as estimate_training
 from tunesmith.train.facts import base_shape
 from tunesmith.train.fit import refuse_what_cannot_fit
+from tunesmith.train.items import load_items
+from tunesmith.train.methods import METHODS
 
 if TYPE_CHECKING:
     from tunesmith.flow.context import ProjectContext
@@ -114,7 +116,7 @@ def estimate(context: ProjectContext, waiting: Sequence[str], elsewhere: Elsewhe
     Raises TrainingError with changes of the plan that would fit, when training cannot fit where it is asked for.
     """
     folder = context.runner.folder("tokens")
-    rows, validation = load_rendered(folder / "train.npz"), load_rendered(folder / "validation.npz")
+    rows, validation = load_items(folder / "train.npz"), load_items(folder / "validation.npz")
     training = estimate_training(taught(context), rows, validation, base=context.base)
     gpu = None
     if elsewhere is None or elsewhere.gpu is None:
@@ -162,13 +164,12 @@ def _on_gpu(training: Estimate, name: str, usd_per_hour: float | None, base: Pat
 
 def _offers(context: ProjectContext, epochs: int) -> tuple[dict[str, Any], ...]:
     """What the same rows cost at OpenAI, the cheapest first; nothing without the tokenizer or for a method that is not offered there."""
-    from tunesmith.core.tokens import OpenAITokens
-
-    if context.project.train.method != "sft":
+    method = METHODS[context.project.train.method]
+    if not method.job.openai or method.graded:  # reinforcement is billed by the hour there
         return ()
-    rows = context.questions("train")
+    rows = rows_of(context.runner.folder("split"), "train")
     try:
-        offers = [training_cost(OpenAITokens(model).rows(rows).tolist(), model, epochs) for model in prices().models]
+        offers = [training_cost(lengths(rows, model, context.catalog)[0], model, epochs) for model in prices().models]
     except MissingExtra:
         return ()
     return tuple(sorted((offer for offer in offers if offer is not None), key=lambda offer: float(offer["usd"])))
@@ -179,11 +180,12 @@ def _answering(context: ProjectContext, arm: str, base: Path) -> float:
     tokens, config = context.runner.run("tokens").output, base_shape(base)
     body = sum(o * i for o, i in linear_shapes(config).values()) * int(config["num_hidden_layers"])
     head = int(config["hidden_size"]) * int(config["vocab_size"])
-    rows, count, shared = tokens["train"]["rows"], len(context.questions("test")), tokens["shared_prefix"]
+    rows, shared = max(1, len(tokens["lengths"])), tokens["shared_prefix"]
+    count = len(rows_of(context.runner.folder("split"), "test")[: context.project.evaluate.limit])
     own = tokens["train"]["tokens"] / rows - shared
     shots = next((baseline.shots for baseline in context.project.baselines if baseline.name == arm), 0)
     if arm == "tuned":
-        written, factor = tokens["train"]["trained"] / rows, _ADAPTER
+        written, factor = tokens["train"]["trained"] / rows or float(tokens["longest_answer"]), _ADAPTER
     else:
         written, factor = context.sampling().max_tokens * _FILLED["shots" if shots else "zero"], 1.0
     return float(2 * factor * count * (body * own / _READ + (body + head) * written / _WRITE))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
+import math
 import platform
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,11 @@ from tunesmith.flow.runner import Output
 from tunesmith.pages import plots
 from tunesmith.pages.render import render
 from tunesmith.store.database import without_password
+from tunesmith.train.methods import METHODS
 
 _SHOWN = 6
+# What an evaluation measures besides the loss and is worth a sentence.
+_FIGURES = ("token_accuracy", "reward_accuracy", "reward_margin")
 _PACKAGES = ("torch", "transformers", "peft", "tokenizers", "numpy", "scipy", "openai")
 
 
@@ -182,7 +186,8 @@ def _data(context: ProjectContext, outputs: dict[str, Output]) -> dict[str, Any]
 
 def _training(context: ProjectContext, output: Output) -> dict[str, Any]:
     told = events(context.runner.folder("train"))
-    figure, unit = ("reward", "mean reward") if output["plan"].get("method") == "grpo" else ("loss", "nats per trained token")
+    method = METHODS[output["plan"].get("method", "sft")]
+    figure, unit = "reward" if method.graded else "loss", method.unit
     steps = [event for event in told if event["event"] == "step" and f"train_{figure}" in event]
     valid = [event for event in told if event.get(f"valid_{figure}") is not None]
     series = [("training", [event["step"] for event in steps], _smooth([event[f"train_{figure}"] for event in steps]))]
@@ -197,8 +202,14 @@ def _training(context: ProjectContext, output: Output) -> dict[str, Any]:
     size = f"{output['trainable_parameters'] / 1e6:.2f} M trainable parameters"
     reached = output.get(f"valid_{figure}")
     loss = f"; validation {figure} {reached:.3f} ({unit}) at the end" if reached is not None else ""
+    figures = {key: value for key, value in output["validation"].items() if key in _FIGURES}
+    if method.evaluated == "likelihood" and output["valid_loss"] is not None:
+        figures["perplexity"] = math.exp(output["valid_loss"])
+    more = "".join(f", {key.replace('_', ' ')} {value:.3f}" for key, value in figures.items())
     return {
-        "about": f"{output['rows']} rows, {output['epochs']} epochs, {output['steps']} steps, {size}, {_minutes(output['seconds'])}{loss}.",
+        "figures": figures,
+        "about": f"{output['rows']} rows, {output['epochs']} epochs, {output['steps']} steps, {size}, "
+        f"{_minutes(output['seconds'])}{loss}{more}.",
         "plot": plots.lines(figure, series, "optimiser step", unit),
         "reasons": output["reasons"],
         "plan": output["plan"],

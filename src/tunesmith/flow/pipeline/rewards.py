@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import threading
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
-from tunesmith.core.chat import Rendered, Renderer
 from tunesmith.core.rows import Row
 from tunesmith.core.types import Answer, Example, Prompt, Sampling
 from tunesmith.evaluate import graders
 from tunesmith.models.local import LocalModel
 from tunesmith.train.facts import cores
+from tunesmith.train.items import Item
 from tunesmith.train.rollout import Graded, Reward, Task
 
 # The one error of a grader that is the answer's own: it was to be JSON and is not. That is worth nothing, and is no missing reward.
 _OF_THE_ANSWER = "sample_parse_error"
 
 
-def tasks_of(renderer: Renderer, rows: Sequence[Row]) -> list[Task]:
-    """Each row's prompt, rendered as a model is asked at inference, and its item. A preference pair is no task and is left out."""
-    found = []
+def tasks_of(rows: Sequence[Row], prompts: Sequence[Item]) -> list[Task]:
+    """Each prompt with what a grader may read of the row that it is of; rows of one id have their prompts in the same order."""
+    known = defaultdict[str, deque[Example]](deque)
     for row in rows:
-        if not isinstance(row, Example):
-            continue
-        ids = renderer.prompt(Prompt(messages=row.prompt, tools=row.tools))
-        found.append(Task(Rendered(row.id, np.array(ids, np.int32), np.zeros(len(ids), np.uint8)), item_of(row)))
-    return found
+        if isinstance(row, Example):
+            known[row.id].append(row)
+    return [Task(prompt.rows[0], item_of(known[prompt.rows[0].example_id].popleft())) for prompt in prompts]
 
 
 def item_of(row: Example) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from tunesmith.flow.context import TUNED, ProjectContext
-from tunesmith.flow.pipeline import data_stages
+from tunesmith.flow.pipeline import data_stages, tokens_stage
 from tunesmith.flow.pipeline.serving_stage import Server, ask
 from tunesmith.flow.runner import Output, Step
 
@@ -33,7 +33,7 @@ def steps_of(context: ProjectContext, server: Server) -> dict[str, Step]:
 
 
 def _tokens(context: ProjectContext, work: Path) -> Output:
-    return data_stages.tokenize(context.runner.folder("split"), context.base, context.project.train, work)
+    return tokens_stage.tokenize(context.runner.folder("split"), context.base, context.project.train, work, context.progress.say)
 
 
 def _train(context: ProjectContext, work: Path) -> Output:

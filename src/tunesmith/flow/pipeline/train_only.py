@@ -12,16 +12,20 @@ from tunesmith.core.atomic import unfinished
 from tunesmith.core.errors import TrainingError, UsageError
 from tunesmith.core.progress import Progress
 from tunesmith.flow.context import ProjectContext
-from tunesmith.flow.pipeline.data_stages import load_rendered
 from tunesmith.flow.pipeline.run import Made, begin, opened
+from tunesmith.flow.pipeline.training_stage import taught
 from tunesmith.flow.project import Project
 from tunesmith.flow.runner import only_one
 from tunesmith.store.runs import Runs
+from tunesmith.train.facts import gather
+from tunesmith.train.items import Item, load_items
+from tunesmith.train.methods import METHODS
+from tunesmith.train.methods.base import Method, token_rate
+from tunesmith.train.plan import Plan
 
-# A pipeline that can learn drives the loss of a few rows far below a guess over the vocabulary; above this it cannot.
-LEARNED_NATS = 0.1
 # What of a plan an overfit does not take over: nothing is held out, and the last weights are the ones that count.
 _BY_HEART = {"epochs": 40, "warmup_ratio": 0.05, "eval_every": None, "checkpoint_every": None, "keep": "last", "patience": None}
+_NO_LOSS = 0.01  # so little is nothing to halve
 
 
 def train_project(
@@ -40,34 +44,50 @@ def train_project(
 def overfit(project: Project, folder: Path, progress: Progress, rows: int) -> dict[str, Any]:
     """Train on `rows` rows until they are known by heart: proves that data, mask, adapter and optimiser work together.
 
-    Raises TrainingError when the loss stays above `LEARNED_NATS` nats per trained token, UsageError for grpo, which has no such loss.
+    Raises TrainingError when the loss stays above what the method calls learned, UsageError for a method without such a proof.
     """
     from tunesmith.train.loop import train
 
-    if project.train.method == "grpo":
-        raise UsageError("grpo learns no rows by heart", where="--overfit", remedy="--train.method sft proves the pipeline")
-
+    method = METHODS[project.train.method]
+    if method.no_proof:
+        raise UsageError(method.no_proof, where="--overfit", remedy="--train.method sft proves the pipeline")
     with opened(project, folder, progress) as context, only_one(context.store.folder):
         context.runner.run("tokens")
-        few = load_rendered(context.runner.folder("tokens") / "train.npz")[:rows]
-        plan = msgspec.structs.replace(project.train, batch_size=len(few), metric_rows=0, **_BY_HEART)
-        work = context.store.folder / "overfit"
+        few = load_items(context.runner.folder("tokens") / "train.npz")[:rows]
+        plan = _by_heart(taught(context), few, context.base)
+        work, losses = context.store.folder / "overfit", list[float]()
         shutil.rmtree(work, ignore_errors=True)
-        result = train(plan, few, base=context.base, out=work, on_event=lambda event: _tell(progress, event))
+
+        def tell(event: dict[str, Any]) -> None:
+            if event["event"] == "step":
+                losses.append(event["train_loss"])
+                progress.bar("overfit", event["step"], event["total_steps"])
+
+        result = train(plan, few, base=context.base, out=work, on_event=tell)
         shutil.rmtree(work, ignore_errors=True)
-    found = {"rows": len(few), "steps": result.steps, "train_loss": result.train_loss}
-    if result.train_loss > LEARNED_NATS:
+    bound = _learned(method, losses[0])
+    found = {"rows": len(few), "steps": result.steps, "first_loss": losses[0], "train_loss": result.train_loss, "unit": method.unit}
+    if result.train_loss > bound:
         raise TrainingError(
-            f"after {result.steps} steps on {len(few)} rows the loss is {result.train_loss:.3f} nats per trained token",
-            allowed=f"below {LEARNED_NATS}",
+            f"after {result.steps} steps on {len(few)} rows the loss is {result.train_loss:.3f} ({method.unit})",
+            allowed=f"below {bound:.3g}",
             remedy="look at `tunesmith data mask`, then at learning_rate and adapter.targets",
         )
     return found
 
 
-def _tell(progress: Progress, event: dict[str, Any]) -> None:
-    if event["event"] == "step":
-        progress.bar("overfit", event["step"], event["total_steps"])
+def _by_heart(plan: Plan, few: list[Item], base: Path) -> Plan:
+    """The plan with one batch of all rows, many times, at the rate of learning tokens: the rate of comparing answers would take hundreds
+    of steps."""
+    changes: dict[str, Any] = {"batch_size": len(few), "metric_rows": 0, **_BY_HEART}
+    if plan.learning_rate == "auto":
+        changes["learning_rate"] = token_rate(gather(plan, few, base), plan.adapter.kind == "lora")[0]
+    return msgspec.structs.replace(plan, **changes)
+
+
+def _learned(method: Method, first_loss: float) -> float:
+    """The loss below which the rows are known by heart. A pipeline that can learn drives the loss of a few rows far below a guess."""
+    return method.learned_nats if method.learned_nats is not None else max(_NO_LOSS, first_loss / 2)
 
 
 def _forget(context: ProjectContext) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from tunesmith.core.chat import Renderer
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.memory import give_back
-from tunesmith.flow.pipeline.data_stages import load_rendered
 from tunesmith.flow.runner import Output
+from tunesmith.flow.sources import rows as rows_of
 from tunesmith.flow.train_progress import TrainProgress
+from tunesmith.train.items import Item, load_items
+from tunesmith.train.methods import METHODS
 
 if TYPE_CHECKING:
     from tunesmith.flow.context import ProjectContext
@@ -31,17 +33,18 @@ def train_rows(context: ProjectContext, work: Path) -> Output:
 
     give_back(cycles=True)  # what answered before is gone by now
     tokens = context.runner.folder("tokens")
-    rows, validation = load_rendered(tokens / "train.npz"), load_rendered(tokens / "validation.npz")
+    rows, validation = load_items(tokens / "train.npz"), load_items(tokens / "validation.npz")
     tracked = trackers(context.project.trackers, project=context.project.name, folder=context.store.folder / "trackers")
     tell = several(TrainProgress(context.progress), tracked)
     result: TrainResult | Reinforced
-    if context.project.train.method == "grpo":
-        result = _reinforce(context, work, tell)
+    if METHODS[context.project.train.method].graded:
+        result = _reinforce(context, {"train": rows, "validation": validation}, work, tell)
     else:
         result = train(taught(context), rows, validation, base=context.base, out=work, on_event=tell, measure=_measure(context))
     manifest = json.loads((work / "run.json").read_text("utf-8"))
     return {
-        "valid_loss": None,  # grpo has none
+        "valid_loss": None,  # rewards have none
+        "validation": kept_figures(events(work)),
         **{key: value for key, value in msgspec.to_builtins(result).items() if key != "artifact"},
         "plan": manifest["resolved"],
         "reasons": manifest["reasons"],
@@ -50,31 +53,35 @@ def train_rows(context: ProjectContext, work: Path) -> Output:
 
 
 def taught(context: ProjectContext) -> Plan:
-    """The plan with the folder of its teacher, which a project may give by its catalogue name."""
-    plan = context.project.train
+    """The project's plan with the folder of its teacher."""
+    return with_teacher(context.project.train, context.catalog.model)
+
+
+def with_teacher(plan: Plan, find: Callable[[str], Path]) -> Plan:
+    """The plan with the folder of its teacher, which may be given by its catalogue name."""
     if plan.distillation.teacher is None:
         return plan
-    teacher = str(context.catalog.model(plan.distillation.teacher))
+    teacher = str(find(plan.distillation.teacher))
     return msgspec.structs.replace(plan, distillation=msgspec.structs.replace(plan.distillation, teacher=teacher))
 
 
-def _reinforce(context: ProjectContext, work: Path, tell: OnEvent) -> Reinforced:
+def _reinforce(context: ProjectContext, prompts: dict[str, list[Item]], work: Path, tell: OnEvent) -> Reinforced:
     """Train by what the plan's grader says of the model's own answers to the rows' prompts."""
     from tunesmith.flow.pipeline.rewards import reward_of, tasks_of
     from tunesmith.train.grpo import reinforce
 
-    plan, renderer = context.project.train, Renderer.load(context.base)
+    plan = context.project.train
     if plan.reinforcement.grader is None:
         raise ConfigError(
-            "method grpo has no grader",
+            f"method {plan.method} has no grader",
             where="train.reinforcement.grader",
             allowed="string_check, text_similarity, python, score_model, multi",
             remedy='grader: {type: string_check, name: same, input: "{{ sample.output_text }}", reference: "{{ item.reference }}", '
             "operation: eq}",
         )
     reward = reward_of(plan.reinforcement.grader, context.catalog.model)
-    tasks, validation = (tasks_of(renderer, context.questions(part)) for part in ("train", "validation"))
-    return reinforce(plan, tasks, reward, validation, base=context.base, out=work, on_event=tell)
+    tasks, held_out = (tasks_of(rows_of(context.runner.folder("split"), part), items) for part, items in prompts.items())
+    return reinforce(plan, tasks, reward, held_out, base=context.base, out=work, on_event=tell)
 
 
 def _measure(context: ProjectContext) -> Measure | None:
@@ -109,3 +116,11 @@ def _measure(context: ProjectContext) -> Measure | None:
 def events(folder: Path) -> list[dict[str, Any]]:
     """Everything that a finished run reported."""
     return [json.loads(line) for line in (folder / "events.jsonl").read_text("utf-8").splitlines()]
+
+
+def kept_figures(told: list[dict[str, Any]]) -> dict[str, float]:
+    """What the last evaluation of the weights that were kept found, such as loss, reward_accuracy and reward_margin; none without one."""
+    restored = [event["best_step"] for event in told if event["event"] == "best_restored"]
+    seen = [event for event in told if event["event"] == "evaluation" and (not restored or event["step"] == restored[-1])]
+    figures = seen[-1] if seen else {}
+    return {key.removeprefix("valid_"): value for key, value in figures.items() if key.startswith("valid_") and value is not None}

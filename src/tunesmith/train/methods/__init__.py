@@ -1,22 +1,54 @@
-"""Training methods: which objective a plan's method minimises."""
+"""Training methods, one file each: the rows that a method takes, how they are rendered, its limits, defaults, checks and objective.
+
+Nobody else asks which method a plan has; they ask its record.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tunesmith.core.errors import ConfigError
-from tunesmith.train.objectives import DPO, KTO, ORPO, SFT, Objective
-from tunesmith.train.plan import ResolvedPlan
+from tunesmith.core.row_kinds import NAMES
+from tunesmith.core.rows import Row
+from tunesmith.train.methods import distil, dpo, grpo, kto, orpo, sft, text
+from tunesmith.train.methods.base import Method
+from tunesmith.train.plan import MethodName
+
+METHODS: dict[MethodName, Method] = {file.METHOD.name: file.METHOD for file in (sft, text, dpo, orpo, kto, grpo, distil)}
+# By the name that a fine-tuning job gives it.
+JOB_METHODS: dict[str, Method] = {method.job.type: method for method in METHODS.values()}
 
 
-def objective_of(plan: ResolvedPlan) -> Objective:
-    """The plan's method, with its teacher loaded where it has one."""
-    if plan.method in ("sft", "text"):
-        return SFT()
-    if plan.method == "grpo":
-        raise ConfigError("method grpo draws its rows itself", where="train.method", remedy="train.grpo.reinforce(plan, tasks, reward, …)")
-    if plan.method == "distil":
-        from tunesmith.train.distil import Distil, load_teacher
+def fitting(kind: type) -> list[str]:
+    """The methods that take rows of that kind as they are, or else make rows of their own kind of them."""
+    names: list[str] = [name for name, method in METHODS.items() if method.takes is kind]
+    return names + [name for name, method in METHODS.items() if kind in method.converts and method.converted]
 
-        return Distil(plan.distillation, load_teacher(plan))
-    if plan.method == "kto":
-        return KTO(plan.preference)
-    return DPO(plan.preference) if plan.method == "dpo" else ORPO(plan.preference)
+
+def taken(name: MethodName, rows: Sequence[Row]) -> tuple[list[Row], str]:
+    """The rows as the method takes them, and what is to be said where they had to be converted.
+
+    Raises ConfigError naming the methods that fit.
+    """
+    method, ready, said = METHODS[name], list[Row](), ""
+    for row in rows:
+        if isinstance(row, method.takes):
+            ready.append(row)
+            continue
+        convert = method.converts.get(type(row))
+        converted = convert(row) if convert else ()
+        if not converted:
+            raise _misfit(method, row)
+        ready += converted
+        said = method.converted
+    return ready, said
+
+
+def _misfit(method: Method, row: Row) -> ConfigError:
+    kind, fits = NAMES[type(row)], fitting(type(row))
+    return ConfigError(
+        f"these rows are {kind}, and method {method.name} takes {NAMES[method.takes]}",
+        where="train.method",
+        allowed=f"for {kind}: method {' or '.join(fits)}",
+        remedy=f"method: {fits[0]}, or rows of the other kind",
+    )
