@@ -186,7 +186,7 @@ def test_rows_of_another_kind_are_refused(base, tmp_path):
         train(user_plan(method="dpo"), make_rows(2), base=base, out=tmp_path / "a")
     with pytest.raises(DataError, match="a rendered row"):
         train(user_plan(), make_pairs(2), base=base, out=tmp_path / "b")
-    with pytest.raises(DataError, match="a labelled row"):
+    with pytest.raises(DataError, match="an item with a label"):
         train(user_plan(method="kto"), make_rows(2), base=base, out=tmp_path / "c")
 
 

@@ -22,6 +22,7 @@ from tunesmith.core.types import Answer, Document, Example, Message, Prompt, Rec
 from tunesmith.data.collect import Incoming, Source, faults_of, stream_all
 from tunesmith.data.formats.registry import parse_row
 from tunesmith.flow.datasets.tokens import price_of
+from tunesmith.train.methods import JOB_METHODS, METHODS
 from tunesmith.train.openai_job import plain_text
 
 if TYPE_CHECKING:
@@ -231,9 +232,11 @@ def local_name(fine_tune: FineTune) -> str:
 
 def translated(fine_tune: FineTune, *, base: str, data: Path, golden: Path | None) -> str:
     """The `tunesmith.yaml` that trains a local replacement; what could not be carried over is said in it."""
-    notes, train = [], {"method": {"supervised": "sft", "dpo": "dpo"}.get(fine_tune.method, "sft")}
-    if fine_tune.method == "reinforcement":
-        notes.append("the original was trained with a grader (reinforcement); this starts from supervised training on the same rows")
+    method, notes = JOB_METHODS.get(fine_tune.method, METHODS["sft"]), []
+    if method.graded:
+        notes.append(f"the original was trained with a grader ({fine_tune.method}); this starts from supervised training on the same rows")
+        method = METHODS["sft"]
+    train: dict[str, Any] = {"method": method.name}
     settings = fine_tune.hyperparameters
     for theirs, ours in (("n_epochs", "epochs"), ("batch_size", "batch_size")):
         if isinstance(settings.get(theirs), int):

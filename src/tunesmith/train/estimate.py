@@ -204,10 +204,15 @@ def estimate(plan: Plan, rows: Sequence[Row], validation: Sequence[Row] = (), *,
     facts = gather(plan, items, base)
     resolved, reasons = resolve(plan, facts)
     kept, _, _ = usable(items, resolved.max_length, resolved.over_length)
-    computed, largest = _sample(kept, resolved)
-    if method.graded:  # the answers are not there yet; there will be more of them than a pack holds
-        largest = max(resolved.micro_batch_tokens, resolved.max_length)
     trained = sum(row.trained for item in kept for row in item.rows)
+    if method.graded:  # the answers are not there yet: as long as they may be, and more of them than a pack holds
+        trained = len(kept) * resolved.reinforcement.samples * resolved.reinforcement.max_tokens
+        computed, largest = (
+            float(trained + sum(len(item.rows[0].ids) for item in kept)),
+            max(resolved.micro_batch_tokens, resolved.max_length),
+        )
+    else:
+        computed, largest = _sample(kept, resolved)
     full = resolved.adapter.kind == "none"
     trainable = int(config["parameters"]) if full else lora_parameters(config, resolved)
     inner = sum(o * i for o, i in linear_shapes(config).values()) * int(config["num_hidden_layers"])

@@ -55,13 +55,15 @@ class Elsewhere:
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """Seconds by stage, peak bytes by kind of stage, the training room's own estimate, and what training alone takes elsewhere."""
+    """Seconds by stage, peak bytes by kind of stage, the training room's own estimate, what training alone takes elsewhere, and what is to be
+    known of the rows."""
 
     seconds: dict[str, float]
     memory: dict[str, int]
     training: Estimate
     gpu: dict[str, Any] | None = None
     hosted: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
 
     def summary(self) -> dict[str, Any]:
         """As plain numbers."""
@@ -80,6 +82,7 @@ class RunEstimate:
             "trainable_parameters": one.trainable_parameters,
             "gpu": self.gpu,
             "hosted": list(self.hosted),
+            "notes": list(self.notes),
             "plan": msgspec.to_builtins(one.plan),
             "reasons": msgspec.to_builtins(one.reasons),
         }
@@ -131,9 +134,14 @@ def estimate(context: ProjectContext, waiting: Sequence[str], elsewhere: Elsewhe
         seconds["regression"] = _LOADING_S + _SUITE_FLOP / training.rate
     if "ask" in waiting:
         seconds["ask"] = _ASKING_S
-    return RunEstimate(
-        seconds, _memory(context, training), training, gpu, _offers(context, training.plan.epochs) if elsewhere is not None else ()
-    )
+    offers = _offers(context, training.plan.epochs) if elsewhere is not None else ()
+    return RunEstimate(seconds, _memory(context, training), training, gpu, offers, rows_notes(context))
+
+
+def rows_notes(context: ProjectContext) -> tuple[str, ...]:
+    """What became of the rows on their way to the method that is not plain: how they were converted."""
+    converted = context.runner.run("tokens").output.get("converted")
+    return (converted,) if converted else ()
 
 
 def _memory(context: ProjectContext, training: Estimate) -> dict[str, int]:

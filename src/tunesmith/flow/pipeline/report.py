@@ -178,6 +178,7 @@ def _data(context: ProjectContext, outputs: dict[str, Output]) -> dict[str, Any]
             f"all training rows start with the same {tokens['shared_prefix']} tokens, computed once a batch",
             f"{tokens['train']['tokens']} tokens in the training rows, of which {tokens['train']['trained']} carry loss",
             *split["notes"],
+            *([tokens["converted"]] if "converted" in tokens else []),
         ],
         "plot": plots.histogram("tokens per training row", tokens["lengths"], "tokens per training row"),
         "mask": [{"text": text, "trained": bool(on)} for text, on in zip(*tokens["shown"], strict=True)],

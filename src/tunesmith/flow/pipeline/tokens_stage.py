@@ -33,8 +33,9 @@ def tokenize(split_folder: Path, base: Path, plan: Plan, work: Path, say: Callab
     facts: dict[str, Any] = {"template": renderer.digest}
     for part in ("train", "validation"):
         rows, converted = taken(plan.method, rows_of(split_folder, part))
-        if converted and part == "train":
+        if part == "train" and converted:
             say(f"  {converted}")
+            facts["converted"] = converted
         rendered = method.render(renderer, rows)
         items = rendered if limit is None else _within(rendered, rows, limit, method, plan, ledger)
         if part == "train" and not method.graded:

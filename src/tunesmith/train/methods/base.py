@@ -130,7 +130,7 @@ class Method:
         items = [item_of(row) for row in rows]
         wrong = [i for i, item in enumerate(items) if len(item.rows) != self.rows or (self.labelled and not isinstance(rows[i], Item))]
         if wrong:
-            shape = "a pair: preferred, other" if self.rows == 2 else "an Item with a label" if self.labelled else "a rendered row"
+            shape = "a pair: preferred, other" if self.rows == 2 else "an item with a label" if self.labelled else "a rendered row"
             faults = [Fault(f"row {i}", "wrong_kind", f"{type(rows[i]).__name__} is not {shape}") for i in wrong]
             what = f"{len(wrong)} of {len(rows)} rows do not fit the method {self.name}"
             raise DataError(what, faults=faults, allowed=shape, where="train.method")

@@ -71,6 +71,7 @@ METHOD = Method(
     no_metric="text has no questions to answer",
     evaluated="likelihood",
     unit="nats per token",
+    learned_nats=None,  # how fast a text is known by heart depends on its length
     check=_check,
     job=Job("text", ("text",)),
 )
