@@ -55,8 +55,8 @@ class Elsewhere:
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """Seconds by stage, peak bytes by kind of stage, the training room's own estimate, what training alone takes elsewhere, and what is to be
-    known of the rows."""
+    """Seconds by stage, peak bytes by kind of stage, the training room's own estimate, what training alone takes elsewhere, and notes on
+    the rows."""
 
     seconds: dict[str, float]
     memory: dict[str, int]
