@@ -303,7 +303,7 @@ def test_a_long_document_is_split_and_a_long_pair_is_dropped_or_cut_as_a_whole(t
     config = project(tmp_path / "text", base, "text")
     code, result, said = tunesmith("train", "--config", config, "--train.max_length", 40)
     assert code == 0, said
-    assert not result["dropped"]
+    assert "dropped" not in result
     ledger = next((config.parent / ".tunesmith" / "stages").glob("*/train.npz")).with_name("ledger.jsonl").read_text()
     assert "split into" in ledger
     assert '"fate":"dropped","rule":"max_length"' not in ledger
@@ -407,6 +407,8 @@ def test_a_job_of_every_method(server, name):
     assert "auto" not in shown.values()
     said = [event.message for event in server.client.fine_tuning.jobs.list_events(job.id, limit=100)]
     assert any("two labelled rows" in message for message in said) == (name == "kto-pairs")
+    if name.startswith("full"):
+        return
     asked_for = [{"role": "user", "content": asked(1)}]
     assert server.client.chat.completions.create(model=job.fine_tuned_model, messages=asked_for).choices[0].finish_reason
 
