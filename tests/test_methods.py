@@ -22,7 +22,7 @@ from tunesmith.core.epochs import default_epochs
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.types import Document, Example, Labelled, Message, Preference
 from tunesmith.train.items import load_items, mismatch, save_items
-from tunesmith.train.methods import JOB_METHODS, METHODS, fitting, taken
+from tunesmith.train.methods import JOB_METHODS, METHODS, fitting, taken, token_inputs
 from tunesmith.train.plan import Facts, MethodName, Plan
 from tunesmith.train.plan import Preference as Options
 from tunesmith.train.resolve import check, resolve
@@ -101,6 +101,16 @@ def test_a_book_is_many_examples_of_text():
 def test_options_that_mean_nothing_to_a_method_are_refused(plan, said):
     with pytest.raises(ConfigError, match=said):
         check(plan)
+
+
+def test_methods_that_render_alike_share_their_tokens():
+    teacher = Distillation(teacher="x")
+    alike = [token_inputs(plan) for plan in (Plan(), Plan(method="distil", distillation=teacher), Plan(over_length="drop"), Plan(epochs=9))]
+    assert len(set(alike)) == 1
+    others = [Plan(method="dpo"), Plan(method="kto"), Plan(method="text"), Plan(method="grpo"), Plan(over_length="truncate")]
+    others.append(Plan(method="grpo", reinforcement=Reinforcement(max_tokens=9)))
+    assert len({*alike, *map(token_inputs, others)}) == 7
+    assert token_inputs(Plan(method="dpo")) == token_inputs(Plan(method="orpo"))
 
 
 # --- rows ---------------------------------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from tunesmith.flow.runner import Runner, Stage
 from tunesmith.flow.sources import Frozen, Place, located, rows
 from tunesmith.models.catalog import Catalog
 from tunesmith.store.store import Store
+from tunesmith.train.methods import token_inputs
 
 if TYPE_CHECKING:
     from tunesmith.evaluate.metrics import Metric
@@ -138,13 +139,7 @@ class ProjectContext:
             *self.data_stages(),
             Stage(
                 "tokens",
-                (
-                    project.train.method,
-                    project.train.max_length,
-                    project.train.over_length,
-                    project.train.reinforcement.max_tokens,
-                    self.base_digest,
-                ),
+                (*token_inputs(project.train), self.base_digest),
                 ("split",),
                 about="token ids and loss masks by the base's own template",
             ),

@@ -15,7 +15,6 @@ import msgspec
 from tunesmith.core.errors import MissingExtra
 from tunesmith.flow.datasets.tokens import lengths, prices, training_cost
 from tunesmith.flow.pipeline.training_stage import taught
-from tunesmith.flow.sources import rows as rows_of
 from tunesmith.train import gpus
 from tunesmith.train.estimate import RUNTIME_BYTES, Estimate, answering_bytes, linear_shapes
 from tunesmith.train.estimate import estimate as estimate_training
@@ -175,7 +174,7 @@ def _offers(context: ProjectContext, epochs: int) -> tuple[dict[str, Any], ...]:
     method = METHODS[context.project.train.method]
     if not method.job.openai or method.graded:  # reinforcement is billed by the hour there
         return ()
-    rows = rows_of(context.runner.folder("split"), "train")
+    rows = context.rows("train")
     try:
         offers = [training_cost(lengths(rows, model, context.catalog)[0], model, epochs) for model in prices().models]
     except MissingExtra:
@@ -189,7 +188,7 @@ def _answering(context: ProjectContext, arm: str, base: Path) -> float:
     body = sum(o * i for o, i in linear_shapes(config).values()) * int(config["num_hidden_layers"])
     head = int(config["hidden_size"]) * int(config["vocab_size"])
     rows, shared = max(1, len(tokens["lengths"])), tokens["shared_prefix"]
-    count = len(rows_of(context.runner.folder("split"), "test")[: context.project.evaluate.limit])
+    count = len(context.rows("test"))
     own = tokens["train"]["tokens"] / rows - shared
     shots = next((baseline.shots for baseline in context.project.baselines if baseline.name == arm), 0)
     if arm == "tuned":

@@ -12,7 +12,6 @@ import msgspec
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.memory import give_back
 from tunesmith.flow.runner import Output
-from tunesmith.flow.sources import rows as rows_of
 from tunesmith.flow.train_progress import TrainProgress
 from tunesmith.train.items import Item, load_items
 from tunesmith.train.methods import METHODS
@@ -80,7 +79,7 @@ def _reinforce(context: ProjectContext, prompts: dict[str, list[Item]], work: Pa
             "operation: eq}",
         )
     reward = reward_of(plan.reinforcement.grader, context.catalog.model)
-    tasks, held_out = (tasks_of(rows_of(context.runner.folder("split"), part), items) for part, items in prompts.items())
+    tasks, held_out = (tasks_of(context.rows(part), items) for part, items in prompts.items())
     return reinforce(plan, tasks, reward, held_out, base=context.base, out=work, on_event=tell)
 
 

@@ -6,13 +6,14 @@ Nobody else asks which method a plan has; they ask its record.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.row_kinds import NAMES
 from tunesmith.core.rows import Row
 from tunesmith.train.methods import distil, dpo, grpo, kto, orpo, sft, text
 from tunesmith.train.methods.base import Method
-from tunesmith.train.plan import MethodName
+from tunesmith.train.plan import MethodName, Plan
 
 METHODS: dict[MethodName, Method] = {file.METHOD.name: file.METHOD for file in (sft, text, dpo, orpo, kto, grpo, distil)}
 # By the name that a fine-tuning job gives it.
@@ -42,6 +43,15 @@ def taken(name: MethodName, rows: Sequence[Row]) -> tuple[list[Row], str]:
         ready += converted
         said = method.converted
     return ready, said
+
+
+def token_inputs(plan: Plan) -> tuple[Any, ...]:
+    """What of a plan the tokens of its rows depend on. Methods that render alike share them, so that changing one for the other does not ask
+    the base again."""
+    method = METHODS[plan.method]
+    over_length = method.over_length[0] if plan.over_length == "auto" else plan.over_length
+    drawn = plan.reinforcement.max_tokens if method.graded else 0
+    return f"{method.render.__module__}.{method.render.__name__}", plan.max_length, over_length, drawn
 
 
 def _misfit(method: Method, row: Row) -> ConfigError:
