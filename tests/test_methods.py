@@ -23,7 +23,7 @@ from tunesmith.core.errors import ConfigError
 from tunesmith.core.types import Document, Example, Labelled, Message, Preference
 from tunesmith.train.items import load_items, mismatch, save_items
 from tunesmith.train.methods import JOB_METHODS, METHODS, fitting, taken, token_inputs
-from tunesmith.train.plan import Facts, MethodName, Plan
+from tunesmith.train.plan import Distillation, Facts, MethodName, Plan, Reinforcement
 from tunesmith.train.plan import Preference as Options
 from tunesmith.train.resolve import check, resolve
 

@@ -46,7 +46,7 @@ def taken(name: MethodName, rows: Sequence[Row]) -> tuple[list[Row], str]:
 
 
 def token_inputs(plan: Plan) -> tuple[Any, ...]:
-    """What of a plan the tokens of its rows depend on. Methods that render alike share them, so that changing one for the other does not ask
+    """What of a plan the tokens of its rows depend on. Methods that render alike share them: changing one for the other does not ask
     the base again."""
     method = METHODS[plan.method]
     over_length = method.over_length[0] if plan.over_length == "auto" else plan.over_length
