@@ -241,7 +241,7 @@ def test_faults_of_reinforcement_are_named(server: Server, method, param, code):
     [
         (reinforcement(PYTHON), "method.reinforcement.grader", "serve.python_graders"),
         (reinforcement({"type": "multi", "name": "m", "graders": {"p": PYTHON}, "calculate_output": "p"}), "method.reinforcement.grader", "serve.python_graders"),
-        (reinforcement(ASKS | {"model": "ft:x:y::z"}), "method.reinforcement.grader", "'ft:x:y::z', which a job made"),
+        (reinforcement(ASKS | {"model": "ft:x:y::z"}), "method.reinforcement.grader", "'ft:x:y::z' is not available"),
         (with_format({"type": "json_object"}), "method.reinforcement.response_format", "are not held to a format"),
     ],
 )  # fmt: skip

@@ -19,8 +19,8 @@ from tunesmith.core.types import Answer, Message, Prompt, Sampling
 from tunesmith.flow.evaluation.ask import Ask
 from tunesmith.flow.evaluation.compare import Weigh
 from tunesmith.flow.evaluation.options import options, split_words
+from tunesmith.models.around import Paced
 from tunesmith.models.echo import EchoModel
-from tunesmith.models.resolve import Paced
 from tunesmith.store.store import Store
 
 

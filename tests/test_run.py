@@ -21,6 +21,7 @@ from forked import command, start
 from tunesmith.cli import main
 from tunesmith.core.deployment import Variant
 from tunesmith.core.model_ref import ModelRef
+from tunesmith.store.deployments import Deployments
 from tunesmith.store.runs import Runs
 from tunesmith.store.store import Store
 from waiting import until
@@ -231,13 +232,30 @@ def test_a_full_disk_is_one_clear_message_and_nothing_is_lost(base, tmp_path):
 @pytest.mark.slow
 def test_a_gate_that_says_no_exits_with_3_and_deploys_nothing(finished):
     folder, _, _ = finished
+    before = deployments(folder)
     code, result, _ = tunesmith(folder, *RUN, "--gate.margin", "0.999", "--deploy.alias", "never")
     assert code == 3
     assert result["decision"] in ("block", "cannot tell")
-    code, result, _ = tunesmith(folder, *RUN, "--gate.superior", "false", "--gate.margin", "1.0", "--deploy.alias", "always")
+    assert deployments(folder) == before
+    assert "never" not in before
+    passing = [*RUN, "--gate.superior", "false", "--gate.margin", "1.0", "--deploy.alias", "always"]
+    code, result, _ = tunesmith(folder, *passing)
     assert (code, result["decision"]) == (0, "pass")
+    after = deployments(folder)
+    assert after.pop("always") == 1
+    assert after == before
+    tunesmith(folder, *passing, check=0)
+    assert deployments(folder)["always"] == 1, "the same model is not deployed again"
     code, _, said = tunesmith(folder, *RUN, "--gate.margin", "-1.0")
     assert (code, "superior: false with margin 1 tolerates" in said) == (2, True)
+
+
+def deployments(folder: Path) -> dict[str, int]:
+    """How many versions each alias has."""
+    store = Store.open(folder / ".tunesmith")
+    found = {alias: len(Deployments(store).history(alias)) for alias in Deployments(store).in_force()}
+    store.close()
+    return found
 
 
 @pytest.mark.slow

@@ -339,7 +339,7 @@ def test_a_project_file_reinforces(base, tmp_path, key):
     found = train_project(load_project(tmp_path / "tunesmith.yaml"), tmp_path, Silent())
     assert found["plan"]["method"] == "grpo"
     assert 0 < found["train_reward"] < 1
-    assert (Path(found["adapter"]) / "adapter_model.safetensors").is_file()
+    assert (Path(found["artifact"]) / "adapter_model.safetensors").is_file()
     assert train_project(load_project(tmp_path / "tunesmith.yaml"), tmp_path, Silent())["cached"]
     broken = load_project(tmp_path / "tunesmith.yaml", ["--train.reinforcement.grader", "{type: string_check, name: x}"])
     with pytest.raises(UsageError, match="the grader is not valid: Object missing required field `input`"):

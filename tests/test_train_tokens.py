@@ -132,11 +132,15 @@ def test_a_paused_run_ends_in_the_same_bytes_and_another_goes_on_from_it(base, t
 
 
 def test_answers_are_held_to_a_form_beside_an_adapter_with_tokens(base, tmp_path):
-    from tunesmith.deploy.constrain import Constraint, HeldDecoder
+    from tunesmith.models.base import Constraint
+    from tunesmith.models.constrain import HeldDecoder
 
     pytest.importorskip("llguidance", reason="answers are held to a form by llguidance (extra: serve)")
     model = LocalModel(base, trained(base, tmp_path / "out").artifact, name="m", dtype="float32")
-    decoder, constraint = HeldDecoder(model), Constraint(schema={"enum": ["Bern", "Rome"]})
+    decoder, constraint = (
+        HeldDecoder(model.engine, model.base, model.renderer.stop_ids, max_rows=8),
+        Constraint(schema={"enum": ["Bern", "Rome"]}),
+    )
     prompt = Prompt(messages=(Message(role="user", content="Where?"),))
     number = decoder.add(model.request(prompt, model.renderer.prompt(prompt), Sampling(max_tokens=30)))
     decoder.hold(number, constraint)

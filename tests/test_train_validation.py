@@ -102,7 +102,7 @@ def test_a_project_trains_by_its_first_metric(tmp_path):
     words = ("--train.metric_rows", "6", "--train.keep", "best", "--train.epochs", "2", "--split.semantic.action", "off")
     _, found, _ = tunesmith(folder, "train", *words, check=0)
     assert found["metric"] == "exact_match"
-    events = [json.loads(line) for line in (Path(found["adapter"]).parent / "events.jsonl").read_text().splitlines()]
+    events = [json.loads(line) for line in (Path(found["artifact"]).parent / "events.jsonl").read_text().splitlines()]
     values = [e["valid_exact_match"] for e in events if e["event"] == "evaluation"]
     assert len(values) == 3
     assert found["valid_metric"] == max(values[1:])

@@ -173,7 +173,7 @@ def test_it_is_trained_and_asked_as_any_other(base, tmp_path):
     ("own", "trains", "answers"),
     [
         ("blind", "the states of a row change by", "see each other"),
-        ("closed", "argument 'spans'", "argument 'step'"),
+        ("closed", "argument 'spans'", "argument 'forward_pass'"),
         ("broken", "KeyError: 'window'", "KeyError: 'window'"),
     ],
 )

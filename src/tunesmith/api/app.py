@@ -42,14 +42,13 @@ from tunesmith.api.proxy import Proxy
 from tunesmith.api.state import State, state_of
 from tunesmith.core.errors import DataError, TunesmithError, UsageError
 from tunesmith.deploy.answered import Answered
-from tunesmith.deploy.bases import Bases
 from tunesmith.deploy.engine import Answering, Overloaded
 from tunesmith.deploy.router import Router
 from tunesmith.deploy.serve_config import ServeConfig
 from tunesmith.flow.prices import prices_of
-from tunesmith.models.base import Model
+from tunesmith.models.base import Model, passing
 from tunesmith.models.catalog import Catalog
-from tunesmith.models.upstream import Upstream
+from tunesmith.models.resolve import Models
 from tunesmith.monitor.metrics import ServerMetrics
 from tunesmith.store.interactions import InteractionLog
 from tunesmith.store.store import Store
@@ -64,8 +63,10 @@ def create_app(
     config: ServeConfig | None = None,
     *,
     store: Store | None = None,
+    models: Models | None = None,
 ) -> Starlette:
-    """The application that serves `models_by_alias`; each request is logged in the store `log` (None: nowhere).
+    """The application that serves `models_by_alias`; each request is logged in the store `log` (None: nowhere). `models` says what other
+    names mean (None: what the store and the catalogue say).
 
     With a `store` it also keeps files, fine-tuning jobs and what they make, and logs there. Jobs are worked on by processes of their own
     (`python -m tunesmith.flow.jobs.worker`).
@@ -81,7 +82,7 @@ def create_app(
         metrics,
         Answered(InteractionLog(log) if log is not None else None, metrics, prices_of(config)),
         default_max_tokens=config.default_max_tokens,
-        bases=Bases(Catalog().model, [router.find(alias) for alias, _ in router.listed()]),
+        models=models or Models(store, Catalog()),
         auth=Auth(store, config.requests_per_minute),
         store=store,
         names=config.names,
@@ -169,8 +170,8 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
     state.answering.close()
     state.answered.close()
     for model in state.router.models():
-        if isinstance(model, Upstream):
-            model.close()
+        if (upstream := passing(model)) is not None:
+            upstream.close()
 
 
 def _background(app: Starlette, state: State) -> list[Coroutine[Any, Any, None]]:

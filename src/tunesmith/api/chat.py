@@ -21,10 +21,10 @@ from tunesmith.api.state import State, state_of
 from tunesmith.core import wire
 from tunesmith.core.types import Answer, Prompt, Sampling
 from tunesmith.deploy.answered import Exchange, outcome_of
-from tunesmith.deploy.constrain import constraint_of
-from tunesmith.deploy.engine import Piece, Stream
+from tunesmith.deploy.engine import Stream
 from tunesmith.deploy.router import Target
 from tunesmith.flow.jobs.request import check_metadata
+from tunesmith.models.base import Piece, constraint_of
 from tunesmith.store.chats import Chats
 
 

@@ -18,8 +18,7 @@ from tunesmith.core.types import Answer, Message, Record, Sampling
 from tunesmith.core.wire import BadRequest
 from tunesmith.deploy.answered import Exchange, Outcome, outcome_of
 from tunesmith.deploy.engine import Stream
-from tunesmith.models.base import Model
-from tunesmith.models.local import LocalModel
+from tunesmith.models.base import Model, batching
 
 _MOST_CHOICES, _MOST_PROMPTS = 128, 64
 
@@ -153,7 +152,7 @@ def _prompts(given: Any, model: Model) -> list[str | list[int]]:
     entries = [given] if isinstance(given, str) or (given and all(type(token) is int for token in given)) else given
     if not 1 <= len(entries) <= _MOST_PROMPTS:
         raise BadRequest(f"'prompt' has {len(entries)} entries", param="prompt", code="invalid_value", allowed=f"1 to {_MOST_PROMPTS}")
-    size = model.renderer.vocabulary if isinstance(model, LocalModel) else 0
+    size = engine.vocabulary if (engine := batching(model)) is not None else 0
     for entry in entries:
         ids = isinstance(entry, list) and entry and all(type(token) is int and 0 <= token < size for token in entry)
         if not isinstance(entry, str) and not ids:
@@ -167,7 +166,8 @@ def _prompts(given: Any, model: Model) -> list[str | list[int]]:
 
 
 def _text_of(model: Model, prompt: str | list[int]) -> str:
-    return prompt if isinstance(prompt, str) else model.renderer.decode(prompt) if isinstance(model, LocalModel) else ""
+    engine = batching(model)
+    return prompt if isinstance(prompt, str) else engine.decode(prompt) if engine is not None else ""
 
 
 def _choice(index: int, answer: Answer, asked: _Body, before: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from tunesmith.core.model_ref import ModelRef
 from tunesmith.core.types import Record
 from tunesmith.core.wire import BadRequest
 from tunesmith.deploy.answered import Exchange, Outcome
-from tunesmith.models.encoder import Encoder
+from tunesmith.models.base import Encoding
 
 _MOST = 2048
 
@@ -53,7 +53,7 @@ async def create(request: Request, exchange: Exchange, body: bytes) -> Response:
     return reply({"object": "list", "model": asked.model, "data": data, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}})
 
 
-def _rows(given: str | list[Any], encoder: Encoder) -> list[list[int]]:
+def _rows(given: str | list[Any], encoder: Encoding) -> list[list[int]]:
     """Token ids of a text, texts, ids or lists of ids. Raises BadRequest for anything else."""
     entries: Sequence[Any] = [given] if isinstance(given, str) or (given and all(type(token) is int for token in given)) else given
     if not 1 <= len(entries) <= _MOST:
@@ -61,7 +61,7 @@ def _rows(given: str | list[Any], encoder: Encoder) -> list[list[int]]:
     return [_ids(entry, encoder) for entry in entries]
 
 
-def _ids(entry: Any, encoder: Encoder) -> list[int]:
+def _ids(entry: Any, encoder: Encoding) -> list[int]:
     if isinstance(entry, str) and entry:
         return encoder.ids(entry)
     if isinstance(entry, list) and entry and all(type(token) is int and 0 <= token < encoder.vocabulary for token in entry):

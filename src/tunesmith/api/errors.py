@@ -17,6 +17,7 @@ from starlette.responses import Response
 from tunesmith.core import wire
 from tunesmith.core.errors import DataError, NotFound, TunesmithError, UsageError
 from tunesmith.deploy.engine import Overloaded
+from tunesmith.deploy.router import Unloaded
 from tunesmith.store.paging import Missing, Refused
 
 _log = logging.getLogger("tunesmith.api")
@@ -45,6 +46,8 @@ def as_api_error(error: BaseException) -> APIError:
         return error
     if isinstance(error, Overloaded):
         return APIError(429, str(error), code="rate_limit_exceeded", headers={"retry-after": str(error.retry_after_s)})
+    if isinstance(error, Unloaded):
+        return APIError(503, error.what, param="model", code="model_not_loaded")
     if isinstance(error, Missing):
         return APIError(404, error.what, param=error.param, code=error.code)
     if isinstance(error, (wire.BadRequest, Refused)):

@@ -17,8 +17,9 @@ from tunesmith.core import wire
 from tunesmith.core.types import Record
 from tunesmith.core.wire import BadRequest
 from tunesmith.flow.jobs.request import COMMON, job_request
+from tunesmith.flow.jobs.start import starting
 from tunesmith.store.files import Files
-from tunesmith.store.jobs import FINAL, JobRequest, Jobs
+from tunesmith.store.jobs import FINAL, Jobs
 from tunesmith.store.paging import Missing, Row
 from tunesmith.store.permissions import Permissions
 
@@ -82,17 +83,17 @@ def checkpoint_object(row: Row) -> dict[str, Any]:
 
 async def create(request: Request) -> Response:
     """POST /fine_tuning/jobs."""
-    state = state_of(request)
-    asked = job_request(await request.body(), python=state.python_graders, base_of=state.base_of)
-    base = state.base_of(asked.model)
+    body = await request.body()
     key = request.headers.get("idempotency-key")
     again = request.headers.get("x-stainless-retry-count", "0") not in ("", "0")
-    row = await away(_create, request, asked, base, key, again)
-    return reply(job_object(row))
+    return reply(job_object(await away(_create, request, body, key, again)))
 
 
-def _create(request: Request, asked: JobRequest, base: str, key: str | None, again: bool) -> Row:
-    store, project = store_of(request), project_of(request)
+def _create(request: Request, body: bytes, key: str | None, again: bool) -> Row:
+    state, store, project = state_of(request), store_of(request), project_of(request)
+    asked = job_request(body, python=state.python_graders, word_of=lambda name: state.grading(name, project))
+    start = state.base_of(asked.model, project)
+    asked = starting(asked, start, state.models)
     for param in ("training_file", "validation_file"):
         number = getattr(asked, param)
         if number is None:
@@ -105,7 +106,7 @@ def _create(request: Request, asked: JobRequest, base: str, key: str | None, aga
             raise BadRequest(
                 f"invalid {param}: {number} has the purpose '{purpose}'", param=param, code=f"invalid_{param}", allowed="fine-tune"
             )
-    return Jobs(store).create(asked, base=base, project=project, key=key, again=again)
+    return Jobs(store).create(asked, base=start.as_base, project=project, key=key, again=again)
 
 
 async def list_jobs(request: Request) -> Response:

@@ -47,7 +47,7 @@ async def delete(request: Request) -> Response:
     state, name = state_of(request), request.path_params["model"]
     project = project_of(request)
     if state.store is not None and await away(TunedModels(state.store).delete, name, project):
-        state.bases.forget(name)
+        state.forget(name)
         return reply({"id": name, "object": "model", "deleted": True})
     if await _object(state, name, project) is not None:
         raise APIError(403, f"'{name}' is no fine-tuned model of this project", param="model", code="model_not_deletable")

@@ -23,9 +23,8 @@ from tunesmith.core import wire
 from tunesmith.core.errors import NotFound
 from tunesmith.deploy.answered import CLIENT_LEFT, Exchange, client_left
 from tunesmith.deploy.router import Target
-from tunesmith.models.base import Model
+from tunesmith.models.base import Passing, passing
 from tunesmith.models.connection import Incoming
-from tunesmith.models.upstream import Upstream
 
 # What is passed: how the log names it, and how the ids of its rows begin where the answer has none.
 _PASSED = {
@@ -81,13 +80,14 @@ class Proxy:
         tree = _object.decode(body)
         _note_prompt(exchange, path, body, tree)
         target = self.state.passed_to(head.model, exchange.key)
-        if target is None:  # taken away since it was looked up
+        upstream = passing(target.model) if target is not None else None
+        if target is None or upstream is None:  # taken away since it was looked up
             raise NotFound(f"The model '{exchange.alias}' does not exist")
         answered_by(exchange, target)
         if path.endswith("/chat/completions"):
             _put_in(tree, target)
         tree["model"] = msgspec.Raw(msgspec.json.encode(target.model.name))
-        return await passed(Passage(self.state, exchange, path), target.model, msgspec.json.encode(tree), receive)
+        return await passed(Passage(self.state, exchange, path), upstream, msgspec.json.encode(tree), receive)
 
 
 def _note_prompt(exchange: Exchange, path: str, body: bytes, tree: dict[str, msgspec.Raw]) -> None:
@@ -163,9 +163,8 @@ class Passage:
         await self.exchange.end(outcome)
 
 
-async def passed(passage: Passage, upstream: Model, body: bytes, receive: Receive) -> Response | Streamed:
+async def passed(passage: Passage, upstream: Passing, body: bytes, receive: Receive) -> Response | Streamed:
     """The upstream's answer to a request. Raises APIError 502 when it cannot be reached, 499 when the client left before it."""
-    assert isinstance(upstream, Upstream)  # who is passed to is one
     try:
         with _Present(receive):
             answer = await upstream.send(passage.path.removeprefix("/v1"), body)

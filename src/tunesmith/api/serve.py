@@ -9,14 +9,17 @@ from pathlib import Path
 
 import msgspec
 
-from tunesmith.core.errors import UsageError
+from tunesmith.core.deployment import Variant
+from tunesmith.core.errors import NotFound, TunesmithError, UsageError
 from tunesmith.deploy.processes import Processes
+from tunesmith.deploy.router import Router
 from tunesmith.deploy.serve_config import Elsewhere, ServeConfig
 from tunesmith.flow.jobs import worker
 from tunesmith.flow.last_run import view
 from tunesmith.flow.project import Project, open_store
 from tunesmith.models.base import Model
 from tunesmith.models.catalog import Catalog
+from tunesmith.models.resolve import Models
 from tunesmith.models.upstream import Upstream
 from tunesmith.store.deployments import Deployments
 from tunesmith.store.keys import Keys
@@ -34,32 +37,63 @@ def serve_project(
     """Serve the project's base as the last run had it, every deployed alias, its upstreams and the fine-tuning API; blocks until SIGTERM
     or ctrl-C.
 
-    `overrides` are `--serve.key value` as on the command line; `names` are further names for bases (OpenAI's, for unchanged code). Raises
-    UsageError when the port is taken, or the host can be reached from elsewhere and there is no API key.
+    Each alias answers with the model that its deployment names, on that model's own base. One that cannot be loaded is said, answers 503
+    and keeps no other from being served. `overrides` are `--serve.key value` as on the command line; `names` are further names for models
+    (OpenAI's, for unchanged code). Raises UsageError when the port is taken, or the host can be reached from elsewhere and there is no API
+    key; NotFound and SourceUnavailable for the project's own base.
     """
     from tunesmith.api.app import create_app, listen, serve
-    from tunesmith.models.local import LocalModel
 
     seen = view(file, beside=overrides, as_written=as_written)
-    project = seen.project
+    project, home = seen.project, file.resolve().parent
     if seen.overrides:
         say(seen.text())
     settings = _settings(project, names or {})
-    store = open_store(project, file.resolve().parent)
+    store = open_store(project, home)
     try:
         # A taken port is said before the model is loaded.
         listen(settings.host, settings.port, keyed=Keys(store).exist()).close()
-        base = LocalModel(Catalog().model(project.base), name=project.base)
-        models: dict[str, Model] = {project.base: base}
-        for alias, deployment in Deployments(store).in_force().items():
-            model = deployment.variants[0].model
-            models[alias] = base.with_adapter(store.folder / model.adapter if model and model.adapter else None, alias)
-        models |= {name: _upstream(name, one) for name, one in settings.upstreams.items()}
-        app = create_app(models, config=settings, store=store)
+        upstreams = {name: _upstream(name, one) for name, one in settings.upstreams.items()}
+        models = Models(store, Catalog(), home=home)
+        router = Router({project.base: models.load(models.ref(project.base), project.base)})
+        for line in served(router, models, upstreams):
+            say(line)
+        for name, upstream in upstreams.items():
+            router.put(name, upstream)
+        app = create_app(router, config=settings, store=store, models=models)
         with Processes(worker.MODULE, worker.place(store), settings.workers, store.folder / "workers.log", told=store.url):
-            serve(app, settings, on_ready=lambda url: say(f"serving {', '.join(models)} at {url} (ctrl-C stops)"))
+            answering = ", ".join(name for name, _ in router.listed())
+            serve(app, settings, on_ready=lambda url: say(f"serving {answering} at {url} (ctrl-C stops)"))
     finally:
         store.close()
+
+
+def served(router: Router, models: Models, upstreams: Mapping[str, Model]) -> list[str]:
+    """Let every alias in force answer with the models of its variants; what is to be said: who cannot be loaded and why, and who computes
+    otherwise than when it was deployed."""
+    lines, deployments = [], Deployments(models.store).in_force() if models.store is not None else {}
+    for alias, deployment in deployments.items():
+        try:
+            loaded = {variant.name: _variant(variant, alias, models, upstreams) for variant in deployment.variants}
+            router.deploy(deployment, loaded)
+        except TunesmithError as error:
+            router.fail(alias, error)
+            lines.append(f"NOT SERVED: '{alias}' (version {deployment.version}): {error}")
+            continue
+        lines += [
+            f"'{alias}' computes otherwise than when version {deployment.version} was deployed: other files, precision or template"
+            for variant in deployment.variants
+            if variant.model is not None and variant.model.digest not in ("", loaded[variant.name].digest)
+        ]
+    return lines
+
+
+def _variant(variant: Variant, alias: str, models: Models, upstreams: Mapping[str, Model]) -> Model:
+    if variant.model is not None:
+        return models.load(variant.model, alias)
+    if variant.upstream is None or variant.upstream not in upstreams:
+        raise NotFound(f"no upstream '{variant.upstream}'", where="serve.upstreams", allowed=", ".join(upstreams) or "none")
+    return upstreams[variant.upstream]
 
 
 def _settings(project: Project, names: Mapping[str, str]) -> ServeConfig:

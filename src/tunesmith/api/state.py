@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,20 +12,16 @@ from starlette.requests import Request
 
 from tunesmith.api.auth import Auth
 from tunesmith.api.errors import APIError
+from tunesmith.core.errors import NotFound
 from tunesmith.core.model_ref import ModelRef
 from tunesmith.core.wire import BadRequest
 from tunesmith.deploy.answered import Answered
-from tunesmith.deploy.bases import Bases
 from tunesmith.deploy.engine import Answering
 from tunesmith.deploy.router import Router, Target, undeployed
 from tunesmith.deploy.serve_config import Webhook
-from tunesmith.models.base import Model
-from tunesmith.models.catalog import Catalog
-from tunesmith.models.encoder import Encoder
-from tunesmith.models.local import LocalModel
-from tunesmith.models.upstream import Upstream
+from tunesmith.models.base import Encoding, Model, passing, ref_of
+from tunesmith.models.resolve import Models
 from tunesmith.monitor.metrics import ServerMetrics
-from tunesmith.store.permissions import TunedModels
 from tunesmith.store.store import Store
 
 
@@ -33,7 +29,7 @@ from tunesmith.store.store import Store
 class State:
     """Shared by all requests. `answered` is where they end, `ready` what /readyz says; without a `store` there are no files and jobs.
 
-    `names` maps what clients call a model (one of OpenAI's names) to a local base.
+    `models` says what a word means; `names` maps what clients call a model (one of OpenAI's names) to such a word.
     """
 
     router: Router
@@ -41,7 +37,7 @@ class State:
     metrics: ServerMetrics
     answered: Answered
     default_max_tokens: int
-    bases: Bases
+    models: Models
     auth: Auth
     store: Store | None = None
     names: Mapping[str, str] = field(default_factory=dict)
@@ -50,7 +46,8 @@ class State:
     base64_embeddings: bool = True
     python_graders: bool = False
     ready: bool = True
-    _encoders: dict[str, Encoder] = field(default_factory=dict)
+    _encoders: dict[str, Encoding] = field(default_factory=dict)
+    _loaded: dict[ModelRef, Model] = field(default_factory=dict)
     _loading: asyncio.Lock = field(default_factory=asyncio.Lock)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -59,19 +56,26 @@ class State:
         one variant. Raises NotFound."""
         if self.router.has(name):
             return self.router.target(name, key)
-        if self.store is not None and name.startswith("ft:"):
-            row = await asyncio.to_thread(TunedModels(self.store).find, name, project)
-            if row is not None:
-                model = await asyncio.to_thread(self.bases.tuned, name, row["base"], self.store.folder / row["adapter"])
-                made = ModelRef(base=row["base"], adapter=row["adapter"], made_by=f"job:{row['job']}")
-                return Target(undeployed(model, made=made), model)
+        if name.startswith("ft:") and self.store is not None:
+            return await asyncio.to_thread(self._target, name, name, project)
         if name in self.names:
-            base = self.names[name]
-            if self.router.has(base):
-                return self.router.target(base, key)
-            loaded = await asyncio.to_thread(self.bases.base, base)
-            return Target(undeployed(loaded), loaded)
+            word = self.names[name]
+            return self.router.target(word, key) if self.router.has(word) else await asyncio.to_thread(self._target, word, word, project)
         return self.router.target(name)  # raises, with the nearest name
+
+    def _target(self, word: str, name: str, project: str) -> Target:
+        """What a word means, loaded once whoever asks. Raises NotFound."""
+        try:
+            ref = replace(self.models, project=project).ref(word)
+        except NotFound:
+            if word.startswith("ft:"):
+                return self.router.target(word)  # raises as for any name that does not exist
+            raise
+        if ref not in self._loaded:
+            model = self.models.load(ref, name)
+            _ = model.digest  # reads the weights: here, in a thread of its own
+            self._loaded[ref] = model
+        return Target(undeployed(self._loaded[ref], made=ref), self._loaded[ref])
 
     async def find(self, name: str, project: str) -> Model:
         """The model that answers to a name when no client asks. Raises NotFound."""
@@ -81,18 +85,21 @@ class State:
         """Who answers to a name, where that is another server."""
         alias = name if self.router.has(name) else self.names.get(name, "")
         target = self.router.target(alias, key) if self.router.has(alias) else None
-        return target if target is not None and isinstance(target.model, Upstream) else None
+        return target if target is not None and passing(target.model) is not None else None
 
-    def base_of(self, name: str) -> str:
-        """The base that a job on `name` trains: mapped, served without an adapter, or in the catalogue. Raises BadRequest."""
+    def base_of(self, name: str, project: str) -> ModelRef:
+        """What a job on `name` starts from: a mapped or served name, what a job made, or a base of the catalogue. Raises BadRequest."""
         wanted = self.names.get(name, name)
         if self.router.has(wanted):
-            model = self.router.find(wanted)
-            if isinstance(model, LocalModel) and model.adapter is None:
-                return str(model.base)
-        if name in self.names or wanted in Catalog().listing.models:
-            return wanted
-        known = [*self.names, *(alias for alias, _ in self.router.listed()), *Catalog().listing.models]
+            ref = ref_of(self.router.find(wanted))
+            if ref is not None:
+                return ref
+        elif name in self.names or wanted in self.models.catalog.listing.models or wanted.startswith("ft:"):
+            try:
+                return replace(self.models, project=project).ref(wanted)
+            except NotFound:
+                pass
+        known = [*self.names, *(alias for alias, _ in self.router.listed()), *self.models.catalog.listing.models]
         raise BadRequest(
             f"Model '{name[:200]}' is not available for fine-tuning or does not exist",
             param="model",
@@ -100,17 +107,38 @@ class State:
             allowed=", ".join(dict.fromkeys(known)),
         )
 
-    async def encoder(self, name: str) -> Encoder:
+    def grading(self, name: str, project: str) -> str:
+        """The word by which a worker finds the model `name` that a job's grader asks: of an alias, the version that answers now. Raises
+        BadRequest for a name that is no model here."""
+        ref = self.base_of(name, project)
+        wanted = self.names.get(name, name)
+        if wanted.startswith("ft:") or ref.trained is None:
+            return wanted if wanted.startswith("ft:") or not ref.base.startswith(".") else str(self.models.folders(ref)[0])
+        version = self.router.target(wanted).deployment if self.router.has(wanted) else None
+        return wanted if version is None else f"{wanted}@{version}"
+
+    async def encoder(self, name: str) -> Encoding:
         """The encoder of that name, the catalogue's or a mapped one; loaded when it is first asked. Raises BadRequest."""
-        known = {**{one: one for one in Catalog().listing.encoders}, **self.encoder_names}
+        known = {**{one: one for one in self.models.catalog.listing.encoders}, **self.encoder_names}
         if name not in known:
             said, allowed = f"The model '{name[:200]}' gives no embeddings", ", ".join(known)
             raise BadRequest(said, param="model", code="model_not_found", allowed=allowed)
         wanted = known[name]
         async with self._loading:
             if wanted not in self._encoders:
-                self._encoders[wanted] = await asyncio.to_thread(_encoder, wanted)
+                self._encoders[wanted] = await asyncio.to_thread(self._encoder, wanted)
         return self._encoders[wanted]
+
+    def _encoder(self, name: str) -> Encoding:
+        from tunesmith.models.encoder import Encoder
+
+        folder, catalog = Path(name).expanduser(), self.models.catalog
+        folder = folder if folder.is_dir() else catalog.encoder(name)
+        return Encoder(folder, name=name, digest=catalog.digest(folder))
+
+    def forget(self, name: str) -> None:
+        """Do not keep a fine-tuned model in memory under its name any longer."""
+        self._loaded = {ref: model for ref, model in self._loaded.items() if model.name != name}
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something that must outlive its request."""
@@ -121,12 +149,6 @@ class State:
     async def settled(self) -> None:
         """Wait for what `spawn` started."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
-def _encoder(name: str) -> Encoder:
-    folder, catalog = Path(name).expanduser(), Catalog()
-    folder = folder if folder.is_dir() else catalog.encoder(name)
-    return Encoder(folder, name=name, digest=catalog.digest(folder))
 
 
 def state_of(request: Request) -> State:

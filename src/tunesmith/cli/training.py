@@ -71,7 +71,7 @@ def train(
         found = train_only.train_project(project, folder, progress, fresh=not resume, made=made)
     loss = f", validation loss {found['valid_loss']:.3f}" if found["valid_loss"] is not None else ""
     done = "was already done" if found["cached"] else f"{found['steps']} steps in {found['seconds']:.0f} s"
-    emit(found, as_json, f"training {done}{loss}\nadapter: {found['adapter']}")
+    emit(found, as_json, f"training {done}{loss}\nmodel: {found['artifact']}")
 
 
 def _provider(backend: str, base_url: str | None) -> Provider:

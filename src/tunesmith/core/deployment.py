@@ -6,7 +6,7 @@ from typing import Literal
 
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.model_ref import ModelRef
-from tunesmith.core.types import Record
+from tunesmith.core.types import Message, Record
 
 SAMPLING_DEFAULTS = ("max_tokens", "temperature", "top_p")
 
@@ -30,6 +30,13 @@ class Variant(Record, frozen=True):
             raise ConfigError(f"variant '{self.name}' has {'both' if self.model else 'neither'}", allowed="a model, or an upstream")
         if unknown := sorted(self.sampling.keys() - set(SAMPLING_DEFAULTS)):
             raise ConfigError(f"variant '{self.name}' has the sampling keys {unknown}", allowed=", ".join(SAMPLING_DEFAULTS))
+
+    def instructed(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        """The messages with this variant's instruction in place of their own, where it has one."""
+        if self.instruction is None:
+            return messages
+        rest = tuple(message for message in messages if message.role not in ("system", "developer"))
+        return (Message(role="system", content=self.instruction), *rest)
 
 
 class Deployment(Record, frozen=True):

@@ -1,7 +1,7 @@
 """Answers as streams for an asyncio server, from models that live in threads; knows nothing about HTTP or names.
 
-All local models on one base share one decoder thread, so their rows are answered in one batch. Any other model is asked in a pool of
-threads and answers in one piece. Who stops listening cancels its row.
+Models that answer in batches (`models.base.Batching`) share one thread for each batch, adapters on one base for one. Any other model is
+asked in a pool of threads and answers in one piece. Who stops listening cancels its row.
 """
 
 from __future__ import annotations
@@ -10,21 +10,14 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 from msgspec.structs import replace
 
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.types import Answer, Message, Prompt, Sampling
-from tunesmith.deploy.constrain import Constraint, HeldDecoder
-from tunesmith.models.base import Model
-from tunesmith.models.local import LocalModel
-from tunesmith.models.local_answer import Reply
-from tunesmith.models.openai_api import OpenAIModel
+from tunesmith.models.base import Asked, Batching, Constraint, Model, Piece, abilities, batching
 
 
 class Overloaded(TunesmithError):
@@ -33,15 +26,6 @@ class Overloaded(TunesmithError):
     def __init__(self, waiting: int, retry_after_s: int = 1) -> None:
         self.retry_after_s = retry_after_s
         super().__init__(f"{waiting} requests are waiting already", remedy=f"ask again in {retry_after_s} s")
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Some words of an answer, the log-probabilities that came with them, and on the last piece the whole answer."""
-
-    text: str
-    logprobs: tuple[dict[str, Any], ...] = ()
-    answer: Answer | None = None
 
 
 class Stream:
@@ -80,35 +64,22 @@ class Stream:
         raise RuntimeError("a stream ended without its last piece")
 
 
-@dataclass(slots=True, eq=False)
-class _Job:
-    model: LocalModel
-    prompt: Prompt
-    sampling: Sampling
-    choice: int
-    ids: list[int]
-    stream: Stream
-    asked: float
-    constraint: Constraint | None = None
-    sent_logprobs: int = 0
-
-
 class _Decoding:
-    """The thread that owns the decoder of one base."""
+    """The thread that owns one batch."""
 
-    def __init__(self, model: LocalModel) -> None:
-        self._decoder = HeldDecoder(model)
+    def __init__(self, model: Batching) -> None:
+        self._fresh = model.batch
+        self._batch = model.batch()
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._rows: dict[int, tuple[_Job, Reply]] = {}
-        self._new_decoder: Callable[[], HeldDecoder] = partial(HeldDecoder, model)
+        self._streams: dict[int, Stream] = {}
         self.load = (0, 0)
         self.cache_use = 0.0
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
         self._thread.start()
 
-    def submit(self, job: _Job) -> None:
-        """Queue a row."""
-        self._inbox.put(lambda: self._add(job))
+    def submit(self, asked: Asked, stream: Stream) -> None:
+        """Queue a row, whose pieces go to `stream`."""
+        self._inbox.put(lambda: self._add(asked, stream))
 
     def cancel(self, stream: Stream) -> None:
         """Forget the row of a stream."""
@@ -122,69 +93,47 @@ class _Decoding:
     def _run(self) -> None:
         while True:
             try:
-                command = self._inbox.get(block=not self._decoder.busy)
+                command = self._inbox.get(block=not self._batch.busy)
             except queue.Empty:
                 self._step()
                 continue
             if command is None:
                 return
             command()
-            self.load, self.cache_use = self._decoder.load, self._decoder.cache_use
+            self.load, self.cache_use = self._batch.load, self._batch.cache_use
 
-    def _add(self, job: _Job) -> None:
+    def _add(self, asked: Asked, stream: Stream) -> None:
         try:
-            request = job.model.request(job.prompt, job.ids, job.sampling, share=job.model.head(job.prompt, job.ids), choice=job.choice)
-            number = self._decoder.add(request)
+            self._streams[self._batch.add(asked)] = stream
         except TunesmithError as error:
-            job.stream.put(error)
-            return
-        if job.constraint is not None:
-            try:
-                self._decoder.hold(number, job.constraint)
-            except TunesmithError as error:
-                self._decoder.cancel(number)
-                job.stream.put(error)
-                return
-        reply = Reply(job.model.renderer, job.prompt, job.sampling, prompt_tokens=len(job.ids), started=job.asked)
-        self._rows[number] = (job, reply)
+            stream.put(error)
 
     def _drop(self, stream: Stream) -> None:
-        for number in [number for number, (job, _) in self._rows.items() if job.stream is stream]:
-            self._decoder.cancel(number)
-            del self._rows[number]
+        for number in [number for number, other in self._streams.items() if other is stream]:
+            self._batch.cancel(number)
+            del self._streams[number]
 
     def _step(self) -> None:
         try:
-            tokens = self._decoder.step()
+            pieces = self._batch.step()
         except Exception as error:  # noqa: BLE001 - every waiting client must hear of it, and the thread must live
-            for job, _ in self._rows.values():
-                job.stream.put(error)
-            self._rows.clear()
-            self._decoder = self._new_decoder()
+            for stream in self._streams.values():
+                stream.put(error)
+            self._streams.clear()
+            self._batch = self._fresh()
             return
-        for token in tokens:
-            if token.sequence not in self._rows:
-                continue
-            job, reply = self._rows[token.sequence]
-            text = reply.take(token)
-            if reply.stopped_early:
-                self._decoder.cancel(token.sequence)
-            answer = reply.answer() if reply.done else None
-            if answer is not None:
-                del self._rows[token.sequence]
-            if job.prompt.tools:  # what may become a tool call is not shown as words
-                text = answer.text if answer else ""
-            logprobs, job.sent_logprobs = tuple(reply.logprobs[job.sent_logprobs :]), len(reply.logprobs)
-            if text or logprobs or answer is not None:
-                job.stream.put(Piece(text, logprobs, answer))
-        self.load, self.cache_use = self._decoder.load, self._decoder.cache_use
+        for number, piece in pieces:
+            self._streams[number].put(piece)
+            if piece.answer is not None:
+                del self._streams[number]
+        self.load, self.cache_use = self._batch.load, self._batch.cache_use
 
 
 class Answering:
     """Asks models for streams. `max_waiting` requests may wait at one base; more are refused with Overloaded."""
 
     def __init__(self, *, max_waiting: int = 512, threads: int = 16) -> None:
-        self._decoding: dict[int, _Decoding] = {}
+        self._decoding: dict[Hashable, _Decoding] = {}
         self._max_waiting = max_waiting
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="answer")
         self._lock = threading.Lock()
@@ -192,14 +141,15 @@ class Answering:
     def ask(self, model: Model, prompt: Prompt, sampling: Sampling, choice: int = 0, *, constraint: Constraint | None = None) -> Stream:
         """The answer of `model` as a stream; `choice` tells the n answers to one apart. Raises DataError, UsageError, Overloaded.
 
-        A local model is held to `constraint`; another model is asked for its schema, and cannot be held to calling a tool.
+        A model that can be held to a grammar is held to `constraint`; one that takes a schema is asked for it, and others are refused.
         """
-        if constraint is not None and not isinstance(model, LocalModel):
-            if not isinstance(model, OpenAIModel) or constraint.schema is None:
+        able = abilities(model)
+        if constraint is not None and not able.grammar:
+            if not able.schema or constraint.schema is None:
                 raise UsageError(f"'{model.name}' cannot be held to a form of answer", allowed="local models; schemas at endpoints")
-            prompt = replace(prompt, response_schema=constraint.schema)
-        if isinstance(model, LocalModel):
-            return self._decode(model, prompt, sampling, choice, model.renderer.prompt(prompt), constraint)
+            prompt, constraint = replace(prompt, response_schema=constraint.schema), None
+        if (engine := batching(model)) is not None:
+            return self._decode(Asked(engine, prompt, engine.encode(prompt), sampling, choice, time.perf_counter(), constraint))
         stream = Stream(lambda _: None)
         self._pool.submit(_whole, model, prompt, _seeded(sampling, choice), stream)
         return stream
@@ -207,19 +157,17 @@ class Answering:
     def complete(self, model: Model, given: str | Sequence[int], sampling: Sampling, choice: int = 0) -> Stream:
         """The continuation of a text (or of token ids) without a chat template; a model that only chats is told it. Raises as `ask`."""
         prompt = Prompt(messages=(Message(role="user", content=given if isinstance(given, str) else ""),))
-        if isinstance(model, LocalModel):
-            ids = model.renderer.encode(given) if isinstance(given, str) else list(given)
-            return self._decode(model, prompt, sampling, choice, ids or [min(model.renderer.stop_ids)])
+        if (engine := batching(model)) is not None:
+            ids = engine.encode(given) if isinstance(given, str) else list(given)
+            return self._decode(Asked(engine, prompt, ids, sampling, choice, time.perf_counter()))
         return self.ask(model, prompt, sampling, choice)
 
-    def _decode(
-        self, model: LocalModel, prompt: Prompt, sampling: Sampling, choice: int, ids: list[int], constraint: Constraint | None = None
-    ) -> Stream:
-        decoding = self._decoding_of(model)
+    def _decode(self, asked: Asked) -> Stream:
+        decoding = self._decoding_of(asked.model)
         if decoding.load[1] >= self._max_waiting:
             raise Overloaded(decoding.load[1])
         stream = Stream(decoding.cancel)
-        decoding.submit(_Job(model, prompt, sampling, choice, ids, stream, time.perf_counter(), constraint))
+        decoding.submit(asked, stream)
         return stream
 
     def load(self) -> tuple[int, int, float]:
@@ -233,9 +181,9 @@ class Answering:
             decoding.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _decoding_of(self, model: LocalModel) -> _Decoding:
+    def _decoding_of(self, model: Batching) -> _Decoding:
         with self._lock:
-            key = id(model.engine)
+            key = model.batch_key
             if key not in self._decoding:
                 self._decoding[key] = _Decoding(model)
             return self._decoding[key]

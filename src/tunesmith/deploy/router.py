@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.core.deployment import Deployment, Variant
-from tunesmith.core.errors import ConfigError, NotFound, nearest
+from tunesmith.core.errors import ConfigError, NotFound, TunesmithError, nearest
 from tunesmith.core.model_ref import ModelRef
 from tunesmith.core.types import Message
 from tunesmith.deploy.strategy import choose
-from tunesmith.models.base import Model
-from tunesmith.models.upstream import Upstream
+from tunesmith.models.base import Model, passing, ref_of
+
+
+class Unloaded(TunesmithError):
+    """An alias that is deployed, and whose model could not be loaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +39,7 @@ class Target:
 
     def instructed(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
         """The messages with the variant's instruction in place of their own, where it has one."""
-        if self.variant.instruction is None:
-            return messages
-        rest = tuple(message for message in messages if message.role not in ("system", "developer"))
-        return (Message(role="system", content=self.variant.instruction), *rest)
+        return self.variant.instructed(messages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +63,13 @@ class Router:
 
     def __init__(self, models: Mapping[str, Model] | None = None) -> None:
         self._entries: dict[str, _Entry] = {}
+        self._failed: dict[str, TunesmithError] = {}
         for alias, model in (models or {}).items():
             self.put(alias, model)
 
     def put(self, alias: str, model: Model) -> None:
         """Let `model` answer to `alias` from now on, without a deployment. Its digest is computed here, since that reads the weights."""
-        variant = undeployed(model, upstream=alias if isinstance(model, Upstream) else None)
+        variant = undeployed(model, upstream=alias if passing(model) is not None else None, made=ref_of(model))
         self._put(alias, Deployment(alias=alias, version=0, variants=(variant,)), {variant.name: model})
 
     def deploy(self, deployment: Deployment, models: Mapping[str, Model]) -> None:
@@ -77,6 +78,10 @@ class Router:
         if names != set(models):
             raise ConfigError(f"the deployment of '{deployment.alias}' comes with models for {sorted(models)}", allowed=f"{sorted(names)}")
         self._put(deployment.alias, deployment, models)
+
+    def fail(self, alias: str, error: TunesmithError) -> None:
+        """Remember why nothing can answer to a deployed alias; who asks for it is told."""
+        self._failed = {**self._failed, alias: error}
 
     def _put(self, alias: str, deployment: Deployment, models: Mapping[str, Model]) -> None:
         for model in models.values():
@@ -94,8 +99,11 @@ class Router:
         return alias in self._entries
 
     def target(self, alias: str, key: str = "") -> Target:
-        """Who answers a request to `alias` whose user or conversation is `key`. Raises NotFound with the nearest name."""
+        """Who answers a request to `alias` whose user or conversation is `key`. Raises NotFound with the nearest name, Unloaded for an
+        alias whose model could not be loaded."""
         entry = self._entries.get(alias)
+        if entry is None and alias in self._failed:
+            raise Unloaded(f"The model '{alias}' could not be loaded: {self._failed[alias].what}", remedy="see the server's first lines")
         if entry is None:
             raise NotFound(
                 f"The model '{alias}' does not exist", allowed=", ".join(self._entries) or "none", remedy=nearest(alias, self._entries)

@@ -10,20 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from tunesmith.core.errors import ConfigError, NotFound
+from tunesmith.core.model_ref import ModelRef, artifact_in, artifact_ref
 from tunesmith.core.progress import Progress
 from tunesmith.core.row_kinds import as_examples
 from tunesmith.core.rows import Row
-from tunesmith.core.types import Example, Sampling
+from tunesmith.core.types import Example, Sampling, digest
 from tunesmith.flow.last_run import View
 from tunesmith.flow.project import Project
 from tunesmith.flow.runner import Runner, Stage
 from tunesmith.flow.sources import Frozen, Place, located, rows
 from tunesmith.models.catalog import Catalog
+from tunesmith.models.resolve import RUN, Models
+from tunesmith.models.weights import Weights
 from tunesmith.store.store import Store
 from tunesmith.train.methods import token_inputs
 
 if TYPE_CHECKING:
     from tunesmith.evaluate.metrics import Metric
+    from tunesmith.models.local import LocalModel
 
 TUNED = "tuned"
 
@@ -45,14 +50,41 @@ class ProjectContext:
     reading: bool = False
 
     @cached_property
+    def models(self) -> Models:
+        """What words mean here as models; one base at a time is in memory."""
+        weights = Weights(alone=True, max_rows=self.project.evaluate.batch_size)
+        return Models(self.store, self.catalog, home=self.folder, run=self.last_trained, weights=weights)
+
+    @cached_property
+    def start(self) -> ModelRef:
+        """What training starts from: the project's `base`, a base by name or folder, or what was trained before. Raises ConfigError for a
+        word that would mean something else after each run."""
+        word, alias = self.project.base, self.project.deploy.alias
+        if word in RUN or word == alias:
+            what = "what this project's last run trained" if word in RUN else "what this project deploys"
+            raise ConfigError(
+                f"base '{word}' is {what}: each run would start from its own result",
+                where="base",
+                allowed="a base, or one version of an alias",
+                remedy=f"base: {alias}@VERSION continues from that version",
+            )
+        return self.models.ref(word)
+
+    @cached_property
     def base(self) -> Path:
-        """The prepared folder of the base."""
-        return self.catalog.model(self.project.base)
+        """The prepared folder of the whole weights that training starts from."""
+        return self.models.folders(self.start)[0]
+
+    @cached_property
+    def start_adapter(self) -> Path | None:
+        """The folder of the adapter that training goes on from; None where it starts with a fresh one."""
+        return self.models.folders(self.start)[1]
 
     @cached_property
     def base_digest(self) -> str:
-        """The content hash of the base."""
-        return self.catalog.digest(self.base)
+        """The content hash of what training starts from."""
+        whole = self.catalog.digest(self.base)
+        return whole if self.start_adapter is None else digest(whole, self.catalog.digest(self.start_adapter))
 
     @cached_property
     def places(self) -> list[Place]:
@@ -65,12 +97,11 @@ class ProjectContext:
         frozen = self.places[0].frozen
         return frozen if frozen is not None and frozen.is_split else None
 
-    @cached_property
-    def model(self) -> Any:
-        """The base, loaded once and shared by every stage that asks it."""
-        from tunesmith.models.local import LocalModel
-
-        return LocalModel(self.base, name=self.project.base, max_rows=self.project.evaluate.batch_size)
+    @property
+    def model(self) -> LocalModel:
+        """What training starts from as a model that answers, shared by every stage that asks it; it takes the place of another base in
+        memory."""
+        return self.models.load(self.start, self.project.base)
 
     @cached_property
     def metrics(self) -> list[Metric]:
@@ -80,17 +111,28 @@ class ProjectContext:
         return [metric(name) for name in self.project.evaluate.metrics]
 
     def forget_model(self) -> None:
-        """Let go of the loaded base; who asks next loads it again."""
-        self.__dict__.pop("model", None)
+        """Let go of the loaded models; who asks next loads them again."""
+        self.models.weights.forget()
 
-    def tuned_model(self) -> Any:
-        """The base with the trained adapter."""
-        return self.model.with_adapter(self.adapter, self.project.deploy.alias)
+    def tuned_model(self) -> LocalModel:
+        """The trained model: on the base in memory where it is an adapter, else in its place."""
+        return self.models.load(self.tuned, self.project.deploy.alias)
 
     @property
-    def adapter(self) -> Path:
-        """Where the trained adapter lies once the stage `train` is finished."""
-        return self.runner.folder("train") / "adapter"
+    def trained(self) -> Path:
+        """Where the trained adapter (or the whole weights) lies once the stage `train` is finished. Raises NotFound before."""
+        return artifact_in(self.runner.folder("train"))
+
+    @property
+    def tuned(self) -> ModelRef:
+        """The trained model as it is written down. Raises NotFound before the stage `train` is finished."""
+        return artifact_ref(self.start.as_base, self.trained, self.store.folder, made_by=f"run:{self.runner.digests['train']}")
+
+    def last_trained(self) -> ModelRef:
+        """What `run` means as a model: what the stage `train` of this plan made. Raises NotFound where it is not finished."""
+        if self.runner.peek("train") is None:
+            raise NotFound(f"nothing was trained yet by '{self.project.name}' as it is configured now", remedy="tunesmith run")
+        return self.tuned
 
     @cached_property
     def runner(self) -> Runner:

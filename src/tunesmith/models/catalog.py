@@ -109,7 +109,7 @@ class Catalog:
         folder = Path(name).expanduser()
         if folder.is_dir():
             return _checked(folder)
-        if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        if self.is_repository(name):
             return self._prepared("models", name, Entry(about=name, license="see the hub", sources=({"hub": name},)))
         raise NotFound(
             f"no base model '{name}'",
@@ -117,6 +117,11 @@ class Catalog:
             allowed=f"a catalogue name ({', '.join(sorted(known))}), a folder with model.safetensors, or a hub id like 'org/name'",
             remedy=nearest(name, known),
         )
+
+    @staticmethod
+    def is_repository(name: str) -> bool:
+        """Whether a name is written as a repository of the hub is."""
+        return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
     def encoder(self, name: str = "minilm-l6-v2") -> Path:
         """The folder of a sentence encoder."""

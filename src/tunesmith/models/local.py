@@ -9,7 +9,7 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.core.chat import Renderer
 from tunesmith.core.errors import NotFound, UsageError
 from tunesmith.core.load import need
+from tunesmith.core.model_ref import ModelRef
 from tunesmith.core.types import Answer, Message, Prompt, Sampling, digest
-from tunesmith.models.base import OnAnswer
+from tunesmith.models.base import Abilities, OnAnswer
 from tunesmith.models.local_answer import Reply
 from tunesmith.models.trust import refuse_code, refuse_own_attention, trusted
 
 if TYPE_CHECKING:
+    from tunesmith.models.local_batch import LocalBatch
     from tunesmith.nets.decoder import Decoder, Engine, Request
 
 # Kinds of layer whose state is not keys and values, so that the decoder cannot hold it.
@@ -38,8 +40,11 @@ class LocalModel:
     """A base (a folder with `config.json`, safetensors and a tokenizer) and perhaps a LoRA adapter (a folder that peft wrote).
 
     `dtype` auto is bfloat16 where the processor multiplies it, else float32. `device` auto is the GPU when there is one.
-    `max_rows` is how many answers are written at once. Siblings made by `with_adapter` share the base's weights.
+    `max_rows` is how many answers are written at once. Siblings made by `with_adapter` share the base's weights. `ref` is what the model is
+    written down as.
     """
+
+    abilities = Abilities(batches=True, schema=True, grammar=True, scores=True)
 
     def __init__(
         self,
@@ -55,6 +60,7 @@ class LocalModel:
         self.renderer = Renderer.load(self.base)
         self._loaded = load_engine(self.base, dtype, device)
         self.adapter = self._load_adapter(adapter)
+        self.ref = self._ref_of(adapter)
         self._heads: dict[str, list[int]] = {}
 
     def _load_adapter(self, folder: Path | str | None) -> str | None:
@@ -67,16 +73,20 @@ class LocalModel:
             self.engine.adapters.load(key, path)
         return key
 
+    def _ref_of(self, adapter: Path | str | None) -> ModelRef:
+        """What a model that came from folders is written down as."""
+        return ModelRef(base=str(self.base.resolve()), adapter=None if adapter is None else str(Path(adapter).resolve()))
+
     @property
     def engine(self) -> Engine:
         """The weights, ready for a `Decoder`."""
         return self._loaded.engine
 
-    def with_adapter(self, adapter: Path | str | None, name: str) -> LocalModel:
+    def with_adapter(self, adapter: Path | str | None, name: str, ref: ModelRef | None = None) -> LocalModel:
         """The same base under another adapter (None: the base alone), sharing the weights."""
         other = copy(self)  # shallow: the renderer and the weights are the same objects
         other.__dict__.pop("digest", None)
-        other.name, other.adapter = name, self._load_adapter(adapter)
+        other.name, other.ref, other.adapter = name, ref or self._ref_of(adapter), self._load_adapter(adapter)
         return other
 
     @cached_property
@@ -89,6 +99,32 @@ class LocalModel:
     def precision(self) -> str:
         """The type that the weights are held in, `bfloat16` for one."""
         return self._loaded.dtype
+
+    @property
+    def batch_key(self) -> Hashable:
+        """See `Batching`: models on the same weights in memory."""
+        return id(self.engine)
+
+    @property
+    def vocabulary(self) -> int:
+        """See `Batching`."""
+        return self.renderer.vocabulary
+
+    def encode(self, asked: Prompt | str) -> list[int]:
+        """See `Batching`. An empty text becomes the token that ends an answer: something must be continued."""
+        if isinstance(asked, Prompt):
+            return self.renderer.prompt(asked)
+        return self.renderer.encode(asked) or [min(self.renderer.stop_ids)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `Batching`."""
+        return self.renderer.decode(ids)
+
+    def batch(self) -> LocalBatch:
+        """See `Batching`."""
+        from tunesmith.models.local_batch import LocalBatch
+
+        return LocalBatch(self.engine, self.base, self.renderer.stop_ids, max_rows=self.max_rows)
 
     def decoder(self) -> Decoder:
         """A fresh decoder over this model's weights; requests name their adapter."""
@@ -198,9 +234,12 @@ def load_engine(base: Path, dtype: str, device: str) -> _Loaded:
     quiet = transformers.utils.logging
     quiet.disable_progress_bar()
     own = trusted(base)
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        base, dtype=getattr(torch, kind), attn_implementation=NAME, use_safetensors=True, local_files_only=True, trust_remote_code=own
-    )
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            base, dtype=getattr(torch, kind), attn_implementation=NAME, use_safetensors=True, local_files_only=True, trust_remote_code=own
+        )
+    except (OSError, ValueError, RuntimeError, need("safetensors", extra="local").SafetensorError) as error:
+        raise UsageError(f"the model cannot be loaded: {error}", where=str(base), remedy="fetch or save it again") from error
     quiet.enable_progress_bar()
     if not model._supports_attention_backend or any(word in kind for kind in _layer_types(model) for word in _RECURRENT):
         raise UsageError(

@@ -10,7 +10,7 @@ from tunesmith.core import wire
 from tunesmith.core.errors import SourceUnavailable, UsageError
 from tunesmith.core.load import need
 from tunesmith.core.types import Answer, Prompt, Sampling, digest
-from tunesmith.models.base import OnAnswer
+from tunesmith.models.base import Abilities, OnAnswer
 
 
 class OpenAIModel:
@@ -19,6 +19,8 @@ class OpenAIModel:
     At most `concurrency` requests at a time; each is tried `retries` times more after a lost connection, a time-out (`timeout_s`), 408,
     409, 429 or a server's error, with the SDK's growing pauses. `digest` names endpoint and model, since weights elsewhere cannot be read.
     """
+
+    abilities = Abilities(schema=True)
 
     def __init__(
         self,

@@ -1,8 +1,11 @@
-"""What a word on the command line means as a model that answers; knows nothing about rows and metrics.
+"""What a word means as a model: first which one (`ModelRef`), then one that answers. The same for serving, evaluation, judges, graders,
+jobs and `base:`; knows nothing about rows and metrics.
 
 echo, echo:PREFIX           the model without weights
 URL#MODEL                   any endpoint that speaks OpenAI's API; openai:MODEL is OpenAI itself
-ALIAS                       what the project's store has deployed under that name
+ALIAS, ALIAS@VERSION        what the project's store has deployed under that name, now or in that version
+run, run:tuned              what the project's last run trained, whether or not it was deployed
+ft:…                        what a fine-tuning job made, or one of its checkpoints
 BASE+ADAPTER                an adapter's folder on a base
 FOLDER                      a model's folder, or an adapter's folder on the base that it names itself
 NAME                        a base of the catalogue, or a repository of the hub
@@ -12,138 +15,160 @@ Weights are loaded when the first answer is needed: what is kept already is read
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import importlib.util
-import json
 import os
-import platform
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tunesmith.core.atomic import write_atomic
+from tunesmith.core.deployment import Deployment, Variant
 from tunesmith.core.errors import NotFound, UsageError, nearest
-from tunesmith.core.types import Answer, Prompt, Sampling, digest
+from tunesmith.core.model_ref import ModelRef, adapter_base, artifact_ref, base_place, folder_at, is_adapter
 from tunesmith.models import trust
-from tunesmith.models.base import Model, OnAnswer
+from tunesmith.models.around import Paced
+from tunesmith.models.base import Model
 from tunesmith.models.catalog import Catalog
+from tunesmith.models.deployed import AsDeployed
+from tunesmith.models.lazy import LazyModel, computing
+from tunesmith.models.weights import Weights
 from tunesmith.store.deployments import Deployments
+from tunesmith.store.permissions import TunedModels
 from tunesmith.store.store import Store
 
 if TYPE_CHECKING:
     from tunesmith.models.local import LocalModel
 
-
-@dataclass
-class Local:
-    """A local model that is loaded with its first question; its digest is remembered, so that kept answers are found without weights."""
-
-    name: str
-    known: str | None
-    load: Callable[[], Model]
-    keep: Callable[[str], None]
-    _model: Model | None = field(init=False, default=None)
-
-    def _loaded(self) -> Model:
-        if self._model is None:
-            self._model = self.load()
-            self.keep(self._model.digest)
-        return self._model
-
-    @property
-    def digest(self) -> str:
-        """The loaded model's own digest, or the one that was remembered for the same files, machine and versions."""
-        return self.known or self._loaded().digest
-
-    def answer(self, prompts: Sequence[Prompt], sampling: Sampling, on_answer: OnAnswer | None = None) -> list[Answer]:
-        """See `Model.answer`. Raises UsageError when the weights turn out to be others than those remembered."""
-        model = self._loaded()
-        if self.known is not None and model.digest != self.known:
-            self.known = None
-            raise UsageError(f"'{self.name}' computes otherwise than before on this machine", remedy="run again: it is remembered anew")
-        return model.answer(prompts, sampling, on_answer)
+RUN = ("run", "run:tuned")
 
 
-@dataclass
-class Around:
-    """A model behind which another answers, with the other's name and digest: what is put around it changes no answer."""
-
-    model: Model
-
-    @property
-    def name(self) -> str:
-        """The model's."""
-        return self.model.name
-
-    @property
-    def digest(self) -> str:
-        """The model's."""
-        return self.model.digest
-
-
-@dataclass
-class Paced(Around):
-    """A model that is asked at most `per_minute` questions a minute: `batch` at a time, then a pause."""
-
-    per_minute: float
-    batch: int = 8
-
-    def answer(self, prompts: Sequence[Prompt], sampling: Sampling, on_answer: OnAnswer | None = None) -> list[Answer]:
-        """See `Model.answer`."""
-        answers: list[Answer] = []
-        for start in range(0, len(prompts), self.batch):
-            part, began = prompts[start : start + self.batch], time.monotonic()
-            tell = (lambda i, answer, start=start: on_answer(start + i, answer)) if on_answer else None
-            answers += self.model.answer(part, sampling, tell)
-            if start + self.batch < len(prompts):
-                time.sleep(max(0.0, len(part) * 60 / self.per_minute - (time.monotonic() - began)))
-        return answers
-
-
-@dataclass
-class Metered(Around):
-    """A model whose new answers are counted, so that what this run paid is told apart from what is kept."""
-
-    asked: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-    def answer(self, prompts: Sequence[Prompt], sampling: Sampling, on_answer: OnAnswer | None = None) -> list[Answer]:
-        """See `Model.answer`."""
-        answers = self.model.answer(prompts, sampling, on_answer)
-        self.asked += len(answers)
-        self.prompt_tokens += sum(answer.prompt_tokens for answer in answers)
-        self.completion_tokens += sum(answer.completion_tokens for answer in answers)
-        return answers
+def is_remote(word: str) -> bool:
+    """Whether a word names a model that answers elsewhere, or none with weights."""
+    return word.startswith(("echo:", "openai:")) or word == "echo" or "://" in word
 
 
 @dataclass
 class Models:
-    """Words → models, over a store (for aliases and remembered digests) and a catalogue; adapters on one base share its weights."""
+    """Words → models, over a catalogue and a store (None: no aliases, no fine-tuned models, no remembered digests).
 
-    store: Store
+    `home` is the folder in which a project's relative folders lie, `run` gives what its last run trained, `project` is whose fine-tuned
+    models `ft:` means (None: the one that the name says). `upstreams` are the servers that deployments name. At most `concurrency`
+    requests at once go to an endpoint, and `rate` a minute.
+    """
+
+    store: Store | None
     catalog: Catalog
     concurrency: int = 8
     rate: float | None = None
-    _bases: dict[Path, LocalModel] = field(init=False, default_factory=dict)
+    home: Path | None = None
+    run: Callable[[], ModelRef] | None = None
+    project: str | None = None
+    upstreams: Mapping[str, Callable[[], Model]] = field(default_factory=dict)
+    weights: Weights = field(default_factory=Weights)
 
     def resolve(self, word: str) -> Model:
-        """The model that the word names. Raises NotFound with what a word can be."""
+        """The model that the word names, loaded with its first question. Raises NotFound with what a word can be."""
+        if is_remote(word):
+            return self._remote(word)
+        variant = self._variant(word)
+        if variant is None:
+            return self.lazy(self.ref(word), word)
+        if variant.upstream is not None:
+            if variant.upstream not in self.upstreams:
+                what = f"'{word}' is answered by the upstream '{variant.upstream}', which serve.upstreams does not have"
+                raise NotFound(what, allowed=", ".join(self.upstreams) or "none")
+            model = self.upstreams[variant.upstream]()
+        else:
+            assert variant.model is not None
+            model = self.lazy(variant.model, word)
+        return AsDeployed(model, variant) if variant.instruction is not None else model
+
+    def ref(self, word: str) -> ModelRef:
+        """Which model here the word names; nothing is loaded or fetched. Raises NotFound with what a word can be, UsageError for a word
+        that names one elsewhere."""
+        if is_remote(word):
+            raise UsageError(f"'{word}' has no weights here", allowed="a base, an alias, run, ft:…, BASE+ADAPTER, a folder")
+        variant = self._variant(word)
+        if variant is not None:
+            if variant.model is None:
+                raise UsageError(f"'{word}' is answered by the upstream '{variant.upstream}' and has no weights here")
+            return variant.model
+        if word in RUN:
+            if self.run is None:
+                raise UsageError(
+                    f"'{word}' is what a project's last run trained, and there is no project file here", allowed="--config FILE"
+                )
+            return self.run()
+        if word.startswith("ft:"):
+            return self._fine_tuned(word)
+        base, plus, adapter = word.rpartition("+")
+        if plus and (folder := self._folder(adapter)) is not None:
+            return self._artifact(self.ref(base).as_base, folder)
+        if (folder := self._folder(word)) is not None and is_adapter(folder):
+            return self._artifact(self.ref(adapter_base(folder)).as_base, folder)
+        return self._base(word)
+
+    def load(self, ref: ModelRef, name: str) -> LocalModel:
+        """The model in memory, as `name`; the weights of a base are shared. Raises NotFound, SourceUnavailable, UsageError."""
+        base, adapter = self.folders(ref)
+        return self.weights.model(name, base, adapter, ref)
+
+    def lazy(self, ref: ModelRef, name: str) -> LazyModel:
+        """The model, loaded with its first question. Raises NotFound and SourceUnavailable now."""
+        base, adapter = self.folders(ref)
+        remembered = None
+        if self.store is not None:
+            key = computing(self.catalog.digest(base), adapter)
+            remembered = self.store.folder / "evaluations" / "digests" / f"{key}.txt"
+        return LazyModel(name, ref, partial(self.load, ref, name), remembered)
+
+    def folders(self, ref: ModelRef) -> tuple[Path, Path | None]:
+        """(folder of whole weights, folder of the adapter on them or None); a base that is not there yet is fetched. Raises NotFound."""
+        # An alias and an adapter name their base by its folder; a person allows its code by its name.
+        self.catalog.recall(trust.allowed())
+        if ref.weights is not None:
+            return self._there(ref.weights, ref), None
+        base = ref.base
+        folder = self._there(base, ref) if base.startswith((".", "/")) else None
+        adapter = None if ref.adapter is None else self._there(ref.adapter, ref)
+        return folder or self.catalog.model(base), adapter
+
+    def whole(self, word: str) -> Path:
+        """The folder of the whole weights that the word names. Raises UsageError for an adapter."""
+        folder, adapter = self.folders(self.ref(word))
+        if adapter is not None:
+            raise UsageError(
+                f"'{word}' is an adapter", allowed="whole weights", remedy="a base, or a model all of whose weights were trained"
+            )
+        return folder
+
+    def _there(self, place: str, ref: ModelRef) -> Path:
+        folder = folder_at(place, self._store_folder)
+        if not folder.is_dir():
+            made = f", which {ref.made_by} made," if ref.made_by else ""
+            raise NotFound(
+                f"the model{made} is no longer there",
+                where=str(folder),
+                allowed=f"a folder (written down as {place})",
+                remedy="put the folder back, or train and deploy again",
+            )
+        return folder
+
+    @property
+    def _store_folder(self) -> Path:
+        return self.store.folder if self.store is not None else Path.cwd()
+
+    def _remote(self, word: str) -> Model:
         if word == "echo" or word.startswith("echo:"):
             from tunesmith.models.echo import EchoModel
 
             return EchoModel(word, prefix=word.partition(":")[2])
         if word.startswith("openai:"):
             return self._endpoint(None, word.removeprefix("openai:"), word)
-        if "://" in word:
-            url, _, model = word.partition("#")
-            if not model:
-                raise UsageError(f"'{word}' names no model", allowed="URL#MODEL, such as http://127.0.0.1:8000/v1#credit-entities")
-            return self._endpoint(url, model, word)
-        return self._local(word)
+        url, _, model = word.partition("#")
+        if not model:
+            raise UsageError(f"'{word}' names no model", allowed="URL#MODEL, such as http://127.0.0.1:8000/v1#credit-entities")
+        return self._endpoint(url, model, word)
 
     def _endpoint(self, url: str | None, model: str, word: str) -> Model:
         from tunesmith.models.openai_api import OpenAIModel
@@ -153,50 +178,59 @@ class Models:
         asked = OpenAIModel(model, base_url=url, api_key=key, name=word, concurrency=self.concurrency)
         return asked if self.rate is None else Paced(asked, self.rate, self.concurrency)
 
-    def _local(self, word: str) -> Model:
-        deployed = Deployments(self.store).in_force()
-        base, plus, adapter = word.rpartition("+")
-        folder = Path(word).expanduser()
-        if word in deployed and (model := deployed[word].variants[0].model) is not None:
-            return self._lazy(word, self.catalog.model(model.base), self.store.folder / model.adapter if model.adapter else None)
-        if plus and Path(adapter).expanduser().is_dir():
-            return self._lazy(word, self.catalog.model(base), Path(adapter).expanduser())
-        if (folder / "adapter_config.json").is_file():
-            named = json.loads((folder / "adapter_config.json").read_text("utf-8")).get("base_model_name_or_path") or ""
-            return self._lazy(word, self.catalog.model(str(named)), folder)
-        try:
-            return self._lazy(word, self.catalog.model(word), None)
-        except NotFound as error:
-            known = [*deployed, *self.catalog.listing.models, "echo"]
-            allowed = f"a deployed alias ({', '.join(deployed) or 'none'}), {error.allowed}, BASE+ADAPTER, URL#MODEL, openai:MODEL, echo"
-            raise NotFound(f"no model '{word}'", allowed=allowed, remedy=nearest(word, known)) from error
+    def _variant(self, word: str) -> Variant | None:
+        """The variant that answers for an alias, or for one of its versions; None for any other word."""
+        deployment = self._deployment(word)
+        return None if deployment is None else deployment.variants[0]
 
-    def _lazy(self, word: str, base: Path, adapter: Path | None) -> Model:
-        kept = self.store.folder / "evaluations" / "digests" / f"{self._files(base, adapter)}.txt"
-        known = kept.read_text("utf-8") if kept.is_file() else None
+    def _deployment(self, word: str) -> Deployment | None:
+        if self.store is None:
+            return None
+        deployments = Deployments(self.store)
+        if (found := deployments.in_force().get(word)) is not None:
+            return found
+        alias, at, version = word.rpartition("@")
+        if not at or not version.isdecimal():
+            return None
+        history = {deployment.version: deployment for deployment in deployments.history(alias)}
+        if int(version) not in history:
+            known = ", ".join(f"{alias}@{number}" for number in history) or f"'{alias}' was never deployed"
+            raise NotFound(f"no deployment '{word}'", allowed=known)
+        return history[int(version)]
 
-        def keep(found: str) -> None:
-            if found != known:
-                write_atomic(kept, found)
+    def _fine_tuned(self, name: str) -> ModelRef:
+        """What a job made. Raises NotFound where no job of the project (or of the one in the name) made it."""
+        parts = name.split(":")
+        project = self.project or (parts[2] if len(parts) > 2 else "")
+        row = TunedModels(self.store).find(name, project) if self.store is not None else None
+        if row is None:
+            remedy = f"openai:{name} asks OpenAI for its model of that name"
+            raise NotFound(f"no fine-tuned model '{name}'", allowed="what a fine-tuning job of this store made", remedy=remedy)
+        place = row["weights"] or row["adapter"]  # an older row has whole weights as an adapter, too
+        return self._artifact(row["base"], folder_at(place, self._store_folder), f"job:{row['job']}")
 
-        return Local(word, known, lambda: self._load(word, base, adapter), keep)
+    def _artifact(self, base: str, folder: Path, made_by: str = "") -> ModelRef:
+        return artifact_ref(base, folder, self._store_folder, made_by=made_by)
 
-    def _files(self, base: Path, adapter: Path | None) -> str:
-        """What names the files, the machine and the library that compute, without loading anything."""
-        weights = []
-        for path in sorted(adapter.iterdir()) if adapter else []:
-            if path.suffix in (".json", ".safetensors"):
-                with path.open("rb") as file:
-                    weights.append((path.name, hashlib.file_digest(file, "blake2b").hexdigest()))
-        versions: list[Any] = [platform.node(), platform.machine(), importlib.metadata.version("tunesmith")]
-        versions += [importlib.metadata.version(name) for name in ("torch", "transformers") if importlib.util.find_spec(name)]
-        return digest(self.catalog.digest(base), weights, versions)
+    def _base(self, word: str) -> ModelRef:
+        """A base by its name or folder. Raises NotFound with what a word can be."""
+        if word in self.catalog.listing.models:
+            return ModelRef(base=word)
+        if (folder := self._folder(word)) is not None:
+            trust.asked_as(word, folder)
+            return ModelRef(base=base_place(folder, self._store_folder, self.home))
+        if self.catalog.is_repository(word):
+            return ModelRef(base=word)
+        aliases = list(Deployments(self.store).in_force()) if self.store is not None else []
+        names = sorted(self.catalog.listing.models)
+        allowed = (
+            f"a deployed alias ({', '.join(aliases) or 'none'}), a catalogue name ({', '.join(names)}), a folder with model.safetensors or "
+            "an adapter, a hub id like 'org/name', run, ft:…, BASE+ADAPTER, URL#MODEL, openai:MODEL, echo"
+        )
+        raise NotFound(f"no model '{word}'", allowed=allowed, remedy=nearest(word, [*aliases, *names, "run", "echo"]))
 
-    def _load(self, word: str, base: Path, adapter: Path | None) -> Model:
-        from tunesmith.models.local import LocalModel
-
-        if base not in self._bases:
-            # An alias and an adapter name their base by its folder; a person allows its code by its name.
-            self.catalog.recall(trust.allowed())
-            self._bases[base] = LocalModel(base, name=base.name)
-        return self._bases[base].with_adapter(adapter, word)
+    def _folder(self, word: str) -> Path | None:
+        """The folder that a word names: in the project's folder, else where the command runs."""
+        path = Path(word).expanduser()
+        places = [path] if self.home is None or path.is_absolute() else [self.home / path, path]
+        return next((place for place in places if word and place.is_dir()), None)

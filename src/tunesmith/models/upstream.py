@@ -6,13 +6,15 @@ import hashlib
 from collections.abc import Sequence
 
 from tunesmith.core.types import Answer, Prompt, Sampling
-from tunesmith.models.base import OnAnswer
+from tunesmith.models.base import Abilities, OnAnswer
 from tunesmith.models.connection import Connections, Incoming
 from tunesmith.models.openai_api import OpenAIModel
 
 
 class Upstream:
     """The model `model` of the server at `base_url` (ending in /v1). As a `Model` it asks through the SDK; `send` passes a body through."""
+
+    abilities = Abilities(schema=True, passes=True)
 
     def __init__(self, model: str, *, base_url: str, api_key: str = "none", timeout_s: float = 600.0) -> None:
         self.name, self.base_url = model, base_url.rstrip("/")

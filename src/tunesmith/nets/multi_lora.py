@@ -176,14 +176,25 @@ class Adapters:
             )
         if name not in self.loaded:
             _refuse_unknown(config, folder)
-            tensors = need("safetensors.torch", extra="local").load_file(str(weights_file))
-            for module, parts in _by_module(tensors, folder).items():
-                if "rows" in parts:
-                    self._put_rows(name, module, parts["rows"], _token_ids(config, module, len(parts["rows"]), folder))
-                else:
-                    self._put(name, module, parts, _scaling(config, module, parts["lora_A"].shape[0]))
+            try:
+                self._put_all(name, config, weights_file)
+            except BaseException:
+                self.unload(name)  # what was put before the fault would stay in memory and belong to nobody
+                raise
             self.loaded[name] = digest
         return digest
+
+    def _put_all(self, name: str, config: dict[str, Any], weights: Path) -> None:
+        library = need("safetensors", extra="local")
+        try:
+            tensors = need("safetensors.torch", extra="local").load_file(str(weights))
+        except (OSError, library.SafetensorError) as error:
+            raise UsageError(f"the adapter cannot be read: {error}", where=str(weights), remedy="save it again, or train again") from error
+        for module, parts in _by_module(tensors, weights.parent).items():
+            if "rows" in parts:
+                self._put_rows(name, module, parts["rows"], _token_ids(config, module, len(parts["rows"]), weights.parent))
+            else:
+                self._put(name, module, parts, _scaling(config, module, parts["lora_A"].shape[0]))
 
     def unload(self, name: str) -> None:
         """Forget an adapter; nothing happens when there is none of that name."""

@@ -40,13 +40,14 @@ def regression(context: ProjectContext, work: Path) -> Output:
         rows = fetch_suite(suite, context.catalog.folder / "downloads")
     except SourceUnavailable as error:
         return {"left_out": str(error)}
-    room = context.model.engine.context
-    rows = {name: [row for row in own if len(context.model.renderer.prompt(as_given(row))) < room] for name, own in rows.items()}
+    room, renderer = context.model.engine.context, context.model.renderer
+    rows = {name: [row for row in own if len(renderer.prompt(as_given(row))) < room] for name, own in rows.items()}
     suite = replace(suite, abilities=tuple(one for one in suite.abilities if len(rows[one.name]) >= 2))
     if not suite.abilities:
         return {"left_out": f"the base's context of {room} tokens holds none of the suite's rows"}
     sides = {}
-    for name, model in (("before", context.model), ("after", context.tuned_model())):
+    for name in ("before", "after"):  # each is loaded when it is asked: whole weights are not in memory beside the base
+        model = context.model if name == "before" else context.tuned_model()
 
         def tell(done: int, total: int, name: str = name) -> None:
             context.progress.bar(f"regression, {name}", done, total)

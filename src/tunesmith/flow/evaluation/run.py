@@ -37,8 +37,9 @@ from tunesmith.flow.evaluation.rows import build
 from tunesmith.flow.last_run import view
 from tunesmith.flow.project import open_store
 from tunesmith.flow.rows import RowReader, Rows, Sections, evaluated, taught
+from tunesmith.models.around import Metered
 from tunesmith.models.catalog import Catalog
-from tunesmith.models.resolve import Metered, Models
+from tunesmith.models.resolve import Models
 from tunesmith.store.store import Store
 
 
@@ -93,7 +94,8 @@ def bench(
     try:
         context = ProjectContext(seen.project, folder, store, catalog, progress, view=seen) if seen else None
         reader = RowReader(folder, seen.project if seen else Sections(), progress, catalog, context)
-        at = Bench(store, Models(store, catalog, concurrency, rate), progress, reader)
+        run = context.last_trained if context else None
+        at = Bench(store, Models(store, catalog, concurrency, rate, home=folder, run=run), progress, reader)
         yield at
         if at.plan is not None:
             progress.say(at.plan["text"])

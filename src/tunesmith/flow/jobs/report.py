@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.atomic import atomic_folder
-from tunesmith.core.model_ref import artifact_ref
+from tunesmith.core.model_ref import ADAPTER_SETTINGS, artifact_ref
 from tunesmith.store.files import Files
 from tunesmith.store.jobs import Lease
 from tunesmith.store.paging import Row
@@ -23,7 +23,7 @@ from tunesmith.store.store import Store
 from tunesmith.train.run import told
 
 KEPT = 3
-_WEIGHTS = ("adapter_config.json", "adapter_model.safetensors", "weights.safetensors")
+_WEIGHTS = (ADAPTER_SETTINGS, "adapter_model.safetensors", "weights.safetensors")
 _QUIET_S = 0.2  # steps that follow each other faster are written together
 
 
@@ -147,8 +147,10 @@ def weight_files(store: Store, job: Row, folder: Path, prefix: str) -> list[dict
 
 
 def model_name(job: Row) -> str:
-    """`ft:BASE:PROJECT:SUFFIX:8 characters`; of the job alone, so a repeated run gives the same name. No `/` in it."""
-    return f"ft:{job['model'].replace('/', '-')}:{job['project']}:{job['suffix'] or ''}:{job['id'][-8:]}"
+    """`ft:BASE:PROJECT:SUFFIX:8 characters`; of the job alone, so a repeated run gives the same name. No `/` in it. A job that goes on from
+    a fine-tuned model has that one's base in its name, as at OpenAI."""
+    base = job["model"].split(":")[1] if job["model"].startswith("ft:") else job["model"]
+    return f"ft:{base.replace('/', '-')}:{job['project']}:{job['suffix'] or ''}:{job['id'][-8:]}"
 
 
 # The result file's column → the run's figure.

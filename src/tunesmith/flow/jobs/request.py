@@ -100,8 +100,9 @@ class _Body(Record, frozen=True):
     priority: int = 0
 
 
-def job_request(body: bytes, *, python: bool = False, base_of: Callable[[str], str] = str) -> JobRequest:
-    """The checked request of its JSON bytes; `python` allows Python graders, `base_of` gives the base behind a grading model's name.
+def job_request(body: bytes, *, python: bool = False, word_of: Callable[[str], str] = str) -> JobRequest:
+    """The checked request of its JSON bytes; `python` allows Python graders, `word_of` gives a grading model's name as the
+    word by which a worker finds it.
 
     Raises BadRequest with the key, what came and what was allowed.
     """
@@ -123,9 +124,9 @@ def job_request(body: bytes, *, python: bool = False, base_of: Callable[[str], s
     given = tuning.hyperparameters if tuning.hyperparameters is not None else (asked.hyperparameters or {})
     shown, extras = _hyperparameters(given, method, where)
     if method.graded:
-        _reinforce(extras, shown, tuning, python, base_of)
+        _reinforce(extras, shown, tuning, python, word_of)
     for name in method.job.models:
-        _put(extras, method.job.options[name], _model_of(shown[name], f"{where}.{name}", base_of))
+        _put(extras, method.job.options[name], _model_of(shown[name], f"{where}.{name}", word_of))
     plan(method, extras, shown, where)  # refused now, not when a worker has time
     more = {"grader": tuning.grader} if method.graded else {}
     return JobRequest(
@@ -174,7 +175,7 @@ def _runs_python(part: Any) -> bool:
     return isinstance(part, dict) and (part.get("type") == "python" or any(map(_runs_python, part.values())))
 
 
-def _reinforce(extras: dict[str, Any], shown: dict[str, Any], asked: _Reinforcement, python: bool, base_of: Callable[[str], str]) -> None:
+def _reinforce(extras: dict[str, Any], shown: dict[str, Any], asked: _Reinforcement, python: bool, word_of: Callable[[str], str]) -> None:
     """Add to the plan's tree what a reinforcement job asks for."""
     key, form = "method.reinforcement.grader", "method.reinforcement.response_format"
     if asked.response_format not in (None, {"type": "text"}):
@@ -185,7 +186,7 @@ def _reinforce(extras: dict[str, Any], shown: dict[str, Any], asked: _Reinforcem
         raise BadRequest(f"Missing required parameter: '{key}'", param=key, code="missing_required_parameter")
     grader_of(asked.grader, key, python=python)
     try:
-        options: dict[str, Any] = {"grader": _with_models(asked.grader, functools.partial(_asked_base, base_of))}
+        options: dict[str, Any] = {"grader": _with_models(asked.grader, word_of)}
     except UsageError as error:
         raise BadRequest(str(error), param=key, code="invalid_grader") from error
     if shown["compute_multiplier"] != "auto":
@@ -199,14 +200,6 @@ def _reinforce(extras: dict[str, Any], shown: dict[str, Any], asked: _Reinforcem
     extras["reinforcement"] = options | extras.get("reinforcement", {})
 
 
-def _asked_base(base_of: Callable[[str], str], name: str) -> str:
-    if name.startswith("ft:"):
-        raise UsageError(
-            f"a grader asks '{name[:200]}', which a job made", allowed="a base: a job grades beside its training, not in the server"
-        )
-    return base_of(name)
-
-
 def _with_models(grader: Any, name_of: Callable[[str], str]) -> Any:
     """The grader (or a part of one) with `name_of(model)` for the name of each model that it asks."""
     if isinstance(grader, list):
@@ -218,14 +211,14 @@ def _with_models(grader: Any, name_of: Callable[[str], str]) -> Any:
     return whole | {"model": name_of(whole["model"])} if asks else whole
 
 
-def _model_of(name: Any, param: str, base_of: Callable[[str], str]) -> str:
+def _model_of(name: Any, param: str, word_of: Callable[[str], str]) -> str:
     """What a worker finds the model by that a client calls `name`."""
     if name in (None, "auto"):
         raise BadRequest(f"Missing required parameter: '{param}'", param=param, code="missing_required_parameter")
     if not isinstance(name, str):
         raise BadRequest(f"'{param}' is {name!r}", param=param, code="invalid_type", allowed="the name of a model")
     try:
-        return base_of(name)
+        return word_of(name)
     except BadRequest as error:
         raise BadRequest(error.what, param=param, code="invalid_value", allowed=error.allowed) from error
 

@@ -19,16 +19,18 @@ import msgspec
 from tunesmith.core.atomic import atomic_file
 from tunesmith.core.chat import Renderer
 from tunesmith.core.errors import DataError, NotFound, TrainingError, UsageError
-from tunesmith.core.model_ref import artifact_ref
+from tunesmith.core.model_ref import ModelRef, artifact_ref
 from tunesmith.core.rows import Row as DataRow
 from tunesmith.core.rows import read_lines
 from tunesmith.data.formats.objects import load_object
 from tunesmith.data.formats.registry import FORMATS, parse_line
 from tunesmith.flow.jobs.report import Reporter, model_name, result_csv, weight_files
 from tunesmith.flow.jobs.request import option_of, plan
+from tunesmith.flow.jobs.start import anchored
 from tunesmith.flow.pipeline.training_stage import with_teacher
 from tunesmith.flow.runner import only_one
 from tunesmith.models.catalog import Catalog
+from tunesmith.models.resolve import Models
 from tunesmith.store.files import Files
 from tunesmith.store.jobs import Lease, Stopped
 from tunesmith.store.paging import Missing, Row
@@ -149,8 +151,9 @@ def _train(lease: Lease, job: Row, rows: Sequence[DataRow], validation: Sequence
     from tunesmith.train.grpo import reinforce
     from tunesmith.train.loop import train
 
+    models = Models(lease.store, Catalog(), project=job["project"])
     try:
-        base = Catalog().model(job["base"])
+        base, _ = models.folders(ModelRef(base=job["base"]))
     except NotFound as error:
         lease.fail("model_not_available", str(error), "model")
         return
@@ -159,13 +162,13 @@ def _train(lease: Lease, job: Row, rows: Sequence[DataRow], validation: Sequence
     items, valid = method.render(renderer, ready), method.render(renderer, held_out)
     valid, shared = apart(items, valid)
     if wanted is None:
-        wanted, shown, more = _planned(job, method, items, base, threads)
-        wanted = with_teacher(wanted, Catalog().model)
+        wanted, shown, more = _planned(job, method, items, base, threads, models)
+        wanted = with_teacher(wanted, models.whole)
         lease.write([*_notes(converted, len(shared), len(held_out)), *more], method=shown)
     tell = Reporter(lease, job, out)
     work: Callable[..., Any] = partial(train, wanted, items, valid)
     if method.graded:
-        reward = reward_of(wanted.reinforcement.grader or {}, Catalog().model)
+        reward = reward_of(wanted.reinforcement.grader or {}, models.resolve)
         work = partial(reinforce, wanted, tasks_of(ready, items), reward, tasks_of(held_out, valid))
     result = work(base=base, out=out, on_event=tell, should_stop=lease.pausing)
     tell.close()
@@ -173,7 +176,7 @@ def _train(lease: Lease, job: Row, rows: Sequence[DataRow], validation: Sequence
 
 
 def _planned(
-    job: Row, method: Method, items: Sequence[Item], base: Path, threads: int | None
+    job: Row, method: Method, items: Sequence[Item], base: Path, threads: int | None, models: Models
 ) -> tuple[Plan, dict[str, Any], list[dict[str, Any]]]:
     """The plan of a job that begins, its method with every "auto" as the number that it became, and what is to be said about both."""
     kind = method.job.type
@@ -182,7 +185,7 @@ def _planned(
     fixed |= {name: shown[key] for name, key in (("epochs", "n_epochs"), ("batch_size", "batch_size")) if shown[key] != "auto"}
     if threads is not None:
         fixed["threads"] = threads
-    wanted = plan(method, job["extras"], shown, **fixed)
+    wanted = anchored(plan(method, job["extras"], shown, **fixed), models)
     resolved, _ = resolve(wanted, gather(wanted, method.items(items), base))
     factor = 1.0 if shown["learning_rate_multiplier"] == "auto" else float(shown["learning_rate_multiplier"])
     rate = {"learning_rate": resolved.learning_rate * factor}

@@ -195,10 +195,11 @@ def _training(context: ProjectContext, output: Output) -> dict[str, Any]:
     if valid:
         series.append(("validation", [event["step"] for event in valid], [event[f"valid_{figure}"] for event in valid]))
     test = output["test"]
+    merged = f"; merged into the base, the logits differ by {test['merge_error']:.2g}" if "merge_error" in test else ""  # only of LoRA
     checks = [
         f"saved and loaded again, loss on the same rows: {test['trained_loss']:.4f} before, {test['reloaded_loss']:.4f} after "
         f"(base alone: {test['base_loss']:.4f})",
-        f"largest weight {test['largest_weight']:.3g}, so not zero; merged into the base, the logits differ by {test['merge_error']:.2g}",
+        f"largest weight {test['largest_weight']:.3g}, so not zero{merged}",
     ]
     size = f"{output['trainable_parameters'] / 1e6:.2f} M trainable parameters"
     reached = output.get(f"valid_{figure}")

@@ -6,7 +6,6 @@ import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,7 +13,7 @@ import msgspec
 from tunesmith.core.rows import Row
 from tunesmith.core.types import Answer, Example, Prompt, Sampling
 from tunesmith.evaluate import graders
-from tunesmith.models.local import LocalModel
+from tunesmith.models.base import Model
 from tunesmith.train.facts import cores
 from tunesmith.train.items import Item
 from tunesmith.train.rollout import Graded, Reward, Task
@@ -39,12 +38,12 @@ def item_of(row: Example) -> dict[str, Any]:
     return row.meta | {key: value for key, value in own.items() if value is not None}
 
 
-def reward_of(grader: Mapping[str, Any], find: Callable[[str], Path]) -> Reward:
-    """Grades many answers at once. `find` gives the folder of a grading model by its name.
+def reward_of(grader: Mapping[str, Any], resolve: Callable[[str], Model]) -> Reward:
+    """Grades many answers at once. `resolve` gives a grading model by the word that the grader has for it.
 
     Python graders run in the sandbox; whoever may not use them is refused before. Raises UsageError for a grader that is none.
     """
-    parsed, ask = graders.parse(grader, python=True), Asker(find)
+    parsed, ask = graders.parse(grader, python=True), Asker(resolve)
 
     def reward(answers: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Graded]:
         with ThreadPoolExecutor(cores()) as pool:
@@ -59,13 +58,13 @@ def _graded(grade: graders.Grade) -> Graded:
 
 
 class Asker:
-    """Asks grading models on this machine, each loaded when it is first asked; one answer at a time."""
+    """Asks grading models, each loaded when it is first asked; one answer at a time."""
 
-    def __init__(self, find: Callable[[str], Path]) -> None:
-        self._find, self._models, self._lock = find, dict[str, LocalModel](), threading.Lock()
+    def __init__(self, resolve: Callable[[str], Model]) -> None:
+        self._resolve, self._models, self._lock = resolve, dict[str, Model](), threading.Lock()
 
     def __call__(self, name: str, prompt: Prompt, sampling: Sampling) -> Answer:
         with self._lock:
             if name not in self._models:
-                self._models[name] = LocalModel(self._find(name), name=name)
+                self._models[name] = self._resolve(name)
             return self._models[name].answer([prompt], sampling)[0]

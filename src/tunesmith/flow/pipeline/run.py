@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from tunesmith.core.atomic import unfinished
 from tunesmith.core.deployment import Variant
 from tunesmith.core.errors import ConfigError, UsageError
-from tunesmith.core.model_ref import artifact_ref
 from tunesmith.core.progress import Progress, Silent
 from tunesmith.flow.context import TUNED, ProjectContext
 from tunesmith.flow.last_run import View
@@ -198,14 +199,14 @@ def _say_beforehand(context: ProjectContext, waiting: list[str]) -> None:
 
 def _deploy(context: ProjectContext) -> None:
     """Put the tuned model in force for its alias, unless it already is."""
-    word, alias, deployments = context.project.base, context.project.deploy.alias, Deployments(context.store)
-    base = str(context.base) if Path(word).expanduser().is_dir() else word
-    model = artifact_ref(base, context.adapter, context.store.folder, made_by=f"run:{context.runner.digests['train']}")
-    variants = (Variant(name=TUNED, model=model),)
+    alias, model, deployments = context.project.deploy.alias, context.tuned, Deployments(context.store)
     in_force = deployments.in_force().get(alias)
-    if in_force is None or in_force.variants != variants:
-        version = deployments.put(alias, variants, reason=f"run of {context.project.name}: gate passed", by=context.command).version
-        context.progress.say(f"deployed: '{alias}' answers with {TUNED} weights of this run (version {version})")
+    if in_force is not None and model.same_as(in_force.variants[0].model):
+        return
+    digest = context.models.lazy(model, alias).digest
+    variant = Variant(name=TUNED, model=msgspec.structs.replace(model, digest=digest))
+    made = deployments.put(alias, [variant], reason=f"run of {context.project.name}: gate passed", by="tunesmith run")
+    context.progress.say(f"deployed: '{alias}' answers with the {TUNED} model of this run (version {made.version})")
 
 
 def _publish(source: Path, target: Path) -> None:

@@ -30,11 +30,16 @@ def ask(context: ProjectContext, server: Server, work: Path) -> Output:
 
     openai = need("openai", extra="openai")
     started = time.time()
-    names = {context.project.base: context.model, context.project.deploy.alias: context.tuned_model()}
-    asked = _chosen(context.questions("test"), context.project.deploy.questions)
-    with server(names, context.store) as url:
-        client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
-        answers = [_question(client, row, list(names), context.sampling().max_tokens) for row in asked]
+    tokens, asked = context.sampling().max_tokens, _chosen(context.questions("test"), context.project.deploy.questions)
+    said: dict[str, list[dict[str, Any]]] = {}
+    for names in _together(context):
+        with server({name: load() for name, load in names.items()}, context.store) as url:
+            client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
+            said |= {name: [_answer(client, row, name, tokens) for row in asked] for name in names}
+    answers = [
+        {"asked": row.prompt[-1].text, "reference": row.answer, "answers": [each[i] for each in said.values()]}
+        for i, row in enumerate(asked)
+    ]
     seen = status(context.store, since=started)
     return {"questions": answers, "monitoring": seen}
 
@@ -44,24 +49,26 @@ def _chosen(rows: Sequence[Example], count: int) -> list[Example]:
     return sorted(rows, key=lambda row: (-len(row.answer), row.id))[:: max(1, len(rows) // (3 * max(count, 1)))][:count]
 
 
-def _question(client: Any, row: Example, models: list[str], max_tokens: int) -> dict[str, Any]:
-    client_error = need("openai", extra="openai").OpenAIError
+def _together(context: ProjectContext) -> list[dict[str, Callable[[], Model]]]:
+    """What is served at a time: base and adapter share their weights, whole weights are served after the base, so that one model is in
+    memory."""
+    base: dict[str, Callable[[], Model]] = {context.project.base: lambda: context.model}
+    tuned: dict[str, Callable[[], Model]] = {context.project.deploy.alias: context.tuned_model}
+    return [base | tuned] if context.tuned.adapter is not None else [base, tuned]
+
+
+def _answer(client: Any, row: Example, model: str, max_tokens: int) -> dict[str, Any]:
+    started = time.monotonic()
     messages = [msgspec.to_builtins(message) for message in row.prompt]
-    answers = []
-    for model in models:
-        started = time.monotonic()
-        try:
-            said = client.chat.completions.create(model=model, messages=messages, max_tokens=max_tokens, temperature=0)
-        except client_error as error:
-            raise TunesmithError(
-                f"the served model '{model}' did not answer: {error}", remedy="free space on the disk, then run again"
-            ) from error
-        answers.append(
-            {
-                "model": model,
-                "text": said.choices[0].message.content,
-                "tokens": said.usage.completion_tokens,
-                "seconds": time.monotonic() - started,
-            }
-        )
-    return {"asked": row.prompt[-1].text, "reference": row.answer, "answers": answers}
+    try:
+        completion = client.chat.completions.create(model=model, messages=messages, max_tokens=max_tokens, temperature=0)
+    except need("openai", extra="openai").OpenAIError as error:
+        raise TunesmithError(
+            f"the served model '{model}' did not answer: {error}", remedy="free space on the disk, then run again"
+        ) from error
+    return {
+        "model": model,
+        "text": completion.choices[0].message.content,
+        "tokens": completion.usage.completion_tokens,
+        "seconds": time.monotonic() - started,
+    }

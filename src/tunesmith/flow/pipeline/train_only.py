@@ -38,7 +38,7 @@ def train_project(
         run = begin(context, made, ("collect", "split", "tokens", "train"))
         done = context.runner.run("train")
         Runs(context.store).finish(run.id)
-        return {**done.output, "cached": done.cached, "adapter": str(context.adapter)}
+        return {**done.output, "cached": done.cached, "artifact": str(context.trained)}
 
 
 def overfit(project: Project, folder: Path, progress: Progress, rows: int) -> dict[str, Any]:

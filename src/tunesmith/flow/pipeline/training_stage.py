@@ -11,6 +11,7 @@ import msgspec
 
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.memory import give_back
+from tunesmith.core.model_ref import is_adapter
 from tunesmith.flow.runner import Output
 from tunesmith.flow.train_progress import TrainProgress
 from tunesmith.train.items import Item, load_items
@@ -52,12 +53,17 @@ def train_rows(context: ProjectContext, work: Path) -> Output:
 
 
 def taught(context: ProjectContext) -> Plan:
-    """The project's plan with the folder of its teacher."""
-    return with_teacher(context.project.train, context.catalog.model)
+    """The project's plan with the adapter that it goes on from, where the base is one, and with the folder of its teacher."""
+    from tunesmith.train.starting import going_on
+
+    plan = context.project.train
+    if context.start_adapter is not None:
+        plan = msgspec.structs.replace(plan, adapter=going_on(plan.adapter, context.start_adapter, context.base))
+    return with_teacher(plan, context.models.whole)
 
 
 def with_teacher(plan: Plan, find: Callable[[str], Path]) -> Plan:
-    """The plan with the folder of its teacher, which may be given by its catalogue name."""
+    """The plan with the folder of its teacher, which may be given by any word for whole weights."""
     if plan.distillation.teacher is None:
         return plan
     teacher = str(find(plan.distillation.teacher))
@@ -69,7 +75,7 @@ def _reinforce(context: ProjectContext, prompts: dict[str, list[Item]], work: Pa
     from tunesmith.flow.pipeline.rewards import reward_of, tasks_of
     from tunesmith.train.grpo import reinforce
 
-    plan = context.project.train
+    plan = taught(context)
     if plan.reinforcement.grader is None:
         raise ConfigError(
             f"method {plan.method} has no grader",
@@ -78,7 +84,7 @@ def _reinforce(context: ProjectContext, prompts: dict[str, list[Item]], work: Pa
             remedy='grader: {type: string_check, name: same, input: "{{ sample.output_text }}", reference: "{{ item.reference }}", '
             "operation: eq}",
         )
-    reward = reward_of(plan.reinforcement.grader, context.catalog.model)
+    reward = reward_of(plan.reinforcement.grader, context.models.resolve)
     tasks, held_out = (tasks_of(context.rows(part), items) for part, items in prompts.items())
     return reinforce(plan, tasks, reward, held_out, base=context.base, out=work, on_event=tell)
 
@@ -105,7 +111,7 @@ def _measure(context: ProjectContext) -> Measure | None:
         raise ConfigError(f"no value of {chosen.name} is better than another", where="evaluate.metrics", remedy="another metric first")
 
     def value(folder: Path) -> float | None:
-        base, adapter = (context.base, folder) if folder.name == "adapter" else (folder, None)
+        base, adapter = (context.base, folder) if is_adapter(folder) else (folder, None)
         model = LocalModel(base, adapter, name="in training", max_rows=project.evaluate.batch_size)
         return evaluate(model, rows, [chosen], sampling=sampling, out=folder.parent / "answers").values[chosen.name]
 

@@ -6,36 +6,28 @@ The grammars run in llguidance (MIT), which turns JSON Schemas and Lark grammars
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tunesmith.core.errors import UsageError
 from tunesmith.core.load import need
-from tunesmith.core.types import Record
-from tunesmith.models.local import LocalModel
-from tunesmith.nets.decoder import Decoder, Token
+from tunesmith.models.base import Constraint
+from tunesmith.nets.decoder import Decoder, Engine, Token
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Constraint(Record, frozen=True):
-    """What an answer must be: JSON after a schema, or calls of one of `tools` (the API's tool objects)."""
-
-    schema: dict[str, Any] | None = None
-    tools: tuple[dict[str, Any], ...] = ()
-    several: bool = True
-
-    def lark(self) -> str:
-        """The constraint as a Lark grammar."""
-        if self.schema is not None:
-            return f"start: value\nvalue: %json {_json(self.schema)}"
-        calls = [_call(tool["function"]) for tool in self.tools]
-        call = f"call: %json {_json({'anyOf': calls})}"
-        more = "+" if self.several else ""
-        return f'start: one{more}\none: "<tool_call>" call "</tool_call>"\n{call}'
+def lark(constraint: Constraint) -> str:
+    """The constraint as a Lark grammar."""
+    if constraint.schema is not None:
+        return f"start: value\nvalue: %json {_json(constraint.schema)}"
+    calls = [_call(tool["function"]) for tool in constraint.tools]
+    call = f"call: %json {_json({'anyOf': calls})}"
+    more = "+" if constraint.several else ""
+    return f'start: one{more}\none: "<tool_call>" call "</tool_call>"\n{call}'
 
 
 def _json(schema: dict[str, Any]) -> str:
@@ -50,36 +42,37 @@ def _call(function: dict[str, Any]) -> dict[str, Any]:
 
 
 class Grammars:
-    """Constraints compiled for one base's vocabulary."""
+    """Constraints compiled for the vocabulary of one base, whose folder has its `tokenizer.json`."""
 
-    def __init__(self, model: LocalModel) -> None:
+    def __init__(self, base: Path, size: int, stop_ids: frozenset[int]) -> None:
         self._library = need("llguidance", extra="serve")
-        self.stop_ids = model.renderer.stop_ids
-        size = model.engine.model.get_output_embeddings().weight.shape[0]
-        self._tokenizer = self._library.LLTokenizer(str(model.base / "tokenizer.json"), n_vocab=size, eos_token=sorted(self.stop_ids))
-        self.size = size
+        self._tokenizer = self._library.LLTokenizer(str(base / "tokenizer.json"), n_vocab=size, eos_token=sorted(stop_ids))
 
     def matcher(self, constraint: Constraint) -> Any:
         """A fresh automaton. Raises UsageError when the schema cannot be followed, saying why."""
-        grammar = constraint.lark()
-        made = self._library.LLMatcher(self._tokenizer, grammar, log_level=0)
+        made = self._library.LLMatcher(self._tokenizer, lark(constraint), log_level=0)
         if made.is_error():
             raise UsageError(f"the schema cannot be followed: {made.get_error()[:500]}", allowed="JSON Schema without remote references")
         return made
 
 
 class HeldDecoder(Decoder):
-    """A decoder some of whose rows are held to a grammar. It steps in where the logits of a step become tokens (`Decoder._sample`)."""
+    """A decoder some of whose rows are held to a grammar. It steps in where the logits of a step become tokens (`Decoder._sample`).
 
-    def __init__(self, model: LocalModel) -> None:
-        super().__init__(model.engine, max_rows=model.max_rows)
-        self._model = model
+    `base` is the folder whose tokenizer its grammars are compiled for, `stop_ids` end an answer.
+    """
+
+    def __init__(self, engine: Engine, base: Path, stop_ids: frozenset[int], *, max_rows: int) -> None:
+        super().__init__(engine, max_rows=max_rows)
+        self._base, self._stop_ids = base, stop_ids
         self._grammars: Grammars | None = None
         self._matchers: dict[int, Any] = {}
 
     def hold(self, number: int, constraint: Constraint) -> None:
         """Hold a row that was just added. Raises UsageError for a schema that cannot be followed."""
-        self._grammars = self._grammars or Grammars(self._model)
+        if self._grammars is None:
+            size = self.engine.model.get_output_embeddings().weight.shape[0]
+            self._grammars = Grammars(self._base, size, self._stop_ids)
         self._matchers[number] = self._grammars.matcher(constraint)
 
     def cancel(self, number: int) -> None:
@@ -115,10 +108,3 @@ def _allowed(matcher: Any, size: int, stop_ids: frozenset[int]) -> np.ndarray[An
     if not allowed.any():
         allowed[sorted(stop_ids)] = True
     return allowed
-
-
-def constraint_of(schema: dict[str, Any] | None, tools: Sequence[dict[str, Any]], *, several: bool = True) -> Constraint | None:
-    """The constraint of a schema or of tools of which one must be called; None when there is neither."""
-    if schema is None and not tools:
-        return None
-    return Constraint(schema=schema, tools=tuple(tools), several=several)
