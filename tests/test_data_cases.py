@@ -1,14 +1,21 @@
 """What real files have: nothing that a row says moves aside unsaid, and no row vanishes or is made up. Each kind with an input of our own."""
 
+import gzip
 import json
+import random
+import subprocess
+import sys
 
 import pytest
+import zstandard
 
-from tunesmith.core.errors import DataError
+from tunesmith.core.errors import ConfigError, DataError
 from tunesmith.core.row_kinds import answer_turns, prompt_of, turns_of
 from tunesmith.core.types import Example, Labelled, Preference
+from tunesmith.data.clean import Clean, clean
 from tunesmith.data.collect import Source, collect
 from tunesmith.data.export import to_format
+from tunesmith.data.pii import PersonalData, find_all
 
 
 def read(folder, *rows, name="rows.jsonl", **options):
@@ -216,3 +223,183 @@ def test_calls_come_back_from_every_format_and_are_what_the_sdk_takes(content, n
     assert read(tmp_path, fields, name="again.jsonl").rows[0].id == first.id
     if name == "chat":
         assert fields["messages"][1]["tool_calls"] == [call]
+
+
+# --- files -------------------------------------------------------------------------------------------------------------------------------
+
+
+def table(folder, text, name="rows.csv", encoding="utf-8", **options):
+    path = folder / name
+    path.write_bytes(text.encode(encoding))
+    return collect(Source(path=str(path), **options), max_invalid=1.0)
+
+
+def pairs(found):
+    return [(row.messages[-2].text, row.messages[-1].text) for row in found.rows]
+
+
+@pytest.mark.parametrize(
+    ("text", "mapping"),
+    [
+        ('"prompt, or so, in short";response\nleft?;no\nright?;yes\n', {"prompt": "prompt, or so, in short"}),
+        ("sep=;\nprompt;response\nleft?;no\nright?;yes\n", {}),
+        ("sep=|\r\nprompt|response\r\nleft?|no\r\nright?|yes\r\n", {}),
+        ("\n  \n\nprompt,response\nleft?,no\n\nright?,yes\n", {}),
+        ('"prompt\n;;;",response\nleft?,no\nright?,yes\n', {"prompt": "prompt\n;;;"}),
+        ("prompt\tresponse\nleft?\tno\nright?\tyes", {}),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+def test_dialects_and_encodings_of_tables(text, mapping, encoding, tmp_path):
+    found = table(tmp_path, text, encoding=encoding, map=mapping) if encoding.startswith("utf-8") else None
+    path = tmp_path / "rows.csv"
+    path.write_bytes(text.encode(encoding))
+    found = found or collect(Source(path=str(path), map=mapping, encoding=encoding))
+    assert pairs(found) == [("left?", "no"), ("right?", "yes")]
+
+
+def test_a_file_that_is_not_of_the_encoding_or_of_none_is_said(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b"prompt,response\ncaf\xe9?,yes\n")
+    assert pairs(collect(Source(path=str(path), encoding="latin-1"))) == [("café?", "yes")]
+    with pytest.raises(DataError, match="the file is not utf-16"):
+        collect(Source(path=str(path), encoding="utf-16"))
+    with pytest.raises(ConfigError, match="no encoding 'klingon'"):
+        collect(Source(path=str(path), encoding="klingon"))
+    path.write_bytes("prompt,response\na,b\n".encode("utf-16"))
+    with pytest.raises(DataError, match="encoding: utf-16"):
+        collect(Source(path=str(path)))
+
+
+ROWS = "".join(f"question {i},answer {i}\n" for i in range(30))
+
+
+@pytest.mark.parametrize("at", [0, 7, 29])
+@pytest.mark.parametrize("broken", ['"never closed,x\n', 'x,"never closed\n', '"a "b" c,x\n'])
+def test_a_quote_that_is_never_closed_costs_its_own_row(at, broken, tmp_path):
+    lines = ROWS.splitlines(keepends=True)
+    found = table(tmp_path, "prompt,response\n" + "".join([*lines[:at], broken, *lines[at:]]))
+    assert (found.inputs, len(found.rows), found.invalid) == (31, 30, 1)
+    assert found.faults[0].where.endswith(f":{at + 2}")
+
+
+def test_rows_between_two_quotes_are_all_said(tmp_path):
+    lines = ROWS.splitlines(keepends=True)
+    found = table(
+        tmp_path,
+        "prompt,response\n" + "".join([*lines[:5], '"open,x\n', *lines[5:20], 'he said" "no,y\n', '"and, so on",z\n', *lines[20:]]),
+    )
+    assert found.inputs == 33
+    assert len(found.rows) + found.invalid == 33
+    assert ("and, so on", "z") in pairs(found)
+    assert {"question 4", "question 25"} <= {asked for asked, _ in pairs(found)}
+
+
+def test_no_row_is_made_of_the_middle_of_a_broken_one(tmp_path):
+    found = table(tmp_path, 'prompt,response\n"said \\"no\\" twice\nthen,went\nhome",x\nb,c\n')
+    assert (pairs(found), found.inputs) == ([("b", "c")], 2)
+    assert "lines 2 to 4" in found.faults[0].message
+
+
+def test_a_table_in_good_order_keeps_line_breaks_in_cells(tmp_path):
+    found = table(tmp_path, 'prompt,response\n"one\ntwo, ""three""","a\n\nb"\nb,c\n')
+    assert pairs(found) == [('one\ntwo, "three"', "a\n\nb"), ("b", "c")]
+    assert [row.origin[-2:] for row in found.rows] == [":2", ":6"]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.zst", "rows.jsonl.gz", "rows.csv.zst"])
+def test_an_archive_that_was_cut_is_no_whole_one(name, tmp_path):
+    whole = b"prompt,response\n" if "csv" in name else b""
+    draw = random.Random(0)
+    for _ in range(4_000):
+        text = f"{draw.random()}"
+        whole += f"{text},{text}\n".encode() if "csv" in name else json.dumps({"prompt": text, "response": text}).encode() + b"\n"
+    packed = gzip.compress(whole) if name.endswith("gz") else zstandard.ZstdCompressor().compress(whole)
+    path = tmp_path / name
+    path.write_bytes(packed)
+    assert len(collect(Source(path=str(path))).rows) == 4_000
+    for share in (0.3, 0.6, 0.99):
+        path.write_bytes(packed[: int(share * len(packed))])
+        with pytest.raises(DataError, match="damaged"):
+            collect(Source(path=str(path)), max_invalid=1.0)
+    if name.endswith("zst"):  # several frames one after the other, as zstd's own tool joins them
+        path.write_bytes(
+            zstandard.ZstdCompressor().compress(whole[: whole.index(b"\n") + 1])
+            + zstandard.ZstdCompressor().compress(whole[whole.index(b"\n") + 1 :])
+        )
+        assert len(collect(Source(path=str(path))).rows) == 4_000
+
+
+def test_json_lines_under_the_name_of_a_text_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"rows\.jsonl"):
+        read(tmp_path, {"messages": [ask(), say()]}, {"messages": [ask("2"), say()]}, name="rows.txt")
+    (tmp_path / "prose.txt").write_text("{ is a brace.\n}\n")
+    assert len(collect(Source(path=str(tmp_path / "prose.txt"))).rows) == 1
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_the_nulls_that_arrow_plants_are_not_there(suffix, tmp_path):
+    import pyarrow as pa
+    import pyarrow.ipc
+    import pyarrow.parquet
+
+    def calling(**arguments):
+        call = {"id": "c", "type": "function", "function": {"name": "steer", "arguments": arguments}}
+        return {"messages": [{**ask(), "tool_calls": None}, {"role": "assistant", "content": None, "tool_calls": [call]}]}
+
+    data = pa.Table.from_pylist([calling(to="left", by={"rudder": 1}), calling(fast=True)])
+    path = tmp_path / f"rows.{suffix}"
+    if suffix == "parquet":
+        pa.parquet.write_table(data, path)
+    else:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, data.schema) as writer:
+            writer.write_table(data)
+    rows = collect(Source(path=str(path))).rows
+    assert [json.loads(row.messages[1].tool_calls[0].function.arguments) for row in rows] == [
+        {"to": "left", "by": {"rudder": 1}},
+        {"fast": True},
+    ]
+
+
+# --- texts -------------------------------------------------------------------------------------------------------------------------------
+
+
+def cleaned(folder, *rows, **settings):
+    found = read(folder, *rows)
+    return clean(found.rows, Clean(**settings), found.ledger).rows
+
+
+def test_pages_stay_apart_and_talk_of_mojibake_stays(tmp_path):
+    rows = cleaned(
+        tmp_path,
+        {"messages": [ask("pages"), say("first\x0csecond\x0bthird\x1fa\x1eb")]},
+        {"messages": [ask("What is wrong with Ã¼?"), say("Somebody read ü as Latin-1.")]},
+        {"messages": [ask("MÃ¼nchen?"), say("GrÃ¼ÃŸe")]},
+    )
+    assert rows[0].messages[1].text == "first\nsecond\nthird a b"
+    assert rows[1].messages[0].text == "What is wrong with Ã¼?"
+    assert [turn.text for turn in rows[2].messages] == ["München?", "Grüße"]
+
+
+@pytest.mark.parametrize("between", ["|", ",", ";", " ", "\n", "/", "|||", "<>", ":", "`", "=", "'", "}{"])
+def test_every_one_of_several_addresses_is_taken_out(between, tmp_path):
+    text = between.join(["ann@example.com", "bo@example.org", "cy@example.net"])
+    (row,) = cleaned(tmp_path, {"messages": [ask(text), say()]}, personal_data=PersonalData(action="redact"))
+    assert "@" not in row.messages[0].text
+    assert row.messages[0].text.count("<EMAIL>") == 3
+    assert find_all([row.messages[0].text]) == [[]]
+
+
+def test_how_files_are_read_is_an_option_of_the_command(tmp_path):
+    (tmp_path / "rows.csv").write_bytes("id,prompt,response\n1,café?,yes\n1,crème?,no\n".encode("cp1252"))
+    words = ["data", "import", "rows.csv", "--yes", "--json", "--config", str(tmp_path / "tunesmith.yaml")]
+
+    def run(*more):
+        return subprocess.run([sys.executable, "-m", "tunesmith", *words, *more], cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    done = run("--read", "encoding=cp1252", "--read", "unique_ids=false")
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+    assert [turn["text"] for row in shown["preview"][0]["rows"] for turn in row["turns"]] == ["café?", "yes", "crème?", "no"]
+    assert run("--read", "encodin=cp1252").returncode == 2
+    assert run("--read", "unique_ids=maybe").returncode == 2

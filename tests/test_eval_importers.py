@@ -35,6 +35,42 @@ def test_openai_samples_name_every_fault() -> None:
         openai_rows(b"{}\n{", "file")
 
 
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"])
+def test_only_line_feeds_end_lines(mark: str) -> None:
+    lines = [{"input": f"one{mark}two", "ideal": f"a{mark}b"}, {"input": "q2", "ideal": "c"}]
+    data = "\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    first, second = openai_rows(data.encode(), "file")
+    assert (first.prompt[0].text, first.answer, second.origin) == (f"one{mark}two", f"a{mark}b", "file:2")
+
+
+def test_promptfoo_lists_and_transforms(tmp_path: Path) -> None:
+    path = tmp_path / "promptfooconfig.yaml"
+    path.write_text("""
+prompts: ["Say {{what}} {{how}}"]
+defaultTest: {options: {transform: output.trim()}}
+tests:
+  - vars: {what: [left, right], how: [softly, loudly, twice], who: me}
+    assert: [{type: equals, value: "{{what}}"}, {type: contains-any, value: ["{{how}}", LEFT], transform: output.toUpperCase()}]
+  - vars: {what: [left, right], how: x}
+    options: {disableVarExpansion: true, transform: "output.toLowerCase().trim();"}
+    assert: [{type: equals, value: left}]
+""")
+    found = promptfoo(path)
+    asked = [row.prompt[0].text for row in found.examples]
+    assert asked[:6] == [f"Say {what} {how}" for what in ("left", "right") for how in ("softly", "loudly", "twice")]
+    assert asked[6:] == ["Say ['left', 'right'] x"]
+    rate = found.metrics[0].rate
+    assert rate(found.examples[0], Answer(text=" left\n")).value == 1
+    assert rate(found.examples[3], Answer(text=" left\n")).value == 0.5
+    assert rate(found.examples[6], Answer(text=" LEFT ")).value == 1
+    path.write_text(path.read_text().replace("output.trim()", "JSON.parse(output).x"))
+    with pytest.raises(DataError, match=r"JSON\.parse"):
+        promptfoo(path)
+    path.write_text(path.read_text().replace("JSON.parse(output).x", "output.trim(), prefix: Hm"))
+    with pytest.raises(DataError, match="prefix"):
+        promptfoo(path)
+
+
 def test_openai_eval_object(tmp_path: Path) -> None:
     grader = {"type": "string_check", "name": "s", "operation": "eq", "input": "{{sample.output_text}}", "reference": "{{item.ideal}}"}
     body = {

@@ -17,6 +17,7 @@ import typer
 from tunesmith.cli.shared import OVERRIDES, Json, emit, file_option, told
 
 if TYPE_CHECKING:
+    from tunesmith.data.collect import Source
     from tunesmith.flow.datasets.versions import Datasets
 
 app = typer.Typer(help="Data that can be trusted: a fate and a reason for every row.", no_args_is_help=True, rich_markup_mode=None)
@@ -81,6 +82,24 @@ def words_of(arguments: Sequence[str], data: str) -> tuple[str, list[str]]:
     return (words.pop(0), words) if words and not words[0].startswith("-") else (data, words)
 
 
+def read_as(source: Source, words: Sequence[str]) -> Source:
+    """The source with what `--read KEY=VALUE` says of it. Raises UsageError for another key."""
+    import msgspec
+
+    from tunesmith.core.config import convert
+    from tunesmith.core.errors import UsageError, nearest
+
+    keys: dict[str, list[str]] = {"encoding": [], "ignore": [], "unique_ids": []}
+    for word in words:
+        key, mark, value = word.partition("=")
+        if not mark or key not in keys:
+            raise UsageError(f"--read {word}", allowed=", ".join(f"{name}=…" for name in keys), remedy=nearest(key, keys))
+        keys[key].append(value)
+    given = {"ignore": tuple(keys["ignore"]), **{key: values[-1] for key, values in keys.items() if values and key != "ignore"}}
+    said = {"unique_ids": given["unique_ids"] == "true"} if given.get("unique_ids") in ("true", "false") else {}
+    return convert({**msgspec.structs.asdict(source), **given, **said}, type(source))
+
+
 def previewed(preview: Sequence[Any]) -> list[str]:
     """What `Datasets.preview` found, for people."""
     from tunesmith.flow.datasets.versions import text_of
@@ -111,6 +130,10 @@ def import_(
         list[str] | None, typer.Option("--map", help="The format's key = the file's column, such as prompt=question.")
     ] = None,
     format: Annotated[str, typer.Option(help="The format, where it is not to be detected.")] = "auto",
+    reading: Annotated[
+        list[str] | None,
+        typer.Option("--read", help="How files are read: encoding=cp1252, ignore=KEY (of turns, to be left out), unique_ids=false."),
+    ] = None,
     max_invalid: Annotated[
         str | None, typer.Option(help="The share of rows with faults that is tolerated, such as 1% (default: the project's).")
     ] = None,
@@ -132,7 +155,8 @@ def import_(
     for word in sources:  # a database: sqlite:///rows.db#SELECT question AS prompt, answer AS response FROM tickets
         path, mark, query = word.partition("#")
         is_query = bool(mark) and "://" in path and query.lstrip().lower().startswith(("select", "with"))
-        read.append(Source(path=path if is_query else word, format=format, map=pairs(mapping or ()), query=query if is_query else ""))
+        source = Source(path=path if is_query else word, format=format, map=pairs(mapping or ()), query=query if is_query else "")
+        read.append(read_as(source, reading or ()))
     with datasets(config, as_json) as desk:
         tolerated = share(max_invalid) if max_invalid is not None else desk.settings.max_invalid
         preview = desk.preview(read)

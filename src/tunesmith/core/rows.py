@@ -54,8 +54,41 @@ def open_read(path: str | Path) -> IO[bytes]:
         packed: IO[bytes] = gzip.open(path, "rb")  # type: ignore[assignment]  # noqa: SIM115 the caller closes it
         return packed
     if path.suffix == ".zst":
-        return io.BufferedReader(need("zstandard", extra="data").open(path, "rb"))
+        return io.BufferedReader(_Zstd(path))
     return path.open("rb")
+
+
+class _Zstd(io.RawIOBase):
+    """The bytes of a Zstandard file. Its own reader takes a file that was cut for one that ends; this one raises EOFError."""
+
+    def __init__(self, path: Path) -> None:
+        self._zstd = need("zstandard", extra="data")
+        self._file, self._rest = path.open("rb"), b""
+        self._frame: Any = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest:
+            packed = (self._frame.unused_data if self._frame is not None and self._frame.eof else b"") or self._file.read(1 << 17)
+            if not packed:
+                if self._frame is not None and not self._frame.eof:
+                    raise EOFError("the file ends in the middle of its packed data")
+                return 0
+            if self._frame is None or self._frame.eof:
+                self._frame = self._zstd.ZstdDecompressor().decompressobj()
+            try:
+                self._rest = self._frame.decompress(packed)
+            except self._zstd.ZstdError as error:
+                raise EOFError(str(error)) from error
+        count = min(len(buffer), len(self._rest))
+        buffer[:count], self._rest = self._rest[:count], self._rest[count:]
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def read_lines(path: str | Path) -> Iterator[Line]:
@@ -70,7 +103,7 @@ def read_lines(path: str | Path) -> Iterator[Line]:
                 number, start, whole = number + 1, offset, True
                 offset += len(data)
                 if number == 1:
-                    _refuse_utf16(data, path)
+                    refuse_utf16(data, path)
                     data = data.removeprefix(_UTF8_BOM)
                 if len(data) >= MAX_LINE_BYTES and not data.endswith(b"\n"):
                     whole = False
@@ -87,13 +120,14 @@ def read_lines(path: str | Path) -> Iterator[Line]:
             ) from error
 
 
-def _refuse_utf16(first: bytes, path: str | Path) -> None:
+def refuse_utf16(first: bytes, path: str | Path) -> None:
+    """Raise DataError when a file that begins so is UTF-16 or UTF-32 text."""
     if first[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\x00" in first[:4]:
         raise DataError(
             "the file is UTF-16 or UTF-32 text (or not text at all)",
             where=f"{path}:1",
             allowed="UTF-8",
-            remedy=f"iconv -f UTF-16 -t UTF-8 '{path}' > converted.jsonl",
+            remedy=f"name the source's encoding: utf-16, or: iconv -f UTF-16 -t UTF-8 '{path}' > converted",
         )
 
 

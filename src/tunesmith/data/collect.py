@@ -197,7 +197,7 @@ def stream(source: Source, formats: dict[str, str] | None = None, named: Callabl
     """
     seen: dict[str, str] = {}
     by_paragraph = source.format == "paragraphs"
-    for path, items in read_items(source.path, source.query, by_paragraph):
+    for path, items in read_items(source.path, source.query, by_paragraph, source.encoding):
         name = "text" if by_paragraph or (source.format == "auto" and is_text(path)) else source.format
         check_format(name) if name != "auto" else None
         sample, rest = _peek(items)

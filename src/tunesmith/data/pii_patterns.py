@@ -89,13 +89,15 @@ _DOMAIN = re.compile(r"(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.)+[^\W\d_]{2,24}(?![\w-]
 
 
 def _emails(text: str) -> Iterator[Span]:
+    end = 0  # of the address before: the next one begins behind it
     for at in _places(text, "@"):
-        local = _LOCAL.search(text[max(0, at - 64) : at])
+        local = _LOCAL.search(text[max(end, at - 64) : at])
         domain = _DOMAIN.match(text, at + 1)
         if local and domain:
             begin = at - len(local[0].lstrip(".'/=`|{}"))
             if begin < at and text[at - 1] != ".":
-                yield Span("email", begin, domain.end())
+                end = domain.end()
+                yield Span("email", begin, end)
 
 
 # --- things that are numbers -------------------------------------------------------------------------------------------------------

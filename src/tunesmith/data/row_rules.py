@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from tunesmith.core.errors import ConfigError, nearest
@@ -43,20 +43,33 @@ class Length(Record, frozen=True):
     max_answer: int | None = None
 
 
-# all controls but tab and line feed, zero-width marks that stand alone in text, the byte order mark; joiners stay: scripts need them
-_INVISIBLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u200b\u2060\ufeff]")
+_PAGE = re.compile("[\x0b\x0c]")  # a vertical tab or a form feed ends a line
+_SEPARATOR = re.compile("[\x1c-\x1f]")
+# all other controls but tab and line feed, zero-width marks that stand alone in text, the byte order mark; joiners stay: scripts need them
+_INVISIBLE = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u200b\u2060\ufeff]")
 
 
-def repaired(text: str) -> str:
-    """Text with mojibake undone (ftfy), in Unicode NFC, with line feeds as line ends and without invisible control characters."""
+def repaired(text: str, *, keep: Container[str] = ()) -> str:
+    """Text with mojibake undone (ftfy), in Unicode NFC, with line feeds as line ends (also for form feeds) and without invisible control
+    characters. What is in `keep` is no mojibake."""
     if _is_plain(text):
         return text
     if not text.isascii():
-        ftfy = need("ftfy", extra="data")
-        if ftfy.is_bad(text):
-            text = str(ftfy.fix_encoding(text))
+        if (better := _decoded(text)) != text and not _new_letters(text, better, keep):
+            text = better
         text = unicodedata.normalize("NFC", text)
-    return _INVISIBLE.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+    text = _PAGE.sub("\n", text.replace("\r\n", "\n").replace("\r", "\n"))
+    return _INVISIBLE.sub("", _SEPARATOR.sub(" ", text))
+
+
+def _decoded(text: str) -> str:
+    ftfy = need("ftfy", extra="data")
+    return str(ftfy.fix_encoding(text)) if ftfy.is_bad(text) else text
+
+
+def _new_letters(text: str, better: str, keep: Container[str]) -> bool:
+    """Whether a letter that undoing mojibake would bring is one that the row writes rightly elsewhere: then the row speaks of mojibake."""
+    return any(c in keep for c in set(better) - set(text) if not c.isascii())
 
 
 def _is_plain(text: str) -> bool:
@@ -72,7 +85,8 @@ def repair_text(rows: Sequence[Row]) -> Iterator[Change]:
     for i, row in enumerate(rows):
         if all(map(_is_plain, texts_of(row))):
             continue
-        better = map_texts(row, repaired)
+        right = {c for text in texts_of(row) if not text.isascii() for c in text if not c.isascii()}
+        better = map_texts(row, lambda text, right=right: repaired(text, keep=right))  # type: ignore[misc]
         if better != row:
             yield Change(i, "mended", "", row=better)
 

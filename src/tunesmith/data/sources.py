@@ -6,9 +6,8 @@ through fsspec (https://, s3://, hf:// …), fetched to a temporary file first; 
 
 from __future__ import annotations
 
-import csv
+import codecs
 import glob
-import io
 import itertools
 import os
 import shutil
@@ -16,13 +15,14 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
-from tunesmith.core.errors import DataError, NotFound, SourceUnavailable
+from tunesmith.core.errors import ConfigError, DataError, NotFound, SourceUnavailable
 from tunesmith.core.load import need
 from tunesmith.core.rows import Line, open_read, read_lines
+from tunesmith.data.csv_table import Broken, read_table
 
 PACKED = (".gz", ".zst")
 MANIFEST = "source.manifest"  # of a folder that `data.fetched` wrote
@@ -45,7 +45,7 @@ class Item(NamedTuple):
     offset: int | None = None
 
 
-def read_items(path: str, query: str = "", by_paragraph: bool = False) -> Iterator[tuple[str, Iterator[Item]]]:
+def read_items(path: str, query: str = "", by_paragraph: bool = False, encoding: str = "utf-8") -> Iterator[tuple[str, Iterator[Item]]]:
     """For each file that `path` means: its name and its items; with a `query`, `path` is a database URL and the name is the URL without
     its password. Text files are one item each, or one for each paragraph.
 
@@ -60,7 +60,7 @@ def read_items(path: str, query: str = "", by_paragraph: bool = False) -> Iterat
             yield shown, _sound(shown, _reader(file, by_paragraph)(file))
     else:
         for file in files(path):
-            yield str(file), _sound(file, _reader(file, by_paragraph)(file))
+            yield str(file), _sound(file, in_utf8(file, encoding, _reader(file, by_paragraph)))
 
 
 def _kept_names(folder: Path) -> dict[str, str]:
@@ -83,6 +83,35 @@ def _sound(file: Path | str, items: Iterator[Item]) -> Iterator[Item]:
         yield from items
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"the file is damaged: {error}", where=str(file), remedy="fetch or make it again") from error
+
+
+def in_utf8(file: Path, encoding: str, read: Callable[[Path], Iterator[Item]]) -> Iterator[Item]:
+    """The items of a text file in another encoding, read from a copy in UTF-8. Raises ConfigError for an unknown encoding, DataError for
+    bytes that are none of it."""
+    try:
+        name = codecs.lookup(encoding).name
+    except LookupError as error:
+        raise ConfigError(
+            f"no encoding '{encoding}'",
+            where="encoding",
+            allowed="a name that Python knows, such as utf-16, cp1252, shift_jis, gb18030",
+        ) from error
+    if name in ("utf-8", "utf-8-sig", "ascii") or _suffix(file) in (".parquet", ".arrow"):
+        yield from read(file)
+        return
+    with tempfile.TemporaryDirectory(prefix="tunesmith-") as folder:
+        copy = Path(folder) / (file.stem if file.suffix.lower() in PACKED else file.name)
+        decoder = codecs.getincrementaldecoder(name)()
+        with open_read(file) as source, copy.open("wb") as target:
+            try:
+                while block := source.read(1 << 20):
+                    target.write(decoder.decode(block).encode("utf-8", "surrogatepass"))
+                target.write(decoder.decode(b"", final=True).encode("utf-8", "surrogatepass"))
+            except UnicodeError as error:
+                raise DataError(
+                    f"the file is not {encoding}: {getattr(error, 'reason', error)}", where=str(file), remedy="name its encoding"
+                ) from error
+        yield from read(copy)
 
 
 def _reader(file: Path, by_paragraph: bool) -> Callable[[Path], Iterator[Item]]:
@@ -219,59 +248,9 @@ def _array(file: Path) -> Iterator[Item]:
 
 
 def _csv(file: Path) -> Iterator[Item]:
-    """Rows of a table with a header line; the delimiter is the one of , ; tab | that the header has most of. Cells are texts, empty ones
-    are left out. A row with more or fewer cells than the header is unread, never shifted."""
-    first = next(read_lines(file), None)
-    if first is None:
-        return
-    delimiter = "\t" if _suffix(file) == ".tsv" else max(",;\t|", key=lambda c: first.data.count(c.encode()))
-    with open_read(file) as raw, _lenient(raw) as text:
-        limit = csv.field_size_limit(64 * 1024 * 1024)
-        try:
-            table = csv.reader(text, delimiter=delimiter, strict=True)
-            header = [name.strip() for name in _header(table, file)]
-            if len(set(header)) < len(header):
-                raise DataError(f"two columns have the same name: {header}", where=f"{file}:1", remedy="rename one")
-            for cells in _cells(table, file):
-                number = table.line_num
-                if isinstance(cells, Unread):
-                    yield Item(number, cells)
-                elif len(cells) != len(header):
-                    said = f"the row has {len(cells)} cells, the header {len(header)}"
-                    yield Item(number, Unread("wrong_cells", f"{said}: is a '{delimiter}' or a quote not escaped?"))
-                else:
-                    yield Item(number, {name: cell for name, cell in zip(header, cells, strict=True) if cell != ""})
-        finally:
-            csv.field_size_limit(limit)
-
-
-def _header(table: Any, file: Path) -> list[str]:
-    try:
-        return next(table, [])
-    except csv.Error as error:
-        raise DataError(
-            f"the header is not valid CSV: {error}", where=f"{file}:1", remedy="its first line must name the columns"
-        ) from error
-
-
-def _lenient(raw: IO[bytes]) -> io.TextIOWrapper:
-    """Text whose wrong bytes stay visible as lone surrogates, so that the row they are in can be named."""
-    return io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
-
-
-def _cells(table: Any, file: Path) -> Iterator[list[str] | Unread]:
-    while True:
-        try:
-            cells = next(table)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield Unread("invalid_csv", f"not valid CSV: {error}")
-            continue
-        if any("\ud800" <= c <= "\udfff" for cell in cells if not cell.isascii() for c in cell):
-            yield Unread("invalid_utf8", "there are bytes that are not UTF-8: convert the file to UTF-8")
-        elif cells:
-            yield cells
+    """The rows of a table (see `csv_table`)."""
+    for number, row in read_table(file, "\t" if _suffix(file) == ".tsv" else None):
+        yield Item(number, Unread(*row) if isinstance(row, Broken) else dict(row))
 
 
 def _parquet(file: Path) -> Iterator[Item]:
@@ -309,7 +288,14 @@ def _records(batches: Any) -> Iterator[Item]:
             for name in opened:
                 if isinstance(row[name], str):
                     row[name] = _opened(row[name])
-            yield Item(number, {name: value for name, value in row.items() if value is not None})
+            yield Item(number, without_planted(row))
+
+
+def without_planted(value: Any) -> Any:
+    """A value without the nulls that Arrow gives each struct for the keys that other rows have, at any depth."""
+    if isinstance(value, dict):
+        return {key: without_planted(item) for key, item in value.items() if item is not None}
+    return [without_planted(item) for item in value] if isinstance(value, list) else value
 
 
 def _opened(text: str) -> Any:
@@ -320,9 +306,24 @@ def _opened(text: str) -> Any:
 
 
 def _text(file: Path) -> Iterator[Item]:
-    """The whole file as one row."""
+    """The whole file as one row. Raises DataError for JSON lines under the name of a text: one row would be made of many."""
     with open_read(file) as stream:
-        yield Item(1, _said(stream.read()), 0)
+        data = stream.read()
+    lines = data.split(b"\n", 3)[:3]
+    if lines[0].lstrip().startswith(b"{") and all(_is_object(line) for line in lines if line.strip()):
+        raise DataError(
+            "the file is called a text and holds JSON, one object a line",
+            where=str(file),
+            remedy=f"call it {file.stem}.jsonl; to read its paragraphs as text: format: paragraphs",
+        )
+    yield Item(1, _said(data), 0)
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(msgspec.json.decode(line), dict)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
 
 
 def _paragraphs(file: Path) -> Iterator[Item]:

@@ -8,8 +8,10 @@ Inspect                .json or .eval log → rows and an Evaluation
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -86,7 +88,7 @@ def _each(items: Iterable[tuple[str, Any]], make: Callable[[str, Any], T], what:
 
 def _lines(data: bytes, origin: str) -> list[tuple[str, Any]]:
     items: list[tuple[str, Any]] = []
-    for number, line in enumerate(data.decode("utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(data.decode("utf-8-sig").split("\n"), 1):  # splitlines would also split inside texts
         if line.strip():
             try:
                 items.append((f"{origin}:{number}", json.loads(line)))
@@ -154,8 +156,10 @@ _LISTED = {"contains-any": "contains", "contains-all": "contains", "icontains-an
 def promptfoo(path: Path) -> Imported:
     """A promptfoo configuration: each prompt with each test's variables is a row; the metric is the share of a row's assertions that hold.
 
-    Prompts are texts or JSON chats with `{{variables}}`. Raises DataError that names every assertion type that needs code or a model of its
-    own (javascript, python, llm-rubric, similar, …): those become `module:function` metrics or judges here.
+    Prompts are texts or JSON chats with `{{variables}}`; a variable that is a list gives a row for each of its values, in all combinations
+    (unless `options.disableVarExpansion`). Of transforms those are done that only change case or trim. Raises DataError that names every
+    assertion type and transform that needs code or a model of its own (javascript, python, llm-rubric, similar, …): those become
+    `module:function` metrics or judges here.
     """
     from jinja2 import TemplateError
     from jinja2.sandbox import SandboxedEnvironment
@@ -166,29 +170,64 @@ def promptfoo(path: Path) -> Imported:
     shared = body.get("defaultTest") or {}
     environment = SandboxedEnvironment()
     pairs = [
-        (f"{path}: prompt {p}, test {t}", (prompt, test))
+        (f"{path}: prompt {p}, test {t}" + (f", values {v}" if len(several) > 1 else ""), (prompt, test, variables))
         for p, prompt in enumerate(body["prompts"])
         for t, test in enumerate(body["tests"])
+        for several in [_expanded(shared, test)]
+        for v, variables in enumerate(several)
     ]
 
-    def make(where: str, pair: tuple[Any, dict[str, Any]]) -> Example:
-        prompt, test = pair
+    def make(where: str, pair: tuple[Any, dict[str, Any], dict[str, Any]]) -> Example:
+        prompt, test, variables = pair
         template = prompt if isinstance(prompt, str) else prompt["raw"]
         if template.startswith("file://"):
             raise ValueError(f"the prompt is another file: {template}")
-        variables = {**(shared.get("vars") or {}), **(test.get("vars") or {})}
+        options = {**(shared.get("options") or {}), **(test.get("options") or {})}
+        if unknown := sorted(options.keys() - {"transform", "disableVarExpansion"}):
+            raise ValueError(f"the option '{unknown[0]}' has no counterpart; allowed: transform, disableVarExpansion")
         try:
             text = environment.from_string(template).render(variables)
         except TemplateError as error:
             raise ValueError(f"the prompt cannot be filled in: {error}") from error
-        asserted = [_assertion(one, variables, environment) for one in (*(shared.get("assert") or ()), *(test.get("assert") or ()))]
+        both = (*(shared.get("assert") or ()), *(test.get("assert") or ()))
+        asserted = [_assertion(one, variables, environment, options.get("transform")) for one in both]
         chat = json.loads(text) if text.lstrip().startswith("[") else text
         return _row(_messages(chat), [], where, {"vars": variables, "assert": asserted})
 
     return Imported(str(body.get("description", path.stem)), _each(pairs, make, "promptfoo test"), [promptfoo_metric()])
 
 
-def _assertion(given: dict[str, Any], variables: dict[str, Any], environment: Any) -> dict[str, Any]:
+def _expanded(shared: dict[str, Any], test: dict[str, Any]) -> list[dict[str, Any]]:
+    """The variables of a test, each list among them one value at a time."""
+    variables = {**(shared.get("vars") or {}), **(test.get("vars") or {})}
+    options = {**(shared.get("options") or {}), **(test.get("options") or {})}
+    if options.get("disableVarExpansion"):
+        return [variables]
+    values = [value if isinstance(value, list) else [value] for value in variables.values()]
+    return [dict(zip(variables, chosen, strict=True)) for chosen in itertools.product(*values)]
+
+
+_METHODS: dict[str, Callable[[str], str]] = {
+    "toLowerCase": str.lower,
+    "toUpperCase": str.upper,
+    "trim": str.strip,
+    "trimStart": str.lstrip,
+    "trimEnd": str.rstrip,
+    "toString": str,
+}
+_CHAIN = re.compile(r"\s*(?:return\s+)?output((?:\s*\.\s*\w+\(\s*\))*)\s*;?\s*")
+
+
+def _methods(transform: Any) -> list[str]:
+    """The methods that a transform such as `output.trim().toLowerCase()` names. Raises ValueError for any other code."""
+    chain = _CHAIN.fullmatch(transform) if isinstance(transform, str) else None
+    names = re.findall(r"\w+(?=\()", chain[1]) if chain else []
+    if chain is None or not set(names) <= _METHODS.keys():
+        raise ValueError(f"the transform {transform!r} needs code; allowed: output followed by .{'(), .'.join(_METHODS)}()")
+    return names
+
+
+def _assertion(given: dict[str, Any], variables: dict[str, Any], environment: Any, transform: Any = None) -> dict[str, Any]:
     kind = str(given["type"]).removeprefix("not-")
     if _LISTED.get(kind, kind) not in _ASSERTIONS:
         known = ", ".join(sorted({*_ASSERTIONS, *_LISTED}))
@@ -196,7 +235,11 @@ def _assertion(given: dict[str, Any], variables: dict[str, Any], environment: An
     value = given.get("value")
     if isinstance(value, str) and kind != "regex":
         value = environment.from_string(value).render(variables)
-    return {"type": str(given["type"]), "value": value, "threshold": given.get("threshold"), "weight": float(given.get("weight", 1))}
+    if isinstance(value, list):
+        value = [environment.from_string(one).render(variables) if isinstance(one, str) else one for one in value]
+    methods = [*(_methods(transform) if transform else ()), *(_methods(given["transform"]) if given.get("transform") else ())]
+    rest = {"threshold": given.get("threshold"), "weight": float(given.get("weight", 1))}
+    return {"type": str(given["type"]), "value": value, **rest, **({"transform": methods} if methods else {})}
 
 
 def promptfoo_metric() -> Metric:
@@ -215,6 +258,9 @@ def promptfoo_metric() -> Metric:
 
 
 def _holds(one: dict[str, Any], example: Example, answer: Answer) -> bool:
+    for method in one.get("transform", ()):
+        answer = msgspec.structs.replace(answer, text=_METHODS[method](answer.text))
+    one = {**one, "transform": ()}
     negated, kind = one["type"].startswith("not-"), one["type"].removeprefix("not-")
     if kind in _LISTED:
         each = [_holds({**one, "type": _LISTED[kind], "value": value}, example, answer) for value in _texts(one["value"])]
