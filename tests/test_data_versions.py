@@ -215,3 +215,19 @@ def test_an_import_is_the_version_that_freezing_its_rows_would_make(tmp_path):
     with pytest.raises(DataError, match="cannot be used"):
         desk.keep([source])
     assert [one.id for one in version.log(desk.root)] == [kept.id]
+
+
+def test_a_difference_is_one_of_content_wherever_rows_stand():
+    old = [row(f"q{i}", place=i) for i in range(40)]
+    shifted = [row("new", place=0), *(msgspec.structs.replace(one, origin=f"f:{i + 1}") for i, one in enumerate(old))]
+    found = version.diff({"all": old}, {"all": shifted})
+    assert ([one.after for one in found.added], found.removed, found.changed, found.moved) == ([shifted[0]], [], [], [])
+    renamed = [msgspec.structs.replace(one, origin=one.origin.replace("f:", "g:")) for one in old]
+    assert version.diff({"all": old}, {"all": renamed}) == version.Difference([], [], [], [])
+    twice = [*old, msgspec.structs.replace(old[3], origin="f:99")]
+    assert [one.origin for one in version.diff({"all": old}, {"all": twice}).added] == ["f:99"]
+    edited = [*old[:5], msgspec.structs.replace(old[5], meta={"seen": 1}), *old[6:]]
+    assert [one.origin for one in version.diff({"all": old}, {"all": edited}).changed] == [old[5].origin]
+    assert version.diff({"train": old[:20], "test": old[20:]}, {"train": [*old[:20], old[30]], "test": [*old[20:30], *old[31:]]}).moved == [
+        (old[30].origin, "test", "train")
+    ]

@@ -183,6 +183,15 @@ class Rewriting:
         self._next = end
 
 
+SMALL = 20_000  # rows that are worth holding: asking a file for one row reads its row group
+
+
+def rows_of_file(path: str | Path) -> Sequence[Row]:
+    """The rows of a file that `write_parquet` wrote: a list when they are few, else left on disk. Raises as `StoredRows`."""
+    rows = StoredRows(path)
+    return rows if len(rows) > SMALL else list(rows)
+
+
 def taken(rows: Sequence[Row], which: Places) -> Sequence[Row]:
     """The rows at these ascending places: a view of stored rows, else a list."""
     return rows.taken(which) if isinstance(rows, StoredRows) else [rows[i] for i in which.tolist()]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Sequence
+from hashlib import blake2b
 from typing import Any
 
 import msgspec
@@ -22,16 +24,30 @@ def summary(
 ) -> dict[str, Any]:
     """Rows and their kinds, lengths in characters, turns, roles, labels; with a ledger the fates and rules, with clusters their sizes, with
     splits the size and leakage of each part. Values are plain numbers, texts and lists."""
+    questions, answers, turns = array("q"), array("q"), array("q")
+    kinds, labels, repeated = Counter[type](), Counter[str](), array("Q")
+    systems: set[int] = set()
+    with_tools = 0
+    for row in rows:  # one pass: they may lie in a file
+        answer, spoken, label = answer_of(row), turns_of(row), label_of(row)
+        kinds[type(row)] += 1
+        questions.append(len(question_of(row)))
+        answers.append(len(answer))
+        turns.append(len(spoken))
+        systems |= {_key(turn.text) for turn in spoken if turn.role in ("system", "developer")}
+        with_tools += bool(tools_of(row))
+        labels.update([label] if label is not None else [])
+        repeated.append(_key(answer))
     found: dict[str, Any] = {
         "rows": len(rows),
-        "kinds": {NAMES[kind]: n for kind, n in Counter(type(row) for row in rows).items()},
-        "question_chars": _spread([len(question_of(row)) for row in rows]),
-        "answer_chars": _spread([len(answer_of(row)) for row in rows]),
-        "turns": _spread([len(turns_of(row)) for row in rows]),
-        "system_prompts": len({turn.text for row in rows for turn in turns_of(row) if turn.role in ("system", "developer")}),
-        "with_tools": sum(bool(tools_of(row)) for row in rows),
-        "labels": dict(Counter(label for row in rows if (label := label_of(row)) is not None).most_common(50)),
-        "answers": [[text, n] for text, n in Counter(answer_of(row) for row in rows).most_common(5) if n > 1],
+        "kinds": {NAMES[kind]: n for kind, n in kinds.items()},
+        "question_chars": _spread(questions),
+        "answer_chars": _spread(answers),
+        "turns": _spread(turns),
+        "system_prompts": len(systems),
+        "with_tools": with_tools,
+        "labels": dict(labels.most_common(50)),
+        "answers": _most_common(rows, repeated),
     }
     if ledger is not None:
         found["ledger"] = {"inputs": len(ledger), "fates": ledger.counts(), "rules": ledger.rules()}
@@ -44,7 +60,18 @@ def summary(
     return found
 
 
-def _spread(values: list[int]) -> dict[str, float]:
+def _key(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+def _most_common(rows: Sequence[Row], answers: array[int]) -> list[list[Any]]:
+    """The five answers that come most often, where they come more than once; the first ones first."""
+    _, first, times = np.unique(np.array(answers, dtype=np.uint64), return_index=True, return_counts=True)
+    best = [i for i in np.lexsort((first, -times))[:5].tolist() if times[i] > 1]
+    return [[answer_of(rows[int(first[i])]), int(times[i])] for i in best]
+
+
+def _spread(values: array[int]) -> dict[str, float]:
     if not values:
         return {}
     cuts = np.percentile(values, [0, 5, 50, 95, 100])

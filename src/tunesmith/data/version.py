@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ import msgspec
 from tunesmith.core.atomic import atomic_file
 from tunesmith.core.digests import RunningDigest
 from tunesmith.core.errors import DataError, NotFound, UsageError, nearest
-from tunesmith.core.rows import Row, read_parquet, write_parquet
+from tunesmith.core.rows import Row, write_parquet
+from tunesmith.core.stored_rows import rows_of_file
 from tunesmith.core.types import Record, canonical, digest
 from tunesmith.data.ledger import Ledger
 
@@ -171,7 +173,7 @@ def log(root: str | Path) -> list[DatasetVersion]:
     return sorted(found, key=lambda version: (-version.created, version.id))
 
 
-def rows_of(root: str | Path, version: DatasetVersion, split: str) -> list[Row]:
+def rows_of(root: str | Path, version: DatasetVersion, split: str) -> Sequence[Row]:
     """The rows of one split, verified against the version's digest. Raises NotFound, or DataError when they are not what was frozen."""
     if split not in version.counts:
         raise NotFound(
@@ -180,11 +182,11 @@ def rows_of(root: str | Path, version: DatasetVersion, split: str) -> list[Row]:
     return rows_in(Path(root) / version.id, version, split)
 
 
-def rows_in(folder: Path, version: DatasetVersion, split: str) -> list[Row]:
+def rows_in(folder: Path, version: DatasetVersion, split: str) -> Sequence[Row]:
     """The rows of one split in the version's folder, verified where the version has their digest. Raises as `rows_of`."""
     path = rows_file(folder, split)
-    rows = list(read_parquet(path))
-    if digest_of(rows) != version.digests.get(split, digest_of(rows)):
+    rows = rows_of_file(path)
+    if split in version.digests and digest_of(rows) != version.digests[split]:
         raise DataError("the rows are not those that were frozen", where=str(path), remedy="restore the file, or make the version again")
     return rows
 
@@ -198,20 +200,44 @@ def lineage(root: str | Path, name: str) -> list[DatasetVersion]:
 
 
 def diff(old: Mapping[str, Sequence[Row]], new: Mapping[str, Sequence[Row]]) -> Difference:
-    """What changed between two data sets (split → rows). Rows are the same by content; by origin a changed row is known."""
+    """What changed between two data sets (split → rows). Rows are the same by their content, wherever in a file they stand; of those that
+    are not, one that has the same origin as before was changed."""
     before = [(split, row) for split, rows in old.items() for row in rows]
     after = [(split, row) for split, rows in new.items() for row in rows]
-    old_sides, new_sides = {_key(row): split for split, row in before}, {_key(row): split for split, row in after}
-    gone = {row.origin: row for _, row in before if _key(row) not in new_sides}
-    fresh = {row.origin: row for _, row in after if _key(row) not in old_sides}
-    return Difference(
-        added=[Change(origin, None, row) for origin, row in fresh.items() if origin not in gone],
-        removed=[Change(origin, row, None) for origin, row in gone.items() if origin not in fresh],
-        changed=[Change(origin, row, fresh[origin]) for origin, row in gone.items() if origin in fresh],
-        moved=[(row.origin, old_sides[_key(row)], split) for split, row in after if old_sides.get(_key(row), split) != split],
-    )
+    pairs, gone, fresh = _paired(before, after)
+    origins: dict[str, list[Row]] = defaultdict(list)
+    for row in fresh:
+        origins[row.origin].append(row)
+    changed, removed = [], []
+    for row in gone:
+        if origins.get(row.origin):
+            changed.append(Change(row.origin, row, origins[row.origin].pop(0)))
+        else:
+            removed.append(Change(row.origin, row, None))
+    added = [Change(row.origin, None, row) for rows in origins.values() for row in rows]
+    moved = [(row.origin, was, now) for row, was, now in pairs if was != now]
+    return Difference(added, removed, changed, moved)
 
 
-def _key(row: Row) -> tuple[str, str]:
-    """A row's identity in a difference: its content and where it came from (two rows can have the same content)."""
-    return row.id, row.origin
+def _paired(before: list[tuple[str, Row]], after: list[tuple[str, Row]]) -> tuple[list[tuple[Row, str, str]], list[Row], list[Row]]:
+    """Rows of equal content as (new row, old split, new split), and the rows of each side that have no such other. Of several equal rows
+    those in the same split belong together first."""
+    left: dict[bytes, list[tuple[str, Row]]] = defaultdict(list)
+    for split, row in before:
+        left[_content(row)].append((split, row))
+    pairs, alone = [], []
+    for split, row in sorted(after, key=lambda one: not any(was == one[0] for was, _ in left.get(_content(one[1]), ()))):
+        equal = left.get(_content(row), [])
+        if not equal:
+            alone.append((split, row))
+            continue
+        best = next((i for i, (was, _) in enumerate(equal) if was == split), 0)
+        pairs.append((row, equal.pop(best)[0], split))
+    fresh = {id(row) for _, row in alone}
+    gone = {id(row) for several in left.values() for _, row in several}
+    return pairs, [row for _, row in before if id(row) in gone], [row for _, row in after if id(row) in fresh]
+
+
+def _content(row: Row) -> bytes:
+    """All that a row is but for where it came from."""
+    return canonical(msgspec.structs.replace(row, origin=""))

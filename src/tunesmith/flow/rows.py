@@ -70,7 +70,7 @@ class Rows:
     """
 
     name: str
-    splits: dict[str, list[Row]]
+    splits: Mapping[str, Sequence[Row]]
     ledger: Ledger
     version: DatasetVersion | None = None
     last: Ledger | None = None
@@ -80,8 +80,10 @@ class Rows:
     sealed: bool = False
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> Sequence[Row]:
         """The rows of all parts."""
+        if len(self.splits) == 1:
+            return next(iter(self.splits.values()))
         return [row for rows in self.splits.values() for row in rows]
 
     @property
@@ -94,7 +96,7 @@ class Rows:
         """What names sealed rows in the log of openings; the same for a run of the project and for a single evaluation."""
         return digest([row.id for row in self.rows])
 
-    def part(self, name: str | None) -> list[Row]:
+    def part(self, name: str | None) -> Sequence[Row]:
         """The rows of one part (None: of all). Raises NotFound with the parts there are."""
         if name is None:
             return self.rows

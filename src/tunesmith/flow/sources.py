@@ -62,7 +62,7 @@ class Frozen:
         """Whether it is whole and divided into the three parts that training and evaluation take."""
         return self.part is None and set(self.version.counts) == set(PARTS)
 
-    def rows(self, part: str) -> list[Row]:
+    def rows(self, part: str) -> Sequence[Row]:
         """The rows of one part, as they were frozen. Raises DataError when they are not."""
         return versions.rows_in(self.folder, self.version, part)
 

@@ -63,7 +63,9 @@ def clusters_of(rows: Sequence[Row], settings: NearDuplicates) -> Ints:
     return near_clusters(rows, settings)[1]
 
 
-def given_parts(train: list[Row], validation: list[Row], test: list[Row], name: str, settings: SemanticLeakage, catalog: Catalog) -> Splits:
+def given_parts(
+    train: Sequence[Row], validation: Sequence[Row], test: Sequence[Row], name: str, settings: SemanticLeakage, catalog: Catalog
+) -> Splits:
     """Parts that were divided before, measured again: they are used as they are."""
     note = f"the parts are those of version {name}; clean and split of this project do not apply"
     found = leakages(train, {"validation": validation, "test": test})

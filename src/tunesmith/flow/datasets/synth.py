@@ -143,7 +143,7 @@ def documents(place: str) -> list[tuple[str, str]]:
         raise UsageError(f"a document is not UTF-8 text: {error}", where=place, remedy="convert it") from error
 
 
-def _seeds(data: Rows | None) -> list[Row]:
+def _seeds(data: Rows | None) -> Sequence[Row]:
     """The rows that may be shown to a teacher: training rows, or all where nothing is split yet."""
     return [] if data is None else data.splits.get("train", data.rows)
 

@@ -157,7 +157,7 @@ class Datasets(RowReader):
                 return numbered
         return data.fates.find(word)
 
-    def _earliest(self, data: Rows) -> list[Row]:
+    def _earliest(self, data: Rows) -> Sequence[Row]:
         """The rows as they were imported."""
         if data.version is None or data.version.recipe["step"] == "run":
             return []

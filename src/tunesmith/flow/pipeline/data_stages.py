@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tunesmith.core.errors import DataError
-from tunesmith.core.rows import read_parquet, write_jsonl, write_parquet
+from tunesmith.core.rows import Row, write_jsonl, write_parquet
 from tunesmith.core.stored_rows import StoredRows
 from tunesmith.data.import_stream import Intake, intake
 from tunesmith.data.ledger import Ledger
@@ -41,7 +41,7 @@ def collect(context: ProjectContext, work: Path) -> Output:
     summary = {"inputs": taken.inputs, "invalid": taken.invalid, "rows": taken.rows, "formats": sorted(set(taken.formats.values()))}
     if not versions:
         return summary
-    kept = [list(read_parquet(own[0]))] if files else []
+    kept: list[Sequence[Row]] = [StoredRows(own[0])] if files else []
     kept += [frozen.rows(part) for frozen in versions for part in frozen.parts]
     lines = [Ledger.read(own[1])] if files else []
     lines += [frozen.ledger() for frozen in versions]
