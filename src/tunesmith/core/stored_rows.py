@@ -133,7 +133,7 @@ class StoredRows(Sequence[Row]):
         pa = need("pyarrow", extra="data")
         try:
             with open_read(self.path) as stream:
-                return open_parquet(stream, self.path)[0].read_row_group(group)
+                return open_parquet(stream, self.path)[0].read_row_group(group, use_threads=False)  # threads keep arenas of their own
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"the file is damaged: {error}", where=str(self.path), remedy="make it again") from error
 

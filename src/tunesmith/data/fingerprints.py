@@ -22,7 +22,7 @@ from tunesmith.data.shingle import Shingles, shingles
 from tunesmith.data.text import claim_key, claim_of, comparison_text, normalised, prompt_key, question_of
 
 Array = np.ndarray[Any, Any]
-_ARRAYS = ("ids", "prompt", "about", "claim", "question", "group", "label")
+_ARRAYS = ("ids", "prompt", "claim", "question", "group", "label")
 
 
 class Names:
@@ -74,6 +74,7 @@ class Fingerprints:
         kept = np.zeros(len(self), dtype=bool)
         kept[which] = True
         arrays = {name: getattr(self, name)[which] for name in _ARRAYS}
+        arrays["about"] = arrays["prompt"] if self.about is self.prompt else self.about[which]
         sets = None if self.sets is None else self.sets.compacted(kept)
         origins = Origins(self.origins[i] for i in which.tolist()) if len(which) < len(self) else self.origins
         return Fingerprints(origins=origins, **arrays, sets=sets, groups=self.groups, labels=self.labels)
@@ -142,7 +143,8 @@ class Gathered:
 
     def __init__(self, most: int, sets: bool) -> None:
         self._n = 0
-        self._keys: dict[str, Array] = {name: np.zeros((most, 2), np.uint64) for name in ("prompt", "about")}
+        self._keys: dict[str, Array] = {"prompt": np.zeros((most, 2), np.uint64)}
+        self._about: Array | None = None  # of most sets it is the prompt
         self._keys |= {name: np.zeros(most, np.uint64) for name in ("claim", "question")}
         self._codes: dict[str, Array] = {name: np.full(most, -1, np.int32) for name in ("group", "label")}
         self._ids: list[Array] = []
@@ -154,6 +156,10 @@ class Gathered:
         end = self._n + len(seen.ids)
         for name, array in self._keys.items():
             array[self._n : end] = np.frombuffer(b"".join(getattr(seen, name)), np.uint64).reshape(array[self._n : end].shape)
+        if self._about is None and seen.about != seen.prompt:
+            self._about = self._keys["prompt"].copy()
+        if self._about is not None:
+            self._about[self._n : end] = np.frombuffer(b"".join(seen.about), np.uint64).reshape(-1, 2)
         self._codes["group"][self._n : end] = [self._groups.number(name) for name in seen.groups]
         self._codes["label"][self._n : end] = [self._labels.number(name) for name in seen.labels]
         self._ids.append(np.array(seen.ids, dtype=np.bytes_))
@@ -170,6 +176,7 @@ class Gathered:
             origins=self._origins,
             ids=np.concatenate(self._ids) if self._ids else np.zeros(0, np.bytes_),
             **arrays,
+            about=arrays["prompt"] if self._about is None else self._about[: self._n],
             sets=self._sets.done() if self._sets is not None else None,
             groups=self._groups,
             labels=self._labels,
@@ -187,7 +194,7 @@ class _Grown:
     def add(self, sets: Shingles) -> None:
         needed = self._used + len(sets.hashes)
         if needed > len(self._hashes):
-            self._hashes.resize(needed + needed // 4, refcheck=False)  # a large block is moved by its pages, not copied
+            self._hashes.resize(needed + needed // 20, refcheck=False)  # a large block is moved by its pages, not copied
         self._hashes[self._used : needed] = sets.hashes
         self._starts[self._texts + 1 : self._texts + 1 + len(sets)] = self._used + sets.starts[1:]
         self._texts, self._used = self._texts + len(sets), needed

@@ -235,34 +235,36 @@ def lists(
         # rows come by ascending size, so the shorter prefix of PPJoin is enough to be found by larger ones
         indexed[i] = max(sizes[i] - _ceil(2 * threshold / (1 + threshold) * sizes[i]) + 1 - alone[i], 0) if sizes[i] else 0
         total += indexed[i]
-    bits, step = 4, 2 if cross else 1
-    while (1 << bits) < 2 * total:
-        bits += 1
-    mask = np.uint64((1 << bits) - 1)
-    slots, named = np.zeros(1 << bits, dtype=np.uint64), np.empty(1 << bits, dtype=np.int32)
-    lengths = np.zeros(step * total + 1, dtype=np.int32)
-    used = 0
+    held, at = np.empty(total, dtype=np.uint64), 0
     for i in range(len(sizes)):
         for k in range(begins[i], begins[i] + indexed[i]):
-            at = _slot(slots, keys[k], mask)
-            if slots[at] == 0:
-                slots[at], named[at] = keys[k], used
-                used += step
-            lengths[named[at] + (sides[i] if cross else 0) + 1] += 1
+            held[at] = keys[k]
+            at += 1
+    held = np.sort(held)
+    held = held[: _distinct(held, 0, total)]  # a table of slots would take five times the memory
+    step = 2 if cross else 1
+    lengths = np.zeros(step * len(held) + 1, dtype=np.int32)
     list_of = np.empty(len(keys), dtype=np.int32)
-    for k in range(len(keys)):
-        at = _slot(slots, keys[k], mask)
-        list_of[k] = named[at] if slots[at] else -1
-    return list_of, indexed, np.cumsum(lengths[: used + 1])
+    for i in range(len(sizes)):
+        for k in range(begins[i], begins[i + 1]):
+            at = _find(held, keys[k])
+            list_of[k] = step * at if at >= 0 else -1
+            if k < begins[i] + indexed[i]:
+                lengths[list_of[k] + (sides[i] if cross else 0) + 1] += 1
+    return list_of, indexed, np.cumsum(lengths)
 
 
 @_inlined
-def _slot(slots: Array, key: Any, mask: Any) -> Any:
-    """The slot of a key in an open-addressing table: its own, or the first free one (0 is free; no key is 0)."""
-    at = np.int64(_mix(key) & mask)
-    while slots[at] != 0 and slots[at] != key:
-        at = np.int64(np.uint64(at + 1) & mask)
-    return at
+def _find(values: Array, value: Any) -> int:
+    """Where in ascending values one is, or -1."""
+    low, high = 0, len(values)
+    while low < high:
+        middle = (low + high) // 2
+        if values[middle] < value:
+            low = middle + 1
+        else:
+            high = middle
+    return low if low < len(values) and values[low] == value else -1
 
 
 @_inlined
@@ -289,9 +291,10 @@ def join(hashes: Array, starts: Array, order: Array, sides: Array, cross: bool, 
     keys, begins, alone = prefixes(hashes, starts, order, threshold, bits)
     low, high = parities(hashes, starts, order)
     list_of, indexed, first = lists(keys, begins, alone, sizes, sides, cross, threshold)
+    keys = np.empty(0, dtype=np.uint64)  # their memory is wanted for the entries
     spans = np.empty((len(first) - 1, 2), dtype=np.int64)  # of each list its entries that are not yet too small, and where it ends by now
     spans[:, 0] = spans[:, 1] = first[:-1]
-    entries = np.empty((first[-1], 3), dtype=np.uint64)  # both halves of the parities, then size and place in `order`: one cache line
+    entries = np.empty((first[-1], 2), dtype=np.uint64)  # half of the parities, which settles nearly all, then size and place in `order`
     seen = np.full(len(order), -1, dtype=np.int32)
     left, right, jaccard = np.empty(1024, dtype=np.int64), np.empty(1024, dtype=np.int64), np.empty(1024, dtype=np.float64)
     found, share = 0, threshold / (1 + threshold)
@@ -304,14 +307,15 @@ def join(hashes: Array, starts: Array, order: Array, sides: Array, cross: bool, 
             if list_of[k] < 0:
                 continue
             at = list_of[k] + other
-            while spans[at, 0] < spans[at, 1] and entries[spans[at, 0], 2] >> _S32 < smallest:
+            while spans[at, 0] < spans[at, 1] and entries[spans[at, 0], 1] >> _S32 < smallest:
                 spans[at, 0] += 1  # too small for this row, so for all that come later
             for e in range(spans[at, 0], spans[at, 1]):
-                m = np.int64(entries[e, 2] >> _S32)
-                if _ones(mine_low ^ entries[e, 0]) + _ones(mine_high ^ entries[e, 1]) > most[n + m]:
+                m = np.int64(entries[e, 1] >> _S32)
+                differ = _ones(mine_low ^ entries[e, 0])
+                if differ > most[n + m]:
                     continue
-                j = np.int64(entries[e, 2] & _LOW32)
-                if seen[j] == i:
+                j = np.int64(entries[e, 1] & _LOW32)
+                if seen[j] == i or differ + _ones(mine_high ^ high[j]) > most[n + m]:
                     continue
                 seen[j] = i
                 b, needed = order[j], _ceil(share * (n + m))
@@ -326,6 +330,6 @@ def join(hashes: Array, starts: Array, order: Array, sides: Array, cross: bool, 
         for k in range(begins[i], begins[i] + indexed[i]):
             at = list_of[k] + mine
             e = spans[at, 1]
-            entries[e, 0], entries[e, 1], entries[e, 2] = mine_low, mine_high, (np.uint64(n) << _S32) | np.uint64(i)
+            entries[e, 0], entries[e, 1] = mine_low, (np.uint64(n) << _S32) | np.uint64(i)
             spans[at, 1] += 1
     return left[:found].copy(), right[:found].copy(), jaccard[:found].copy()
