@@ -1,10 +1,12 @@
 """What real files have: nothing that a row says moves aside unsaid, and no row vanishes or is made up. Each kind with an input of our own."""
 
 import gzip
+import http.server
 import json
 import random
 import subprocess
 import sys
+import threading
 
 import pytest
 import zstandard
@@ -403,3 +405,41 @@ def test_how_files_are_read_is_an_option_of_the_command(tmp_path):
     assert [turn["text"] for row in shown["preview"][0]["rows"] for turn in row["turns"]] == ["café?", "yes", "crème?", "no"]
     assert run("--read", "encodin=cp1252").returncode == 2
     assert run("--read", "unique_ids=maybe").returncode == 2
+
+
+def test_secrets_of_an_address_are_kept_nowhere(tmp_path):
+    rows = b"".join(json.dumps({"prompt": f"question {i}", "response": f"answer {i}"}).encode() + b"\n" for i in range(3))
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            found = self.path.startswith("/rows")
+            self.send_response(200 if found else 404)
+            self.send_header("Content-Length", str(len(rows) if found else 0))
+            self.end_headers()
+            self.wfile.write(rows if found and self.command == "GET" else b"")
+
+        do_HEAD = do_GET
+
+        def log_message(self, *words):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        for name, code in (("rows", 0), ("missing", 1)):
+            url = f"http://ann:hunter2@127.0.0.1:{server.server_port}/{name}.jsonl?X-Amz-Signature=signed99"
+            done = subprocess.run(
+                [sys.executable, "-m", "tunesmith", "data", "import", url, "--yes"],
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == code, done.stderr
+            kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+            for secret in ("hunter2", "signed99"):
+                assert secret not in done.stdout + done.stderr
+                assert secret.encode() not in kept
+    finally:
+        server.shutdown()
+    assert b"question 2" in b"".join(path.read_bytes() for path in tmp_path.rglob("*.jsonl")) or list(tmp_path.rglob("*.parquet"))

@@ -10,6 +10,7 @@ import codecs
 import glob
 import itertools
 import os
+import re
 import shutil
 import tempfile
 import zlib
@@ -71,10 +72,17 @@ def _kept_names(folder: Path) -> dict[str, str]:
 
 
 def public_name(url: str) -> str:
-    """A URL without what may be a secret: user, password and query."""
+    """A URL without what may be a secret: user, password and query. A path is what it is."""
+    if "://" not in url:
+        return url
     protocol, mark, rest = url.partition("://")
     host, slash, place = rest.partition("?")[0].partition("/")
     return f"{protocol}{mark}{host.rpartition('@')[2]}{slash}{place}"
+
+
+def without_secrets(text: str) -> str:
+    """A message whose URLs are named in public."""
+    return re.sub(r"[a-z][\w+.-]*://[^\s'\"<>]+", lambda url: public_name(url[0]), text)
 
 
 def _sound(file: Path | str, items: Iterator[Item]) -> Iterator[Item]:
@@ -188,7 +196,9 @@ def download(url: str, folder: Path) -> Iterator[tuple[str, Path]]:
             yield shown, local
     except (OSError, ImportError, ValueError) as error:
         raise SourceUnavailable(
-            f"cannot be read: {error}", where=public_name(url), remedy="check the address, the network and the credentials of its service"
+            f"cannot be read: {without_secrets(str(error))}",
+            where=public_name(url),
+            remedy="check the address, the network and the credentials of its service",
         ) from error
 
 
@@ -208,7 +218,7 @@ def _query(url: str, query: str) -> tuple[str, Iterator[Item]]:
                     yield Item(number, dict(row))
         except sqlalchemy.exc.SQLAlchemyError as error:
             raise DataError(
-                f"the query failed: {str(error).splitlines()[0]}", where=name, remedy="try it in the database's own tool"
+                f"the query failed: {without_secrets(str(error).splitlines()[0])}", where=name, remedy="try it in the database's own tool"
             ) from error
 
     name = engine.url.render_as_string(hide_password=True)

@@ -16,6 +16,7 @@ from tunesmith.core.progress import Progress
 from tunesmith.core.row_kinds import as_examples
 from tunesmith.core.rows import Row
 from tunesmith.core.types import Example, Sampling, digest
+from tunesmith.data.collect import Source
 from tunesmith.flow.last_run import View
 from tunesmith.flow.project import Project
 from tunesmith.flow.runner import Runner, Stage
@@ -164,7 +165,7 @@ class ProjectContext:
     def data_stages(self) -> list[Stage]:
         """From the sources to the split. What is split already is neither cleaned nor split again."""
         project = self.project
-        described = [(source.format, source.map, source.unique_ids) for source in project.sources]
+        described = [(source.format, source.map, source.unique_ids, *_unusual(source)) for source in project.sources]
         content = [name for place in self.places for name in place.content]
         divided = (project.clean, project.split) if self.given_split is None else (project.clean.near_duplicates, project.split.semantic)
         return [
@@ -226,3 +227,8 @@ class ProjectContext:
         wanted = self.project.evaluate.max_tokens
         tokens = self.runner.run("tokens").output
         return Sampling(max_tokens=int(tokens["longest_answer"] * 1.25) + 8 if wanted == "auto" else wanted)
+
+
+def _unusual(source: Source) -> list[object]:
+    """How a source is read, where it is not as usual: a source that says nothing of it keeps the digest that it has always had."""
+    return [source.ignore, source.encoding] if source.ignore or source.encoding != "utf-8" else []

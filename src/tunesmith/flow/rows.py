@@ -34,6 +34,7 @@ from tunesmith.data.clean import Clean
 from tunesmith.data.collect import Collected, Source, collect
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.set_rules import near_clusters
+from tunesmith.data.sources import public_name
 from tunesmith.data.split import Split
 from tunesmith.data.version import DatasetVersion
 from tunesmith.flow.project import Project, open_store
@@ -312,7 +313,7 @@ class RowReader:
 
     def collect(self, sources: Sequence[Source], *, max_invalid: float = 0.0, rejects: Path | None = None) -> Collected:
         """Every row of the sources (see `data.collect.collect`); of a version its rows."""
-        self.progress.say(f"reading {', '.join(source.path for source in sources)}")
+        self.progress.say(f"reading {', '.join(public_name(source.path) for source in sources)}")
         places = self.located(sources)
         taken = Collected()
         if files := [place.source for place in places if place.frozen is None]:

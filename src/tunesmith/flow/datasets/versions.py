@@ -21,6 +21,7 @@ from tunesmith.data.clean import Cleaned
 from tunesmith.data.collect import Source, stream_all
 from tunesmith.data.import_stream import Intake
 from tunesmith.data.ledger import Ledger
+from tunesmith.data.sources import public_name
 from tunesmith.data.split import Splits
 from tunesmith.data.version import DatasetVersion
 from tunesmith.flow.datasets.imports import imported, reading, surveyed
@@ -75,10 +76,11 @@ class Datasets(RowReader):
     def keep(self, sources: Sequence[Source], *, max_invalid: float = 0.0, note: str = "") -> tuple[DatasetVersion, Intake]:
         """Import: read the sources into a version, row by row, in bounded memory. Rows with faults lie in `rejects.jsonl` beside the
         versions."""
-        self.progress.say(f"reading {', '.join(source.path for source in sources)}")
+        public = [msgspec.structs.replace(source, path=public_name(source.path)) for source in sources]
+        self.progress.say(f"reading {', '.join(source.path for source in public)}")
         read = self._read_anew(sources)
         hashes = [name for place in self.located(sources) if "://" not in place.source.path for name in place.content]
-        recipe = {"step": "import", "sources": msgspec.to_builtins(list(sources)), "content": hashes, "max_invalid": max_invalid}
+        recipe = {"step": "import", "sources": msgspec.to_builtins(public), "content": hashes, "max_invalid": max_invalid}
         bar = reading(read, self.progress, self.named)
         return imported(self.root, read, recipe, max_invalid=max_invalid, note=note, told=bar, named=self.named)
 
