@@ -480,3 +480,23 @@ def test_a_provider_is_not_asked_for_what_it_has_not(tunesmith, base, tmp_path, 
     code, _, said = tunesmith("train", "--config", project(tmp_path, base, name), "--backend", f"openai:{MODEL}", "--yes")
     assert code == 2
     assert ("has no loss" if name == "ipo" else f"has no {name}") in said
+
+
+# --- the whole of it ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dpo", "ipo", "orpo", "kto", "pairs-kto", "grpo", "distil"])
+def test_run(tunesmith, base, tmp_path, name):
+    """From the rows to the report, which says what the method measures of itself."""
+    config = project(tmp_path, base, name)
+    code, planned, said = tunesmith("run", "--dry-run", "--config", config)
+    assert code == 0, said
+    code, result, said = tunesmith("run", "--config", config, "--gate.superior", "false", "--gate.margin", "1.0")
+    assert code in (0, 3), said
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    method = METHODS[planned["plan"].get("method", "sft")]
+    assert {arm["name"] for arm in report["arms"]} == {"zero-shot", "tuned"}
+    assert method.unit in report["training"]["about"]
+    figures = {"text": {"perplexity"}, "dpo": {"reward_accuracy", "reward_margin"}, "kto": {"reward_margin"}}
+    assert set(report["training"]["figures"]) >= figures.get(name, set())
