@@ -35,7 +35,7 @@ FAULTS = (
         1,
         TRAIN + "microbatch.py",
         "            return sums, torch.autograd.grad(loss, parameters)",
-        "            return sums, torch.autograd.grad(loss / step.scale / len(one.pack.at), parameters)",
+        "            return sums, torch.autograd.grad(loss / step.scale / len(piece.pack.at), parameters)",
         "test_train_loss::test_accumulation_divides_by_trained_tokens_not_by_micro_batches",
     ),
     Fault(

@@ -492,7 +492,7 @@ def test_run(tunesmith, base, tmp_path, name):
     config = project(tmp_path, base, name)
     code, planned, said = tunesmith("run", "--dry-run", "--config", config)
     assert code == 0, said
-    code, result, said = tunesmith("run", "--config", config, "--gate.superior", "false", "--gate.margin", "1.0")
+    code, _, said = tunesmith("run", "--config", config, "--gate.superior", "false", "--gate.margin", "1.0")
     assert code in (0, 3), said
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     method = METHODS[planned["plan"].get("method", "sft")]

@@ -98,10 +98,10 @@ def _offered(plan: Plan) -> Method:
 def _method(project: Project, method: Method) -> dict[str, Any]:
     """The API's own object for the job's method."""
     kind, plan = method.job.type, project.train
-    found: dict[str, Any] = {"n_epochs": plan.epochs, "batch_size": plan.batch_size, "learning_rate_multiplier": "auto"}
-    found |= {name: option_of(plan, path) for name, path in method.job.options.items() if name in method.job.shown}
+    settings: dict[str, Any] = {"n_epochs": plan.epochs, "batch_size": plan.batch_size, "learning_rate_multiplier": "auto"}
+    settings |= {name: option_of(plan, path) for name, path in method.job.options.items() if name in method.job.shown}
     grader = {"grader": plan.reinforcement.grader} if method.graded else {}
-    return {"type": kind, kind: {"hyperparameters": found, **grader}}
+    return {"type": kind, kind: {"hyperparameters": settings, **grader}}
 
 
 def _write(rows: list[Row], path: Path, method: Method) -> None:

@@ -60,9 +60,9 @@ class _ChunkedDivergence(torch.autograd.Function):
             teacher = F.linear(taught[part], heads[:vocabulary]).float()
             with torch.enable_grad():
                 states, rows = hidden[part].detach().requires_grad_(), head.detach().requires_grad_(wants_head)
-                found = divergences(F.linear(states, rows[:vocabulary].to(states.dtype)).float(), teacher, options)
-                slopes = torch.autograd.grad(found.sum(), [states, rows] if wants_head else [states]) if wants_hidden else ()
-            each[part] = found.detach()
+                values = divergences(F.linear(states, rows[:vocabulary].to(states.dtype)).float(), teacher, options)
+                slopes = torch.autograd.grad(values.sum(), [states, rows] if wants_head else [states]) if wants_hidden else ()
+            each[part] = values.detach()
             if grad_hidden is not None:
                 grad_hidden[part] = slopes[0] * scale
             if grad_head is not None:
@@ -84,10 +84,10 @@ class Distil(SFT):
     def __init__(self, options: Distillation, teacher: Trainable) -> None:
         self.options, self.teacher = options, teacher
 
-    def loss(self, hidden: Tensor, head: Tensor, one: Pack, reference: Tensor, labels: Tensor, step: Step) -> tuple[Tensor, Sums]:
+    def loss(self, hidden: Tensor, head: Tensor, packed: Pack, reference: Tensor, labels: Tensor, step: Step) -> tuple[Tensor, Sums]:
         """See `Objective.loss`."""
         with torch.no_grad():
-            taught = hidden_at(self.teacher, one)
+            taught = hidden_at(self.teacher, packed)
         with torch.autocast(hidden.device.type, enabled=False):
             loss, each = _ChunkedDivergence.apply(hidden, head, taught, self.teacher.head.weight, step.scale, self.options)
         return loss, {"loss": float(each.double().sum()), "weight": float(len(each))}

@@ -132,10 +132,10 @@ def answering_bytes(config: dict[str, Any], size: int, rows: int, length: int) -
     hidden, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
     width = (config.get("num_key_value_heads") or heads) * (config.get("head_dim") or hidden // heads)
     rows = min(rows, DECODED_ROWS)
-    kept = 2 * size * rows * length * width * config["num_hidden_layers"]  # keys and values
+    cached = 2 * size * rows * length * width * config["num_hidden_layers"]  # keys and values
     read = size * READ_TOKENS * READ_VECTORS * (hidden + inner)
     logits = DRAWN_LOGITS * FLOAT32_BYTES * rows * config["vocab_size"]
-    return int(POOL_HOLES * min(kept, CACHE_BYTES) + read + logits)
+    return int(POOL_HOLES * min(cached, CACHE_BYTES) + read + logits)
 
 
 def _teacher(plan: ResolvedPlan, largest_pack: int, size: int) -> tuple[int, int]:
@@ -192,8 +192,8 @@ def _sample(items: Sequence[Item], plan: ResolvedPlan) -> tuple[float, int]:
     for step in range(min(steps, SAMPLED_STEPS)):
         chosen = order[step * plan.batch_size : (step + 1) * plan.batch_size]
         packs += [work.pack for work in packs_of([items[i].rows for i in chosen], plan)]
-    computed = sum(len(one.ids) for one in packs) * steps / min(steps, SAMPLED_STEPS)
-    return computed, max(len(one.ids) for one in packs)
+    computed = sum(len(packed.ids) for packed in packs) * steps / min(steps, SAMPLED_STEPS)
+    return computed, max(len(packed.ids) for packed in packs)
 
 
 def estimate(plan: Plan, rows: Sequence[Row], validation: Sequence[Row] = (), *, base: Path) -> Estimate:
@@ -203,22 +203,22 @@ def estimate(plan: Plan, rows: Sequence[Row], validation: Sequence[Row] = (), *,
     items, valid = method.items(rows), method.items(validation)
     facts = gather(plan, items, base)
     resolved, reasons = resolve(plan, facts)
-    kept, _, _ = usable(items, resolved.max_length, resolved.over_length)
-    trained = sum(row.trained for item in kept for row in item.rows)
+    ready, _, _ = usable(items, resolved.max_length, resolved.over_length)
+    trained = sum(row.trained for item in ready for row in item.rows)
     if method.graded:  # the answers are not there yet: as long as they may be, and more of them than a pack holds
-        trained = len(kept) * resolved.reinforcement.samples * resolved.reinforcement.max_tokens
+        trained = len(ready) * resolved.reinforcement.samples * resolved.reinforcement.max_tokens
         computed, largest = (
-            float(trained + sum(len(item.rows[0].ids) for item in kept)),
+            float(trained + sum(len(item.rows[0].ids) for item in ready)),
             max(resolved.micro_batch_tokens, resolved.max_length),
         )
     else:
-        computed, largest = _sample(kept, resolved)
+        computed, largest = _sample(ready, resolved)
     full = resolved.adapter.kind == "none"
     trainable = int(config["parameters"]) if full else lora_parameters(config, resolved)
     inner = sum(o * i for o, i in linear_shapes(config).values()) * int(config["num_hidden_layers"])
     head = int(config["vocab_size"]) * facts.hidden_size
     flops = (6.0 if full else 4.0) * resolved.epochs * (inner * computed + head * trained)
-    per_epoch = math.ceil(len(kept) / resolved.batch_size)
+    per_epoch = math.ceil(len(ready) / resolved.batch_size)
     evaluations = (1 + resolved.epochs * (per_epoch / (resolved.eval_every or per_epoch))) if valid else 0
     flops += 2.0 * evaluations * sum(inner * len(row.ids) + head * row.trained for item in valid for row in item.rows)
     rate = machine_rate(facts, resolved)
@@ -226,11 +226,11 @@ def estimate(plan: Plan, rows: Sequence[Row], validation: Sequence[Row] = (), *,
         plan=resolved,
         reasons=reasons,
         steps=per_epoch * resolved.epochs,
-        tokens=sum(len(row.ids) for item in kept for row in item.rows) * resolved.epochs,
+        tokens=sum(len(row.ids) for item in ready for row in item.rows) * resolved.epochs,
         computed_tokens=round(computed * resolved.epochs),
         trained_tokens=trained * resolved.epochs,
         trainable_parameters=trainable,
-        longest=max(len(row.ids) for item in kept for row in item.rows),
+        longest=max(len(row.ids) for item in ready for row in item.rows),
         largest_pack=largest,
         flops=flops,
         rate=rate,

@@ -29,7 +29,7 @@ from tunesmith.train.objectives import Sums
 from tunesmith.train.plan import Plan, ResolvedPlan
 from tunesmith.train.recovery import Diverged, fall_back, judge
 from tunesmith.train.rollout import Reward, Rollout, Sampler, Task, roll_out, with_advantages
-from tunesmith.train.run import OnEvent, Run, open_run, told
+from tunesmith.train.run import OnEvent, Run, open_run, reported
 from tunesmith.train.trainer import Trainer
 
 HELD_OUT = -1  # the step whose draws answer the held-out prompts, the same at every evaluation
@@ -197,7 +197,7 @@ def _judged(state: State, found: Rollout) -> State:
 
 def _finish(trainer: Trainer, prompts: Sequence[Task], state: State, side: Lanes) -> Reinforced:
     """Choose the weights to keep, save them, let the artifact test itself."""
-    run, events = trainer.run, told(trainer.run.out)
+    run, events = trainer.run, reported(trainer.run.out)
     steps = [event for event in events if event["event"] == "step"]
     if all(event["train_degenerate"] == 1.0 for event in steps):
         raise TrainingError(

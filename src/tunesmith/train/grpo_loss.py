@@ -26,9 +26,9 @@ def places(row: Ints) -> Ints:
     """The number of each target within its row, from the row of each target: [0, 0, 1, 0, 1] gives [0, 1, 0, 1, 2] counted by row."""
     order = np.argsort(row, kind="stable")
     counts = np.bincount(row)
-    found = np.empty(len(row), np.int64)
-    found[order] = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return found
+    logps = np.empty(len(row), np.int64)
+    logps[order] = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return logps
 
 
 def bounds(options: ResolvedReinforcement) -> tuple[float, float]:
@@ -71,9 +71,9 @@ class GRPO:
         """See `Objective.weight`."""
         return self.total
 
-    def loss(self, hidden: Tensor, head: Tensor, one: Pack, reference: Tensor, labels: Tensor, step: Step) -> tuple[Tensor, Sums]:
+    def loss(self, hidden: Tensor, head: Tensor, packed: Pack, reference: Tensor, labels: Tensor, step: Step) -> tuple[Tensor, Sums]:
         """See `Objective.loss`."""
-        targets, row, place = (torch.from_numpy(a).to(hidden.device) for a in (one.targets, one.row, places(one.row)))
+        targets, row, place = (torch.from_numpy(a).to(hidden.device) for a in (packed.targets, packed.row, places(packed.row)))
         logp = chunked_logp(hidden / self.options.temperature, head, targets)
         old = logp.detach() if self.on_policy else reference[row, 0, place]
         losses, divergence = grpo_losses(logp, old, reference[row, 1, place], labels[row], self.options)
@@ -92,29 +92,29 @@ class GRPO:
 def token_logps(trainable: Trainable, items: Sequence[Item], plan: ResolvedPlan, lanes: Lanes) -> Reference:
     """Log p of each answer token at the sampling temperature, dropout off, no gradients: float32 [items, longest answer], then zeros."""
 
-    def work(_: int, one: Work) -> Tensor:
+    def work(_: int, piece: Work) -> Tensor:
         with torch.no_grad():
-            targets = torch.from_numpy(one.pack.targets).to(trainable.device)
-            return chunked_logp(hidden_at(trainable, one.pack) / plan.reinforcement.temperature, trainable.head.weight, targets).cpu()
+            targets = torch.from_numpy(piece.pack.targets).to(trainable.device)
+            return chunked_logp(hidden_at(trainable, piece.pack) / plan.reinforcement.temperature, trainable.head.weight, targets).cpu()
 
     was = trainable.model.training
     trainable.model.eval()
-    found = np.zeros((len(items), max(item.rows[0].trained for item in items)), np.float32)
+    logps = np.zeros((len(items), max(item.rows[0].trained for item in items)), np.float32)
     packs = packs_of([item.rows for item in items], plan, budget=2 * plan.micro_batch_tokens)
-    for one, logp in zip(packs, lanes.map(work, packs), strict=True):
-        found[np.asarray(one.items)[one.pack.row], places(one.pack.row)] = logp.numpy()
+    for piece, logp in zip(packs, lanes.map(work, packs), strict=True):
+        logps[np.asarray(piece.items)[piece.pack.row], places(piece.pack.row)] = logp.numpy()
     trainable.model.train(was)
-    return found
+    return logps
 
 
 def known_logps(trainable: Trainable, items: Sequence[Item], plan: ResolvedPlan, lanes: Lanes) -> Reference:
     """What a batch of samples must remember, float32 [items, 2, longest answer]: log p now where several updates will need it, and of the
     base (the adapter switched off) where the divergence counts; zeros where not."""
     options, longest = plan.reinforcement, max(item.rows[0].trained for item in items)
-    found = np.zeros((len(items), 2, longest), np.float32)
+    logps = np.zeros((len(items), 2, longest), np.float32)
     if options.updates > 1:
-        found[:, 0] = token_logps(trainable, items, plan, lanes)
+        logps[:, 0] = token_logps(trainable, items, plan, lanes)
     if options.beta:
         with trainable.model.disable_adapter():
-            found[:, 1] = token_logps(trainable, items, plan, lanes)
-    return found
+            logps[:, 1] = token_logps(trainable, items, plan, lanes)
+    return logps

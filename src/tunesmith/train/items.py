@@ -105,13 +105,13 @@ def usable(items: Sequence[Item], max_length: int, over_length: str) -> tuple[li
     """The items to train on, and the ids of those dropped and truncated (see `fitted`). Raises TrainingError when nothing is left."""
     if not items:
         raise TrainingError("there are no rows to train on")
-    found = fitted(items, max_length, over_length)
-    if not found.items:
+    within = fitted(items, max_length, over_length)
+    if not within.items:
         longest = max(len(row.ids) for item in items for row in item.rows)
         what = f"all {len(items)} rows are longer than max_length {max_length}"
         raise TrainingError(what, where="train.max_length", remedy=f"max_length: {longest}")
-    dropped, cut = ([items[i].rows[0].example_id for i in places] for places in (found.dropped, found.cut))
-    return found.items, dropped, cut
+    dropped, cut = ([items[i].rows[0].example_id for i in places] for places in (within.dropped, within.cut))
+    return within.items, dropped, cut
 
 
 def split(item: Item, max_length: int) -> list[Item]:

@@ -89,16 +89,16 @@ def train(
         run.on_event({"event": "finished", "step": done.steps, "cached": True})
         return done
     resolved = run.manifest.resolved
-    kept, dropped, truncated = usable(items, resolved.max_length, resolved.over_length)
+    ready, dropped, truncated = usable(items, resolved.max_length, resolved.over_length)
     valid = usable(valid, resolved.max_length, resolved.over_length)[0] if valid else []
-    refuse_overlap(kept, valid)
+    refuse_overlap(ready, valid)
     if method.mismatched:
-        kept, valid = (mismatch(some, resolved.max_length) for some in (kept, valid))
+        ready, valid = (mismatch(some, resolved.max_length) for some in (ready, valid))
     result = None
     with lanes(resolved) as side:
         while result is None:
             try:
-                result = _run(run, kept, valid, base, side, should_stop, measure)
+                result = _run(run, ready, valid, base, side, should_stop, measure)
             except Diverged as diverged:
                 fall_back(run, diverged)
     return run.finish(msgspec.structs.replace(result, dropped=tuple(dropped), truncated=tuple(truncated)))
@@ -128,14 +128,14 @@ def _run(
         batch = Batch([items[i] for i in order], reference[order])
         # Dropout is a function of seed, step and pack, so that a resumed run repeats it.
         sums = gradients(trainable, objective, batch, plan, side, seed=(plan.seed * 1_000_003 + step) * 1009)
-        found, norm = report(sums), trainer.clip()
-        judge(run, state, step, found["loss"], norm, trainer.fallen)
+        figures, norm = report(sums), trainer.clip()
+        judge(run, state, step, figures["loss"], norm, trainer.fallen)
         trainer.update(step)
         seconds = time.perf_counter() - started
         tokens = sum(len(row.ids) for item in batch.items for row in item.rows)
         before = State(step=0, identity="") if trainer.begins_epoch(step) else state
         state = msgspec.structs.replace(
-            watched(state, found["loss"]),
+            watched(state, figures["loss"]),
             step=step,
             seconds=state.seconds + seconds,
             tokens=state.tokens + tokens,
@@ -145,7 +145,7 @@ def _run(
         run.emit(
             "step",
             **trainer.place(step),
-            **{f"train_{key}": value for key, value in found.items()},
+            **{f"train_{key}": value for key, value in figures.items()},
             learning_rate=trainer.rate(step),
             grad_norm=norm,
             tokens=tokens,

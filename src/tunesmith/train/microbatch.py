@@ -72,29 +72,29 @@ def packs_of(items: Sequence[Sequence[Rendered]], plan: ResolvedPlan, *, budget:
     return [Work(pack([row for i in group for row in items[i]], share=share), group) for group in groups]
 
 
-def hidden_at(trainable: Trainable, one: Pack) -> Tensor:
+def hidden_at(trainable: Trainable, packed: Pack) -> Tensor:
     """Forward one pack: the hidden states [M, H] that predict its targets."""
-    ids, positions, at = (torch.from_numpy(a).to(trainable.device) for a in (one.ids, one.positions, one.at))
-    return trainable.hidden(ids, positions, spans=one.spans, longest=one.longest)[at]
+    ids, positions, at = (torch.from_numpy(a).to(trainable.device) for a in (packed.ids, packed.positions, packed.at))
+    return trainable.hidden(ids, positions, spans=packed.spans, longest=packed.longest)[at]
 
 
 def row_logps(trainable: Trainable, rows: Sequence[Rendered], plan: ResolvedPlan, lanes: Lanes) -> Reference:
     """Σ log p of each row's trained tokens, dropout off, no gradients: float32 [rows]."""
 
-    def work(_: int, one: Work) -> Tensor:
+    def work(_: int, piece: Work) -> Tensor:
         with torch.no_grad():
-            targets = torch.from_numpy(one.pack.targets).to(trainable.device)
-            logp = chunked_logp(hidden_at(trainable, one.pack), trainable.head.weight, targets)
-            return row_sums(logp, one.pack, len(one.items))[0].cpu()
+            targets = torch.from_numpy(piece.pack.targets).to(trainable.device)
+            logp = chunked_logp(hidden_at(trainable, piece.pack), trainable.head.weight, targets)
+            return row_sums(logp, piece.pack, len(piece.items))[0].cpu()
 
     was = trainable.model.training
     trainable.model.eval()
-    found = np.empty(len(rows), np.float32)
+    totals = np.empty(len(rows), np.float32)
     packs = packs_of([(row,) for row in rows], plan, budget=2 * plan.micro_batch_tokens)
-    for one, total in zip(packs, lanes.map(work, packs), strict=True):
-        found[one.items] = total.numpy()
+    for piece, total in zip(packs, lanes.map(work, packs), strict=True):
+        totals[piece.items] = total.numpy()
     trainable.model.train(was)
-    return found
+    return totals
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +113,13 @@ class Batch:
         policy = row_logps(trainable, rows, plan, lanes)
         return Step(scale, max(0.0, float((policy - self.reference[:, -1]).mean())))
 
-    def loss(self, trainable: Trainable, objective: Objective, one: Work, step: Step) -> tuple[Tensor, Sums]:
+    def loss(self, trainable: Trainable, objective: Objective, piece: Work, step: Step) -> tuple[Tensor, Sums]:
         """The scaled loss of one pack and its sums."""
         device = trainable.device
-        reference = torch.from_numpy(self.reference[one.items]).to(device)
-        labels = torch.tensor([self.items[i].label for i in one.items], device=device)
-        loss, sums = objective.loss(hidden_at(trainable, one.pack), trainable.head.weight, one.pack, reference, labels, step)
-        return loss, sums | {"computed": float(len(one.pack.ids)), "positions": float(len(one.pack.at))}
+        reference = torch.from_numpy(self.reference[piece.items]).to(device)
+        labels = torch.tensor([self.items[i].label for i in piece.items], device=device)
+        loss, sums = objective.loss(hidden_at(trainable, piece.pack), trainable.head.weight, piece.pack, reference, labels, step)
+        return loss, sums | {"computed": float(len(piece.pack.ids)), "positions": float(len(piece.pack.at))}
 
 
 def _add(total: Sums, sums: Sums) -> Sums:
@@ -131,9 +131,9 @@ def gradients(trainable: Trainable, objective: Objective, batch: Batch, plan: Re
     parameters = list(trainable.parameters().values())
     step = batch.step(trainable, objective, plan, lanes)
 
-    def work(number: int, one: Work) -> tuple[Sums, tuple[Tensor, ...]]:
+    def work(number: int, piece: Work) -> tuple[Sums, tuple[Tensor, ...]]:
         with dropout_seed(seed + number):
-            loss, sums = batch.loss(trainable, objective, one, step)
+            loss, sums = batch.loss(trainable, objective, piece, step)
             return sums, torch.autograd.grad(loss, parameters)
 
     total: Sums = {}
@@ -149,9 +149,9 @@ def evaluate(trainable: Trainable, objective: Objective, batch: Batch, plan: Res
     trainable.model.eval()
     step = batch.step(trainable, objective, plan, lanes)
 
-    def work(_: int, one: Work) -> Sums:
+    def work(_: int, piece: Work) -> Sums:
         with torch.no_grad():
-            return batch.loss(trainable, objective, one, step)[1]
+            return batch.loss(trainable, objective, piece, step)[1]
 
     total: Sums = {}
     for sums in lanes.map(work, packs_of([item.rows for item in batch.items], plan, budget=2 * plan.micro_batch_tokens)):

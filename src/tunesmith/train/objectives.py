@@ -40,7 +40,7 @@ class Objective(Protocol):
         """What the loss of these items is divided by: trained tokens, or items."""
         ...
 
-    def loss(self, hidden: Tensor, head: Tensor, one: Pack, reference: Tensor, labels: Tensor, step: Step) -> tuple[Tensor, Sums]:
+    def loss(self, hidden: Tensor, head: Tensor, packed: Pack, reference: Tensor, labels: Tensor, step: Step) -> tuple[Tensor, Sums]:
         """hidden [M, H] at the pack's `at`, head [V, H], reference [items, rows of an item], labels [items] → (scaled loss, sums)."""
         ...
 
@@ -58,9 +58,9 @@ def report(sums: Sums) -> dict[str, float]:
     return means
 
 
-def row_sums(logp: Tensor, one: Pack, rows: int) -> tuple[Tensor, Tensor]:
+def row_sums(logp: Tensor, packed: Pack, rows: int) -> tuple[Tensor, Tensor]:
     """Per row of the pack: Σ log p and the number of trained tokens, float32 [rows]."""
-    row = torch.from_numpy(one.row).to(logp.device)
+    row = torch.from_numpy(packed.row).to(logp.device)
     total = torch.zeros(rows, device=logp.device).index_add(0, row, logp)
     return total, torch.bincount(row, minlength=rows).to(logp)
 
@@ -73,8 +73,8 @@ class SFT:
     def weight(self, items: Sequence[Item]) -> float:
         return float(sum(int(item.rows[0].mask[1:].sum()) for item in items))
 
-    def loss(self, hidden: Tensor, head: Tensor, one: Pack, reference: Tensor, labels: Tensor, step: Step) -> tuple[Tensor, Sums]:
-        targets = torch.from_numpy(one.targets).to(hidden.device)
+    def loss(self, hidden: Tensor, head: Tensor, packed: Pack, reference: Tensor, labels: Tensor, step: Step) -> tuple[Tensor, Sums]:
+        targets = torch.from_numpy(packed.targets).to(hidden.device)
         loss, nll, hit = chunked_nll(hidden, head, targets, torch.full((len(targets),), step.scale, device=hidden.device))
         count = float(len(targets))
         return loss, {"loss": float(nll.double().sum()), "weight": count, "targets": count, "hits": float(hit.sum())}
@@ -91,10 +91,10 @@ class _Pairs:
     def weight(self, items: Sequence[Item]) -> float:
         return float(len(items))
 
-    def logps(self, hidden: Tensor, head: Tensor, one: Pack, pairs: int) -> tuple[Tensor, Tensor]:
+    def logps(self, hidden: Tensor, head: Tensor, packed: Pack, pairs: int) -> tuple[Tensor, Tensor]:
         """Σ log p and token counts, each [pairs, 2]."""
-        targets = torch.from_numpy(one.targets).to(hidden.device)
-        total, count = row_sums(chunked_logp(hidden, head, targets), one, 2 * pairs)
+        targets = torch.from_numpy(packed.targets).to(hidden.device)
+        total, count = row_sums(chunked_logp(hidden, head, targets), packed, 2 * pairs)
         return total.view(pairs, 2), count.view(pairs, 2)
 
 
@@ -136,8 +136,8 @@ class DPO(_Pairs):
 
     reference = True
 
-    def loss(self, hidden: Tensor, head: Tensor, one: Pack, reference: Tensor, labels: Tensor, step: Step) -> tuple[Tensor, Sums]:
-        policy, counts = self.logps(hidden, head, one, len(labels))
+    def loss(self, hidden: Tensor, head: Tensor, packed: Pack, reference: Tensor, labels: Tensor, step: Step) -> tuple[Tensor, Sums]:
+        policy, counts = self.logps(hidden, head, packed, len(labels))
         if self.options.reference_free:
             reference = torch.zeros_like(reference)
         losses, margins = dpo_losses(policy, reference, counts, self.options)
@@ -151,8 +151,8 @@ class ORPO(_Pairs):
 
     reference = False
 
-    def loss(self, hidden: Tensor, head: Tensor, one: Pack, reference: Tensor, labels: Tensor, step: Step) -> tuple[Tensor, Sums]:
-        policy, counts = self.logps(hidden, head, one, len(labels))
+    def loss(self, hidden: Tensor, head: Tensor, packed: Pack, reference: Tensor, labels: Tensor, step: Step) -> tuple[Tensor, Sums]:
+        policy, counts = self.logps(hidden, head, packed, len(labels))
         losses, margins = orpo_losses(policy, counts, self.options)
         return losses.sum() * step.scale, _pair_sums(losses, margins)
 
@@ -177,9 +177,9 @@ class KTO:
     def weight(self, items: Sequence[Item]) -> float:
         return float(len(items))
 
-    def loss(self, hidden: Tensor, head: Tensor, one: Pack, reference: Tensor, labels: Tensor, step: Step) -> tuple[Tensor, Sums]:
-        targets = torch.from_numpy(one.targets).to(hidden.device)
-        policy, _ = row_sums(chunked_logp(hidden, head, targets), one, len(labels))
+    def loss(self, hidden: Tensor, head: Tensor, packed: Pack, reference: Tensor, labels: Tensor, step: Step) -> tuple[Tensor, Sums]:
+        targets = torch.from_numpy(packed.targets).to(hidden.device)
+        policy, _ = row_sums(chunked_logp(hidden, head, targets), packed, len(labels))
         ratios, wanted = policy - reference[:, 0], labels > 0.5
         losses = kto_losses(ratios, wanted, step.divergence, self.options)
         rewards = self.options.beta * ratios.detach().double()

@@ -32,12 +32,12 @@ def references(run: Run, name: str, items: Sequence[Item], objective: Objective,
     path = run.out / f"reference-{name}.safetensors"
     try:
         with safe_open(path, "np") as file:
-            found: Reference = file.get_tensor("logp")
-            if (file.metadata() or {}).get("identity") == run.identity and found.shape == (len(items), width):
-                return found
+            logps: Reference = file.get_tensor("logp")
+            if (file.metadata() or {}).get("identity") == run.identity and logps.shape == (len(items), width):
+                return logps
     except (OSError, SafetensorError):
         pass  # none yet, or cut off: it is computed again
     rows = [row for item in items for row in item.every]
-    found = row_logps(trainable, rows, run.manifest.resolved, lanes).reshape(len(items), width)
-    write_atomic(path, save({"logp": found}, metadata={"identity": run.identity}))
-    return found
+    logps = row_logps(trainable, rows, run.manifest.resolved, lanes).reshape(len(items), width)
+    write_atomic(path, save({"logp": logps}, metadata={"identity": run.identity}))
+    return logps

@@ -106,7 +106,7 @@ def adapter_digest(folder: Path) -> str:
         ) from error
 
 
-def told(out: Path) -> list[dict[str, Any]]:
+def reported(out: Path) -> list[dict[str, Any]]:
     """What the run in a folder reported so far."""
     path, events = out / "events.jsonl", []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
@@ -139,8 +139,8 @@ class Run:
 
     def rewind(self, step: int) -> None:
         """Forget the events after `step`, which are reported again; that the run fell back is not forgotten."""
-        kept = [event for event in told(self.out) if event.get("step", 0) <= step or event["event"] == "fell_back"]
-        write_atomic(self.out / "events.jsonl", "".join(f"{json.dumps(event)}\n" for event in kept))
+        earlier = [event for event in reported(self.out) if event.get("step", 0) <= step or event["event"] == "fell_back"]
+        write_atomic(self.out / "events.jsonl", "".join(f"{json.dumps(event)}\n" for event in earlier))
 
     def finished(self, kind: type[Result]) -> Result | None:
         """The result of a run that has ended and whose artifact is still there, else None."""

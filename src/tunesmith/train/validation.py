@@ -46,16 +46,16 @@ class Validation:
     def look(self, state: State, **place: Any) -> State:
         """Report an evaluation at `place` (step, total_steps, epoch); the state with it, and with the best so far."""
         plan, step = self.run.manifest.resolved, place["step"]
-        found = report(evaluate(self.trainable, self.objective, self.batch, plan, self.side))
+        figures = report(evaluate(self.trainable, self.objective, self.batch, plan, self.side))
         named, value = {}, None
         if self.measure is not None:
             value = self._measured(self.measure)
             named = {"metric": self.measure.name, f"valid_{self.measure.name}": value}
-        self.run.emit("evaluation", **place, **{f"valid_{key}": number for key, number in found.items()}, **named)
-        state = msgspec.structs.replace(state, valid_loss=found["loss"], valid_metric=value, stale=state.stale + 1)
+        self.run.emit("evaluation", **place, **{f"valid_{key}": number for key, number in figures.items()}, **named)
+        state = msgspec.structs.replace(state, valid_loss=figures["loss"], valid_metric=value, stale=state.stale + 1)
         if not self._is_best(state):
             return state
-        return msgspec.structs.replace(state, best_loss=found["loss"], best_metric=value, best_step=step, stale=0)
+        return msgspec.structs.replace(state, best_loss=figures["loss"], best_metric=value, best_step=step, stale=0)
 
     def _measured(self, measure: Measure) -> float | None:
         """The metric of the model as it would be saved now; not a number counts as none."""

@@ -20,7 +20,7 @@ from tunesmith.store.files import Files
 from tunesmith.store.jobs import Lease
 from tunesmith.store.paging import Row
 from tunesmith.store.store import Store
-from tunesmith.train.run import told
+from tunesmith.train.run import reported
 
 KEPT = 3
 _WEIGHTS = (ADAPTER_SETTINGS, "adapter_model.safetensors", "weights.safetensors")
@@ -39,7 +39,7 @@ class Reporter:
     def __call__(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         if kind == "start" or event.get("cached"):
-            for known in told(self._out):  # reports that a killed process could not bring to the store
+            for known in reported(self._out):  # reports that a killed process could not bring to the store
                 self._take(known)
         self._take(event)
         if kind != "step" or time.monotonic() - self._written >= _QUIET_S:
@@ -77,7 +77,7 @@ class Reporter:
 
     def _keep_checkpoints(self) -> None:
         """Register the checkpoints that end an epoch (the last three; where rewards were measured, the best three) and the last pause's."""
-        events = told(self._out)
+        events = reported(self._out)
         steps = {event["step"]: event for event in events if event["event"] == "step"}
         valid = {event["step"]: event for event in events if event["event"] == "evaluation"}
         found = {int(path.name.rpartition("-")[2]): path for path in (self._out / "checkpoints").glob("checkpoint-*")}

@@ -179,9 +179,9 @@ def _reinforce(extras: dict[str, Any], shown: dict[str, Any], asked: _Reinforcem
     """Add to the plan's tree what a reinforcement job asks for."""
     key, form = "method.reinforcement.grader", "method.reinforcement.response_format"
     if asked.response_format not in (None, {"type": "text"}):
-        said = f"'{form}' is {str(asked.response_format)[:100]}: the answers that a job draws are not held to a format here"
+        what = f"'{form}' is {str(asked.response_format)[:100]}: the answers that a job draws are not held to a format here"
         allowed = "{'type': 'text'}, or no such key and a grader that gives nothing for another format"
-        raise BadRequest(said, param=form, code="unsupported_parameter", allowed=allowed)
+        raise BadRequest(what, param=form, code="unsupported_parameter", allowed=allowed)
     if asked.grader is None:
         raise BadRequest(f"Missing required parameter: '{key}'", param=key, code="missing_required_parameter")
     grader_of(asked.grader, key, python=python)

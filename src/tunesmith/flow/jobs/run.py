@@ -41,7 +41,7 @@ from tunesmith.train.methods import JOB_METHODS, METHODS, taken
 from tunesmith.train.methods.base import Method
 from tunesmith.train.plan import Plan, ResolvedPlan
 from tunesmith.train.resolve import resolve
-from tunesmith.train.run import Paused, told
+from tunesmith.train.run import Paused, reported
 
 FEWEST = 10
 _SHOWN_FAULTS = 5
@@ -98,13 +98,13 @@ def read_rows(store: Store, job: Row, param: str) -> list[DataRow]:
         for line in read_lines(_local(store, job, param)):
             seen += 1
             name = _fitting(line.data, formats)
-            found = parse_line(line.data, name, origin=f"{number}:{line.number}")
-            if found.row is None:
-                faults.append(f"line {line.number}: {found.faults[0][1]}{_format_of(line.data, formats)}")
+            parsed = parse_line(line.data, name, origin=f"{number}:{line.number}")
+            if parsed.row is None:
+                faults.append(f"line {line.number}: {parsed.faults[0][1]}{_format_of(line.data, formats)}")
                 if len(faults) > 1000:
                     break
             else:
-                rows.append(found.row)
+                rows.append(parsed.row)
     except DataError as error:
         raise BadFile(code, f"The file cannot be read: {error.what}", param) from error
     if faults:
@@ -227,7 +227,7 @@ def _long_rows(items: Sequence[Item], resolved: ResolvedPlan) -> list[dict[str, 
 
 def _finish(lease: Lease, job: Row, out: Path, artifact: Path, trained_tokens: int) -> None:
     name = model_name(job)
-    text = result_csv(told(out)).encode()
+    text = result_csv(reported(out)).encode()
     result = Files(lease.store).prepare(io.BytesIO(text), project=job["project"], filename="step_metrics.csv", purpose="fine-tune-results")
     weights = weight_files(lease.store, job, artifact, "")
     model = artifact_ref(job["base"], artifact, lease.store.folder, made_by=f"job:{job['id']}")

@@ -66,34 +66,34 @@ class RunEstimate:
 
     def summary(self) -> dict[str, Any]:
         """As plain numbers."""
-        one = self.training
+        training = self.training
         return {
             "seconds": self.seconds,
             "total_s": sum(self.seconds.values()),
-            "epochs": one.plan.epochs,
-            "steps": one.steps,
-            "tokens": one.tokens,
-            "computed_tokens": one.computed_tokens,
-            "trained_tokens": one.trained_tokens,
+            "epochs": training.plan.epochs,
+            "steps": training.steps,
+            "tokens": training.tokens,
+            "computed_tokens": training.computed_tokens,
+            "trained_tokens": training.trained_tokens,
             "memory_bytes": max(self.memory.values()),
             "memory_by_stage": self.memory,
-            "available_bytes": one.available_bytes,
-            "trainable_parameters": one.trainable_parameters,
+            "available_bytes": training.available_bytes,
+            "trainable_parameters": training.trainable_parameters,
             "gpu": self.gpu,
             "hosted": list(self.hosted),
             "notes": list(self.notes),
-            "plan": msgspec.to_builtins(one.plan),
-            "reasons": msgspec.to_builtins(one.reasons),
+            "plan": msgspec.to_builtins(training.plan),
+            "reasons": msgspec.to_builtins(training.reasons),
         }
 
     def text(self) -> str:
         """In words."""
-        one = self.training
+        training = self.training
         parts = [f"{name} {_time(seconds)}" for name, seconds in self.seconds.items() if seconds >= 1]
         lines = [
             f"this will take about {_time(sum(self.seconds.values()))} on this machine: {', '.join(parts) or 'nothing long'}",
-            f"training: {one.steps} steps in {one.plan.epochs} epochs, {one.tokens:,} tokens ({one.computed_tokens:,} after packing, "
-            f"{one.trained_tokens:,} with loss)",
+            f"training: {training.steps} steps in {training.plan.epochs} epochs, {training.tokens:,} tokens "
+            f"({training.computed_tokens:,} after packing, {training.trained_tokens:,} with loss)",
             f"memory at the peak: about {', '.join(f'{size / 2**30:.1f} GiB to {name}' for name, size in self.memory.items())}",
         ]
         if self.gpu is not None:

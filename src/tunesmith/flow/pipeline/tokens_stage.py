@@ -64,13 +64,13 @@ def _limit(plan: Plan, method: Method, positions: int) -> int | None:
 def _within(rendered: Sequence[Item], rows: Sequence[Row], limit: int, method: Method, plan: Plan, ledger: Ledger) -> list[Item]:
     """The items within the limit. All that one row became shares its fate."""
     over_length = method.over_length[0] if plan.over_length == "auto" else plan.over_length
-    found = fitted(rendered, limit, over_length)
-    lost = {rows[place].origin: place for place in found.dropped}
+    within = fitted(rendered, limit, over_length)
+    lost = {rows[place].origin: place for place in within.dropped}
     for origin, place in lost.items():
         tokens = max(len(row.ids) for row in rendered[place].rows)
         left = "" if over_length == "drop" else ": nothing trained would be left"
         ledger.mark(origin, "dropped", "max_length", f"{tokens} tokens, max_length {limit}{left}")
-    for origin, place in {rows[place].origin: place for place in found.cut}.items():
+    for origin, place in {rows[place].origin: place for place in within.cut}.items():
         if origin not in lost:
             tokens = max(len(row.ids) for row in rendered[place].rows)
             ledger.mark(origin, "truncated", "max_length", f"{tokens} tokens, max_length {limit}: {tokens - limit} tokens cut")
@@ -78,7 +78,7 @@ def _within(rendered: Sequence[Item], rows: Sequence[Row], limit: int, method: M
         if over_length == "split" and len(item.rows[0].ids) > limit:
             ledger.mark(row.origin, "mended", "max_length", f"{len(item.rows[0].ids)} tokens: split into {len(split(item, limit))} pieces")
     if not lost:
-        return found.items
+        return within.items
     together = [item for item, row in zip(rendered, rows, strict=True) if row.origin not in lost]
     return fitted(together, limit, over_length).items
 

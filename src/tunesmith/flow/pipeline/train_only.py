@@ -66,14 +66,14 @@ def overfit(project: Project, folder: Path, progress: Progress, rows: int) -> di
         result = train(plan, few, base=context.base, out=work, on_event=tell)
         shutil.rmtree(work, ignore_errors=True)
     bound = _learned(method, losses[0])
-    found = {"rows": len(few), "steps": result.steps, "first_loss": losses[0], "train_loss": result.train_loss, "unit": method.unit}
+    proof = {"rows": len(few), "steps": result.steps, "first_loss": losses[0], "train_loss": result.train_loss, "unit": method.unit}
     if result.train_loss > bound:
         raise TrainingError(
             f"after {result.steps} steps on {len(few)} rows the loss is {result.train_loss:.3f} ({method.unit})",
             allowed=f"below {bound:.3g}",
             remedy="look at `tunesmith data mask`, then at learning_rate and adapter.targets",
         )
-    return found
+    return proof
 
 
 def _by_heart(plan: Plan, few: list[Item], base: Path) -> Plan:

@@ -123,9 +123,9 @@ def events(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "events.jsonl").read_text("utf-8").splitlines()]
 
 
-def kept_figures(told: list[dict[str, Any]]) -> dict[str, float]:
+def kept_figures(reported: list[dict[str, Any]]) -> dict[str, float]:
     """What the last evaluation of the weights that were kept found, such as loss, reward_accuracy and reward_margin; none without one."""
-    restored = [event["best_step"] for event in told if event["event"] == "best_restored"]
-    seen = [event for event in told if event["event"] == "evaluation" and (not restored or event["step"] == restored[-1])]
+    restored = [event["best_step"] for event in reported if event["event"] == "best_restored"]
+    seen = [event for event in reported if event["event"] == "evaluation" and (not restored or event["step"] == restored[-1])]
     figures = seen[-1] if seen else {}
     return {key.removeprefix("valid_"): value for key, value in figures.items() if key.startswith("valid_") and value is not None}

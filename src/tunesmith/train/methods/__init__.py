@@ -31,7 +31,7 @@ def taken(name: MethodName, rows: Sequence[Row]) -> tuple[list[Row], str]:
 
     Raises ConfigError naming the methods that fit.
     """
-    method, ready, said = METHODS[name], list[Row](), ""
+    method, ready, note = METHODS[name], list[Row](), ""
     for row in rows:
         if isinstance(row, method.takes):
             ready.append(row)
@@ -41,8 +41,8 @@ def taken(name: MethodName, rows: Sequence[Row]) -> tuple[list[Row], str]:
         if not converted:
             raise _misfit(method, row)
         ready += converted
-        said = method.converted
-    return ready, said
+        note = method.converted
+    return ready, note
 
 
 def token_inputs(plan: Plan) -> tuple[Any, ...]:
