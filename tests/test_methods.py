@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import tiny
-from api_parts import MODEL, running_server
+from method_parts import SECTIONS, lines, project
 from tunesmith.cli import app
 from tunesmith.cli.shared import guarded
 from tunesmith.core import row_kinds
@@ -69,6 +69,19 @@ def test_every_method_has_a_record_and_every_kind_of_row_a_method():
     for kind, names in row_kinds.METHODS.items():
         assert {name for name in METHODS if METHODS[name].takes is kind} == set(names)
         assert fitting(kind)
+
+
+def test_the_page_has_a_test_or_a_reason_in_every_cell():
+    page = (SOURCE.parents[1] / "docs" / "training.md").read_text("utf-8")
+    table = page.partition("### What goes where")[2].partition("\n## ")[0].partition("\n### ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith(("| `", "| IPO"))]
+    assert {row[0].strip("`") for row in rows} >= {*METHODS, "IPO"}
+    for row in rows:
+        assert len(row) == 6
+        *cells, hosted = row[1:]
+        assert all("::test_" in cell for cell in cells), row[0]
+        method = METHODS.get(row[0].strip("`"))
+        assert ("trains_what_it_has" in hosted) == (method is not None and method.job.openai), row[0]
 
 
 @pytest.mark.parametrize("rows", [4, 20, 30, 33, 34, 600, 8333, 8334, 1_000_000])
@@ -194,57 +207,6 @@ def test_what_does_not_fit_a_prompt_is_an_answer_to_another(base):
 
 # --- the main commands --------------------------------------------------------------------------------------------------------------------
 
-GRADER = {
-    "type": "text_similarity", "name": "likeness", "input": "{{ sample.output_text }}", "reference": "{{ item.reference }}",
-    "evaluation_metric": "fuzzy_match",
-}  # fmt: skip
-WORDS = ["agreement", "bank", "entities", "sentence", "credit", "holdings", "amended", "signed", "ohio", "york", "june", "dated"]
-
-
-def asked(i: int) -> str:
-    return f"{WORDS[i % 12]} {WORDS[i * 5 % 11]} {WORDS[i * 7 % 12]} {i}?"
-
-
-def lines(kind: type, count: int = 40) -> list[dict]:
-    """Rows of a kind in the format that people have them in."""
-    said = ["yes" if i % 2 else "no" for i in range(count)]
-    if kind is Example:
-        return [
-            {"messages": [{"role": "user", "content": asked(i)}, {"role": "assistant", "content": answer}]} for i, answer in enumerate(said)
-        ]
-    if kind is Preference:
-        return [{"prompt": asked(i), "chosen": answer, "rejected": f"not {answer}"} for i, answer in enumerate(said)]
-    if kind is Labelled:
-        return [{"prompt": asked(i), "completion": answer, "label": answer == "yes"} for i, answer in enumerate(said)]
-    return [{"text": " ".join(f"{word}{i}" for word in WORDS)} for i in range(count)]
-
-
-SECTIONS = {
-    "grpo": {"reinforcement": {"grader": GRADER, "samples": 3, "max_tokens": 4}, "epochs": 1},
-    "ipo": {"method": "dpo", "preference": {"loss": "ipo"}},
-    "full": {"method": "sft", "adapter": {"kind": "none"}},
-    "full-dpo": {"method": "dpo", "adapter": {"kind": "none"}},
-    "pairs-kto": {"method": "kto"},
-}
-
-
-def project(folder: Path, base: Path, name: str) -> Path:
-    """A project of that method in `folder`; returns its file."""
-    section = {"epochs": 2, "learning_rate": 0.01, "batch_size": 8, "dtype": "float32", "threads": 1, "lanes": 1, "adapter": {"r": 4}}
-    section |= {"method": name} | SECTIONS.get(name, {})
-    if name == "distil":
-        section["distillation"] = {"teacher": str(base)}
-    kind = Preference if name == "pairs-kto" else METHODS[section["method"]].takes
-    folder.mkdir(exist_ok=True)
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines(kind)))
-    tree = {
-        "name": "tiny", "sources": [{"path": "rows.jsonl"}], "base": str(base), "split": {"validation": 0.2, "test": 0.2}, "train": section,
-        "clean": {"near_duplicates": {"threshold": 1.0, "same_prompt": False}},
-        "baselines": [{"name": "zero-shot"}], "evaluate": {"max_tokens": 4}, "deploy": {"alias": "tiny", "questions": 1},
-    }  # fmt: skip
-    (folder / "tunesmith.yaml").write_text(json.dumps(tree))
-    return folder / "tunesmith.yaml"
-
 
 @pytest.fixture
 def tunesmith(capsys):
@@ -346,140 +308,6 @@ def test_the_best_weights_are_kept_by_validation_loss(tunesmith, base, tmp_path,
     assert code == 0, said
     assert result["early_stopped"]
     assert result["validation"]["loss"] == pytest.approx(result["valid_loss"])
-
-
-# --- the server's jobs --------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    pytest.importorskip("openai")
-    with running_server(tmp_path_factory.mktemp("server")) as server:
-        yield server
-
-
-def jsonl(rows: list[dict]) -> bytes:
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
-
-
-DPO_ROWS = [
-    {
-        "input": {"messages": [{"role": "user", "content": asked(i)}]},
-        "preferred_output": [{"role": "assistant", "content": "yes"}],
-        "non_preferred_output": [{"role": "assistant", "content": "no"}],
-    }
-    for i in range(12)
-]
-KTO_CHATS = [
-    {"messages": [{"role": "user", "content": asked(i)}, {"role": "assistant", "content": "yes"}], "label": i % 2 == 0} for i in range(12)
-]
-REWARDED = [{"messages": [{"role": "user", "content": asked(i)}], "reference": "the bank of York"} for i in range(12)]
-JOBS = {
-    "supervised": ("supervised", lines(Example, 12), {}),
-    "dpo": ("dpo", DPO_ROWS, {"beta": 0.3}),
-    "ipo": ("dpo", DPO_ROWS, {"loss": "ipo"}),
-    "orpo": ("orpo", DPO_ROWS, {}),
-    "orpo-trl": ("orpo", lines(Preference, 12), {}),
-    "kto": ("kto", lines(Labelled, 12), {"desirable_weight": 1.2}),
-    "kto-chats": ("kto", KTO_CHATS, {}),
-    "kto-pairs": ("kto", DPO_ROWS, {}),
-    "text": ("text", lines(Document, 12), {"max_length": 32}),
-    "distillation": ("distillation", lines(Example, 12), {"teacher": MODEL, "temperature": 2}),
-    "reinforcement": ("reinforcement", REWARDED, {"max_tokens": 4, "compute_multiplier": 0.3}),
-    "full": ("supervised", lines(Example, 12), {"lora": False}),
-    "full-kto": ("kto", lines(Labelled, 12), {"lora": False}),
-}
-
-
-def job_of(server, name: str, **more: object):
-    kind, rows, options = JOBS[name]
-    section = {"hyperparameters": {"n_epochs": 1, "batch_size": 4, **options, **more}} | (
-        {"grader": GRADER} if kind == "reinforcement" else {}
-    )
-    file = server.upload(jsonl(rows)).id
-    return server.client.fine_tuning.jobs.create(model=MODEL, training_file=file, seed=3, method={"type": kind, kind: section})
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", JOBS)
-def test_a_job_of_every_method(server, name):
-    """Through the real SDK, from the file to the model's answer; methods that OpenAI does not have are extensions of `method`."""
-    assert {kind for kind, _, _ in JOBS.values()} == {*JOB_METHODS}
-    made = job_of(server, name)
-    server.work()
-    job = server.client.fine_tuning.jobs.retrieve(made.id)
-    assert job.status == "succeeded", job.error
-    kind, _, options = JOBS[name]
-    assert job.method.type == kind
-    section = getattr(job.method, kind)
-    shown = (section if isinstance(section, dict) else section.model_dump())["hyperparameters"]
-    assert shown.items() >= {"n_epochs": 1, "batch_size": 4, **options}.items()
-    assert "auto" not in shown.values()
-    said = [event.message for event in server.client.fine_tuning.jobs.list_events(job.id, limit=100)]
-    assert any("two labelled rows" in message for message in said) == (name == "kto-pairs")
-    if name.startswith("full"):
-        return
-    asked_for = [{"role": "user", "content": asked(1)}]
-    assert server.client.chat.completions.create(model=job.fine_tuned_model, messages=asked_for).choices[0].finish_reason
-
-
-@pytest.mark.parametrize(
-    ("kind", "options", "param"),
-    [
-        ("orpo", {"loss": "ipo"}, "method.orpo.hyperparameters.loss"),
-        ("kto", {"beta": 0}, "method.kto.hyperparameters.beta"),
-        ("kto", {"desirable_weight": -1}, "method.kto.hyperparameters.desirable_weight"),
-        ("text", {"over_length": "drop"}, "method.text.hyperparameters.over_length"),
-        ("distillation", {}, "method.distillation.hyperparameters.teacher"),
-        ("distillation", {"teacher": "nobody"}, "method.distillation.hyperparameters.teacher"),
-        ("dpo", {"loss": "hinge"}, "method.dpo.hyperparameters.loss"),
-    ],
-)
-def test_faults_of_the_extensions_are_named(server, kind, options, param):
-    body = {
-        "model": MODEL,
-        "training_file": server.upload(jsonl(DPO_ROWS)).id,
-        "method": {"type": kind, kind: {"hyperparameters": options}},
-    }
-    answer = server.request("POST", "/fine_tuning/jobs", json=body)
-    assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == param
-
-
-@pytest.mark.slow
-def test_a_file_of_another_kind_fails_the_job_with_what_it_is(server):
-    job = server.client.fine_tuning.jobs.create(model=MODEL, training_file=server.upload(jsonl(DPO_ROWS)).id, method={"type": "text"})
-    server.work()
-    error = server.client.fine_tuning.jobs.retrieve(job.id).error
-    assert error.code == "invalid_training_file"
-    assert "'dpo', expected 'text'" in error.message
-
-
-# --- a provider ---------------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["sft", "dpo", "grpo"])
-def test_a_provider_trains_what_it_has(tunesmith, server, base, tmp_path, name, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", "none")
-    config = project(tmp_path, base, name)
-    words = ["--train.adapter.r", "auto", "--train.epochs", 1]
-    words += ["--train.reinforcement.samples", "auto", "--train.reinforcement.max_tokens", "auto"] if name == "grpo" else []
-    with server.worker():
-        code, result, said = tunesmith(
-            "train", "--config", config, "--backend", f"openai:{MODEL}", "--base-url", server.url, "--yes", *words
-        )
-    assert code == 0, said
-    assert result["status"] == "succeeded"
-    assert result["order"]["method"]["type"] == METHODS[name].job.type
-
-
-@pytest.mark.parametrize("name", ["text", "orpo", "kto", "distil", "ipo"])
-def test_a_provider_is_not_asked_for_what_it_has_not(tunesmith, base, tmp_path, name, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", "none")
-    code, _, said = tunesmith("train", "--config", project(tmp_path, base, name), "--backend", f"openai:{MODEL}", "--yes")
-    assert code == 2
-    assert ("has no loss" if name == "ipo" else f"has no {name}") in said
 
 
 # --- the whole of it ----------------------------------------------------------------------------------------------------------------------
