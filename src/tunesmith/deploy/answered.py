@@ -8,7 +8,6 @@ refusing costs little of the disk.
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -107,7 +106,7 @@ class Exchange:
         self.messages = messages
         if self.conversation is None:
             self._history = History(self.project, self.user_key, messages)
-            self.conversation = self.answered.conversations.of(self._history)
+            self.conversation = self.answered.conversations.of(self._history) or f"conv-{self.id.rpartition('-')[2]}"
 
     @property
     def key(self) -> str:
@@ -178,13 +177,14 @@ class Answered:
         return Exchange(self, f"{prefix}-{secrets.token_hex(16)}", endpoint, alias, project)
 
     async def write(self, row: Interaction, *, loggable: bool) -> None:
-        """Count a request, and keep its row where it names a model. The row is written even if who waits for it is cancelled."""
+        """Count a request, and keep its row where it names a model. The log has the row before this waits, so it is written even if who
+        waits is cancelled."""
         if row.status < 400:
             self._counter.answered(row)
         else:
             self._counter.failed(row.status)
         if self._log is not None and loggable:
-            await asyncio.shield(self._log.write(row))
+            await self._log.write(row)
 
     def close(self) -> None:
         """Write what waits."""

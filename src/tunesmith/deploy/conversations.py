@@ -10,7 +10,6 @@ client shortens its history, a new conversation begins. Clients that want certai
 from __future__ import annotations
 
 import hashlib
-import secrets
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -53,10 +52,9 @@ class Conversations:
         self._by_history: OrderedDict[bytes, str] = OrderedDict()
         self._remembered = remembered
 
-    def of(self, history: History) -> str:
-        """The conversation that this history goes on with, or a new one."""
-        known = self._by_history.get(history.answered) if history.answered is not None else None
-        return known or f"conv-{secrets.token_hex(12)}"
+    def of(self, history: History) -> str | None:
+        """The conversation that this history goes on with; None where it begins one."""
+        return self._by_history.get(history.answered) if history.answered is not None else None
 
     def remember(self, conversation: str, history: History, text: str, calls: Sequence[ToolCall]) -> None:
         """Know this history with its answer again."""
