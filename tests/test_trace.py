@@ -154,6 +154,19 @@ def test_every_word_leads_both_ways(project, word, capsys):
     assert tallies[:1] == [2]
 
 
+def test_a_later_run_on_an_earlier_runs_split_is_led_to(tmp_path, capsys):
+    (tmp_path / "tunesmith.yaml").write_text("name: shop\nsources: [{path: rows.jsonl}]\nbase: smollm2-135m\n")
+    later_collect, later_split, later_train = "ca" * 16, "5b" * 16, "ab" * 16
+    with contextlib.closing(Store.open(tmp_path / ".tunesmith")) as store:
+        stage(store, SPLIT, "split", ())
+        write_parquet(store.folder / "stages" / SPLIT / "train.parquet", [row(1)])
+        stage(store, later_collect, "collect", (), inputs=1, versions=[f"{SPLIT[:24]}:train"])
+        stage(store, later_split, "split", (later_collect,))
+        stage(store, later_train, "train", (later_split,))
+    assert ("training", later_train) in kinds(trace((tmp_path,), SPLIT[:24], capsys=capsys)["led_to"])
+    assert ("row", row(1).id) in kinds(trace((tmp_path,), later_train, capsys=capsys)["came_from"])
+
+
 def test_what_cannot_be_seen_is_said(project, capsys):
     far = trace(project, "chatcmpl-000000000000000000000003", capsys=capsys)
     assert kinds(far["came_from"]) == [("deployment", "far@2"), ("upstream", "big")]

@@ -315,6 +315,9 @@ class _Tracer:
             if stage["name"] == "train":
                 yield Link(kind="training", id=stage["digest"], text=_day(stage["created"]))
                 yield from self._after_training(stage["digest"])
+        for later in self._data.splits_after(digest):
+            yield next(self._data.split(later))
+            yield from self._after_data(later)
 
     def _after_training(self, digest: str) -> Iterator[Link]:
         yield from map(_run, self._runs.with_digest(digest) if digest else ())

@@ -20,6 +20,7 @@ from tunesmith.store.lineage import Lineage
 from tunesmith.store.store import Store
 
 LEDGER = "ledger.jsonl"
+_NAME_OF_SPLIT = 24  # characters of its digest that name a run's split as a version
 _LEAST_ROW = 6  # characters of a row's id that can name it
 
 
@@ -70,10 +71,13 @@ class DataTrace:
         text = f"{output.get('inputs', '?')} rows read, {output.get('invalid', 0)} with faults"
         yield Link(kind="collected", id=stage["digest"], text=text, facts=dict(output))
         for word in output.get("versions", ()):
-            version = self._known().get(str(word).partition(":")[0])
+            name = str(word).partition(":")[0]
+            version, earlier = self._known().get(name), self._lineage.stage(name)
             if version is not None:
                 yield self.version(version)
                 yield from self.before(version)
+            elif earlier is not None and earlier["digest"] != stage["digest"]:  # the split of an earlier run
+                yield from self.split(earlier["digest"])
 
     def _ledger(self, folder: Path, name: str) -> Iterator[Link]:
         if not (folder / LEDGER).is_file():
@@ -123,11 +127,17 @@ class DataTrace:
 
     def splits_of(self, version: DatasetVersion) -> list[str]:
         """The digests of the splits of runs that read this version or one that was made from it."""
-        wanted = {version.id, *(later.id for later in self.after(version))}
+        return self._splits_from({version.id, *(later.id for later in self.after(version))})
+
+    def splits_after(self, digest: str) -> list[str]:
+        """The digests of the splits of later runs that read a stage's result under the name of a version."""
+        return self._splits_from({digest[:_NAME_OF_SPLIT]})
+
+    def _splits_from(self, names: set[str]) -> list[str]:
         read = [
             stage["digest"]
             for stage in self._lineage.of_kind("collect")
-            if wanted & {str(word).partition(":")[0] for word in stage["output"].get("versions", ())}
+            if names & {str(word).partition(":")[0] for word in stage["output"].get("versions", ())}
         ]
         return [stage["digest"] for digest in read for stage in self._lineage.after(digest) if stage["name"] == "split"]
 

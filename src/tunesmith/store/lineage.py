@@ -42,7 +42,7 @@ class Lineage:
 
     def of_kind(self, name: str) -> list[dict[str, Any]]:
         """The finished stages of that name, the newest first."""
-        return [_stage(row) for row in self._rows(sa.select(stages).where(stages.c.name == name).order_by(stages.c.created.desc()))]
+        return [_stage(row) for row in self._store.stages(name)]
 
     def before(self, digest: str) -> Iterator[dict[str, Any]]:
         """Every stage that this one was made from, the nearest first."""
