@@ -108,7 +108,7 @@ def _routes() -> list[Route]:
         Route("/v1/models", models.list_models, methods=["GET"]),
         Route("/v1/models/{model:path}", models.retrieve, methods=["GET"]),
         Route("/v1/models/{model:path}", models.delete, methods=["DELETE"]),
-        *_kept(),
+        *_stored(),
         Route("/v1/fine_tuning/alpha/graders/run", graders.run, methods=["POST"]),
         Route("/v1/fine_tuning/alpha/graders/validate", graders.validate, methods=["POST"]),
         Route("/healthz", _health, methods=["GET"]),
@@ -117,7 +117,7 @@ def _routes() -> list[Route]:
     ]
 
 
-def _kept() -> list[Route]:
+def _stored() -> list[Route]:
     """What needs the store."""
     job, permissions = "/v1/fine_tuning/jobs/{job}", "/v1/fine_tuning/checkpoints/{checkpoint:path}/permissions"
     return [
@@ -188,8 +188,8 @@ def _background(app: Starlette, state: State) -> list[Coroutine[Any, Any, None]]
 
         return call
 
-    found = [batches.work(inside, state.store)]
-    return [*found, webhooks.work(state.store, state.webhooks)] if state.webhooks else found
+    work = [batches.work(inside, state.store)]
+    return [*work, webhooks.work(state.store, state.webhooks)] if state.webhooks else work
 
 
 async def _health(_request: Request) -> Response:

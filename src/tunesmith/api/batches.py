@@ -117,12 +117,12 @@ async def _answer(app: Any, batches: Batches, row: Row, token: str) -> None:
 
 
 async def _ask(client: httpx.AsyncClient, part: Sequence[tuple[int, Line]]) -> list[tuple[int, bool, tuple[int, int], str]]:
-    async def one(number: int, line: Line) -> tuple[int, bool, tuple[int, int], str]:
+    async def answered(number: int, line: Line) -> tuple[int, bool, tuple[int, int], str]:
         body = {key: value for key, value in line.body.items() if key != "stream"}
         answer = await client.post(line.url, json=body)
         used = answer.json().get("usage") or {} if answer.status_code == 200 else {}
         tokens = (used.get("prompt_tokens", 0), used.get("completion_tokens", 0))
-        said = output_line(line.custom_id, answer.status_code, answer.headers.get("x-request-id", ""), answer.content)
-        return number, answer.status_code == 200, tokens, said
+        output = output_line(line.custom_id, answer.status_code, answer.headers.get("x-request-id", ""), answer.content)
+        return number, answer.status_code == 200, tokens, output
 
-    return await asyncio.gather(*(one(number, line) for number, line in part))
+    return await asyncio.gather(*(answered(number, line) for number, line in part))

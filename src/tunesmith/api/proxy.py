@@ -105,8 +105,8 @@ def _put_in(tree: dict[str, msgspec.Raw], target: Target) -> None:
     turns = msgspec.json.decode(tree["messages"]) if target.variant.instruction is not None and "messages" in tree else None
     if isinstance(turns, list):
         turns = [turn for turn in turns if not isinstance(turn, dict) or turn.get("role") not in ("system", "developer")]
-        told = {"role": "system", "content": target.variant.instruction}
-        tree["messages"] = msgspec.Raw(msgspec.json.encode([told, *turns]))
+        instruction = {"role": "system", "content": target.variant.instruction}
+        tree["messages"] = msgspec.Raw(msgspec.json.encode([instruction, *turns]))
     for name, value in target.defaults.items():
         if name not in tree and not (name == "max_tokens" and "max_completion_tokens" in tree):
             tree[name] = msgspec.Raw(msgspec.json.encode(int(value) if name == "max_tokens" else value))
@@ -142,7 +142,7 @@ class Passage:
     error: str = ""
 
     def broken(self, error: OSError) -> APIError:
-        """Note why no whole answer came; gives what the client is told."""
+        """Note why no whole answer came; gives what the client is instruction."""
         self.status, self.error = (CLIENT_LEFT if isinstance(error, _Left) else 502), str(error)
         message = f"The server behind '{self.exchange.alias}' did not answer: {error}"
         return APIError(self.status, message, code="upstream_unreachable")

@@ -41,8 +41,8 @@ class History:
 
 
 def _turn(into: hashlib.blake2b, role: str, text: str, calls: Sequence[ToolCall]) -> None:
-    told = "\0".join((role, text.strip(), *(f"{call.id} {call.function.name} {call.function.arguments}" for call in calls)))
-    into.update(f"{len(told)} {told}".encode(errors="replace"))
+    words = "\0".join((role, text.strip(), *(f"{call.id} {call.function.name} {call.function.arguments}" for call in calls)))
+    into.update(f"{len(words)} {words}".encode(errors="replace"))
 
 
 class Conversations:

@@ -27,7 +27,7 @@ from tunesmith.core.types import Interaction, Record
 from tunesmith.data import version as versions
 from tunesmith.flow.trace_data import DataTrace, Link
 from tunesmith.store.deployments import Deployments
-from tunesmith.store.interactions import Interactions, Tally
+from tunesmith.store.interactions import Interactions, RequestCount
 from tunesmith.store.lineage import Lineage
 from tunesmith.store.paging import Row
 from tunesmith.store.runs import Run, Runs
@@ -107,12 +107,12 @@ class _Tracer:
         history = history or self._deployments.history(alias)
         if not history:
             return None
-        chosen = next((one for one in history if number in ("", str(one.version))), None)
+        chosen = next((deployment for deployment in history if number in ("", str(deployment.version))), None)
         if chosen is None:
-            known = ", ".join(f"{alias}@{one.version}" for one in history)
+            known = ", ".join(f"{alias}@{deployment.version}" for deployment in history)
             raise NotFound(f"no deployment '{word}': '{alias}' never had that version", allowed=known)
         before = (link for variant in chosen.variants for link in self._variant(variant))
-        return _walked(self._deployed(chosen), before, self._answers(_called(chosen), self._log.tally(deployments=[chosen.version])))
+        return _walked(self._deployed(chosen), before, self._answers(_called(chosen), self._log.count(deployments=[chosen.version])))
 
     def job(self, word: str) -> Trace | None:
         """A fine-tuning job, or a model that one made."""
@@ -148,7 +148,7 @@ class _Tracer:
             return _chain(self._data.split(digest), after)
         if stage["name"] == "collect":
             return _chain(self._data.collected(stage), after)
-        before = {one["name"]: one["digest"] for one in self._lineage.before(digest)}
+        before = {stage["name"]: stage["digest"] for stage in self._lineage.before(digest)}
         came = self._training(before["train"]) if "train" in before else self._data.split(before["split"]) if "split" in before else ()
         return _walked(Link(kind="stage", id=digest, text=stage["name"], facts=stage["output"]), came, after)
 
@@ -156,7 +156,7 @@ class _Tracer:
         """The weights that answered, by their digest or its beginning."""
         if not _HEX.fullmatch(word):
             return None
-        known = {_digest(variant) for one in self._deployments.listed() for variant in one.variants}
+        known = {_digest(variant) for deployment in self._deployments.listed() for variant in deployment.variants}
         served = self._log.answered_by(word)
         fits = sorted({digest for digest in (*known, *(digest for digest, _, _ in served)) if digest.startswith(word)})
         if len(fits) > 1:
@@ -165,8 +165,8 @@ class _Tracer:
 
     def _model(self, digest: str, served: list[tuple[str, int | None]]) -> Trace:
         deployed = self._deployed_with(digest)
-        names = list(dict.fromkeys([*(one.alias for one in deployed), *(alias for alias, _ in served)]))
-        answers = (link for alias in names for link in self._answers(alias, self._log.tally(aliases=[alias], model_digest=digest)))
+        names = list(dict.fromkeys([*(deployment.alias for deployment in deployed), *(alias for alias, _ in served)]))
+        answers = (link for alias in names for link in self._answers(alias, self._log.count(aliases=[alias], model_digest=digest)))
         before = self._before_model(digest, deployed, served)
         return _walked(
             Link(kind="model", id=digest, text=f"answers as {', '.join(names)}"), before, (*map(self._deployed, deployed), *answers)
@@ -219,11 +219,13 @@ class _Tracer:
             yield from self._before_model(row.model_digest, self._deployed_with(row.model_digest), [])
 
     def _deployed_with(self, digest: str) -> list[Deployment]:
-        return [one for one in self._deployments.listed() if any(_digest(variant) == digest for variant in one.variants)]
+        return [
+            deployment for deployment in self._deployments.listed() if any(_digest(variant) == digest for variant in deployment.variants)
+        ]
 
     def _before_model(self, digest: str, deployed: list[Deployment], served: list[tuple[str, int | None]]) -> Iterator[Link]:
         """Who made the weights of a digest: a deployment knows it, else the job whose name answered with them."""
-        known = [variant for one in deployed for variant in one.variants if _digest(variant) == digest]
+        known = [variant for deployment in deployed for variant in deployment.variants if _digest(variant) == digest]
         for variant in known[:1]:
             if variant.model is not None:
                 yield from self._made_by(variant.model)
@@ -274,7 +276,7 @@ class _Tracer:
             yield _run(made[0])
         if stage is not None:
             yield _plan(digest, stage["output"].get("plan") or {})
-        before = {one["name"]: one["digest"] for one in self._lineage.before(digest)}
+        before = {stage["name"]: stage["digest"] for stage in self._lineage.before(digest)}
         split = before.get("split") or next((run.digests["split"] for run in made if "split" in run.digests), None)
         if split is not None:
             yield from self._data.split(split)
@@ -307,7 +309,7 @@ class _Tracer:
 
     def _conversation(self, row: Interaction) -> Iterator[Link]:
         if row.conversation is not None:
-            yield from self._answers(row.conversation, self._log.tally(conversation=row.conversation), kind="conversation")
+            yield from self._answers(row.conversation, self._log.count(conversation=row.conversation), kind="conversation")
 
     def _after_data(self, digest: str) -> Iterator[Link]:
         """The trainings that had this data, and what they led to."""
@@ -327,31 +329,36 @@ class _Tracer:
         names = self._lineage.names_of(job["id"])
         for name in names:
             yield Link(kind="model", id=name)
-            yield from self._answers(name, self._log.tally(aliases=[name]))
+            yield from self._answers(name, self._log.count(aliases=[name]))
         yield from self._made(f"job:{job['id']}")
         yield from map(_job, self._lineage.jobs_from(names))
 
     def _made(self, maker: str) -> Iterator[Link]:
         """The deployments of what a run or a job made, and how often each answered."""
-        for one in reversed(self._deployments.listed()):
-            if any(variant.model is not None and variant.model.made_by == maker for variant in one.variants):
-                yield self._deployed(one)
-                yield from self._answers(_called(one), self._log.tally(deployments=[one.version]))
+        for deployment in reversed(self._deployments.listed()):
+            if any(variant.model is not None and variant.model.made_by == maker for variant in deployment.variants):
+                yield self._deployed(deployment)
+                yield from self._answers(_called(deployment), self._log.count(deployments=[deployment.version]))
 
-    def _deployed(self, one: Deployment) -> Link:
-        newest = self._deployments.history(one.alias)[0]
-        state = "in force" if newest.version == one.version else f"replaced by {_called(newest)}"
-        why = f": {one.reason}" if one.reason else ""
-        facts = {"version": one.version, "created": one.created, "by": one.by, "variants": [variant.name for variant in one.variants]}
-        return Link(kind="deployment", id=_called(one), text=f"{_day(one.created)}, {state}{why}", facts=facts)
+    def _deployed(self, deployment: Deployment) -> Link:
+        newest = self._deployments.history(deployment.alias)[0]
+        state = "in force" if newest.version == deployment.version else f"replaced by {_called(newest)}"
+        why = f": {deployment.reason}" if deployment.reason else ""
+        facts = {
+            "version": deployment.version,
+            "created": deployment.created,
+            "by": deployment.by,
+            "variants": [variant.name for variant in deployment.variants],
+        }
+        return Link(kind="deployment", id=_called(deployment), text=f"{_day(deployment.created)}, {state}{why}", facts=facts)
 
-    def _answers(self, name: str, tally: Tally, kind: str = "answers") -> Iterator[Link]:
-        if not tally.requests:
+    def _answers(self, name: str, count: RequestCount, kind: str = "answers") -> Iterator[Link]:
+        if not count.requests:
             yield Link(kind=kind, id=name, text="0 requests", facts={"requests": 0})
             return
-        cost = f", ${tally.cost_usd:.4f}" if tally.cost_usd else ""
-        text = f"{tally.requests} requests, {tally.errors} errors, {_day(tally.first)} to {_day(tally.last)}{cost}"
-        facts = {"requests": tally.requests, "errors": tally.errors, "first": tally.first, "last": tally.last, "cost_usd": tally.cost_usd}
+        cost = f", ${count.cost_usd:.4f}" if count.cost_usd else ""
+        text = f"{count.requests} requests, {count.errors} errors, {_day(count.first)} to {_day(count.last)}{cost}"
+        facts = {"requests": count.requests, "errors": count.errors, "first": count.first, "last": count.last, "cost_usd": count.cost_usd}
         yield Link(kind=kind, id=name, text=text, facts=facts)
 
 
@@ -370,8 +377,8 @@ def _distinct(links: Iterable[Link]) -> tuple[Link, ...]:
 
 
 def _request(row: Interaction) -> Link:
-    said = " ".join((row.error or row.answer).split())
-    text = f"{_day(row.created)}, '{row.alias}' ({row.endpoint}), status {row.status}: {said[:80]}{'…' if len(said) > 80 else ''}"
+    answer = " ".join((row.error or row.answer).split())
+    text = f"{_day(row.created)}, '{row.alias}' ({row.endpoint}), status {row.status}: {answer[:80]}{'…' if len(answer) > 80 else ''}"
     names = ("project", "variant", "model_digest", "user_key", "conversation", "prompt_tokens", "completion_tokens", "cost_usd")
     return Link(kind="request", id=row.id, text=text, facts={name: getattr(row, name) for name in names})
 
@@ -399,8 +406,8 @@ def _digest(variant: Variant) -> str:
     return variant.model.digest if variant.model is not None else ""
 
 
-def _called(one: Deployment) -> str:
-    return f"{one.alias}@{one.version}"
+def _called(deployment: Deployment) -> str:
+    return f"{deployment.alias}@{deployment.version}"
 
 
 def _day(seconds: float | None) -> str:

@@ -131,14 +131,14 @@ class Interactions:
             )
         return _interaction(rows[0]) if rows else None
 
-    def tally(
+    def count(
         self,
         *,
         deployments: Collection[int] | None = None,
         aliases: Collection[str] | None = None,
         model_digest: str | None = None,
         conversation: str | None = None,
-    ) -> Tally:
+    ) -> RequestCount:
         """The requests that fit all that is given, counted."""
         table = interactions.c
         where: list[sa.ColumnElement[bool]] = []
@@ -150,7 +150,7 @@ class Interactions:
         query = sa.select(sa.func.count(), failed, sa.func.min(table.created), sa.func.max(table.created), sa.func.sum(table.cost_usd))
         with self._store.reading() as connection:
             count, errors, first, last, cost = connection.execute(query.where(*where)).one()
-        return Tally(requests=count, errors=errors or 0, first=first, last=last, cost_usd=cost)
+        return RequestCount(requests=count, errors=errors or 0, first=first, last=last, cost_usd=cost)
 
     def answered_by(self, begins: str) -> list[tuple[str, str, int | None]]:
         """(model digest, alias, deployment version) of everything that models answered as whose digests begin so."""
@@ -161,7 +161,7 @@ class Interactions:
             return [(row.model_digest, row.alias, row.deployment) for row in connection.execute(query)]
 
 
-class Tally(Record, frozen=True):
+class RequestCount(Record, frozen=True):
     """Requests counted. `first` and `last` are seconds of the epoch, None where there are none; `cost_usd` of those whose cost is known."""
 
     requests: int

@@ -49,18 +49,18 @@ class Lineage:
         seen, left = {digest}, [need for stage in self.stages([digest]) for need in stage["needs"]]
         while left := [need for need in dict.fromkeys(left) if need not in seen]:
             seen.update(left)
-            found = self.stages(left)
-            yield from found
-            left = [need for stage in found for need in stage["needs"]]
+            nearer = self.stages(left)
+            yield from nearer
+            left = [need for stage in nearer for need in stage["needs"]]
 
     def after(self, digest: str) -> Iterator[dict[str, Any]]:
         """Every stage that was made from this one, the nearest first."""
         seen, left = {digest}, [digest]
         while left:
-            found = [stage for one in left for stage in self._made_from(one) if stage["digest"] not in seen]
-            seen.update(stage["digest"] for stage in found)
-            yield from found
-            left = [stage["digest"] for stage in found]
+            made = [stage for maker in left for stage in self._made_from(maker) if stage["digest"] not in seen]
+            seen.update(stage["digest"] for stage in made)
+            yield from made
+            left = [stage["digest"] for stage in made]
 
     def _made_from(self, digest: str) -> list[dict[str, Any]]:
         contains = sa.cast(stages.c.needs, sa.Text).contains(f'"{digest}"', autoescape=True)
