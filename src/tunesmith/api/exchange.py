@@ -43,8 +43,9 @@ def opened(state: State, scope: MutableMapping[str, Any], endpoint: str, prefix:
     exchange = state.answered.open(endpoint, prefix, head.model[:_LONGEST_NAME], scope["state"]["project"])
     exchange.user_key, exchange.conversation = head.user, head.conversation
     if exchange.conversation is None:
-        named = next((value for name, value in scope["headers"] if name == b"x-conversation-id"), b"")
-        exchange.conversation = named.decode("latin-1")[:512] or None
+        for name, value in scope["headers"]:
+            if name == b"x-conversation-id":
+                exchange.conversation = value.decode("latin-1")[:512] or None
     return exchange
 
 

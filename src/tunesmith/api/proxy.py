@@ -20,7 +20,6 @@ from tunesmith.api.exchange import answered_by, ended_by, opened
 from tunesmith.api.http import Receive, Scope, Send
 from tunesmith.api.state import State
 from tunesmith.core import wire
-from tunesmith.core.errors import NotFound
 from tunesmith.deploy.answered import CLIENT_LEFT, Exchange, client_left
 from tunesmith.deploy.router import Target
 from tunesmith.models.base import Passing, passing
@@ -55,8 +54,8 @@ class Proxy:
         try:
             body = await _body(receive)
             head = wire.head_of(body)
-            if self.state.passed_to(head.model) is not None:
-                answer = await self._pass(scope, body, head, receive)
+            if (target := self.state.passed_to(head.model)) is not None:
+                answer = await self._pass(scope, body, head, receive, target)
         except Exception as error:  # noqa: BLE001 - as Starlette's own handler would: every failure is an answer
             answer = errors.response(error)
         if answer is not None:
@@ -64,30 +63,29 @@ class Proxy:
         else:
             await self.app(scope, _again(body, receive), send)
 
-    async def _pass(self, scope: Scope, body: bytes, head: wire.Head, receive: Receive) -> Response | Streamed:
+    async def _pass(self, scope: Scope, body: bytes, head: wire.Head, receive: Receive, first: Target) -> Response | Streamed | None:
+        """The other server's answer; None when the strategy chooses a model here once it is known who asks. `first` is whom it would
+        choose for nobody in particular."""
         path = scope["path"]
         exchange = opened(self.state, scope, *_PASSED[path], head)
         try:
-            return await self._passed(exchange, path, body, head, receive)
+            tree = _object.decode(body)
+            _note_prompt(exchange, path, body, tree)
+            target = first if first.deployment is None else self.state.passed_to(head.model, exchange.key)
+            upstream = passing(target.model) if target is not None else None
+            if target is None or upstream is None:
+                return None
+            answered_by(exchange, target)
+            if path.endswith("/chat/completions"):
+                _put_in(tree, target)
+            tree["model"] = msgspec.Raw(msgspec.json.encode(target.model.name))
+            return await passed(Passage(self.state, exchange, path), upstream, msgspec.json.encode(tree), receive)
         except asyncio.CancelledError:  # the server ends: this task with it, so the row is written by one of its own
             self.state.spawn(exchange.end(client_left()))
             raise
         except Exception as error:
             await ended_by(exchange, error, self.state)
             raise
-
-    async def _passed(self, exchange: Exchange, path: str, body: bytes, head: wire.Head, receive: Receive) -> Response | Streamed:
-        tree = _object.decode(body)
-        _note_prompt(exchange, path, body, tree)
-        target = self.state.passed_to(head.model, exchange.key)
-        upstream = passing(target.model) if target is not None else None
-        if target is None or upstream is None:  # taken away since it was looked up
-            raise NotFound(f"The model '{exchange.alias}' does not exist")
-        answered_by(exchange, target)
-        if path.endswith("/chat/completions"):
-            _put_in(tree, target)
-        tree["model"] = msgspec.Raw(msgspec.json.encode(target.model.name))
-        return await passed(Passage(self.state, exchange, path), upstream, msgspec.json.encode(tree), receive)
 
 
 def _note_prompt(exchange: Exchange, path: str, body: bytes, tree: dict[str, msgspec.Raw]) -> None:
@@ -153,9 +151,9 @@ class Passage:
         number, outcome = proxy_read.answer(whole)
         # Some servers count their answers, or draw from a few numbers: two of those must not become one row.
         if len(number) >= _UNIQUE:
-            self.exchange.id = number
+            self.exchange.own_id = number
         elif number:
-            self.exchange.id = f"{number}-{secrets.token_hex(16)}"
+            self.exchange.own_id = f"{number}-{secrets.token_hex(16)}"
         if self.status >= 400:
             finish = "cancelled" if self.status == CLIENT_LEFT else "error"
             error = self.error or proxy_read.error(whole)

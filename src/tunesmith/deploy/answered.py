@@ -84,7 +84,7 @@ class Exchange:
     `variant` that answers, its model and its deployment are known once the name is resolved."""
 
     answered: Answered
-    id: str
+    prefix: str
     endpoint: str
     alias: str
     project: str
@@ -99,14 +99,21 @@ class Exchange:
     started: float = field(default_factory=time.perf_counter)
     created: float = field(default_factory=time.time)
     ended: bool = False
+    own_id: str = ""
     _history: History | None = None
+
+    @property
+    def id(self) -> str:
+        """The answer's id: its own where it brought one, else made when it is first asked for."""
+        self.own_id = self.own_id or f"{self.prefix}-{secrets.token_hex(16)}"
+        return self.own_id
 
     def ask(self, messages: tuple[Message, ...]) -> None:
         """Note the prompt of a conversation, and which one it goes on with unless the client has named it."""
         self.messages = messages
         if self.conversation is None:
             self._history = History(self.project, self.user_key, messages)
-            self.conversation = self.answered.conversations.of(self._history) or f"conv-{self.id.rpartition('-')[2]}"
+            self.conversation = self.answered.conversations.of(self._history)
 
     @property
     def key(self) -> str:
@@ -174,7 +181,7 @@ class Answered:
 
     def open(self, endpoint: str, prefix: str, alias: str, project: str) -> Exchange:
         """A request that has just come to an endpoint; its id begins with `prefix`."""
-        return Exchange(self, f"{prefix}-{secrets.token_hex(16)}", endpoint, alias, project)
+        return Exchange(self, prefix, endpoint, alias, project)
 
     async def write(self, row: Interaction, *, loggable: bool) -> None:
         """Count a request, and keep its row where it names a model. The log has the row before this waits, so it is written even if who

@@ -9,7 +9,8 @@ client shortens its history, a new conversation begins. Clients that want certai
 
 from __future__ import annotations
 
-import hashlib
+import itertools
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -19,42 +20,43 @@ _REMEMBERED = 1 << 16
 
 
 class History:
-    """The turns of one request, hashed: `answered` is the hash up to its last answer (None where there is none)."""
+    """The turns of one request, hashed: `answered` is the hash up to its last answer (None where there is none).
+
+    Python's own hash of strings (64 bits, keyed anew in each process) is enough for what never leaves it.
+    """
 
     __slots__ = ("_hash", "answered")
 
     def __init__(self, project: str, user: str | None, messages: Sequence[Message]) -> None:
-        self._hash = hashlib.blake2b(f"{project}\0{user}".encode(errors="replace"), digest_size=16)
-        last = max((i for i, message in enumerate(messages) if message.role == "assistant"), default=-1)
-        self.answered: bytes | None = None
-        for i, message in enumerate(messages):
+        self._hash = hash((project, user))
+        self.answered: int | None = None
+        for message in messages:
             if message.role not in ("system", "developer"):
-                _turn(self._hash, message.role, message.text, message.tool_calls)
-            if i == last:
-                self.answered = self._hash.copy().digest()
+                self._hash = _longer(self._hash, message.role, message.text, message.tool_calls)
+                if message.role == "assistant":
+                    self.answered = self._hash
 
-    def with_answer(self, text: str, calls: Sequence[ToolCall]) -> bytes:
+    def with_answer(self, text: str, calls: Sequence[ToolCall]) -> int:
         """The hash with an answer after the last message: what the next request's `answered` is."""
-        longer = self._hash.copy()
-        _turn(longer, "assistant", text, calls)
-        return longer.digest()
+        return _longer(self._hash, "assistant", text, calls)
 
 
-def _turn(into: hashlib.blake2b, role: str, text: str, calls: Sequence[ToolCall]) -> None:
-    words = "\0".join((role, text.strip(), *(f"{call.id} {call.function.name} {call.function.arguments}" for call in calls)))
-    into.update(f"{len(words)} {words}".encode(errors="replace"))
+def _longer(before: int, role: str, text: str, calls: Sequence[ToolCall]) -> int:
+    called = tuple((call.id, call.function.name, call.function.arguments) for call in calls) if calls else ()
+    return hash((before, role, text.strip(), called))
 
 
 class Conversations:
     """The conversations that were seen, the latest `remembered` turns of them."""
 
     def __init__(self, remembered: int = _REMEMBERED) -> None:
-        self._by_history: OrderedDict[bytes, str] = OrderedDict()
-        self._remembered = remembered
+        self._by_history: OrderedDict[int, str] = OrderedDict()
+        self._remembered, self._numbers = remembered, itertools.count()
 
-    def of(self, history: History) -> str | None:
-        """The conversation that this history goes on with; None where it begins one."""
-        return self._by_history.get(history.answered) if history.answered is not None else None
+    def of(self, history: History) -> str:
+        """The conversation that this history goes on with, or a new one."""
+        known = self._by_history.get(history.answered) if history.answered is not None else None
+        return known or f"conv-{time.time_ns():x}-{next(self._numbers)}"  # in order of time, as an index likes its keys
 
     def remember(self, conversation: str, history: History, text: str, calls: Sequence[ToolCall]) -> None:
         """Know this history with its answer again."""
