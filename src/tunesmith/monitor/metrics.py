@@ -1,9 +1,9 @@
 """What a running server shows to Prometheus: counts, tokens and latency by alias; knows nothing about HTTP or models.
 
 The exposition is prometheus_client's; counting is ours, since with its counters and histograms a request costs three times as much (8 µs
-against 2.5). Histogram buckets are the dashboards' standard ones, and a quantile that is read from them is off by up to a quarter where they
-are wide. So each histogram keeps a sketch with logarithmic buckets beside them (DDSketch, Masson, Rim and Lee 2019, arXiv:1908.10693), whose
-quantiles are within 1 %; it is shown as the gauge `NAME_quantile`.
+against 2.5). Histogram buckets are the dashboards' standard ones, and a quantile that is read from them is off by up to a quarter where
+they are wide. So each histogram keeps a sketch with logarithmic buckets beside them (DDSketch, Masson, Rim and Lee 2019,
+arXiv:1908.10693), whose quantiles are within 1 %; it is shown as the gauge `NAME_quantile`.
 """
 
 from __future__ import annotations
@@ -166,14 +166,14 @@ class ServerMetrics(Collector):
         for (_, alias), answers in self._answers.items():
             by_alias.setdefault(alias, _Answers()).merge(answers)
         yield from self._counters(by_alias)
-        for name, about, series in (
+        for name, about, part in (
             ("vllm:time_to_first_token_seconds", "Seconds until the first token.", "first_token"),
             ("vllm:inter_token_latency_seconds", "Mean seconds between the tokens of a request.", "per_token"),
             ("vllm:e2e_request_latency_seconds", _WHOLE, "total"),
         ):
-            yield from _latency(name, about, ["model_name"], {(alias,): getattr(one, series) for alias, one in by_alias.items()})
+            yield from _latency(name, about, ["model_name"], {(alias,): getattr(answers, part) for alias, answers in by_alias.items()})
         operations: dict[tuple[str, ...], _Series] = {
-            (OPERATIONS.get(end, end), "tunesmith", alias): one.total for (end, alias), one in self._answers.items()
+            (OPERATIONS.get(end, end), "tunesmith", alias): answers.total for (end, alias), answers in self._answers.items()
         }
         yield from _latency("gen_ai_server_request_duration_seconds", _WHOLE, _OTEL, operations)
 
