@@ -12,7 +12,6 @@ import os
 import random
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -36,28 +35,38 @@ def serve(folder: Path, port: int) -> None:
     answer(create_app({"echo": EchoModel()}, config=config, store=Store.open(folder / "store")), config)
 
 
+def work(words: list[str]) -> None:
+    """A worker's own process."""
+    from tunesmith.flow.jobs.worker import main as worker
+
+    worker(words)
+
+
 class Run:
     """One store with its server, its workers and what clients were told."""
 
     def __init__(self, folder: Path, base: Path) -> None:
+        import httpx
+
         folder.mkdir(parents=True)
         (folder / "base").symlink_to(base)
+        self.client = httpx.Client(timeout=20)  # one each thread: making one costs more than many requests
         self.folder = folder
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/v1"
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, Any] = {}
         self.chats: list[str] = []
         self.killed: list[str] = []
         self.stop = threading.Event()
 
     def start(self, name: str) -> None:
-        """Start the server or a worker (again)."""
-        worker = ["tunesmith.flow.jobs.worker", "--store", str(self.folder / "store"), "--lease", str(LEASE_S), "--threads", "1"]
-        command = ["benchmarks.kills", "--serve", str(self.folder), "--port", str(self.port)] if name == "server" else worker
-        with (self.folder / f"{name}.log").open("ab") as log:
-            self.processes[name] = subprocess.Popen([sys.executable, "-m", *command], stdout=log, stderr=log)
+        """Start the server or a worker (again), as forks of one process that has imported what is heavy."""
+        from forked import start
+
+        words = ["--store", str(self.folder / "store"), "--lease", str(LEASE_S), "--threads", "1"]
+        self.processes[name] = start(serve, self.folder, self.port) if name == "server" else start(work, words)
 
     def call(self, method: str, path: str, **more: Any) -> Any:
         """A request that is sent again until it is answered; the same Idempotency-Key each time."""
@@ -65,7 +74,7 @@ class Run:
 
         while True:
             try:
-                answer = httpx.request(method, self.url + path, timeout=20, **more)
+                answer = self.client.request(method, self.url + path, **more)
                 if answer.status_code < 500:
                     answer.raise_for_status()
                     return answer.json()
@@ -78,21 +87,20 @@ class Run:
         import httpx
 
         body = {"model": "echo", "messages": [{"role": "user", "content": "one two three"}]}
+        client = httpx.Client(timeout=20)
         while not self.stop.is_set():
             try:
-                answer = httpx.post(f"{self.url}/chat/completions", json=body, timeout=20)
+                answer = client.post(f"{self.url}/chat/completions", json=body)
                 self.chats.append(answer.json()["id"])
             except (httpx.TransportError, KeyError, ValueError):
-                time.sleep(0.02)
-            time.sleep(0.02)
+                time.sleep(0.05)
+            time.sleep(0.05)
 
     def end(self) -> None:
         """Stop everything."""
         self.stop.set()
         for process in self.processes.values():
-            process.terminate()
-        for process in self.processes.values():
-            process.wait()
+            process.kill(signal.SIGTERM)
 
 
 def create(run: Run, jobs: int, wave: int = 0) -> tuple[list[str], list[str]]:
@@ -141,10 +149,11 @@ def watch(run: Run, made: list[str], seen: set[str]) -> None:
     """Read the jobs' events all the time, and remember the ids of what was told."""
     import httpx
 
+    client = httpx.Client(timeout=20)
     while not run.stop.is_set():
         for number in list(made):
             try:
-                answer = httpx.get(f"{run.url}/fine_tuning/jobs/{number}/events", params={"limit": 100}, timeout=20)
+                answer = client.get(f"{run.url}/fine_tuning/jobs/{number}/events", params={"limit": 100})
                 seen.update(event["id"] for event in answer.json()["data"])
             except (httpx.TransportError, KeyError, ValueError):
                 pass
@@ -158,8 +167,7 @@ def kill(run: Run, asked: argparse.Namespace) -> None:
     while len(run.killed) < asked.kills and time.monotonic() < limit:
         time.sleep(rng.uniform(0.2, asked.pause))
         name = rng.choice(list(run.processes))
-        run.processes[name].send_signal(signal.SIGKILL)
-        run.processes[name].wait()
+        run.processes[name].kill()
         run.killed.append(name)
         run.start(name)
 
@@ -236,8 +244,8 @@ def kept_rows(folder: Path) -> dict[str, set[str]]:
     return found
 
 
-def main() -> int:
-    """Run it, print what was lost; 1 when anything was."""
+def options(words: list[str] | None = None) -> argparse.Namespace:
+    """What is asked on the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=3600.0, help="stop killing after so long")
@@ -245,12 +253,12 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=4, help="jobs, and workers, at once")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=None)
-    parser.add_argument("--serve", type=Path, default=None, help=argparse.SUPPRESS)
-    parser.add_argument("--port", type=int, default=0, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.serve is not None:
-        serve(asked.serve, asked.port)
-        return 0
+    return parser.parse_args(words)
+
+
+def main() -> int:
+    """Run it, print what was lost; 1 when anything was."""
+    asked = options()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory() as folder:
         found = measure(asked.folder or Path(folder), asked)

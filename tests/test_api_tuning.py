@@ -196,7 +196,7 @@ def test_a_model_grades_and_what_it_does_not_say_is_missing(server: Server):
     asks = [{"role": "user", "content": "Grade: {{ sample.output_text }} against {{ item.answer }}"}]
     grader = {
         "type": "multi", "calculate_output": "0.5 * likeness + 0.5 * likeness", "name": "both",
-        "graders": {"likeness": LIKENESS, "verdict": {"type": "score_model", "name": "verdict", "model": MODEL, "input": asks}},
+        "graders": {"likeness": LIKENESS, "verdict": {"type": "score_model", "name": "verdict", "model": MODEL, "input": asks, "sampling_params": {"max_completions_tokens": 3}}},
     }  # fmt: skip
     job = server.client.fine_tuning.jobs.create(
         model=MODEL, training_file=server.upload(reward_rows()).id, method=reinforcement(grader, n_epochs=1, compute_multiplier=0.25)

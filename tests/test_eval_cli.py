@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import signal
 import time
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
+from forked import command as start_command
 from tunesmith.api.serve import temporary
 from tunesmith.cli import app
 from tunesmith.cli.shared import guarded
@@ -22,6 +22,7 @@ from tunesmith.flow.evaluation.options import options, split_words
 from tunesmith.models.around import Paced
 from tunesmith.models.echo import EchoModel
 from tunesmith.store.store import Store
+from waiting import until
 
 
 def rows(path: Path, n: int = 120, wrong: int = 3) -> None:
@@ -102,7 +103,7 @@ def test_kill_9_pays_for_nothing_twice(here):
     store, kills, at_once = Store.open(here / "served"), 4, 2
     with temporary({"echo": Slow()}, store) as url:
         words = [f"{url.rstrip('/')}#echo", "--data", "rows.jsonl", "--concurrency", str(at_once), "--json"]
-        command = [sys.executable, "-m", "tunesmith", "eval", *words]
+        command = ["eval", *words]
 
         def asked() -> list[str]:
             with store.engine.connect() as connection:
@@ -111,14 +112,13 @@ def test_kill_9_pays_for_nothing_twice(here):
 
         for _ in range(kills):
             before = len(asked())
-            process = subprocess.Popen(command, cwd=here, stdout=subprocess.DEVNULL)
-            while len(asked()) < before + 30 and process.poll() is None:
-                time.sleep(0.02)
-            process.kill()
-            process.wait()
-        done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True)
+            process = start_command(command, here)
+            until(lambda before=before: len(asked()) >= before + 30, alive=process.alive, progress=asked)
+            assert process.kill() == -signal.SIGKILL
+        last = start_command(command, here)
+        assert last.wait() == 0, last.err
         questions = asked()
-    found = json.loads(done.stdout)["evaluations"][0]
+    found = json.loads(last.out)["evaluations"][0]
     assert (found["rows"], found["values"]["exact_match"]) == (200, pytest.approx(133 / 200))
     assert len(set(questions)) == 200
     assert len(questions) <= 200 + kills * at_once  # what was in flight at a kill was never received

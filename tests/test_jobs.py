@@ -7,23 +7,26 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
+from benchmarks import kills
 
 import tiny
 from api_parts import MODEL, chat_rows, reward_rows, running_server
+from forked import start
 from tunesmith.core.epochs import default_epochs
 from tunesmith.flow.jobs.request import job_request
 from tunesmith.flow.jobs.worker import Worker
+from tunesmith.flow.jobs.worker import main as worker_main
 from tunesmith.store.files import Files
 from tunesmith.store.jobs import MAX_TRIES, Jobs, Stopped
 from tunesmith.store.paging import Refused
 from tunesmith.store.store import Store
+from waiting import until
 
 ROOT = Path(__file__).resolve().parent
 
@@ -150,24 +153,13 @@ def test_a_deleted_file_does_not_break_a_job_under_way(store, base):
 
 
 @contextlib.contextmanager
-def at_work(store):
-    """A worker that runs each job in a process of its own."""
-    worker = Worker(store, lease_s=5, poll_s=0.02, threads=1)
-    thread = threading.Thread(target=worker.run, daemon=True)
-    thread.start()
+def at_work(store, *, lease_s=5):
+    """A worker process that forks a process for each job."""
+    process = start(worker_main, ["--store", str(store.folder), "--lease", str(lease_s), "--threads", "1"])
     try:
-        yield
+        yield process
     finally:
-        worker.stopping.set()
-        thread.join()
-
-
-def until(check, seconds=90):
-    limit = time.monotonic() + seconds
-    while not (found := check()):
-        assert time.monotonic() < limit
-        time.sleep(0.1)
-    return found
+        process.kill(signal.SIGTERM)
 
 
 def rewarded(source_or_metric="fuzzy_match", **hyperparameters):
@@ -185,16 +177,19 @@ def test_a_paused_job_keeps_a_checkpoint_and_ends_as_it_would_have(tmp_path, bas
     settings, steps_each = ({"n_epochs": 10, "batch_size": 2}, 10) if kind == "supervised" else ({"n_epochs": 4, "batch_size": 2}, 6)
     rows = (chat_rows if kind == "supervised" else reward_rows)(2 * steps_each)
     method = {"type": kind, kind: {"hyperparameters": settings}} if kind == "supervised" else rewarded(**settings)
-    with running_server(tmp_path, base) as server, at_work(server.store):
+    with running_server(tmp_path, base) as server, at_work(server.store) as worker:
         jobs, file = server.client.fine_tuning.jobs, server.upload(rows).id
         whole, paused = (jobs.create(model=MODEL, training_file=file, method=method, seed=5).id for _ in range(2))
 
         def steps():
             return [event.data["step"] for event in jobs.list_events(paused, limit=100).data if event.type == "metrics"]
 
-        until(lambda: (steps() or [0])[0] >= 3)
+        def step():
+            return [Jobs(server.store).find(number, None)["step"] for number in (whole, paused)]
+
+        until(lambda: step()[1] >= 3, alive=worker.alive, progress=step)
         jobs.pause(paused)
-        until(lambda: jobs.retrieve(paused).status == "paused")
+        until(lambda: jobs.retrieve(paused).status == "paused", alive=worker.alive, progress=step)
         reached = steps()[0]
         assert reached < settings["n_epochs"] * steps_each
         kept = jobs.checkpoints.list(paused).data[0]
@@ -204,7 +199,7 @@ def test_a_paused_job_keeps_a_checkpoint_and_ends_as_it_would_have(tmp_path, bas
         assert server.client.chat.completions.create(model=kept.fine_tuned_model_checkpoint, messages=asked, max_tokens=2).usage
         assert (server.store.folder / "jobs" / paused / "run" / "checkpoints" / f"checkpoint-{reached}").is_dir()
         jobs.resume(paused)
-        until(lambda: {jobs.retrieve(one).status for one in (whole, paused)} == {"succeeded"})
+        until(lambda: {jobs.retrieve(one).status for one in (whole, paused)} == {"succeeded"}, alive=worker.alive, progress=step)
         said = [event.message for event in jobs.list_events(paused)]
         assert [message for message in said if "paused" in message or "resumed" in message] == [
             "Fine-tuning job resumed",
@@ -226,15 +221,12 @@ def adapter(server, job):
 def test_a_cancelled_job_does_not_end_its_step(tmp_path, base):
     """A Python grader that takes its time, in the sandbox; the step would last for minutes."""
     slow = "import time\ndef grade(sample, item):\n    time.sleep(8)\n    return len(sample['output_text']) / 100"
-    with running_server(tmp_path, base, python_graders=True) as server, at_work(server.store):
+    with running_server(tmp_path, base, python_graders=True) as server, at_work(server.store) as worker:
         jobs = server.client.fine_tuning.jobs
         job = jobs.create(model=MODEL, training_file=server.upload(reward_rows()).id, method=rewarded(slow, n_epochs=1, batch_size=12)).id
-        until(lambda: jobs.retrieve(job).status == "running")
-        time.sleep(2)
-        started = time.monotonic()
+        until(lambda: len(psutil.Process(worker.pid).children(recursive=True)) > 1, alive=worker.alive)  # the job and its grader
         assert jobs.cancel(job).status == "cancelled"
-        until(lambda: Jobs(server.store).find(job, None)["lease"] is None)
-        assert time.monotonic() - started < 4
+        until(lambda: Jobs(server.store).find(job, None)["lease"] is None, alive=worker.alive)
         assert not [event for event in jobs.list_events(job) if event.type == "metrics"]
 
 
@@ -244,15 +236,9 @@ def test_a_poisoned_job_fails_alone_with_its_log(store, base, tmp_path):
     config = json.loads((poison / "config.json").read_text())
     (poison / "config.json").write_text(json.dumps(config | {"num_hidden_layers": "two"}))  # nobody expects that: the process dies of it
     bad, good = add(store, poison), add(store, base)
-    worker = Worker(store, lease_s=3, poll_s=0.05, threads=1)
-    thread = threading.Thread(target=worker.run, daemon=True)
-    thread.start()
-    limit = time.monotonic() + 120
-    while state(store, bad) != "failed" or state(store, good) != "succeeded":
-        assert time.monotonic() < limit
-        time.sleep(0.1)
-    worker.stopping.set()
-    thread.join()
+    with at_work(store, lease_s=3) as worker:
+        ended = lambda: (state(store, bad), state(store, good)) == ("failed", "succeeded")  # noqa: E731
+        until(ended, alive=worker.alive, progress=lambda: Jobs(store).find(bad, None)["tries"])
     job = Jobs(store).find(bad, None)
     assert (job["tries"], job["error"]["code"]) == (MAX_TRIES, "server_error")
     assert "Traceback" in (store.folder / "jobs" / bad / "log.txt").read_text()
@@ -263,35 +249,31 @@ def test_a_poisoned_job_fails_alone_with_its_log(store, base, tmp_path):
 @pytest.mark.slow
 def test_kills_change_nothing(tmp_path, base):
     """Server and worker die again and again under jobs and chats; the script benchmarks/kills.py does the same a hundred times."""
-    command = [sys.executable, "-m", "benchmarks.kills", "--kills", "6", "--jobs", "2", "--folder", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT.parent, capture_output=True, text=True, timeout=400, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    said = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
-    assert (said["kills"], said["lost_files"], said["lost_jobs"], said["lost_log_rows"], said["different_results"]) == (6, 0, 0, 0, [])
-    assert said["acknowledged_log_rows"] > 0
+    found = kills.measure(tmp_path, kills.options(["--kills", "6", "--jobs", "2"]))
+    assert (found["kills"], found["lost_files"], found["lost_jobs"], found["lost_log_rows"], found["lost_events"]) == (6, 0, 0, 0, 0)
+    assert found["different_results"] == []
+    assert found["acknowledged_log_rows"] > 0
+
+
+def parent_of_a_worker(folder):
+    parent = os.getpid()
+    worker = os.fork()
+    if not worker:
+        os._exit(worker_main(["--store", folder, "--lease", "2", "--parent", str(parent)]))
+    print(worker, flush=True)
+    signal.pause()
 
 
 @pytest.mark.slow
 def test_a_worker_dies_with_its_parent(store, base):
     number = add(store, base, rows=chat_rows(40), hyperparameters={"n_epochs": 50, "batch_size": 1})
-    script = (
-        "import os, subprocess, sys, time;"
-        f"p = subprocess.Popen([sys.executable, '-m', 'tunesmith.flow.jobs.worker', '--store', {str(store.folder)!r}, '--lease', '2', '--parent', str(os.getpid())]);"
-        "print(p.pid, flush=True); time.sleep(600)"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    worker = int(parent.stdout.readline())
-    limit = time.monotonic() + 60
-    while Jobs(store).find(number, None)["step"] < 3:
-        assert time.monotonic() < limit
-        time.sleep(0.05)
-    children = Path(f"/proc/{worker}/task/{worker}/children").read_text().split()
-    parent.send_signal(signal.SIGKILL)
-    parent.wait()
-    for pid in [worker, *map(int, children)]:
-        while alive(pid):
-            assert time.monotonic() < limit
-            time.sleep(0.05)
+    parent = start(parent_of_a_worker, str(store.folder))
+    until(lambda: Jobs(store).find(number, None)["step"] >= 3, alive=parent.alive)
+    worker = int(parent.out)
+    family = [worker, *(child.pid for child in psutil.Process(worker).children())]
+    assert len(family) == 2
+    parent.kill()
+    until(lambda: not any(map(alive, family)))
     Jobs(store).cancel(number, None)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -16,6 +15,7 @@ from tunesmith.core.model_ref import ModelRef
 from tunesmith.core.types import Interaction, Message
 from tunesmith.store.deployments import Deployments
 from tunesmith.store.store import Store
+from waiting import until
 
 
 @pytest.mark.slow
@@ -62,15 +62,6 @@ def worker(store, folder):
 
     words = [*module.place(store), "--lease", "2", "--threads", "1"]
     return start(module.MODULE, words, folder / "worker.log", told=store.url)
-
-
-def until(found, *, seconds=180):
-    """The first true answer of `found`."""
-    limit = time.monotonic() + seconds
-    while not (answer := found()):
-        assert time.monotonic() < limit
-        time.sleep(0.1)
-    return answer
 
 
 def ended(client, number):

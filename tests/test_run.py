@@ -32,7 +32,7 @@ sources: [{{path: rows.jsonl}}]
 base: {base}
 split: {{validation: 0.1, test: 0.25}}
 train:
-  epochs: 4
+  epochs: 3
   learning_rate: 0.01
   batch_size: 8
   dtype: float32
@@ -50,13 +50,13 @@ RUN = ("run", "--train.seed", "1")
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return tiny.model(tmp_path_factory.mktemp("base"))
+    return tiny.model(tmp_path_factory.mktemp("base"), context=128)  # too short for the general abilities, which test_eval_findings asks
 
 
 def rows() -> list[dict]:
     rng, found = random.Random(0), []
     words = ["agreement", "bank", "entities", "sentence", "credit", "holdings", "amended", "signed", "ohio", "york", "june", "dated"]
-    for _ in range(140):
+    for _ in range(100):
         said = " ".join(rng.sample(words, 6))
         answer = "yes" if "bank" in said else "no"
         found.append({"messages": [{"role": "user", "content": said}, {"role": "assistant", "content": answer}]})
@@ -101,7 +101,7 @@ def test_the_circle_ends_with_a_report_and_a_verdict(finished):
     assert "webhooks" in page
     assert "bm9ib2R5" not in page
     assert "http://" not in page.replace("http://www.w3.org", "").replace("http://127.0.0.1", "")
-    assert sum(line["rows"] for line in report["data"]["fates"]) == report["data"]["inputs"] == 140
+    assert sum(line["rows"] for line in report["data"]["fates"]) == report["data"]["inputs"] == 100
     assert report["monitoring"]
     assert all(one["errors"] == 0 for one in report["monitoring"])
 

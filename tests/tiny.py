@@ -41,8 +41,8 @@ def tokenizer(folder: Path) -> int:
     return raw.get_vocab_size()
 
 
-def model(folder: Path, kind: str = "llama", seed: int = 0) -> Path:
-    """A two-layer random model of that kind with a tokenizer, saved in `folder`."""
+def model(folder: Path, kind: str = "llama", seed: int = 0, context: int = 256) -> Path:
+    """A two-layer random model of that kind with a tokenizer, saved in `folder`; it reads `context` tokens."""
     import torch
     import transformers
 
@@ -50,7 +50,7 @@ def model(folder: Path, kind: str = "llama", seed: int = 0) -> Path:
     name, extra = KINDS[kind]
     config = getattr(transformers, name)(
         vocab_size=size, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=256, initializer_range=0.4, bos_token_id=1, eos_token_id=2, pad_token_id=0, tie_word_embeddings=False, **extra,
+        max_position_embeddings=context, initializer_range=0.4, bos_token_id=1, eos_token_id=2, pad_token_id=0, tie_word_embeddings=False, **extra,
     )  # fmt: skip
     torch.manual_seed(seed)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)

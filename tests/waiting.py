@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+PAUSE_S = 0.1  # shorter, looking would take the time of what is looked at
 STALLED_S = 600.0  # without any progress at all: a hang, not a slow machine
 
 
@@ -23,4 +24,4 @@ def until(condition: Callable[[], Any], *, alive: Callable[[], bool] | None = No
         if state != seen:
             seen, since = state, time.monotonic()
         assert time.monotonic() - since < STALLED_S, f"no progress for {STALLED_S:.0f} s, the answer is still {state!r}"
-        time.sleep(0.02)
+        time.sleep(PAUSE_S)

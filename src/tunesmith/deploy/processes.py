@@ -1,14 +1,19 @@
-"""Worker processes beside a server: started, started again when they die, ended with it; knows nothing about what they work on."""
+"""Worker processes beside a server: started, started again when they die, ended with it; and forks of a worker, for work that may crash.
+Knows nothing about what they work on."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 _CALM_S = 5.0  # one that dies sooner is started again only after this long
 
@@ -63,3 +68,69 @@ def start(module: str, words: Sequence[str], log: Path, *, told: str = "") -> su
     with contextlib.suppress(BrokenPipeError), process.stdin:  # one that died already read nothing
         process.stdin.write(told.encode())
     return process
+
+
+def can_fork() -> bool:
+    """Whether a fork of this process is a whole one: it has no other thread, whose locks nobody would open in the child."""
+    return sys.platform == "linux" and threading.active_count() == 1
+
+
+class Fork:
+    """A child that calls `function` with what this process has imported, its output added to `log`; asked like a Popen.
+
+    A new Python would first import torch and transformers for seconds. The child never returns into its parent's code and closes nothing
+    that it shares with it, such as a connection to a database: it ends by `os._exit` with what `function` returned.
+    """
+
+    def __init__(self, function: Callable[[], int], log: Path) -> None:
+        self.returncode: int | None = None
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _be_the_child(function, log)
+
+    def poll(self) -> int | None:
+        """The exit code, minus the signal's number where one ended it; None while it runs."""
+        return self._waited(os.WNOHANG)
+
+    def wait(self) -> int:
+        """The exit code, once it has ended."""
+        code = self._waited(0)
+        assert code is not None
+        return code
+
+    def _waited(self, options: int) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, options)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+def _be_the_child(function: Callable[[], int], log: Path) -> NoReturn:
+    code = 1
+    try:
+        with log.open("ab") as out:
+            for number in (1, 2):
+                os.dup2(out.fileno(), number)
+        code = function()
+    except BaseException:  # noqa: BLE001 - whatever it is, it ends here and not in the parent's code
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)

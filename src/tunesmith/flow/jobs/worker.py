@@ -2,15 +2,19 @@
 
     python -m tunesmith.flow.jobs.worker --store .tunesmith
 
-The worker shows that it lives while its child trains. A child that dies counts as a try of that job; a worker that dies takes its child
-with it and its leases run out, which counts as nothing.
+A child is a fork of its worker, which has imported torch once, so that a job begins at once. The worker shows that it lives while its child
+trains. A child that dies counts as a try of that job; a worker that dies takes its child with it and its leases run out, which counts as
+nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -20,7 +24,7 @@ from pathlib import Path
 
 from tunesmith.core.errors import StoreError
 from tunesmith.core.progress import hush
-from tunesmith.deploy.processes import start
+from tunesmith.deploy.processes import Fork, can_fork, start
 from tunesmith.flow.jobs.run import folder_of, run_job
 from tunesmith.models import trust
 from tunesmith.store.jobs import Jobs, Lease, Stopped
@@ -28,6 +32,7 @@ from tunesmith.store.store import Store
 
 MODULE = "tunesmith.flow.jobs.worker"
 _LOG_TAIL = 2000
+_HEAVY = ("torch", "peft", "transformers.models.auto.modeling_auto", "tunesmith.train.loop", "tunesmith.train.grpo")
 _LOOK_S = 0.5  # how often a worker looks whether its job was cancelled
 
 
@@ -94,9 +99,7 @@ class Worker:
         """Run the job in a child; None when it ended well, else the last words of its log."""
         folder = folder_of(self.store, lease.job)
         folder.mkdir(parents=True, exist_ok=True)
-        words = [*place(self.store), "--job", lease.job, "--token", lease.token, "--lease", str(self.lease_s)]
-        words += ["--threads", str(self.threads)] if self.threads else []
-        child = start(MODULE, words, folder / "log.txt", told=self.store.url)
+        child = self._start(lease, folder / "log.txt")
         beaten = looked = time.monotonic()
         while child.poll() is None:
             if self.stopping.wait(0.05):
@@ -118,6 +121,22 @@ class Worker:
             return None
         how = signal.Signals(-child.returncode).name if child.returncode < 0 else f"exit code {child.returncode}"
         return f"{how}. {_tail(folder / 'log.txt')}".strip()
+
+    def _start(self, lease: Lease, log: Path) -> Fork | subprocess.Popen[bytes]:
+        """A fork of this process where that is whole, else a new Python."""
+        words = [*place(self.store), "--job", lease.job, "--token", lease.token, "--lease", str(self.lease_s)]
+        words += ["--threads", str(self.threads)] if self.threads else []
+        if not can_fork():
+            return start(MODULE, words, log, told=self.store.url)
+        _import_heavy()
+        return Fork(lambda: main(words, url=self.store.url), log)
+
+
+def _import_heavy() -> None:
+    """Import once what every job needs for seconds. A package that is missing is the job's to tell."""
+    for name in _HEAVY:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
 
 
 def place(store: Store) -> list[str]:
@@ -157,8 +176,8 @@ def _die_with(parent: int) -> None:
         os._exit(1)
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run a worker, or (with --job) the child of one."""
+def main(words: Sequence[str] | None = None, *, url: str | None = None) -> int:
+    """Run a worker, or (with --job) the child of one. `url`: the database, for which standard input is asked otherwise."""
     parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description="Works on fine-tuning jobs.")
     parser.add_argument("--store", required=True)
     parser.add_argument("--database", default=None, help="the store's database as a URL; - reads it from standard input")
@@ -177,7 +196,9 @@ def main(words: Sequence[str] | None = None) -> int:
     trust.allow(asked.trust)
     if asked.parent is not None:
         _die_with(asked.parent)
-    store = Store.open(asked.store, url=sys.stdin.readline().strip() if asked.database == "-" else asked.database)
+    if asked.database == "-":
+        asked.database = url or sys.stdin.readline().strip()
+    store = Store.open(asked.store, url=asked.database)
     if asked.job is not None:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # the run's folder survives any death; the parent gives the lease back
         return 1 if attempt(Lease(store, asked.job, asked.token, asked.lease), asked.threads) else 0
