@@ -14,6 +14,7 @@ import pytest
 from api_parts import MODEL, Server, chat_rows, running_server
 from openai_spec import assert_valid, require_spec
 from tunesmith.store.keys import Keys
+from waiting import until
 
 openai = pytest.importorskip("openai")
 SECRET = "whsec_" + base64.b64encode(b"a secret of our own, 32 bytes!!!").decode()
@@ -23,14 +24,6 @@ SECRET = "whsec_" + base64.b64encode(b"a secret of our own, 32 bytes!!!").decode
 def server(tmp_path_factory):
     with running_server(tmp_path_factory.mktemp("server")) as server:
         yield server
-
-
-def until(check, seconds=30):
-    limit = time.monotonic() + seconds
-    while not (found := check()):
-        assert time.monotonic() < limit
-        time.sleep(0.02)
-    return found
 
 
 # uploads

@@ -11,6 +11,7 @@ import pytest
 
 from api_parts import MODEL, Server, chat_rows, preference_rows, reward_rows, running_server
 from openai_spec import assert_valid, require_spec
+from waiting import until
 
 openai = pytest.importorskip("openai")
 PARAMETERS = {"n_epochs": 2, "batch_size": 4}
@@ -360,6 +361,9 @@ def test_lists_are_paged_and_filtered_by_metadata(server: Server):
 @pytest.mark.slow
 def test_pause_resume_cancel_while_waiting(server: Server):
     jobs = server.client.fine_tuning.jobs
+    for other in jobs.list():  # of tests before this one, which would be trained here
+        if other.status in ("validating_files", "queued"):
+            jobs.cancel(other.id)
     job = jobs.create(model=MODEL, training_file=server.upload().id)
     assert jobs.pause(job.id).status == "paused"
     assert jobs.pause(job.id).status == "paused"
@@ -376,14 +380,6 @@ def test_pause_resume_cancel_while_waiting(server: Server):
         jobs.cancel("ftjob-nobody")
 
 
-def _until(check, seconds=60):
-    limit = time.monotonic() + seconds
-    while not (found := check()):
-        assert time.monotonic() < limit
-        time.sleep(0.02)
-    return found
-
-
 @pytest.mark.slow
 def test_pause_and_cancel_act_within_a_step(server: Server):
     jobs = server.client.fine_tuning.jobs
@@ -393,17 +389,17 @@ def test_pause_and_cancel_act_within_a_step(server: Server):
         return [e.data["step"] for e in jobs.list_events(job.id, limit=100).data if e.type == "metrics"]
 
     with server.worker():
-        _until(lambda: (steps() or [0])[0] >= 30)
+        until(lambda: (steps() or [0])[0] >= 30)
         assert jobs.pause(job.id).status in ("running", "paused")
-        _until(lambda: _lease(server, job.id) is None)
+        until(lambda: _lease(server, job.id) is None)
         reached = steps()[0]
         assert jobs.retrieve(job.id).status == "paused"
         time.sleep(0.5)
         assert steps()[0] == reached < 1000
         assert jobs.resume(job.id).status in ("queued", "running")
-        _until(lambda: steps()[0] > reached)
+        until(lambda: steps()[0] > reached)
         assert jobs.cancel(job.id).status == "cancelled"
-        _until(lambda: _lease(server, job.id) is None)
+        until(lambda: _lease(server, job.id) is None)
     done = [e.data["step"] for e in jobs.list_events(job.id, limit=100) if e.type == "metrics"]
     assert done == list(range(done[0], 0, -1))  # each step told once, in order, over the pause
     assert jobs.retrieve(job.id).fine_tuned_model is None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import httpx
 import pytest
 
 from api_parts import MODEL, chat_rows, running_server
@@ -13,6 +15,7 @@ from faults import faulty
 from tunesmith.core.errors import ConfigError, TrainingError
 from tunesmith.train.openai_job import TAG, Driver, Order, plain_text
 
+TLS = ssl.create_default_context()  # made once: it costs more than all requests of a job
 ORDER = Order(model=MODEL, method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 1}}})
 
 
@@ -32,7 +35,7 @@ def rows(tmp_path):
 def driver(url, out, told=None, **more):
     import openai
 
-    client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=5)
+    client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=5, http_client=httpx.Client(verify=TLS))
     return Driver(client, out, (told.append if told is not None else lambda _: None), first_wait_s=0.005, **more)
 
 
