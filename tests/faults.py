@@ -83,7 +83,7 @@ def faulty(url: str, seed: int, rate: float = 0.4, methods: tuple[str, ...] = ("
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.handle_error = lambda *_: None  # a client that went away is what this is about
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)  # how soon it sees that it is to end
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}{upstream.path}"

@@ -117,9 +117,10 @@ class Worker:
                 child.kill()
                 child.wait()
                 raise
-        if child.returncode == 0:
+        code = child.wait()
+        if code == 0:
             return None
-        how = signal.Signals(-child.returncode).name if child.returncode < 0 else f"exit code {child.returncode}"
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return f"{how}. {_tail(folder / 'log.txt')}".strip()
 
     def _start(self, lease: Lease, log: Path) -> Fork | subprocess.Popen[bytes]:
