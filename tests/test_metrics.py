@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunesmith.cli import app
+from tunesmith.cli.shared import guarded
 from tunesmith.core.errors import ConfigError, NotFound, TunesmithError
 from tunesmith.core.types import Answer, Example, Message, Score, example_id
 from tunesmith.evaluate.metrics import Measured, metric, names
@@ -66,6 +69,8 @@ def test_includes_regex_length_json() -> None:
         ("First [Bank - PERSON]. Then, final answer: [Bank - ORGANIZATION]", [("Bank", "ORGANIZATION")]),
         ("I thought of [Bank - PERSON], but: No entities found.", []),
         ("No entities found? There are: [Bank - organization].", [("Bank", "ORGANIZATION")]),
+        ("[ACME [US] Corp - ORGANIZATION, Ann [Lee] - PERSON]", [("ACME [US] Corp", "ORGANIZATION"), ("Ann [Lee]", "PERSON")]),
+        ("seen in [1] and [2]: [Bank [of Ohio - ORGANIZATION]", [("of Ohio", "ORGANIZATION")]),
         ("[Lenovo - AsiaInfo Technologies - ORGANIZATION]", [("Lenovo - AsiaInfo Technologies", "ORGANIZATION")]),
         ("[Akamai , Inc . - ORGANIZATION]", [("Akamai , Inc .", "ORGANIZATION")]),
         ("[Bank - ORGANIZATION], see note [1].", [("Bank", "ORGANIZATION")]),
@@ -171,3 +176,24 @@ def test_measured_carries_detail() -> None:
     assert Measured(0.0, detail="why").detail == "why"
     assert json.loads(json.dumps(rate("entity_f1", "[A - X]", "hm").detail)) == "no final answer in the text"
     assert math.isinf(metric("length").high)
+
+
+def test_the_documentation_says_what_every_metric_counts(capsys) -> None:
+    code = guarded(app, ["metrics", "--json"])
+    entries = json.loads(capsys.readouterr().out)["metrics"]
+    assert code == 0
+    assert [entry["name"] for entry in entries] == names()
+    documented = (Path(__file__).parent.parent / "docs" / "evaluation.md").read_text("utf-8")
+    for entry in entries:
+        rest = " ".join(entry["about"].split()).removeprefix(entry["summary"]).strip().replace("|", r"\|")
+        assert f"| `{entry['name']}` | {entry['summary']} | {rest} |" in documented
+        assert "is better" in entry["about"] or "As `rouge1`" in entry["about"], entry["name"]
+
+
+def test_one_metric_is_told_with_its_options_and_a_misspelt_one_with_the_nearest(capsys) -> None:
+    assert guarded(app, ["metrics", "json_fields"]) == 0
+    out = capsys.readouterr().out
+    assert "--options.json_fields.tolerance: 0.0 unless given" in out
+    assert "false positive" in out
+    assert guarded(app, ["metrics", "entity_f"]) == 2
+    assert "entity_f1" in capsys.readouterr().err

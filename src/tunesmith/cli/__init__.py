@@ -22,6 +22,7 @@ from tunesmith.cli import (
 from tunesmith.cli.data import app as data_app
 from tunesmith.cli.data import datasets, previewed
 from tunesmith.cli.jobs import jobs_app, keys_app
+from tunesmith.cli.metrics import metrics
 from tunesmith.cli.migrate import migrate_app
 from tunesmith.cli.serving import monitor_app, serve
 from tunesmith.cli.shared import OVERRIDES, AsWritten, Json, data_option, emit, file_option, instead, told
@@ -44,6 +45,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(migrate_app, name="migrate")
 app.command()(serve)
 app.command()(trace)
+app.command()(metrics)
 evaluating.register(app)
 app.command(context_settings=OVERRIDES)(estimate)
 app.command(context_settings=OVERRIDES)(train)

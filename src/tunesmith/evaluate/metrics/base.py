@@ -8,6 +8,7 @@ statistics an example, and a function from their sum to the value. So every subs
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from tunesmith.core.errors import ConfigError, NotFound, TunesmithError, nearest
 from tunesmith.core.load import resolve
-from tunesmith.core.types import Answer, Example, Score
+from tunesmith.core.types import Answer, Example, Record, Score
 
 Floats = NDArray[np.float64]
 
@@ -153,10 +154,40 @@ def measured(name: str, **traits: Any) -> Callable[[Rate], Metric]:
     def make(rate: Rate) -> Metric:
         made = Metric(name=name, rate=rate, **traits)
         object.__setattr__(made, "__doc__", rate.__doc__)  # frozen keeps its fields; the docstring is none of them
-        _makers[name] = lambda: made
+
+        def same() -> Metric:
+            return made
+
+        same.__doc__ = rate.__doc__
+        _makers[name] = same
         return made
 
     return make
+
+
+class MetricEntry(Record, frozen=True):
+    """A registered metric for people: what it counts in one sentence, all that its docstring says, and its options with their defaults."""
+
+    name: str
+    summary: str
+    about: str
+    options: dict[str, str] = {}
+
+
+def described(name: str) -> MetricEntry:
+    """What a registered metric counts and takes. Raises NotFound with the nearest known name."""
+    make = _maker(name)
+    parameters = inspect.signature(make).parameters
+    about = inspect.cleandoc(make.__doc__ or "")
+    summary = re.split(r"(?<=[.])\s+(?=[A-Z])", " ".join(about.split("\n\n")[0].split()), maxsplit=1)[0]
+    given = {key: "must be given" if p.default is p.empty else f"{p.default!r} unless given" for key, p in parameters.items()}
+    return MetricEntry(name=name, summary=summary, about=about, options=given)
+
+
+def _maker(name: str) -> Callable[..., Metric]:
+    if name not in _makers:
+        raise NotFound(f"no metric '{name}'", allowed=", ".join(names()) + ", or module:function", remedy=nearest(name, _makers))
+    return _makers[name]
 
 
 def names() -> list[str]:
@@ -177,9 +208,7 @@ def metric(name: str, **options: Any) -> Metric:
         if not callable(found):
             raise ConfigError(f"'{name}' is no function but {type(found).__name__}", where="metric", allowed="(example, answer) -> number")
         return Metric(name=name, rate=found, low=-np.inf, high=np.inf)
-    if name not in _makers:
-        raise NotFound(f"no metric '{name}'", allowed=", ".join(names()) + ", or module:function", remedy=nearest(name, _makers))
-    make = _makers[name]
+    make = _maker(name)
     allowed = list(inspect.signature(make).parameters)
     for key in options:
         if key not in allowed:

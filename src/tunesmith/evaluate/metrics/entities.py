@@ -26,11 +26,22 @@ def entities(text: str, cut: bool = False) -> Counter[Entity] | None:
     for m in reversed(list(re.finditer(r"\[", text))):
         if m.start() < nothing:
             break
-        inside, closed, _ = text[m.end() :].partition("]")
+        inside, closed = _inside(text[m.end() :])
         found = _pairs(inside if closed or not cut else inside[: inside.rfind(",") + 1])
         if found or (closed and not inside.strip()):
             return Counter(found)
     return Counter() if nothing >= 0 else None
+
+
+def _inside(text: str) -> tuple[str, bool]:
+    """What stands before the bracket that closes the list, and whether there is one: a name may hold pairs of brackets itself."""
+    depth = 1
+    for m in re.finditer(r"[\[\]]", text):
+        depth += 1 if m[0] == "[" else -1
+        if depth == 0:
+            return text[: m.start()], True
+    inside, closed, _ = text.partition("]")  # a bracket that nothing closes belongs to a name
+    return inside, bool(closed)
 
 
 def _pairs(inside: str) -> list[Entity]:
@@ -49,10 +60,12 @@ def _name(raw: str) -> str:
 
 @measured("entity_f1", kind="pooled", pool=f1_pool)
 def entity_f1(example: Example, answer: Answer) -> Measured:
-    """Micro F1 over the multiset of (name, TYPE) pairs, pooled over rows. Range 0 to 1, higher is better.
+    """Micro F1 over the multiset of (name, TYPE) pairs, pooled over rows. Range 0 to 1, higher is better, pooled.
 
-    Counts are (true positives, false positives, false negatives). The row's value is its own F1, 1 when there are no entities and the
-    answer says so. An answer without any final answer finds nothing: value 0, every entity a false negative.
+    A pair that is said twice counts twice. Names are compared as written (case, articles, brackets inside a name), types in capitals;
+    order, and what was thought aloud before the last list, do not count. Counts are (true positives, false positives, false negatives).
+    The row's value is its own F1, 1 when there are no entities and the answer says so. An answer without any final answer finds nothing:
+    value 0, every entity a false negative.
     """
     wanted = entities(example.answer) or Counter()
     found = entities(answer.text, cut=answer.finish_reason == "length")

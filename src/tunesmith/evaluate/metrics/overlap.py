@@ -29,7 +29,8 @@ def _f1(shared: float, said: int, wanted: int) -> float:
 def token_f1(example: Example, answer: Answer) -> float:
     """F1 of the multisets of words in normal form, the best over references (SQuAD, arXiv 1606.05250).
 
-    Range 0 to 1, higher is better, mean; 1 when both are empty.
+    Range 0 to 1, higher is better, mean; 1 when both are empty. A word said twice counts twice; case, punctuation and English articles do
+    not count.
     """
     said = Counter(normalize(answer.text).split())
 
@@ -86,7 +87,11 @@ def _rouge(name: str, count: Callable[[Sequence[str], Sequence[str]], tuple[int,
 
 @register("rouge1")
 def rouge1(measure: Measure = "f1") -> Metric:
-    """Shared words (Lin 2004). Equal to rouge-score without stemming on ASCII; range 0 to 1, higher is better, mean."""
+    """Shared words (Lin 2004). Range 0 to 1, higher is better, mean.
+
+    Equal to rouge-score without stemming on ASCII. A word counts as often as answer and reference both have it; case and punctuation do not
+    count, articles do.
+    """
     return _rouge("rouge1", partial(rouge_n, n=1), measure)
 
 
@@ -126,7 +131,11 @@ def cer(example: Example, answer: Answer) -> Measured:
 
 @register("multilabel_f1")
 def multilabel_f1(separator: str = ",") -> Metric:
-    """Micro F1 of label sets written with a separator. Range 0 to 1, higher is better, pooled: (true pos., false pos., false neg.)."""
+    """Micro F1 of label sets written with a separator. Range 0 to 1, higher is better, pooled: (true pos., false pos., false neg.).
+
+    A label that is said twice counts once; labels are compared in normal form (no case, punctuation or English articles), brackets around
+    the list are left out.
+    """
 
     def labels(text: str) -> frozenset[str]:
         return frozenset(label for part in text.strip("[] \n").split(separator) if (label := normalize(part)))

@@ -41,7 +41,10 @@ def exact_match(example: Example, answer: Answer) -> float:
 
 @measured("normalized_match")
 def normalized_match(example: Example, answer: Answer) -> float:
-    """1 when answer and a reference have the same normal form (`normalize`). Range 0 to 1, higher is better, mean."""
+    """1 when answer and a reference have the same normal form. Range 0 to 1, higher is better, mean.
+
+    The normal form (SQuAD's, in any script) has no case, no punctuation (so no brackets), no English articles, and single spaces.
+    """
     said = normalize(answer.text)
     return float(any(said == normalize(right) for right in references(example)))
 
@@ -67,7 +70,10 @@ def starts_with(example: Example, answer: Answer) -> float:
 
 @measured("fuzzy_match")
 def fuzzy_match(example: Example, answer: Answer) -> float:
-    """1 when the normal form of the answer or of a reference holds the other (OpenAI evals' FuzzyMatch). 0 to 1, higher is better, mean."""
+    """1 when the normal form of the answer or of a reference holds the other. Range 0 to 1, higher is better, mean.
+
+    OpenAI evals' FuzzyMatch.
+    """
     said = normalize(answer.text)
     forms = [normalize(right) for right in references(example)]
     return float(any(said == right or bool(said and right and (said in right or right in said)) for right in forms))
