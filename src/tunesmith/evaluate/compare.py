@@ -65,10 +65,10 @@ class Comparison(Record, frozen=True):
 
     def metric(self, name: str) -> MetricComparison:
         """The comparison of one metric. Raises UsageError when it is not among them."""
-        for one in self.metrics:
-            if one.metric == name:
-                return one
-        names = [one.metric for one in self.metrics]
+        for measured in self.metrics:
+            if measured.metric == name:
+                return measured
+        names = [measured.metric for measured in self.metrics]
         raise UsageError(f"metric '{name}' was not compared", allowed=", ".join(names), remedy=nearest(name, names))
 
 
@@ -95,7 +95,7 @@ def compare(
     range); cannot tell otherwise, and with too few rows. Raises UsageError for an unknown metric or no common one.
     """
     by_a, by_b = _by_metric(scores_a), _by_metric(scores_b)
-    wanted = [_named(one, by_a, by_b) for one in (metrics if metrics is not None else [name for name in by_a if name in by_b])]
+    wanted = [_named(own, by_a, by_b) for own in (metrics if metrics is not None else [name for name in by_a if name in by_b])]
     if not wanted:
         raise UsageError(
             f"no common metric: {names[0]} has {sorted(by_a)}, {names[1]} has {sorted(by_b)}", remedy="evaluate both with the same metrics"
@@ -106,12 +106,12 @@ def compare(
             where="compare",
             remedy="evaluate both on the same --data, then compare those",
         )
-    measured = [_measure(one, by_a[one.name], by_b[one.name], clusters or {}, level) for one in wanted]
-    measured = [_noisy(one, runs[one.metric]) if runs and one.metric in runs else one for one in measured]
-    tested = [one.difference.p_value for one in measured if one.difference is not None]
+    measured = [_measure(own, by_a[own.name], by_b[own.name], clusters or {}, level) for own in wanted]
+    measured = [_noisy(own, runs[own.metric]) if runs and own.metric in runs else own for own in measured]
+    tested = [own.difference.p_value for own in measured if own.difference is not None]
     adjusted = iter(holm(tested).tolist())
     judge = partial(_judge, names=names, relevant=relevant)
-    judged = [judge(metric, one, None if one.difference is None else next(adjusted)) for metric, one in zip(wanted, measured, strict=True)]
+    judged = [judge(metric, own, None if own.difference is None else next(adjusted)) for metric, own in zip(wanted, measured, strict=True)]
     return Comparison(a=names[0], b=names[1], level=level, metrics=tuple(judged))
 
 
@@ -189,11 +189,11 @@ def _measure(metric: Metric, a: Mapping[str, Score], b: Mapping[str, Score], clu
     )
 
 
-def _noisy(one: MetricComparison, runs: tuple[Sequence[float], Sequence[float]]) -> MetricComparison:
-    if one.difference is None:
-        return one
-    difference = with_run_noise(one.difference, *runs)
-    return replace(one, difference=difference, smallest_detectable=smallest_detectable(difference))
+def _noisy(measured: MetricComparison, runs: tuple[Sequence[float], Sequence[float]]) -> MetricComparison:
+    if measured.difference is None:
+        return measured
+    difference = with_run_noise(measured.difference, *runs)
+    return replace(measured, difference=difference, smallest_detectable=smallest_detectable(difference))
 
 
 def merged(evaluations: Sequence[Evaluation], metrics: Sequence[Metric]) -> Evaluation:
@@ -268,20 +268,20 @@ def _intervals(
     return first, second, paired_pooled(sides[0], sides[1], value, groups, span=span, level=level)
 
 
-def _judge(metric: Metric, one: MetricComparison, p_adjusted: float | None, *, names: tuple[str, str], relevant: float) -> MetricComparison:
+def _judge(metric: Metric, own: MetricComparison, p_adjusted: float | None, *, names: tuple[str, str], relevant: float) -> MetricComparison:
     """The comparison with its verdict and a sentence of it."""
-    left_out = f" Left out: {one.missing_a} row(s) without a score of {names[0]}, {one.missing_b} of {names[1]}."
-    left_out = left_out if one.missing_a + one.missing_b else ""
-    a, b, d = one.a, one.b, one.difference
+    left_out = f" Left out: {own.missing_a} row(s) without a score of {names[0]}, {own.missing_b} of {names[1]}."
+    left_out = left_out if own.missing_a + own.missing_b else ""
+    a, b, d = own.a, own.b, own.difference
     if a is None or b is None or d is None or p_adjusted is None:
-        return replace(one, sentence=f"Cannot tell {names[1]} from {names[0]} on {metric.name}: {one.sentence}.{left_out}")
+        return replace(own, sentence=f"Cannot tell {names[1]} from {names[0]} on {metric.name}: {own.sentence}.{left_out}")
     bounds = _bounds(metric)
     tolerance = relevant * (bounds[1] - bounds[0] if bounds else max(abs(a.estimate), abs(b.estimate)))
     verdict = _verdict(metric, d, p_adjusted, tolerance)
     p = "p < 0.001" if p_adjusted < 0.001 else f"p = {p_adjusted:.3f}"
     clusters = f" in {d.clusters} clusters" if d.clusters is not None else ""
     interval = f"{100 * d.level:.3g}% interval {d.low:+.3g} to {d.high:+.3g}, {p}"
-    numbers = f"{b.estimate:.3g} against {a.estimate:.3g}, difference {d.estimate:+.3g} ({interval}) over {one.rows} rows{clusters}."
+    numbers = f"{b.estimate:.3g} against {a.estimate:.3g}, difference {d.estimate:+.3g} ({interval}) over {own.rows} rows{clusters}."
     head, tail = {
         "better": (f"{names[1]} is better than {names[0]}", ""),
         "worse": (f"{names[1]} is worse than {names[0]}", ""),
@@ -289,10 +289,10 @@ def _judge(metric: Metric, one: MetricComparison, p_adjusted: float | None, *, n
         "no difference seen": (f"No difference seen between {names[1]} and {names[0]}", f" One above {tolerance:.3g} is ruled out."),
         "cannot tell": (
             f"Cannot tell {names[1]} from {names[0]}",
-            f" These rows show a true difference from {one.smallest_detectable:.3g} on (80 % power).",
+            f" These rows show a true difference from {own.smallest_detectable:.3g} on (80 % power).",
         ),
     }[verdict]
-    return replace(one, verdict=verdict, sentence=f"{head} on {metric.name}: {numbers}{tail}{left_out}", p_adjusted=p_adjusted)
+    return replace(own, verdict=verdict, sentence=f"{head} on {metric.name}: {numbers}{tail}{left_out}", p_adjusted=p_adjusted)
 
 
 def _verdict(metric: Metric, d: Difference, p_adjusted: float, tolerance: float) -> Verdict:

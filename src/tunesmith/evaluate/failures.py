@@ -30,12 +30,12 @@ class Changed(Record, frozen=True):
 def changed(examples: Sequence[Example], a: Evaluation, b: Evaluation, metric: str) -> list[Changed]:
     """Every row whose score differs, from the greatest loss to the greatest win. Raises ConfigError for evaluations of other rows."""
     _same_rows(examples, a, b)
-    found = [
+    rows = [
         Changed(example_id=e.id, question=asked(e), reference=e.answer, a=x.answer.text, b=y.answer.text, gain=t.value - s.value)
         for e, x, y, s, t in zip(examples, a.rows, b.rows, a.scores(metric), b.scores(metric), strict=True)
         if s.value is not None and t.value is not None and s.value != t.value
     ]
-    return sorted(found, key=lambda one: one.gain)
+    return sorted(rows, key=lambda row: row.gain)
 
 
 class Neighbour(Record, frozen=True):
@@ -99,7 +99,7 @@ def collect_next(groups: Sequence[FailureGroup]) -> list[tuple[FailureGroup, flo
     """Groups by how much new rows like them should help, with weights that add up to 1: the failures, times what is missing of support."""
     need = [len(group.example_ids) * (1 - (group.support or 0.0)) for group in groups]
     total = sum(need)
-    weighted = [(group, one / total if total else 1 / len(need)) for group, one in zip(groups, need, strict=True)]
+    weighted = [(group, missing / total if total else 1 / len(need)) for group, missing in zip(groups, need, strict=True)]
     return sorted(weighted, key=lambda pair: -pair[1])
 
 
@@ -134,20 +134,20 @@ def confusion(scores: Sequence[Score]) -> Confusion:
     An answer that names no known label counts under the empty label.
     """
     pairs = Counter(pair for score in scores if (pair := label_pair(score)) is not None)
-    wanted, said = Counter[str](), Counter[str]()
+    wanted, answered = Counter[str](), Counter[str]()
     for (want, say), n in pairs.items():
         wanted[want] += n
-        said[say] += n
-    labels = sorted({*wanted, *said}, key=lambda label: (-wanted[label], label))
+        answered[say] += n
+    labels = sorted({*wanted, *answered}, key=lambda label: (-wanted[label], label))
     table = tuple(tuple(pairs[want, say] for say in labels) for want in labels)
     classes = [
         ClassScore(
             label=label,
             wanted=wanted[label],
-            said=said[label],
-            precision=wilson(pairs[label, label], said[label]) if said[label] else None,
+            said=answered[label],
+            precision=wilson(pairs[label, label], answered[label]) if answered[label] else None,
             recall=wilson(pairs[label, label], wanted[label]) if wanted[label] else None,
-            f1=2 * pairs[label, label] / (wanted[label] + said[label]),
+            f1=2 * pairs[label, label] / (wanted[label] + answered[label]),
         )
         for label in labels
     ]

@@ -101,9 +101,9 @@ class Multi(_Grader, frozen=True, tag="multi"):
         """The graders by name: OpenAI's documents show one, an array and a map."""
         given = self.graders
         if isinstance(given, dict) and "type" not in given:
-            return {name: msgspec.convert(one, Single) for name, one in given.items()}
-        found = [msgspec.convert(one, Single) for one in (given if isinstance(given, list) else [given])]
-        return {one.name: one for one in found}
+            return {name: msgspec.convert(single, Single) for name, single in given.items()}
+        singles = [msgspec.convert(single, Single) for single in (given if isinstance(given, list) else [given])]
+        return {single.name: single for single in singles}
 
 
 Grader = StringCheck | TextSimilarity | PythonGrader | ScoreModel | Multi
@@ -284,13 +284,13 @@ def _content(content: Any) -> str:
     return str(content.get("text", "")) if isinstance(content, dict) else str(content)
 
 
-def _number(said: str) -> float | None:
+def _number(text: str) -> float | None:
     try:
-        tree = json.loads(said)
+        tree = json.loads(text)
         return float(tree["result"] if isinstance(tree, dict) else tree)
     except (ValueError, KeyError, TypeError):
-        found = _NUMBER.findall(said)
-        return float(found[-1]) if found else None
+        numbers = _NUMBER.findall(text)
+        return float(numbers[-1]) if numbers else None
 
 
 def string_check(text: str, reference: str, operation: str) -> float:

@@ -41,11 +41,11 @@ class HarnessTask:
 
     def rows(self) -> list[Example]:
         """The task's questions as it puts them, as one user message each."""
-        found = []
+        examples = []
         for at, request in enumerate(self._requests):
             messages = (Message(role="user", content=str(request.args[0])),)
             wanted = str(self._task.doc_to_target(request.doc))
-            found.append(
+            examples.append(
                 Example(
                     id=example_id(messages, (), wanted),
                     messages=messages,
@@ -54,7 +54,7 @@ class HarnessTask:
                     meta={_DOC: at},
                 )
             )
-        return found
+        return examples
 
     def rate(self, example: Example, answer: Answer) -> Measured:
         """The task's first score of the answer, cut where the task stops and passed through its filters. Raises DataError for a score that
@@ -63,8 +63,8 @@ class HarnessTask:
         request.resps = [_until(answer.text, request.args[1].get("until") or ())]
         for each in self._task._filters:
             each.apply([request])
-        said = next(iter(request.filtered_resps.values()), request.resps[0])
-        scores = self._task.process_results(request.doc, [said[0] if isinstance(said, list) else said])
+        filtered = next(iter(request.filtered_resps.values()), request.resps[0])
+        scores = self._task.process_results(request.doc, [filtered[0] if isinstance(filtered, list) else filtered])
         name, value = next(iter(scores.items()))
         if not isinstance(value, int | float):
             raise DataError(f"the score '{name}' of '{self.name}' is no number of one row", remedy="run the harness, and compare its logs")

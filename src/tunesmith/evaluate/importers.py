@@ -50,15 +50,15 @@ def _messages(given: object) -> tuple[Message, ...]:
         return (Message(role="user", content=given),)
     if not isinstance(given, list) or not given:
         raise ValueError(f"expected text or messages, got {type(given).__name__}")
-    found = []
+    messages = []
     for one in given:
         role, content = (one.get("role"), one.get("content")) if isinstance(one, dict) else (None, None)
         if isinstance(content, list):
             content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
         if role not in ("system", "developer", "user", "assistant", "tool") or not isinstance(content, str):
             raise ValueError(f"a message needs a known role and text, got role {role!r}")
-        found.append(Message(role=role, content=content))
-    return tuple(found)
+        messages.append(Message(role=role, content=content))
+    return tuple(messages)
 
 
 def _row(messages: tuple[Message, ...], references: Sequence[str], origin: str, meta: dict[str, Any] | None = None) -> Example:
@@ -284,7 +284,7 @@ def lm_eval_log(path: Path, *, model: str, filter_name: str | None = None) -> Re
     """
     items = _lines(_read(path), str(path))
     wanted = filter_name or next((str(row.get("filter")) for _, row in items if "filter" in row), None)
-    kept = [(where, row) for where, row in items if wanted is None or str(row.get("filter", wanted)) == wanted]
+    samples = [(where, row) for where, row in items if wanted is None or str(row.get("filter", wanted)) == wanted]
     known = {"doc_id", "doc_hash", "prompt_hash", "target_hash"}
 
     def make(where: str, row: Any) -> tuple[Example, Answer, dict[str, float]]:
@@ -295,7 +295,7 @@ def lm_eval_log(path: Path, *, model: str, filter_name: str | None = None) -> Re
         names = row.get("metrics") or [key for key, v in row.items() if isinstance(v, int | float) and key not in known]
         return example, Answer(text=_said(row["resps"])), {n: float(row[n]) for n in names if isinstance(row.get(n), int | float)}
 
-    return _result(model, path, _each(kept, make, "lm-eval sample"))
+    return _result(model, path, _each(samples, make, "lm-eval sample"))
 
 
 def _chat(prompt: object) -> object:

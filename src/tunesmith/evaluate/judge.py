@@ -86,9 +86,9 @@ def pairwise(
     """Compare the answers of A and B to each row, in both orders; what is in the `cache` file is not asked again."""
     triples = zip(examples, a, b, strict=True)
     prompts = [_pair(example, first, second, criterion) for example, x, y in triples for first, second in ((x, y), (y, x))]
-    said = [_verdict(answer) for answer in ask_all(judge, prompts, sampling, cache)]
+    shares = [_verdict(answer) for answer in ask_all(judge, prompts, sampling, cache)]
     verdicts = []
-    for example, a_first, b_first in zip(examples, said[::2], said[1::2], strict=True):
+    for example, a_first, b_first in zip(examples, shares[::2], shares[1::2], strict=True):
         second = None if b_first is None else 1 - b_first
         value = None if a_first is None or second is None else (a_first + second) / 2
         verdicts.append(Verdict(example_id=example.id, value=value, first=a_first, second=second))
@@ -108,8 +108,8 @@ def _request(example: Example) -> str:
 
 def _verdict(answer: Answer) -> float | None:
     """The share of the answer shown second; the last verdict in the text counts."""
-    found = re.findall(r"\[\[([ABC])\]\]", answer.text)
-    return {"A": 0.0, "B": 1.0, "C": 0.5}[found[-1]] if found and answer.finish_reason != "error" else None
+    marks = re.findall(r"\[\[([ABC])\]\]", answer.text)
+    return {"A": 0.0, "B": 1.0, "C": 0.5}[marks[-1]] if marks and answer.finish_reason != "error" else None
 
 
 def rubric(judge: Model, criterion: str, *, cache: Path, name: str = "rubric", low: int = 1, high: int = 5) -> Metric:
@@ -129,8 +129,8 @@ def rubric(judge: Model, criterion: str, *, cache: Path, name: str = "rubric", l
 
 
 def _rating(answer: Answer, low: int, high: int) -> Measured:
-    found = re.findall(r"\[\[\s*(-?\d+(?:\.\d+)?)\s*\]\]", answer.text)
-    value = float(found[-1]) if found and answer.finish_reason != "error" else None
+    marks = re.findall(r"\[\[\s*(-?\d+(?:\.\d+)?)\s*\]\]", answer.text)
+    value = float(marks[-1]) if marks and answer.finish_reason != "error" else None
     if value is None or not low <= value <= high:
         return Measured(None, detail=f"no rating from {low} to {high}: …{answer.text[-80:]}")
     return Measured(value, detail=answer.text[-400:])

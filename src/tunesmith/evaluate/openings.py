@@ -49,10 +49,10 @@ def openings(log: Path, dataset_digest: str | None = None) -> list[Opening]:
     """All openings in order, or those of one data set; an absent log is an empty one. Raises StoreError naming a damaged line."""
     if not log.exists():
         return []
-    found = []
+    opened = []
     for number, raw in enumerate(log.read_bytes().splitlines(), 1):
         try:
-            found.append(msgspec.json.decode(raw, type=Opening))
+            opened.append(msgspec.json.decode(raw, type=Opening))
         except msgspec.DecodeError as error:
             raise StoreError(f"a damaged line: {error}", where=f"{log}:{number}", remedy="restore the log; it is evidence") from error
-    return [one for one in found if dataset_digest in (None, one.dataset_digest)]
+    return [opening for opening in opened if dataset_digest in (None, opening.dataset_digest)]

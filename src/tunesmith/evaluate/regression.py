@@ -128,7 +128,7 @@ def fetch_suite(suite: Suite, folder: Path) -> dict[str, list[Example]]:
 
 def suite_rows(suite: Suite, wheel: Path) -> dict[str, list[Example]]:
     """The suite's rows by ability from a wheel on disk; nothing in it is imported or run. Raises StoreError when a hash differs."""
-    found = {}
+    examples = {}
     with zipfile.ZipFile(wheel) as archive:
         for ability in suite.abilities:
             member = f"{suite.package}/registry/data/{ability.member}"
@@ -141,8 +141,8 @@ def suite_rows(suite: Suite, wheel: Path) -> dict[str, list[Example]]:
                 where, remedy = f"{wheel}:{member}", "the package changed; do not use it"
                 raise StoreError(f"sha256 {seen}, expected {ability.sha256}", where=where, remedy=remedy)
             rows = {row.id: row for row in openai_rows(data, origin=f"{suite.package}=={suite.version}:{ability.member}")}
-            found[ability.name] = [rows[key] for key in sorted(rows)][: ability.rows]
-    return found
+            examples[ability.name] = [rows[key] for key in sorted(rows)][: ability.rows]
+    return examples
 
 
 def run_suite(

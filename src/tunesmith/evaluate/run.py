@@ -155,12 +155,12 @@ def evaluate(
     _check(examples, metrics)
     prompts = [prompt_variant(example) for example in examples]
     keys = [cache_key(model, prompt, sampling) for prompt in prompts]
-    kept = Answers(cache or out / "answers.jsonl")
+    answered = Answers(cache or out / "answers.jsonl")
     try:
-        asked, failures = _ask(model, dict(zip(keys, prompts, strict=True)), sampling, kept, _progress(keys, kept, on_progress))
+        asked, failures = _ask(model, dict(zip(keys, prompts, strict=True)), sampling, answered, _progress(keys, answered, on_progress))
     finally:
-        kept.close()
-    answers = [kept.get(key) or failures[key] for key in keys]
+        answered.close()
+    answers = [answered.get(key) or failures[key] for key in keys]
     columns = [metric.rows(examples, answers) for metric in metrics]
     evaluation = Evaluation(
         model=model.name,
@@ -179,7 +179,7 @@ def evaluate(
         failed=sum(answer.finish_reason == "error" for answer in answers),
         prompt_tokens=sum(answer.prompt_tokens for answer in answers),
         completion_tokens=sum(answer.completion_tokens for answer in answers),
-        seconds=kept.seconds(keys),
+        seconds=answered.seconds(keys),
     )
     with atomic_file(out / "evaluation.json") as file:
         file.write(msgspec.json.encode(evaluation))
@@ -224,12 +224,12 @@ def ask_all(
 ) -> list[Answer]:
     """The answers to these prompts, from the answers' file where it has them; equal prompts are asked once."""
     keys = [cache_key(model, prompt, sampling) for prompt in prompts]
-    kept = Answers(cache)
+    answered = Answers(cache)
     try:
-        _, failures = _ask(model, dict(zip(keys, prompts, strict=True)), sampling, kept, _progress(keys, kept, on_progress))
+        _, failures = _ask(model, dict(zip(keys, prompts, strict=True)), sampling, answered, _progress(keys, answered, on_progress))
     finally:
-        kept.close()
-    return [kept.get(key) or failures[key] for key in keys]
+        answered.close()
+    return [answered.get(key) or failures[key] for key in keys]
 
 
 def load_evaluation(out: Path) -> Evaluation:
@@ -256,12 +256,12 @@ def _check(examples: Sequence[Example], metrics: Sequence[Metric]) -> None:
         raise ConfigError(f"metrics {named}", where="evaluate", allowed="at least one, each name once")
 
 
-def _progress(keys: Sequence[str], kept: Answers, tell: OnProgress | None) -> Callable[[str | None], None]:
+def _progress(keys: Sequence[str], answered: Answers, tell: OnProgress | None) -> Callable[[str | None], None]:
     """Counts rows, not prompts: rows with equal prompts are done together."""
     rows: dict[str, int] = {}
     for key in keys:
         rows[key] = rows.get(key, 0) + 1
-    done = sum(n for key, n in rows.items() if key in kept)
+    done = sum(n for key, n in rows.items() if key in answered)
 
     def step(key: str | None) -> None:
         nonlocal done
@@ -273,10 +273,10 @@ def _progress(keys: Sequence[str], kept: Answers, tell: OnProgress | None) -> Ca
 
 
 def _ask(
-    model: Model, wanted: dict[str, Prompt], sampling: Sampling, kept: Answers, step: Callable[[str | None], None]
+    model: Model, wanted: dict[str, Prompt], sampling: Sampling, answered: Answers, step: Callable[[str | None], None]
 ) -> tuple[int, dict[str, Answer]]:
     """Ask what is not kept. Returns how many were asked, and the answers that failed by key."""
-    todo = [key for key in wanted if key not in kept]
+    todo = [key for key in wanted if key not in answered]
     step(None)
     failures: dict[str, Answer] = {}
     before = time.monotonic()
@@ -284,12 +284,12 @@ def _ask(
     def on_answer(index: int, answer: Answer) -> None:
         nonlocal before
         key, now = todo[index], time.monotonic()
-        if key in kept or key in failures:
+        if key in answered or key in failures:
             return
         if answer.finish_reason == "error":
             failures[key] = answer
         else:
-            kept.keep(key, answer, now - before)
+            answered.keep(key, answer, now - before)
             before = now
         step(key)
 

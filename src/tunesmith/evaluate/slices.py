@@ -98,11 +98,11 @@ def slices(
 
 
 def _slice(dimension: str, name: str, metric: Metric, groups: Sequence[str], before: list[Score] | None, after: list[Score]) -> Slice:
-    there = [i for i, one in enumerate(after) if one.value is not None and (before is None or before[i].value is not None)]
+    there = [i for i, score in enumerate(after) if score.value is not None and (before is None or before[i].value is not None)]
     clusters = {after[i].example_id: groups[i] for i in there}
     rated = [after[i] for i in there]
     enough = len(there) >= SMALLEST and len(set(clusters.values())) > 1
-    found = compare([before[i] for i in there], rated, metrics=[metric], clusters=clusters).metrics[0] if enough and before else None
+    compared = compare([before[i] for i in there], rated, metrics=[metric], clusters=clusters).metrics[0] if enough and before else None
     return Slice(
         dimension=dimension,
         name=name,
@@ -110,17 +110,17 @@ def _slice(dimension: str, name: str, metric: Metric, groups: Sequence[str], bef
         n=len(after),
         a=metric.value(before) if before is not None else None,
         b=metric.value(after),
-        interval=found.b if found else estimate(metric, rated, clusters) if enough else None,
-        difference=found.difference if found else None,
+        interval=compared.b if compared else estimate(metric, rated, clusters) if enough else None,
+        difference=compared.difference if compared else None,
     )
 
 
 def _adjusted(table: Sequence[Slice]) -> list[Slice]:
-    tested = [i for i, one in enumerate(table) if one.difference is not None]
+    tested = [i for i, line in enumerate(table) if line.difference is not None]
     p = holm([d.p_value for i in tested if (d := table[i].difference) is not None])
     adjusted = dict(zip(tested, (float(value) for value in p), strict=True))
-    return [_with_p(one, adjusted.get(i)) for i, one in enumerate(table)]
+    return [_with_p(line, adjusted.get(i)) for i, line in enumerate(table)]
 
 
-def _with_p(one: Slice, p: float | None) -> Slice:
-    return msgspec.structs.replace(one, p_adjusted=p)
+def _with_p(line: Slice, p: float | None) -> Slice:
+    return msgspec.structs.replace(line, p_adjusted=p)

@@ -72,8 +72,8 @@ class _Rotary(torch.autograd.Function):
 
 def _parts(x: Tensor, *layers: nn.Module) -> list[Part] | None:
     """The layers as parts; None when one of them is more than that or drops inputs."""
-    found = [part for layer in layers if (part := part_of(layer, x)) is not None and part.dropout is None]
-    return found if len(found) == len(layers) else None
+    parts = [part for layer in layers if (part := part_of(layer, x)) is not None and part.dropout is None]
+    return parts if len(parts) == len(layers) else None
 
 
 class GatedMLP(nn.Module):
@@ -91,8 +91,8 @@ class GatedMLP(nn.Module):
 
     def plain(self, x: Tensor) -> Tensor:
         """The module's own forward."""
-        found: Tensor = super().forward(x)
-        return found
+        out: Tensor = super().forward(x)
+        return out
 
     def agrees(self) -> bool:
         """Whether both forwards give the same on random rows."""

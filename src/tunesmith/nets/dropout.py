@@ -27,8 +27,8 @@ class SeededDropout(nn.Dropout):
 
     def mask(self, x: Tensor) -> Tensor:
         """The factors, 0 or 1/(1 − p), in the shape of x. Outside of `dropout_seed` they come from torch's global generator."""
-        kept = torch.empty(x.shape).bernoulli_(1.0 - self.p, generator=getattr(_random, "generator", None))
-        return kept.div_(1.0 - self.p).to(x.device, x.dtype)
+        mask = torch.empty(x.shape).bernoulli_(1.0 - self.p, generator=getattr(_random, "generator", None))
+        return mask.div_(1.0 - self.p).to(x.device, x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.mask(x) if self.training else x

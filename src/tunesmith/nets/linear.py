@@ -51,11 +51,11 @@ class LinearGroup:
     def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor | None]:
         """Every layer's y, and x Aᵀ of all adapters side by side [T, Σ r]."""
         narrow = None if self.a is None else self._kept(x) @ self.a.T
-        found = []
+        outs = []
         for part, b, cut in zip(self.parts, self.b, self.cuts, strict=True):
             y = F.linear(x, _dense(part.weight), part.bias)
-            found.append(y if narrow is None or b is None else y.addmm_(narrow[:, cut], b.T))
-        return found, narrow
+            outs.append(y if narrow is None or b is None else y.addmm_(narrow[:, cut], b.T))
+        return outs, narrow
 
     def _kept(self, x: Tensor) -> Tensor:
         return x if self.keep is None else x * self.keep
@@ -79,11 +79,11 @@ class LinearGroup:
         if narrow is None or inner is None:
             return [None] * (2 * len(self.parts))
         slope_a = (inner.T @ self._kept(x)).float()
-        found: list[Tensor | None] = []
+        slopes: list[Tensor | None] = []
         for part, cut, grad in zip(self.parts, self.cuts, grads, strict=True):
             has = part.a is not None
-            found += [slope_a[cut], (grad.T @ narrow[:, cut]).float().mul_(part.scale)] if has else [None, None]
-        return found
+            slopes += [slope_a[cut], (grad.T @ narrow[:, cut]).float().mul_(part.scale)] if has else [None, None]
+        return slopes
 
 
 def leaves(parts: Iterable[Part]) -> list[Tensor | None]:
@@ -97,9 +97,9 @@ class _Linears(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, parts: Sequence[Part], keep: Tensor | None, *_: Tensor | None) -> tuple[Tensor, ...]:
         ctx.group = LinearGroup(parts, x.dtype, keep)
-        found, narrow = ctx.group.forward(x)
+        outs, narrow = ctx.group.forward(x)
         ctx.save_for_backward(x, narrow)
-        return tuple(found)
+        return tuple(outs)
 
     @staticmethod
     @once_differentiable
@@ -111,8 +111,8 @@ class _Linears(torch.autograd.Function):
 
 def linears(x: Tensor, parts: Sequence[Part], keep: Tensor | None = None) -> tuple[Tensor, ...]:
     """x [T, in] through each of the parts, differentiable in x and the adapters; `keep` as in `LinearGroup`."""
-    found: tuple[Tensor, ...] = _Linears.apply(x, parts, keep, *leaves(parts))
-    return found
+    outs: tuple[Tensor, ...] = _Linears.apply(x, parts, keep, *leaves(parts))
+    return outs
 
 
 def part_of(layer: nn.Module, x: Tensor) -> Part | None:

@@ -121,12 +121,12 @@ def quantise(module: nn.Module, *, keep: str) -> int:
 
     Layers with `keep` in their full name stay as they are.
     """
-    found = [
+    layers = [
         (parent, name, child)
         for path, parent in module.named_modules()
         for name, child in parent.named_children()
         if type(child) is nn.Linear and not child.weight.requires_grad and keep not in f"{path}.{name}"
     ]
-    for parent, name, layer in found:
+    for parent, name, layer in layers:
         setattr(parent, name, Nf4Linear(layer))
-    return len(found)
+    return len(layers)

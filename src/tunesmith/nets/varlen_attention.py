@@ -98,7 +98,7 @@ def _varlen_is_exact(device: torch.device, dtype: torch.dtype) -> bool:
     tree = (Branch(0, 16, ()), Branch(16, 32, ((0, 16),)), Branch(32, 48, ((0, 16),)))
     with torch.no_grad():
         try:
-            found = _varlen(q, k, v, tree, 0.125)
+            out = _varlen(q, k, v, tree, 0.125)
         except (ImportError, RuntimeError, NotImplementedError, TypeError):
             return False
-        return torch.allclose(found, _one_by_one(q, k, v, tree, 0.125), rtol=2e-2, atol=2e-2)
+        return torch.allclose(out, _one_by_one(q, k, v, tree, 0.125), rtol=2e-2, atol=2e-2)

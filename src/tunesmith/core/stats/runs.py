@@ -29,8 +29,8 @@ def with_run_noise(difference: Difference, runs_a: Sequence[float], runs_b: Sequ
     if not any(variance > 0 for variance, _ in added):
         return difference
     own = difference.se**2
-    variance = own + sum(one for one, _ in added)
-    parts = sum(one**2 / df for one, df in added) + (own**2 / difference.df if difference.df is not None else 0.0)
+    variance = own + sum(noise for noise, _ in added)
+    parts = sum(noise**2 / df for noise, df in added) + (own**2 / difference.df if difference.df is not None else 0.0)
     se, df = sqrt(variance), variance**2 / parts
     half = t_for(difference.level, df) * se
     return replace(

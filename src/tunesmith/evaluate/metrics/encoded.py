@@ -22,10 +22,10 @@ def embedding_similarity(encoder: Encoder) -> Metric:
     def many(examples: Sequence[Example], answers: Sequence[Answer]) -> list[float | Measured | None]:
         if not examples:
             return []
-        said = np.asarray(encoder([answer.text for answer in answers]), dtype=np.float64)
+        answered = np.asarray(encoder([answer.text for answer in answers]), dtype=np.float64)
         wanted = np.asarray(encoder([example.answer for example in examples]), dtype=np.float64)
-        lengths = np.linalg.norm(said, axis=1) * np.linalg.norm(wanted, axis=1)
-        return [float(x) for x in np.clip(ratio((said * wanted).sum(axis=1), lengths, 0.0), -1, 1)]
+        lengths = np.linalg.norm(answered, axis=1) * np.linalg.norm(wanted, axis=1)
+        return [float(x) for x in np.clip(ratio((answered * wanted).sum(axis=1), lengths, 0.0), -1, 1)]
 
     return Metric(name="embedding_similarity", rate=lambda e, a: many([e], [a])[0], low=-1.0, many=many)
 

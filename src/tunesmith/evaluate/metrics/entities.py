@@ -27,9 +27,9 @@ def entities(text: str, cut: bool = False) -> Counter[Entity] | None:
         if m.start() < nothing:
             break
         inside, closed = _inside(text[m.end() :])
-        found = _pairs(inside if closed or not cut else inside[: inside.rfind(",") + 1])
-        if found or (closed and not inside.strip()):
-            return Counter(found)
+        named = _pairs(inside if closed or not cut else inside[: inside.rfind(",") + 1])
+        if named or (closed and not inside.strip()):
+            return Counter(named)
     return Counter() if nothing >= 0 else None
 
 
@@ -68,10 +68,10 @@ def entity_f1(example: Example, answer: Answer) -> Measured:
     value 0, every entity a false negative.
     """
     wanted = entities(example.answer) or Counter()
-    found = entities(answer.text, cut=answer.finish_reason == "length")
-    if found is None:
+    named = entities(answer.text, cut=answer.finish_reason == "length")
+    if named is None:
         return Measured(0.0, (0.0, 0.0, float(wanted.total())), "no final answer in the text")
-    right = (wanted & found).total()
-    extra, lost = found.total() - right, wanted.total() - right
+    right = (wanted & named).total()
+    extra, lost = named.total() - right, wanted.total() - right
     value = 2 * right / (2 * right + extra + lost) if right + extra + lost else 1.0
     return Measured(value, (float(right), float(extra), float(lost)))

@@ -39,7 +39,7 @@ def sql(setup: str | None = None, databases: int = 3, rows: int = 30, timeout_s:
         script = setup if setup is not None else example.meta.get("setup")
         if not script:
             return Measured(None, detail='no tables: give setup, or meta["setup"]')
-        wanted, said = example.answer.strip().rstrip(";"), unfenced(answer.text).strip().rstrip(";")
+        wanted, query = example.answer.strip().rstrip(";"), unfenced(answer.text).strip().rstrip(";")
         for seed in range(databases):
             with _Database(str(script), rows, seed) as connection:
                 try:
@@ -47,7 +47,7 @@ def sql(setup: str | None = None, databases: int = 3, rows: int = 30, timeout_s:
                 except sqlite3.Error as error:
                     return Measured(None, detail=f"the reference fails: {error}")
                 try:
-                    got = _result(connection, said, timeout_s)
+                    got = _result(connection, query, timeout_s)
                 except (sqlite3.Error, sqlite3.Warning) as error:
                     return Measured(0.0, detail=str(error))
             ordered = re.search(r"\border\s+by\b[^()]*$", wanted, re.IGNORECASE)
@@ -109,10 +109,10 @@ def _result(connection: sqlite3.Connection, query: str, timeout_s: float) -> lis
     """All rows of one query, numbers as numbers: 1 and 1.0 are one value. Raises sqlite3.Error past the time or the row limit."""
     end = time.monotonic() + timeout_s
     connection.set_progress_handler(lambda: time.monotonic() > end, 10_000)
-    found = connection.execute(query).fetchmany(_MAX_ROWS + 1)
-    if len(found) > _MAX_ROWS:
+    rows = connection.execute(query).fetchmany(_MAX_ROWS + 1)
+    if len(rows) > _MAX_ROWS:
         raise sqlite3.OperationalError(f"more than {_MAX_ROWS} rows")
-    return [tuple(round(v, 9) if isinstance(v, float) else v for v in row) for row in found]
+    return [tuple(round(v, 9) if isinstance(v, float) else v for v in row) for row in rows]
 
 
 @register("code_tests")

@@ -21,8 +21,8 @@ from tunesmith.evaluate.metrics.base import Measured, Metric, f1_pool, measured,
 from tunesmith.evaluate.metrics.text import normalize, references
 
 
-def _f1(shared: float, said: int, wanted: int) -> float:
-    return 2 * shared / (said + wanted) if shared else 0.0
+def _f1(shared: float, answered: int, wanted: int) -> float:
+    return 2 * shared / (answered + wanted) if shared else 0.0
 
 
 @measured("token_f1")
@@ -32,20 +32,20 @@ def token_f1(example: Example, answer: Answer) -> float:
     Range 0 to 1, higher is better, mean; 1 when both are empty. A word said twice counts twice; case, punctuation and English articles do
     not count.
     """
-    said = Counter(normalize(answer.text).split())
+    answered = Counter(normalize(answer.text).split())
 
-    def one(right: str) -> float:
+    def against(right: str) -> float:
         wanted = Counter(normalize(right).split())
-        return _f1((said & wanted).total(), said.total(), wanted.total()) if said or wanted else 1.0
+        return _f1((answered & wanted).total(), answered.total(), wanted.total()) if answered or wanted else 1.0
 
-    return max(map(one, references(example)))
+    return max(map(against, references(example)))
 
 
-def rouge_n(wanted: Sequence[str], said: Sequence[str], n: int) -> tuple[int, int, int]:
+def rouge_n(wanted: Sequence[str], answered: Sequence[str], n: int) -> tuple[int, int, int]:
     """Shared, wanted and said n-grams (Lin 2004): precision is shared/said, recall is shared/wanted."""
-    first, second = _ngrams(wanted, n), _ngrams(said, n)
+    first, second = _ngrams(wanted, n), _ngrams(answered, n)
     shared = sum(count if count <= second[gram] else second[gram] for gram, count in first.items() if gram in second)
-    return shared, max(0, len(wanted) - n + 1), max(0, len(said) - n + 1)
+    return shared, max(0, len(wanted) - n + 1), max(0, len(answered) - n + 1)
 
 
 def _ngrams(tokens: Sequence[str], n: int) -> Counter[Any]:
@@ -58,9 +58,9 @@ def _lcs() -> Callable[[Sequence[str], Sequence[str]], int]:
     return similarity
 
 
-def rouge_l(wanted: Sequence[str], said: Sequence[str]) -> tuple[int, int, int]:
+def rouge_l(wanted: Sequence[str], answered: Sequence[str]) -> tuple[int, int, int]:
     """Length of the longest common subsequence, words wanted, words said (Lin 2004)."""
-    return _lcs()(wanted, said), len(wanted), len(said)
+    return _lcs()(wanted, answered), len(wanted), len(answered)
 
 
 Measure = Literal["f1", "precision", "recall"]
@@ -72,15 +72,15 @@ def _rouge(name: str, count: Callable[[Sequence[str], Sequence[str]], tuple[int,
         raise ConfigError(f"measure '{measure}'", where=f"metric '{name}'", allowed="f1, precision, recall")
 
     def rate(example: Example, answer: Answer) -> float:
-        said = words(answer.text)
+        answered = words(answer.text)
 
-        def one(right: str) -> float:
-            shared, of_wanted, of_said = count(words(right), said)
+        def against(right: str) -> float:
+            shared, of_wanted, of_answered = count(words(right), answered)
             if measure == "f1":
-                return _f1(shared, of_said, of_wanted)
-            return shared / max(1, of_said if measure == "precision" else of_wanted)
+                return _f1(shared, of_answered, of_wanted)
+            return shared / max(1, of_answered if measure == "precision" else of_wanted)
 
-        return max(map(one, references(example)))
+        return max(map(against, references(example)))
 
     return Metric(name=name, rate=rate)
 
@@ -107,8 +107,8 @@ def rouge_longest(measure: Measure = "f1") -> Metric:
     return _rouge("rougeL", rouge_l, measure)
 
 
-def _error_rate(wanted: Sequence[str], said: Sequence[str]) -> Measured:
-    edits = float(need("rapidfuzz.distance", extra="eval").Levenshtein.distance(wanted, said))
+def _error_rate(wanted: Sequence[str], answered: Sequence[str]) -> Measured:
+    edits = float(need("rapidfuzz.distance", extra="eval").Levenshtein.distance(wanted, answered))
     if not wanted:
         return Measured(None if edits else 0.0, (edits, 0.0), "the reference is empty")
     return Measured(edits / len(wanted), (edits, float(len(wanted))))
@@ -141,9 +141,9 @@ def multilabel_f1(separator: str = ",") -> Metric:
         return frozenset(label for part in text.strip("[] \n").split(separator) if (label := normalize(part)))
 
     def rate(example: Example, answer: Answer) -> Measured:
-        wanted, said = labels(example.answer), labels(answer.text)
-        right = len(wanted & said)
-        value = _f1(right, len(said), len(wanted)) if wanted or said else 1.0
-        return Measured(value, (float(right), float(len(said) - right), float(len(wanted) - right)))
+        wanted, answered = labels(example.answer), labels(answer.text)
+        right = len(wanted & answered)
+        value = _f1(right, len(answered), len(wanted)) if wanted or answered else 1.0
+        return Measured(value, (float(right), float(len(answered) - right), float(len(wanted) - right)))
 
     return Metric(name="multilabel_f1", rate=rate, kind="pooled", pool=f1_pool)

@@ -104,13 +104,13 @@ def json_fields(fence: bool = False, tolerance: float = 0.0) -> Metric:
         except ValueError as error:
             return Measured(None, detail=f"the reference is no JSON: {error}")
         try:
-            said = leaves(parsed(answer.text, fence))
+            answered = leaves(parsed(answer.text, fence))
         except (ValueError, RecursionError) as error:
             return Measured(0.0, (0.0, 0.0, float(len(wanted))), f"no JSON: {error}")
-        wrong = [path for path in wanted if path not in said or not same(said[path], wanted[path])]
+        wrong = [path for path in wanted if path not in answered or not same(answered[path], wanted[path])]
         right = len(wanted) - len(wrong)
-        counts = (float(right), float(len(said) - right), float(len(wrong)))
-        return Measured(2 * right / (len(said) + len(wanted)), counts, f"wrong: {', '.join(wrong[:5])}" if wrong else "")
+        counts = (float(right), float(len(answered) - right), float(len(wrong)))
+        return Measured(2 * right / (len(answered) + len(wanted)), counts, f"wrong: {', '.join(wrong[:5])}" if wrong else "")
 
     return Metric(name="json_fields", rate=rate, kind="pooled", pool=f1_pool)
 
@@ -137,9 +137,9 @@ def tool_call(arguments: bool = True) -> Metric:
     def rate(example: Example, answer: Answer) -> Measured:
         last = example.messages[-1] if example.messages else None
         wanted = _calls(last.tool_calls if last is not None and last.role == "assistant" else (), arguments)
-        said = _calls(answer.tool_calls, arguments)
-        right = (wanted & said).total()
-        value = 2 * right / (wanted.total() + said.total()) if wanted or said else 1.0
-        return Measured(value, (float(right), float(said.total() - right), float(wanted.total() - right)))
+        answered = _calls(answer.tool_calls, arguments)
+        right = (wanted & answered).total()
+        value = 2 * right / (wanted.total() + answered.total()) if wanted or answered else 1.0
+        return Measured(value, (float(right), float(answered.total() - right), float(wanted.total() - right)))
 
     return Metric(name="tool_call", rate=rate, kind="pooled", pool=f1_pool)

@@ -21,7 +21,7 @@ from tunesmith.evaluate.metrics.base import Measured, Metric, measured, register
 def references(example: Example) -> tuple[str, ...]:
     """Every right answer of a row: `meta["references"]` when it is there, else the one reference."""
     several = example.meta.get("references")
-    return tuple(str(one) for one in several) if several else (example.answer,)
+    return tuple(str(each) for each in several) if several else (example.answer,)
 
 
 @lru_cache(maxsize=65536)
@@ -35,8 +35,8 @@ def normalize(text: str) -> str:
 @measured("exact_match")
 def exact_match(example: Example, answer: Answer) -> float:
     """1 when the answer is a reference, character by character, outer white space apart. Range 0 to 1, higher is better, mean."""
-    said = answer.text.strip()
-    return float(any(said == right.strip() for right in references(example)))
+    text = answer.text.strip()
+    return float(any(text == right.strip() for right in references(example)))
 
 
 @measured("normalized_match")
@@ -45,8 +45,8 @@ def normalized_match(example: Example, answer: Answer) -> float:
 
     The normal form (SQuAD's, in any script) has no case, no punctuation (so no brackets), no English articles, and single spaces.
     """
-    said = normalize(answer.text)
-    return float(any(said == normalize(right) for right in references(example)))
+    text = normalize(answer.text)
+    return float(any(text == normalize(right) for right in references(example)))
 
 
 @register("includes")
@@ -55,8 +55,8 @@ def includes(ignore_case: bool = False) -> Metric:
 
     def rate(example: Example, answer: Answer) -> float:
         fold: Callable[[str], str] = str.casefold if ignore_case else str
-        said = fold(answer.text)
-        return float(any(fold(right.strip()) in said for right in references(example)))
+        text = fold(answer.text)
+        return float(any(fold(right.strip()) in text for right in references(example)))
 
     return Metric(name="includes", rate=rate)
 
@@ -64,8 +64,8 @@ def includes(ignore_case: bool = False) -> Metric:
 @measured("starts_with")
 def starts_with(example: Example, answer: Answer) -> float:
     """1 when the answer begins with a reference (OpenAI evals' Match). Range 0 to 1, higher is better, mean."""
-    said = answer.text.lstrip()
-    return float(any(said.startswith(right.strip()) for right in references(example)))
+    text = answer.text.lstrip()
+    return float(any(text.startswith(right.strip()) for right in references(example)))
 
 
 @measured("fuzzy_match")
@@ -74,9 +74,9 @@ def fuzzy_match(example: Example, answer: Answer) -> float:
 
     OpenAI evals' FuzzyMatch.
     """
-    said = normalize(answer.text)
+    text = normalize(answer.text)
     forms = [normalize(right) for right in references(example)]
-    return float(any(said == right or bool(said and right and (said in right or right in said)) for right in forms))
+    return float(any(text == right or bool(text and right and (text in right or right in text)) for right in forms))
 
 
 @register("regex")

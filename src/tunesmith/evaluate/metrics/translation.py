@@ -35,16 +35,16 @@ def _grams(tokens: Sequence[str], n: int) -> Counter[Any]:
 def bleu_statistics(answer: str, rights: Sequence[str], tokenize: str = "13a") -> tuple[float, ...]:
     """Length said, length of the closest reference, then matched and possible n-grams for n = 1 to 4: ten counts (Papineni 2002)."""
     cut = _tokenizer(tokenize)
-    said, wanted = cut(answer.rstrip()).split(), [cut(right.rstrip()).split() for right in rights]
-    closest = min((abs(len(said) - len(right)), len(right)) for right in wanted)[1]
+    answered, reference = cut(answer.rstrip()).split(), [cut(right.rstrip()).split() for right in rights]
+    closest = min((abs(len(answered) - len(right)), len(right)) for right in reference)[1]
     matched, possible = [], []
     for n in range(1, ORDERS + 1):
-        grams, most = _grams(said, n), _grams(wanted[0], n)
-        for right in wanted[1:]:
+        grams, most = _grams(answered, n), _grams(reference[0], n)
+        for right in reference[1:]:
             most |= _grams(right, n)
         matched.append(sum(count if count <= most[gram] else most[gram] for gram, count in grams.items() if gram in most))
-        possible.append(max(0, len(said) - n + 1))
-    return tuple(map(float, (len(said), closest, *matched, *possible)))
+        possible.append(max(0, len(answered) - n + 1))
+    return tuple(map(float, (len(answered), closest, *matched, *possible)))
 
 
 def bleu_value(sums: Floats, effective: bool = False) -> Floats:
@@ -52,13 +52,13 @@ def bleu_value(sums: Floats, effective: bool = False) -> Floats:
 
     Orders without a match get sacrebleu's "exp" smoothing (Chen & Cherry 2014, method 3).
     """
-    said, wanted, matched, possible = sums[..., 0], sums[..., 1], sums[..., 2 : 2 + ORDERS], sums[..., 2 + ORDERS :]
+    answered, reference, matched, possible = sums[..., 0], sums[..., 1], sums[..., 2 : 2 + ORDERS], sums[..., 2 + ORDERS :]
     there = possible > 0
     halvings = np.cumsum((matched == 0) & there, axis=-1)
     precision = np.where(matched > 0, ratio(matched, possible, 0.0), ratio(0.5**halvings, possible, 0.0))
     logs = np.where(there, np.log(np.where(there, precision, 1.0)), 0.0)
-    orders = there.sum(axis=-1) if effective else np.full(said.shape, ORDERS)
-    brevity = np.where(said < wanted, np.exp(1 - ratio(wanted, said, np.inf)), 1.0)
+    orders = there.sum(axis=-1) if effective else np.full(answered.shape, ORDERS)
+    brevity = np.where(answered < reference, np.exp(1 - ratio(reference, answered, np.inf)), 1.0)
     value = 100 * brevity * np.exp(ratio(logs.sum(axis=-1), orders.astype(np.float64), 0.0))
     scored = (matched.sum(axis=-1) > 0) & (effective | there.all(axis=-1))
     return np.where(scored, value, 0.0)
@@ -84,23 +84,23 @@ def bleu(tokenize: str = "13a") -> Metric:
 
 def chrf_statistics(answer: str, right: str) -> tuple[float, ...]:
     """Character n-grams said, wanted and shared for n = 1 to 6, white space left out: 18 counts (Popović 2015)."""
-    said, wanted = "".join(answer.split()), "".join(right.split())
+    answered, reference = "".join(answer.split()), "".join(right.split())
     counts: list[float] = []
     for n in range(1, CHARACTERS + 1):
-        first, second = (Counter(text[i : i + n] for i in range(len(text) - n + 1)) for text in (said, wanted))
+        first, second = (Counter(text[i : i + n] for i in range(len(text) - n + 1)) for text in (answered, reference))
         shared = sum(count if count <= second[gram] else second[gram] for gram, count in first.items() if gram in second)
         # sacrebleu leaves an order out of the answer's count where the reference has none of that length.
-        counts += [float(max(0, len(said) - n + 1) if second else 0), float(max(0, len(wanted) - n + 1)), float(shared)]
+        counts += [float(max(0, len(answered) - n + 1) if second else 0), float(max(0, len(reference) - n + 1)), float(shared)]
     return tuple(counts)
 
 
 def chrf_value(sums: Floats) -> Floats:
     """chrF2, 0 to 100, of summed statistics (…, 18): F with beta 2 of precision and recall, each averaged over the orders that occur."""
-    said, wanted, shared = sums[..., 0::3], sums[..., 1::3], sums[..., 2::3]
-    there = (said > 0) & (wanted > 0)
+    answered, reference, shared = sums[..., 0::3], sums[..., 1::3], sums[..., 2::3]
+    there = (answered > 0) & (reference > 0)
     orders = there.sum(axis=-1).astype(np.float64)
-    precision = ratio(np.where(there, ratio(shared, said, 0.0), 0.0).sum(axis=-1), orders, 0.0)
-    recall = ratio(np.where(there, ratio(shared, wanted, 0.0), 0.0).sum(axis=-1), orders, 0.0)
+    precision = ratio(np.where(there, ratio(shared, answered, 0.0), 0.0).sum(axis=-1), orders, 0.0)
+    recall = ratio(np.where(there, ratio(shared, reference, 0.0), 0.0).sum(axis=-1), orders, 0.0)
     return 100 * ratio((1 + BETA**2) * precision * recall, BETA**2 * precision + recall, 0.0)
 
 
