@@ -16,7 +16,7 @@ from tunesmith.evaluate.prompts import asked
 from tunesmith.evaluate.run import Evaluation
 
 
-class Changed(Record, frozen=True):
+class ChangedAnswer(Record, frozen=True):
     """A row that one model answered better than the other. `gain` is B's score minus A's."""
 
     example_id: str
@@ -27,11 +27,11 @@ class Changed(Record, frozen=True):
     gain: float
 
 
-def changed(examples: Sequence[Example], a: Evaluation, b: Evaluation, metric: str) -> list[Changed]:
+def changed(examples: Sequence[Example], a: Evaluation, b: Evaluation, metric: str) -> list[ChangedAnswer]:
     """Every row whose score differs, from the greatest loss to the greatest win. Raises ConfigError for evaluations of other rows."""
     _same_rows(examples, a, b)
     rows = [
-        Changed(example_id=e.id, question=asked(e), reference=e.answer, a=x.answer.text, b=y.answer.text, gain=t.value - s.value)
+        ChangedAnswer(example_id=e.id, question=asked(e), reference=e.answer, a=x.answer.text, b=y.answer.text, gain=t.value - s.value)
         for e, x, y, s, t in zip(examples, a.rows, b.rows, a.scores(metric), b.scores(metric), strict=True)
         if s.value is not None and t.value is not None and s.value != t.value
     ]

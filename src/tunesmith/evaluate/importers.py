@@ -37,7 +37,7 @@ class Imported(NamedTuple):
     graders: list[dict[str, Any]] = []
 
 
-class Result(NamedTuple):
+class ImportedResult(NamedTuple):
     """What another tool measured: its rows, and its answers and scores as one of our evaluations."""
 
     examples: list[Example]
@@ -276,7 +276,7 @@ def _holds(one: dict[str, Any], example: Example, answer: Answer) -> bool:
     return (value / (100 if kind == "bleu" else 1) >= threshold) is not negated
 
 
-def lm_eval_log(path: Path, *, model: str, filter_name: str | None = None) -> Result:
+def lm_eval_log(path: Path, *, model: str, filter_name: str | None = None) -> ImportedResult:
     """A `samples_*.jsonl` of lm-evaluation-harness (`--log_samples`) as rows and an evaluation.
 
     A task with several filters logs each row once a filter: `filter_name` picks one, by default the first in the file. Metrics are what the
@@ -318,7 +318,7 @@ def _said(responses: list[Any]) -> str:
 _MARKS = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0}
 
 
-def inspect_log(path: Path) -> Result:
+def inspect_log(path: Path) -> ImportedResult:
     """An Inspect log (`.eval` or `.json`) as rows and an evaluation; marks C, I, P, N count 1, 0, ½, 0, as Inspect counts them.
 
     Each epoch of a sample is a row of its own, with the sample as its group. A sample that ended in an error has missing scores.
@@ -364,7 +364,7 @@ def _mark(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and not math.isnan(value) else None
 
 
-def _result(model: str, path: Path, made: Sequence[tuple[Example, Answer, dict[str, float]]]) -> Result:
+def _result(model: str, path: Path, made: Sequence[tuple[Example, Answer, dict[str, float]]]) -> ImportedResult:
     names = tuple(sorted({name for _, _, scores in made for name in scores}))
     examples: dict[str, Example] = {}
     rows = []
@@ -375,7 +375,7 @@ def _result(model: str, path: Path, made: Sequence[tuple[Example, Answer, dict[s
         rows.append(Row(example_id=own, key=f"{path.name}:{i}", answer=answer, scores=each))
     columns = {name: [row.scores[k] for row in rows] for k, name in enumerate(names)}
     plain = {name: Metric(name=name, rate=lambda *_: None) for name in names}
-    return Result(
+    return ImportedResult(
         list(examples.values()),
         Evaluation(
             model=model,

@@ -33,7 +33,7 @@ DEFAULT = Sampling(max_tokens=512)
 AGREES_FROM = 0.4  # below it kappa is called "fair" at best (Landis & Koch 1977)
 
 
-class Verdict(Record, frozen=True):
+class PairVerdict(Record, frozen=True):
     """One pair judged in both orders. `value` is B's share of the win: 1 B, 0 A, 0.5 a tie, None when an order could not be read.
 
     `first` and `second` are that share as judged with A shown first and with B shown first.
@@ -82,7 +82,7 @@ def pairwise(
     cache: Path,
     sampling: Sampling = DEFAULT,
     criterion: str = PAIRWISE,
-) -> list[Verdict]:
+) -> list[PairVerdict]:
     """Compare the answers of A and B to each row, in both orders; what is in the `cache` file is not asked again."""
     triples = zip(examples, a, b, strict=True)
     prompts = [_pair(example, first, second, criterion) for example, x, y in triples for first, second in ((x, y), (y, x))]
@@ -91,7 +91,7 @@ def pairwise(
     for example, a_first, b_first in zip(examples, shares[::2], shares[1::2], strict=True):
         second = None if b_first is None else 1 - b_first
         value = None if a_first is None or second is None else (a_first + second) / 2
-        verdicts.append(Verdict(example_id=example.id, value=value, first=a_first, second=second))
+        verdicts.append(PairVerdict(example_id=example.id, value=value, first=a_first, second=second))
     return verdicts
 
 
@@ -136,7 +136,7 @@ def _rating(answer: Answer, low: int, high: int) -> Measured:
     return Measured(value, detail=answer.text[-400:])
 
 
-def bias(judge: Model, verdicts: Sequence[Verdict], a: Sequence[Answer], b: Sequence[Answer], models: tuple[str, str]) -> Bias:
+def bias(judge: Model, verdicts: Sequence[PairVerdict], a: Sequence[Answer], b: Sequence[Answer], models: tuple[str, str]) -> Bias:
     """How the judge leans over these pairs; `models` are the names of A and B. Raises DataError when no verdict could be read."""
     read = [(v, len(y.text) - len(x.text)) for v, x, y in zip(verdicts, a, b, strict=True) if v.value is not None]
     if not read:

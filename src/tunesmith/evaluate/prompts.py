@@ -16,7 +16,7 @@ from tunesmith.core.types import Example, Message, Prompt
 
 
 @dataclass(frozen=True)
-class Variant:
+class PromptVariant:
     """A named way from a row to a prompt."""
 
     name: str
@@ -37,16 +37,16 @@ def _system(messages: Sequence[Message]) -> tuple[list[Message], list[Message]]:
     return list(messages[:cut]), list(messages[cut:])
 
 
-as_given = Variant("zero-shot", lambda example: _prompt(example, example.prompt))
+as_given = PromptVariant("zero-shot", lambda example: _prompt(example, example.prompt))
 
 
-def instructed(system: str, name: str = "instructed") -> Variant:
+def instructed(system: str, name: str = "instructed") -> PromptVariant:
     """The row with `system` in place of its own leading instructions."""
     head = Message(role="system", content=system)
-    return Variant(name, lambda example: _prompt(example, [head, *_system(example.prompt)[1]]))
+    return PromptVariant(name, lambda example: _prompt(example, [head, *_system(example.prompt)[1]]))
 
 
-def few_shot(train: Sequence[Example], k: int, by: Literal["random", "nearest"] = "random", seed: int = 0) -> Variant:
+def few_shot(train: Sequence[Example], k: int, by: Literal["random", "nearest"] = "random", seed: int = 0) -> PromptVariant:
     """The row after `k` solved training rows.
 
     `random`: the same shots for every row, drawn with `seed`. `nearest`: the rows most alike in words (TF-IDF cosine), the most alike
@@ -67,7 +67,7 @@ def few_shot(train: Sequence[Example], k: int, by: Literal["random", "nearest"] 
         shots = [message for row in (reversed(chosen) if near else chosen) for message in _solved(row)]
         return _prompt(example, [*head, *shots, *own])
 
-    return Variant(f"{k}-shot {by}", build)
+    return PromptVariant(f"{k}-shot {by}", build)
 
 
 def _apart(row: Example, example: Example) -> bool:

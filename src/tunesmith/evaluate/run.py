@@ -18,7 +18,7 @@ from tunesmith.core.atomic import atomic_file
 from tunesmith.core.errors import ConfigError, StoreError
 from tunesmith.core.types import Answer, Example, Prompt, Record, Sampling, Score, digest
 from tunesmith.evaluate.metrics import Metric
-from tunesmith.evaluate.prompts import Variant, as_given
+from tunesmith.evaluate.prompts import PromptVariant, as_given
 from tunesmith.models.base import Model
 
 OnProgress = Callable[[int, int], None]
@@ -165,7 +165,7 @@ def evaluate(
     evaluation = Evaluation(
         model=model.name,
         model_digest=model.digest,
-        variant=prompt_variant.name if isinstance(prompt_variant, Variant) else prompt_variant.__name__,
+        variant=prompt_variant.name if isinstance(prompt_variant, PromptVariant) else prompt_variant.__name__,
         dataset_digest=dataset_digest(examples),
         sampling=sampling,
         metrics=tuple(metric.name for metric in metrics),

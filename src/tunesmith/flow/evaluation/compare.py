@@ -18,7 +18,7 @@ from tunesmith.core.stats import Decision, GateRule, Interval, decide, mean_inte
 from tunesmith.core.stats.gate import check_margin
 from tunesmith.core.types import Example, Record, digest
 from tunesmith.evaluate.compare import Comparison, compare
-from tunesmith.evaluate.failures import Changed, changed
+from tunesmith.evaluate.failures import ChangedAnswer, changed
 from tunesmith.evaluate.judge import Bias, Corrected, bias, corrected, pairwise
 from tunesmith.evaluate.regression import Forgotten, forgetting
 from tunesmith.evaluate.slices import Slice, Slicer, by_cluster, by_label, by_length, by_meta, slices
@@ -73,7 +73,7 @@ class Compared:
 
     comparison: Comparison
     slices: list[Slice] = field(default_factory=list)
-    changed: list[Changed] = field(default_factory=list)
+    changed: list[ChangedAnswer] = field(default_factory=list)
     judged: Judged | None = None
     notes: tuple[str, ...] = ()
 

@@ -28,7 +28,7 @@ from tunesmith.core.types import Sampling, digest
 from tunesmith.evaluate.compare import estimate, merged
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.openings import open_sealed, openings
-from tunesmith.evaluate.prompts import Variant, as_given, few_shot, instructed
+from tunesmith.evaluate.prompts import PromptVariant, as_given, few_shot, instructed
 from tunesmith.evaluate.run import Evaluation, dataset_digest, evaluate
 from tunesmith.flow.context import ProjectContext
 from tunesmith.flow.evaluation.ask import Ask
@@ -160,7 +160,7 @@ class _Task:
         return found
 
     @cached_property
-    def variant(self) -> Variant:
+    def variant(self) -> PromptVariant:
         """What is put in front of each row."""
         ask = self.ask
         if ask.shots:
