@@ -22,9 +22,9 @@ def explained(error: Exception, record: type, places: Mapping[Path_, str]) -> Co
     if isinstance(error, ConfigError):
         where = _where(tuple(error.where.split(".")) if error.where else (), places)
         return ConfigError(error.what, where=where, allowed=error.allowed, remedy=error.remedy)
-    said = str(error)
-    at = _AT.search(said)
-    message, path = (said[: at.start()], _path(at["path"])) if at else (said, ())
+    message = str(error)
+    at = _AT.search(message)
+    message, path = (message[: at.start()], _path(at["path"])) if at else (message, ())
     info = _at(msgspec.inspect.type_info(record), path)
     wrong = _WRONG.search(message)
     words = [value for kind in kinds(info) for value in getattr(kind, "values", ())]
@@ -140,12 +140,12 @@ _WORDS: dict[Any, str] = {
 
 def _allowed(info: Any) -> str:
     """What may stand there, in words."""
-    found: list[str] = []
+    allowed: list[str] = []
     for kind in kinds(info):
         if isinstance(kind, msgspec.inspect.LiteralType):
-            found += map(str, kind.values)
+            allowed += map(str, kind.values)
         elif isinstance(kind, msgspec.inspect.StructType):
-            found.append(f"a mapping with {', '.join(field.encode_name for field in kind.fields)}")
+            allowed.append(f"a mapping with {', '.join(field.encode_name for field in kind.fields)}")
         elif type(kind) in _WORDS:
-            found.append(_WORDS[type(kind)])
-    return ", ".join(found)
+            allowed.append(_WORDS[type(kind)])
+    return ", ".join(allowed)

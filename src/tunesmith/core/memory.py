@@ -23,10 +23,10 @@ def _trim() -> Callable[[int], int] | None:
     import ctypes
 
     try:
-        found: Callable[[int], int] = ctypes.CDLL("libc.so.6").malloc_trim
+        trim: Callable[[int], int] = ctypes.CDLL("libc.so.6").malloc_trim
     except (OSError, AttributeError):
         return None  # no glibc: other allocators give back by themselves
-    return found
+    return trim
 
 
 def give_back(*, cycles: bool = False) -> None:

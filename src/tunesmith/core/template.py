@@ -85,10 +85,10 @@ class ChatTemplate:
 
     def _accepts_system(self) -> bool:
         try:
-            said = self._raw([{"role": "system", "content": "⟨s⟩"}, {"role": "user", "content": "⟨u⟩"}], None, True)
+            rendered = self._raw([{"role": "system", "content": "⟨s⟩"}, {"role": "user", "content": "⟨u⟩"}], None, True)
         except jinja2.TemplateError:
             return False
-        return "⟨s⟩" in said
+        return "⟨s⟩" in rendered
 
     def _raw(self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]] | None, generation: bool) -> str:
         return self._template.render(messages=messages, tools=tools or None, add_generation_prompt=generation, **self.tokens)

@@ -69,11 +69,11 @@ class Tokens:
         try:
             plain = json.dumps({**json.loads(tokenizer_json), "truncation": None, "padding": None})
             fast = fastokens.Tokenizer.from_json_str(plain)
-            found = _flat(fast, texts)
+            quick = _flat(fast, texts)
         except (ValueError, RuntimeError, TypeError) as error:
             return None, f"fastokens cannot use this tokenizer: {error}"
         wanted = _encode_slowly(self._slow, texts)
-        wrong = next((i for i in range(len(texts)) if not np.array_equal(_row(found, i), _row(wanted, i))), None)
+        wrong = next((i for i in range(len(texts)) if not np.array_equal(_row(quick, i), _row(wanted, i))), None)
         return (fast, "") if wrong is None else (None, f"fastokens gives other ids than tokenizers, first for {texts[wrong][:40]!r}")
 
     def encode(self, texts: Sequence[str]) -> Encoded:
@@ -94,7 +94,7 @@ def _flat(fast: Any, texts: Sequence[str]) -> Encoded:
 
 
 def _encode_slowly(tokenizer: Any, texts: Sequence[str]) -> Encoded:
-    rows = [one.ids for one in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+    rows = [encoded.ids for encoded in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
     starts = np.concatenate([[0], np.cumsum([len(row) for row in rows], dtype=np.int64)]).astype(np.int64)
     return Encoded(np.fromiter((number for row in rows for number in row), np.uint32, count=int(starts[-1])), starts)
 
@@ -105,13 +105,13 @@ def _row(encoded: Encoded, i: int) -> npt.NDArray[np.uint32]:
 
 def spread(texts: Sequence[str]) -> list[str]:
     """A sample that is taken evenly from all of `texts`: at most SAMPLE_TEXTS of them and about SAMPLE_CHARS characters."""
-    step, total, found = max(1, len(texts) // SAMPLE_TEXTS), 0, []
+    step, total, sample = max(1, len(texts) // SAMPLE_TEXTS), 0, []
     for text in texts[::step]:
-        found.append(text)
+        sample.append(text)
         total += len(text)
         if total > SAMPLE_CHARS:
             break
-    return found
+    return sample
 
 
 # --- whole conversations -----------------------------------------------------------------------------------------------------------------
@@ -158,8 +158,8 @@ def _skeleton(template: ChatTemplate, shape: tuple[str, ...]) -> list[str] | Non
     turns = [Message(role=role, content=_HOLE % i) for i, role in enumerate(shape)]  # type: ignore[arg-type]
     rest, parts = template.render(turns), []
     for i in range(len(shape)):
-        before, found, rest = rest.partition(_HOLE % i)
-        if not found:
+        before, place, rest = rest.partition(_HOLE % i)
+        if not place:
             return None
         parts.append(before)
     return [*parts, rest] if "\u27e8" not in rest else None
@@ -219,23 +219,23 @@ class OpenAITokens:
     def counts(self, texts: Sequence[str]) -> Ints:
         """How many tokens each text has: int64 (n). Control tokens in a text count as the text that they are."""
         parts = [
-            [len(one) for one in self._encoding.encode_ordinary_batch(list(texts[i : i + BATCH]), num_threads=1)]
+            [len(encoded) for encoded in self._encoding.encode_ordinary_batch(list(texts[i : i + BATCH]), num_threads=1)]
             for i in range(0, len(texts), BATCH)
         ]
         return np.array([n for part in parts for n in part], dtype=np.int64)
 
     def rows(self, rows: Sequence[Example]) -> Ints:
         """Tokens of whole conversations, as billed: texts, roles, A_MESSAGE a message and A_REPLY; tool calls and tools as their JSON."""
-        said = [_said(row) for row in rows]
+        pieces = [_said(row) for row in rows]
         roles = sorted({turn.role for row in rows for turn in row.messages})
         role = dict(zip(roles, self.counts(roles).tolist(), strict=True))
-        owner = np.repeat(np.arange(len(rows)), [len(texts) for texts in said])
-        counts = self.counts([text for texts in said for text in texts])
+        owner = np.repeat(np.arange(len(rows)), [len(texts) for texts in pieces])
+        counts = self.counts([text for texts in pieces for text in texts])
         around = [A_REPLY + sum(A_MESSAGE + role[turn.role] for turn in row.messages) for row in rows]
         return np.bincount(owner, weights=counts, minlength=len(rows)).astype(np.int64) + np.array(around, dtype=np.int64)
 
 
 def _said(row: Example) -> list[str]:
-    found = [part for turn in row.messages for part in (turn.text, turn.name) if part]
-    found += [part for turn in row.messages for call in turn.tool_calls for part in (call.function.name, call.function.arguments)]
-    return [*found, *(json.dumps(tool, ensure_ascii=False) for tool in row.tools)]
+    parts = [part for turn in row.messages for part in (turn.text, turn.name) if part]
+    parts += [part for turn in row.messages for call in turn.tool_calls for part in (call.function.name, call.function.arguments)]
+    return [*parts, *(json.dumps(tool, ensure_ascii=False) for tool in row.tools)]

@@ -125,8 +125,8 @@ class ChatRequest(Record, frozen=True):
         wanted = self.response_format
         if wanted is None or wanted.type == "text":
             return None
-        found = (wanted.json_schema or {}).get("schema") if wanted.type == "json_schema" else None
-        return {"type": "object"} if found is None else found
+        own = (wanted.json_schema or {}).get("schema") if wanted.type == "json_schema" else None
+        return {"type": "object"} if own is None else own
 
     @property
     def must_call(self) -> tuple[dict[str, Any], ...]:
@@ -235,8 +235,8 @@ def _form(request: ChatRequest) -> None:
     if isinstance(choice, str) and choice not in ("auto", "none", "required"):
         raise BadRequest(f"'tool_choice' is {choice[:50]!r}", param="tool_choice", code="unsupported_value", allowed="auto, none, required")
     if (choice == "required" and not request.tools) or (isinstance(choice, dict) and not request.must_call):
-        said = f"'tool_choice' is {str(choice)[:100]}, and no such tool is given"
-        raise BadRequest(said, param="tool_choice", code="invalid_value", allowed="a tool of 'tools'")
+        message = f"'tool_choice' is {str(choice)[:100]}, and no such tool is given"
+        raise BadRequest(message, param="tool_choice", code="invalid_value", allowed="a tool of 'tools'")
     wanted = request.response_format
     if wanted is not None and wanted.type == "json_schema" and not isinstance((wanted.json_schema or {}).get("schema"), dict):
         param = "response_format.json_schema.schema"
@@ -245,8 +245,8 @@ def _form(request: ChatRequest) -> None:
 
 def take_ignored(tree: dict[str, Any]) -> list[str]:
     """Take the keys without effect out of a request; returns those that would have had one."""
-    found = sorted(IGNORED & tree.keys())
-    return [key for key in found if tree.pop(key) not in _NEUTRAL.get(key, (None,))]
+    own = sorted(IGNORED & tree.keys())
+    return [key for key in own if tree.pop(key) not in _NEUTRAL.get(key, (None,))]
 
 
 def ignored(body: bytes) -> list[str]:
@@ -258,7 +258,7 @@ def _functions(tree: dict[str, Any]) -> None:
     """The older `functions` and `function_call` as tools; where there are tools already, they count."""
     functions, call = tree.pop("functions", None), tree.pop("function_call", None)
     if functions and isinstance(functions, list):
-        tree.setdefault("tools", [{"type": "function", "function": one} for one in functions])
+        tree.setdefault("tools", [{"type": "function", "function": function} for function in functions])
     if isinstance(call, str):
         tree.setdefault("tool_choice", call)
     elif isinstance(call, dict):
@@ -322,9 +322,9 @@ def convert(tree: dict[str, Any], record: type[T]) -> T:
     try:
         return msgspec.convert(tree, record, strict=True)
     except msgspec.ValidationError as error:
-        said = str(error)
-        at = _AT.search(said)
-        path, fault = (at["path"], said[: at.start()]) if at else ("", said)
+        message = str(error)
+        at = _AT.search(message)
+        path, fault = (at["path"], message[: at.start()]) if at else ("", message)
         unknown = _UNKNOWN.search(fault)
         if unknown:
             key = f"{path}.{unknown['key']}".lstrip(".")
