@@ -240,6 +240,7 @@ def test_the_report_is_three_files_that_need_nothing_else(here, capsys):
     assert "http" not in html.replace("http://www.w3.org", "")
     assert "is better than" in (here / "out" / "report.md").read_text()
     assert json.loads((here / "out" / "report.json").read_text())["comparisons"][0]["won"]["count"] == 80
+    assert "<svg" not in (here / "out" / "report.json").read_text(), "numbers for programs, pictures for people"
     assert found["failures"]["groups"]
 
 

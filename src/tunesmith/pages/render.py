@@ -14,6 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from tunesmith.core.errors import UsageError
+from tunesmith.pages import plots
 
 
 class _Missing(jinja2.Undefined):
@@ -41,6 +42,7 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("tunesmith.pages"), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=_Missing
     )
+    environment.globals |= {draw.__name__: draw for draw in (plots.bars, plots.histogram, plots.intervals, plots.lines)}
     environment.filters |= {
         "count": lambda number: f"{number:,.0f}",
         "brief": lambda number: _number(number, ".3g"),

@@ -21,7 +21,6 @@ from tunesmith.flow.evaluation.compare import slicers
 from tunesmith.flow.evaluation.report import failing
 from tunesmith.flow.evaluation.results import Result, arm_evaluations, load_comparisons
 from tunesmith.flow.runner import Output
-from tunesmith.pages import plots
 from tunesmith.pages.render import render
 
 if TYPE_CHECKING:
@@ -190,7 +189,7 @@ def _regression(output: Output) -> dict[str, Any]:
         (one["ability"], one["difference"]["estimate"], one["difference"]["low"], one["difference"]["high"]) for one in output["abilities"]
     ]
     rows.append(("all together", output["together"]["difference"], output["together"]["low"], output["together"]["high"]))
-    return {**output, "plot": plots.intervals("general abilities, after minus before", rows, "share of right answers, after minus before")}
+    return {**output, "differences": rows}
 
 
 def findings_html(found: dict[str, Any]) -> str:

@@ -23,7 +23,6 @@ from tunesmith.flow.evaluation.results import KeptEvaluation, Result, kept_evalu
 from tunesmith.flow.evaluation.rows import build
 from tunesmith.flow.evaluation.run import Bench
 from tunesmith.flow.failures import write_failures
-from tunesmith.pages import plots
 from tunesmith.pages.render import render
 
 _SHOWN = 5
@@ -105,7 +104,7 @@ def _board(first: str, rows: Sequence[KeptEvaluation]) -> dict[str, Any]:
         "better": made.better,
         "metrics": names,
         "entries": [_entry(one, names) for one in ranked],
-        "plots": [plot for name in names if (plot := _plot(name, ranked))],
+        "plots": [{"metric": name, "rows": drawn} for name in names if (drawn := _drawn(name, ranked))],
         "note": f"The best of {several} on the same rows looks better than it is: confirm it on rows that took no part in the choice."
         if several > 2
         else "",
@@ -138,13 +137,13 @@ def _cell(value: float | None, interval: Any) -> str:
     return f"{value:.4g} [{interval.low:.3g}, {interval.high:.3g}]" if interval else f"{value:.4g}"
 
 
-def _plot(name: str, ranked: Sequence[KeptEvaluation]) -> str:
-    rows = [
-        (f"{one.model} {one.variant if one.variant != 'zero-shot' else ''}"[-28:], found.estimate, found.low, found.high)
-        for one in ranked[:12]
-        if (found := one.intervals.get(name)) is not None
+def _drawn(name: str, ranked: Sequence[KeptEvaluation]) -> list[tuple[str, float, float, float]]:
+    """The rows of a metric's plot: label, estimate, low, high."""
+    return [
+        (f"{entry.model} {entry.variant if entry.variant != 'zero-shot' else ''}"[-28:], interval.estimate, interval.low, interval.high)
+        for entry in ranked[:12]
+        if (interval := entry.intervals.get(name)) is not None
     ]
-    return plots.intervals(name, rows, name) if rows else ""
 
 
 def comparison_part(a: Result, b: Result, compared: Compared) -> dict[str, Any]:
@@ -159,11 +158,7 @@ def comparison_part(a: Result, b: Result, compared: Compared) -> dict[str, Any]:
         "b": b.name,
         "level": compared.comparison.level,
         "metrics": body["comparison"]["metrics"],
-        "plot": plots.intervals(
-            "difference",
-            [(one.metric, d.estimate, d.low, d.high) for one in compared.comparison.metrics if (d := one.difference)],
-            f"{b.name} minus {a.name}"[:60],
-        ),
+        "differences": [(one.metric, d.estimate, d.low, d.high) for one in compared.comparison.metrics if (d := one.difference)],
         "slices": msgspec.to_builtins(tested[:_SLICES]),
         "slices_tested": len(tested),
         "slices_small": len(compared.slices) - len(tested),

@@ -24,7 +24,6 @@ from tunesmith.flow.failures import write_failures
 from tunesmith.flow.pipeline.training_stage import events
 from tunesmith.flow.project import Project
 from tunesmith.flow.runner import Output
-from tunesmith.pages import plots
 from tunesmith.pages.render import render
 from tunesmith.store.database import without_password
 from tunesmith.train.methods import METHODS
@@ -96,7 +95,7 @@ def _minutes(seconds: float) -> str:
 
 
 def _measured(context: ProjectContext, comparisons: dict[str, Comparison], outputs: dict[str, Output]) -> dict[str, Any]:
-    """Each arm's intervals, the plots, and the table of differences."""
+    """Each arm's intervals, what is drawn of them, and the table of differences."""
     names = context.project.evaluate.metrics
     first = next(iter(comparisons.values()))
     intervals = {arm: {one.metric: one.a for one in comparison.metrics} for arm, comparison in comparisons.items()}
@@ -108,7 +107,7 @@ def _measured(context: ProjectContext, comparisons: dict[str, Comparison], outpu
         rows = [(labels[arm], found.estimate, found.low, found.high) for arm, each in intervals.items() if (found := each[name])]
         unit = kind.low == 0 and kind.high == 1
         about = f"{'pooled over all rows' if kind.kind == 'pooled' else 'mean over rows'}; {kind.better} is better"
-        plotted.append({"name": name, "about": about, "plot": plots.intervals(name, rows, name, (0.0, 1.0) if unit else None)})
+        plotted.append({"name": name, "about": about, "rows": rows, "span": (0.0, 1.0) if unit else None})
     arms = [
         {
             "name": arm,
@@ -180,7 +179,7 @@ def _data(context: ProjectContext, outputs: dict[str, Output]) -> dict[str, Any]
             *split["notes"],
             *([tokens["converted"]] if "converted" in tokens else []),
         ],
-        "plot": plots.histogram("tokens per training row", tokens["lengths"], "tokens per training row"),
+        "lengths": tokens["lengths"],
         "mask": [{"text": text, "trained": bool(on)} for text, on in zip(*tokens["shown"], strict=True)],
     }
 
@@ -212,7 +211,9 @@ def _training(context: ProjectContext, output: Output) -> dict[str, Any]:
         "figures": figures,
         "about": f"{output['rows']} rows, {output['epochs']} epochs, {output['steps']} steps, {size}, "
         f"{_minutes(output['seconds'])}{loss}{more}.",
-        "plot": plots.lines(figure, series, "optimiser step", unit),
+        "figure": figure,
+        "unit": unit,
+        "curves": series,
         "reasons": output["reasons"],
         "plan": output["plan"],
         "checks": checks,
