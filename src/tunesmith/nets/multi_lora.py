@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ class TokenRows:
 Change = TypeVar("Change", Delta, TokenRows)
 
 
-class _Adapted(nn.Module, Generic[Change]):
+class _Adapted(nn.Module, ABC, Generic[Change]):
     """A layer in the place of `base` with the changes of every loaded adapter; each token gets those of its own.
 
     `weight` is the base's, without any adapter. A kind of layer says only how one change is laid over the base's output.
@@ -109,9 +110,9 @@ class _Adapted(nn.Module, Generic[Change]):
         """Whose tokens stand where in this layer's input."""
         return self.route.groups
 
+    @abstractmethod
     def changed(self, x: Tensor, out: Tensor, change: Change, index: Tensor | None) -> Tensor:
         """`out` [1, N, out] with the change at the places `index` (None: all of them)."""
-        raise NotImplementedError
 
 
 class AdaptedLinear(_Adapted[Delta]):
