@@ -32,7 +32,7 @@ def test_csv_and_tsv_keep_lines_quotes_and_places(tmp_path):
     (tmp_path / "a.csv").write_bytes('\ufeffquestion;reply\r\n"one; ""two""\nthree";"an, swer"\r\nü;b\r\n'.encode())
     (tmp_path / "b.tsv").write_text("question\treply\nq, r\ta\n")
     found = collect(Source(path=str(tmp_path), map=MAP))
-    assert questions(found) == [("a.csv:3", 'one; "two"\nthree', "an, swer"), ("a.csv:4", "ü", "b"), ("b.tsv:2", "q, r", "a")]
+    assert questions(found) == [("a.csv:2", 'one; "two"\nthree', "an, swer"), ("a.csv:4", "ü", "b"), ("b.tsv:2", "q, r", "a")]
 
 
 def test_csv_faults_are_named_and_never_shift_cells(tmp_path):
@@ -167,7 +167,7 @@ def test_export_then_import_is_the_identity(row, name):
     if not same(row, again.row):  # then a file of it is refused
         assert name in ("rft", "chat")
     else:
-        assert again.mends in ((), ("id",))
+        assert all(mend == "id" or mend.startswith("to_meta:") for mend in again.mends)
 
 
 @settings(max_examples=40, deadline=None)
@@ -257,7 +257,7 @@ def test_tables_and_refusals(tmp_path):
         export([row], tmp_path / "a.xls")
     with pytest.raises(DataError, match="a table holds only texts"):
         export([row], tmp_path / "c.csv", "chat")
-    several = [msgspec.structs.replace(row, meta={"seen": {key: 1}}) for key in "ab"]
+    several = [msgspec.structs.replace(row, meta={"seen": {key: 1, "then": None}}) for key in "ab"]
     with pytest.raises(DataError, match="Parquet's columns would change row 1"):
         export(several, tmp_path / "d.parquet", "chat")
     mixed = [msgspec.structs.replace(row, meta={"seen": value}) for value in (1, "one")]

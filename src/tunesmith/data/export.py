@@ -22,6 +22,7 @@ from tunesmith.data.formats.own import own_kind
 from tunesmith.data.formats.record import Fields
 from tunesmith.data.formats.registry import FORMATS, parse_row
 from tunesmith.data.formats.writing import OWN, own_fields
+from tunesmith.data.sources import without_planted
 
 WHOLE = ("tunesmith", "kiln", "label_studio")
 
@@ -107,7 +108,7 @@ def _write_columns(made: Sequence[Fields], path: Path, name: str) -> None:
         pq.write_table(table, packed, compression="zstd")
     except pa.ArrowException as error:
         raise DataError(f"Parquet cannot hold these rows: {error}", where=str(path), remedy="export as tunesmith, or as .jsonl") from error
-    back = [{key: value for key, value in one.items() if value is not None} for one in table.to_pylist()]
+    back = [without_planted(one) for one in table.to_pylist()]
     for number, (one, now) in enumerate(zip(made, back, strict=True), start=1):
         if _other(parse_row(one, name).row, parse_row(now, name).row):
             raise DataError(f"Parquet's columns would change row {number}", where=str(path), remedy="export as tunesmith, or as .jsonl")

@@ -295,10 +295,8 @@ def _records(batches: Any) -> Iterator[Item]:
         opened += ["answer"] if own and "answer" in batch.schema.names else []  # elsewhere an answer is text, whatever it looks like
         for row in batch.to_pylist():
             number += 1
-            for name in opened:
-                if isinstance(row[name], str):
-                    row[name] = _opened(row[name])
-            yield Item(number, without_planted(row))
+            texts = {name: _opened(row.pop(name)) for name in opened if isinstance(row[name], str)}  # a null in JSON text is meant
+            yield Item(number, {**without_planted(row), **texts})
 
 
 def without_planted(value: Any) -> Any:
