@@ -9,6 +9,7 @@ Its seeding is a pytest plugin of its own (`benchmarks/conformance_plugin.py`), 
 from __future__ import annotations
 
 import http.server
+import io
 import os
 import subprocess
 import sys
@@ -58,7 +59,7 @@ def seed(store: Any, base: Path) -> None:
         for number in FILE_IDS:
             purpose = "batch" if number == "input_file_id" else "fine-tune"
             put(tables.files, id=number, bytes=1, filename="f", purpose=purpose, sha256="")
-            store.put_blob(f"files/{number}", b"x")
+            store.blobs.put(f"files/{number}", io.BytesIO(b"x"))
         put(tables.jobs, id=JOB, status="running", lease="seed", lease_until=now + 1e6, **job)
         put(tables.job_events, id="ftevent-x", job=JOB, key="x", level="info", type="message", message="m", data={})
         for i, name in enumerate((JOB, CHECKPOINT)):
@@ -67,7 +68,7 @@ def seed(store: Any, base: Path) -> None:
         put(tables.tuned_models, id="ft:gpt-4o-mini:acemeco:suffix:abc123", job=JOB, base="b", adapter="a", checkpoint=False)
         put(tables.uploads, id="upload_abc123", **upload)
         put(tables.upload_parts, id="string", upload="upload_abc123", bytes=1)
-        store.put_blob("uploads/upload_abc123/string", b"x")
+        store.blobs.put("uploads/upload_abc123/string", io.BytesIO(b"x"))
         put(tables.chats, id="completion_id", model="m", request={"messages": [message]}, response=chat)
         batch = {"status": "in_progress", "endpoint": "/v1/embeddings", "input_file": FILE_IDS[0], "window": "24h", "times": {}, "total": 1}
         put(tables.batches, id="batch_id", lease="seed", lease_until=now + 1e6, **batch)

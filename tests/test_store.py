@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -156,8 +157,8 @@ def test_no_secret_of_an_override_is_stored(tmp_path, words):
 
 def test_blobs_are_written_whole(tmp_path):
     store = Store.open(tmp_path)
-    store.put_blob("files/one", b"abc")
-    assert store.blobs.cat("files/one") == b"abc"
+    store.blobs.put("files/one", io.BytesIO(b"abc"))
+    assert store.blobs.open("files/one").read() == b"abc"
     assert [path.name for path in (tmp_path / "blobs" / "files").iterdir()] == ["one"]
 
 

@@ -51,6 +51,7 @@ def serve_project(
     settings = _settings(project, names or {})
     store = open_store(project, home)
     try:
+        store.blobs.check()
         # A taken port is said before the model is loaded.
         listen(settings.host, settings.port, keyed=Keys(store).exist()).close()
         upstreams = {name: _upstream(name, one) for name, one in settings.upstreams.items()}
@@ -61,7 +62,7 @@ def serve_project(
         for name, upstream in upstreams.items():
             router.put(name, upstream)
         app = create_app(router, config=settings, store=store, models=models)
-        with Processes(worker.MODULE, worker.place(store), settings.workers, store.folder / "workers.log", told=store.url):
+        with Processes(worker.MODULE, worker.place(store), settings.workers, store.layout.workers_log, told=store.url):
             answering = ", ".join(name for name, _ in router.listed())
             serve(app, settings, on_ready=lambda url: say(f"serving {answering} at {url} (ctrl-C stops)"))
     finally:

@@ -127,7 +127,7 @@ def work(
     from tunesmith.flow.jobs.worker import main, trusted
 
     with _store(config) as store:
-        words = ["--store", str(store.folder), "--database", store.url, *trusted()]
+        words = ["--store", str(store.folder), "--database", store.url, "--blobs", store.blobs.place, *trusted()]
     for name, value in (("--threads", threads), ("--gpu", gpu), ("--per-project", per_project)):
         words += [name, str(value)] if value is not None else []
     emit({"working": str(store.folder)}, as_json, f"working on the jobs of {store.folder} (ctrl-C stops)")

@@ -15,13 +15,6 @@ from typing import IO
 from tunesmith.core.errors import StoreError
 
 
-def user_folder() -> Path:
-    """Where downloads are kept between projects: the platform's data folder of the user."""
-    import platformdirs
-
-    return Path(platformdirs.user_data_dir("tunesmith", appauthor=False))
-
-
 def sync(path: Path) -> None:
     """fsync one file or folder entry."""
     if os.name == "nt" and path.is_dir():  # Windows cannot open a folder; its rename is durable by itself

@@ -8,6 +8,7 @@ import math
 
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.types import Record
+from tunesmith.store.blobs import BUCKETS
 
 _DATABASE = "postgresql+psycopg://"
 
@@ -66,7 +67,8 @@ class ServeConfig(Record, frozen=True):
 
     `names` lets clients use OpenAI's model names: `gpt-4o-mini-2024-07-18: smollm2-135m` (a catalogue name, a folder, or a served alias).
     `encoders` does the same for embeddings; they come as numbers always where `base64_embeddings` is off, as the published schema has it.
-    `database` is the URL of a PostgreSQL database that holds the store's tables in place of the SQLite file in its folder.
+    `database` is the URL of a PostgreSQL database that holds the store's tables in place of the SQLite file in its folder, `blobs` a folder
+    or a bucket (`s3://BUCKET/PREFIX`) that holds the bytes of files in place of a folder there.
     `upstreams` are names that other servers answer to; `prices` says what the tokens of models here cost, by alias (without it nothing).
     `requests_per_minute` limits each key. `workers` processes work on fine-tuning jobs.
 
@@ -78,6 +80,7 @@ class ServeConfig(Record, frozen=True):
     port: int = 8000
     workers: int = 1
     database: str | None = None
+    blobs: str | None = None
     max_body_bytes: int = 16 << 20
     default_max_tokens: int = 1024
     max_waiting: int = 512
@@ -96,6 +99,7 @@ class ServeConfig(Record, frozen=True):
         if self.database is not None and not self.database.startswith(_DATABASE):
             came = self.database.partition("://")[0]  # the rest may hold a password
             raise ConfigError(f"'database' begins with '{came}'", where="serve.database", allowed=f"{_DATABASE}USER@HOST/NAME")
+        _check_blobs(self.blobs)
         for name, least in (
             ("workers", 0),
             ("max_body_bytes", 1),
@@ -106,3 +110,20 @@ class ServeConfig(Record, frozen=True):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"'{name}' is {value}", where=f"serve.{name}", allowed=f"{least} or more")
+
+
+def _check_blobs(place: str | None) -> None:
+    """Refuse what is no place for blobs, and a URL that holds credentials: logs and lists of processes would show them."""
+    kind, separator, rest = (place or "").partition("://")
+    allowed = f"a folder, or {', '.join(f'{kind}://BUCKET/PREFIX' for kind in BUCKETS)}"
+    if separator and kind not in BUCKETS:
+        raise ConfigError(f"'blobs' begins with '{kind}://'", where="serve.blobs", allowed=allowed)
+    if separator and (not rest.strip("/") or set("@?#") & set(rest)):
+        raise ConfigError(
+            "'blobs' names no bucket, or has more than a bucket and a prefix",
+            where="serve.blobs",
+            allowed=allowed,
+            remedy="give credentials and the endpoint in the environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL",
+        )
+    if place is not None and not place.strip():
+        raise ConfigError("'blobs' is empty", where="serve.blobs", allowed=allowed)

@@ -8,7 +8,7 @@ import shutil
 import sys
 from typing import Any
 
-from tunesmith.core.atomic import user_folder
+from tunesmith.store.layout import user_folder
 
 _PACKAGES = (
     ("torch", "local"),

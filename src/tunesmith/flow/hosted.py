@@ -60,7 +60,7 @@ def train_hosted(project: Project, folder: Path, progress: Progress, provider: P
         if len(rows["train"]) < LEAST_ROWS:
             raise DataError(f"{len(rows['train'])} rows to train", allowed=f"at least {LEAST_ROWS} at OpenAI", remedy="add rows")
         order = Order(model=provider.model, method=_method(project, method), suffix=provider.suffix)
-        work = context.store.folder / "hosted" / digest(order, context.runner.digests["split"], str(provider.client.base_url), size=8)
+        work = context.store.layout.hosted(digest(order, context.runner.digests["split"], str(provider.client.base_url), size=8))
         driver = Driver(provider.client, work, lambda event: _tell(progress, event))
         bill = _bill(rows["train"], provider.model, order, method)
         if driver.known() is None and not confirm(bill):

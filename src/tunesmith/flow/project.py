@@ -19,6 +19,7 @@ from tunesmith.data.collect import Source
 from tunesmith.data.split import Split
 from tunesmith.deploy.serve_config import ServeConfig
 from tunesmith.models import trust
+from tunesmith.store.layout import FOLDER
 from tunesmith.store.store import Store
 from tunesmith.train.plan import Plan
 from tunesmith.train.resolve import check
@@ -73,7 +74,7 @@ class Project(Record, frozen=True):
     trust_remote_code: tuple[str, ...] = ()
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
     report: str = "report"
-    store: str = ".tunesmith"
+    store: str = FOLDER
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -96,7 +97,9 @@ def load_project(file: Path, overrides: list[str] | None = None) -> Project:
 
 def open_store(project: Project, folder: Path) -> Store:
     """The project's store; `folder` holds its file. Raises StoreError."""
-    return Store.open(folder / project.store, url=project.serve.database)
+    blobs = project.serve.blobs
+    place = str(folder / Path(blobs).expanduser()) if blobs is not None and "://" not in blobs else blobs
+    return Store.open(folder / project.store, url=project.serve.database, blobs=place)
 
 
 def write_template(file: Path, *, path: str, base: str = "smollm2-135m", metric: str = "exact_match", name: str = "my-model") -> None:

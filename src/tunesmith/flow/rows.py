@@ -40,6 +40,7 @@ from tunesmith.data.version import DatasetVersion
 from tunesmith.flow.project import Project, open_store
 from tunesmith.flow.sources import ALL, PARTS, Frozen, Place, entered, frozen_of, located, narrowed, relative_to, splits_of_runs
 from tunesmith.models.catalog import Catalog
+from tunesmith.store.layout import FOLDER, Layout
 from tunesmith.store.store import Row as StoreRow
 from tunesmith.store.store import Store
 
@@ -59,7 +60,7 @@ class Sections(Record, frozen=True):
     clean: Clean = Clean()
     split: Split = Split()
     base: str = ""
-    store: str = ".tunesmith"
+    store: str = FOLDER
 
 
 @dataclass(frozen=True)
@@ -154,9 +155,14 @@ class RowReader:
         return self.folder / self.settings.store
 
     @property
+    def layout(self) -> Layout:
+        """The places in the store's folder, which need not be there."""
+        return Layout(self.home)
+
+    @property
     def root(self) -> Path:
         """Where versions lie."""
-        return self.home / "datasets"
+        return self.layout.datasets
 
     def at_work(self) -> ProjectContext | None:
         """The project at work; None where there is no project file, or nothing was done yet."""
@@ -237,7 +243,7 @@ class RowReader:
     @cached_property
     def _splits_of_runs(self) -> list[Frozen]:
         elsewhere = isinstance(self.settings, Project) and self.settings.serve.database
-        if not elsewhere and not (self.home / "tunesmith.db").is_file():
+        if not elsewhere and not self.layout.database.is_file():
             return []  # and looking makes no store
         with closing(self.store()) as store:
             return splits_of_runs(store)
@@ -272,7 +278,7 @@ class RowReader:
         return Ledger.read(self._stage(fits[0]) / "ledger.jsonl") if fits else None
 
     def _stage(self, stage: StoreRow) -> Path:
-        return self.home / "stages" / str(stage["digest"])
+        return self.layout.stage(str(stage["digest"]))
 
     def _of_plan(self, part: str) -> Rows:
         """A part of the split that the project's plan asks for, with its clusters, metrics and what its answers need."""

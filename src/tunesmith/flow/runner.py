@@ -71,7 +71,7 @@ class Runner:
 
     def folder(self, name: str) -> Path:
         """Where the result of that stage lies (or will lie)."""
-        return self.store.folder / "stages" / self.digests[name]
+        return self.store.layout.stage(self.digests[name])
 
     def pin(self, digests: Mapping[str, str]) -> list[str]:
         """Look at these results from now on. Returns the stages that today's inputs would make anew."""

@@ -29,6 +29,7 @@ from tunesmith.data.ledger import Ledger
 from tunesmith.data.sources import MANIFEST, files
 from tunesmith.data.version import DatasetVersion
 from tunesmith.models.catalog import Catalog
+from tunesmith.store.layout import Layout
 from tunesmith.store.store import Row as StoreRow
 from tunesmith.store.store import Store
 
@@ -192,7 +193,7 @@ def frozen_of(word: str, store: Path, more: Callable[[], Sequence[Frozen]] = lam
 
 def _kept(source: Source, store: Path, reading: bool, anew: bool = False) -> Source:
     """The source as the folder in which what was read of it is kept; itself where nothing was."""
-    folder = store / "sources" / digest(source.path, source.query)[:24]
+    folder = Layout(store).sources / digest(source.path, source.query)[:24]
     if anew or (reading and not (folder / MANIFEST).is_file()):
         fetch(source.path, source.query, folder)
     return msgspec.structs.replace(source, path=str(folder), query="") if (folder / MANIFEST).is_file() else source
@@ -210,8 +211,8 @@ def fetch_again(sources: Sequence[Source], store: Path) -> list[str]:
 
 def splits_of_runs(store: Store) -> list[Frozen]:
     """The splits that runs made, newest first, each as a version under the beginning of its stage's digest."""
-    done = [stage for stage in store.stages("split") if (store.folder / "stages" / stage["digest"]).is_dir()]
-    return [Frozen(_as_version(stage), store.folder / "stages" / stage["digest"]) for stage in done]
+    done = [stage for stage in store.stages("split") if store.layout.stage(stage["digest"]).is_dir()]
+    return [Frozen(_as_version(stage), store.layout.stage(stage["digest"])) for stage in done]
 
 
 def _as_version(stage: StoreRow) -> DatasetVersion:

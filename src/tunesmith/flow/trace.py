@@ -286,7 +286,7 @@ class _Tracer:
     def _job(self, job: Row) -> Iterator[Link]:
         """A job, its plan, its files, and the model that it went on from."""
         yield _job(job)
-        manifest = self._store.folder / "jobs" / job["id"] / "run" / "run.json"
+        manifest = self._store.layout.job(job["id"]) / "run" / "run.json"
         if manifest.is_file():
             yield _plan(job["id"], json.loads(manifest.read_text("utf-8")).get("resolved") or {})
         for param in ("training_file", "validation_file"):

@@ -49,7 +49,7 @@ class DataTrace:
 
     def __init__(self, store: Store, lineage: Lineage, shown: int) -> None:
         self._lineage, self._shown = lineage, shown
-        self.root, self._stages = store.folder / "datasets", store.folder / "stages"
+        self.root, self._stages = store.layout.datasets, store.layout.stages
 
     def split(self, digest: str) -> Iterator[Link]:
         """A run's split, and what it was made from."""

@@ -19,13 +19,14 @@ from typing import Any, Literal
 
 import msgspec
 
-from tunesmith.core.atomic import atomic_folder, user_folder, write_atomic
+from tunesmith.core.atomic import atomic_folder, write_atomic
 from tunesmith.core.digests import files_digest, sha256_of
 from tunesmith.core.errors import NotFound, SourceUnavailable, StoreError, nearest
 from tunesmith.core.load import need
 from tunesmith.core.types import Record
 from tunesmith.models.download import Progress, fetch_wheel
 from tunesmith.models.trust import asked_as
+from tunesmith.store.layout import user_folder
 
 # A folder is read by its names only: weights as safetensors, never pickles.
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")

@@ -119,7 +119,7 @@ class Models:
         remembered = None
         if self.store is not None:
             key = computing(self.catalog.digest(base), adapter)
-            remembered = self.store.folder / "evaluations" / "digests" / f"{key}.txt"
+            remembered = self.store.layout.model_digests / f"{key}.txt"
         return LazyModel(name, ref, partial(self.load, ref, name), remembered)
 
     def folders(self, ref: ModelRef) -> tuple[Path, Path | None]:

@@ -5,10 +5,9 @@ The blob is written whole before the row appears, and the row goes before the bl
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 import time
+from collections.abc import Callable
 from typing import IO, Any
 
 import sqlalchemy as sa
@@ -17,8 +16,6 @@ from tunesmith.core.errors import StoreError
 from tunesmith.store.paging import Missing, Refused, Row, new_id, page
 from tunesmith.store.store import Store
 from tunesmith.store.tables import files
-
-_CHUNK = 1 << 20
 
 
 class Files:
@@ -41,7 +38,7 @@ class Files:
     ) -> dict[str, Any]:
         """Store the bytes only; the row is for the caller to insert, in the transaction that makes the file known."""
         now, number = time.time(), new_id("file-")
-        size, sha256 = write_blob(self._store, f"files/{number}", stream, most)
+        size, sha256 = self._store.blobs.put(f"files/{number}", stream, refuse=no_larger(most))
         return {
             "id": number,
             "project": project,
@@ -72,17 +69,17 @@ class Files:
     def open(self, number: str) -> IO[bytes]:
         """The bytes of a file."""
         try:
-            stream: IO[bytes] = self._store.blobs.open(f"files/{number}", "rb")
+            return self._store.blobs.open(f"files/{number}")
         except FileNotFoundError as error:
-            raise StoreError(f"the bytes of '{number}' are gone", where=str(self._store.folder), remedy="upload the file again") from error
-        return stream
+            remedy = "upload the file again, or let serve.blobs name the place where it was put"
+            raise StoreError(f"the bytes of '{number}' are gone", where=self._store.blobs.place, remedy=remedy) from error
 
     def delete(self, number: str, project: str) -> None:
         """Forget a file and its bytes. Raises Missing."""
         self.find(number, project)
         with self._store.writing() as connection:
             connection.execute(sa.delete(files).where(files.c.id == number))
-        remove_blob(self._store, f"files/{number}")
+        self._store.blobs.remove(f"files/{number}")
 
     def sweep(self) -> int:
         """Remove what has expired; returns how many files."""
@@ -90,7 +87,7 @@ class Files:
             old = [row[0] for row in connection.execute(sa.select(files.c.id).where(files.c.expires < time.time()))]
             connection.execute(sa.delete(files).where(files.c.id.in_(old)))
         for number in old:
-            remove_blob(self._store, f"files/{number}")
+            self._store.blobs.remove(f"files/{number}")
         return len(old)
 
     @staticmethod
@@ -104,31 +101,11 @@ def safe_name(filename: str) -> str:
     return "".join(c for c in last if c.isprintable())[:255] or "file"
 
 
-def write_blob(store: Store, name: str, stream: IO[bytes], most: int | None = None) -> tuple[int, str]:
-    """Write a blob whole: temporary name, fsync, rename. Returns (bytes, SHA-256). Raises Refused above `most` bytes, StoreError."""
-    temporary, whole, size = f"{name}.part", hashlib.sha256(), 0
-    try:
-        store.blobs.makedirs(os.path.dirname(name), exist_ok=True)
-        with store.blobs.open(temporary, "wb") as file:
-            while block := stream.read(_CHUNK):
-                size += len(block)
-                if most is not None and size > most:
-                    break
-                whole.update(block)
-                file.write(block)
-            file.flush()
-            if hasattr(file, "fileno"):
-                os.fsync(file.fileno())
+def no_larger(most: int | None) -> Callable[[int], None] | None:
+    """Refuses a file once it has more than `most` bytes (None: never)."""
+
+    def refuse(size: int) -> None:
         if most is not None and size > most:
-            store.blobs.rm_file(temporary)
             raise Refused(f"The file is larger than {most} bytes", param="file", code="file_too_large", allowed=f"{most} bytes")
-        store.blobs.mv(temporary, name)
-    except OSError as error:
-        raise StoreError(f"cannot write: {error.strerror or error}", where=name, remedy="free space on the disk, then try again") from error
-    return size, whole.hexdigest()
 
-
-def remove_blob(store: Store, name: str) -> None:
-    """Remove a blob if it is there."""
-    if store.blobs.exists(name):
-        store.blobs.rm(name, recursive=True)
+    return None if most is None else refuse

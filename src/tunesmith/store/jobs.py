@@ -19,7 +19,6 @@ from sqlalchemy.dialects import postgresql, sqlite
 from tunesmith.core.model_ref import ModelRef
 from tunesmith.core.types import Record
 from tunesmith.store.deliveries import announce
-from tunesmith.store.files import remove_blob
 from tunesmith.store.paging import Missing, Refused, Row, new_id, page
 from tunesmith.store.store import Store
 from tunesmith.store.tables import checkpoints, files, idempotency, job_events, jobs, tuned_models
@@ -288,7 +287,7 @@ class Lease:
             connection.execute(sa.delete(tuned_models).where(tuned_models.c.id == row["model"]))
             connection.execute(sa.delete(checkpoints).where(*mine))
         for number in row["files"]:
-            remove_blob(self.store, f"files/{number}")
+            self.store.blobs.remove(f"files/{number}")
 
     def release(self) -> None:
         """Give the job back; another worker may take it at once."""

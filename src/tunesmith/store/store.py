@@ -1,12 +1,11 @@
 """The store: one folder (or one PostgreSQL database and one bucket) that survives kill -9 at any moment; knows nothing about models.
 
-Metadata through SQLAlchemy Core (SQLite in WAL mode, or PostgreSQL), blobs through fsspec.
+Tables through SQLAlchemy Core (SQLite in WAL mode, or PostgreSQL); blobs in a folder or in object storage.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,40 +16,37 @@ import sqlalchemy as sa
 
 from tunesmith.core.errors import StoreError
 from tunesmith.store import tables
+from tunesmith.store.blobs import Blobs
 from tunesmith.store.database import engine_of, store_error, without_password
+from tunesmith.store.layout import Layout
 from tunesmith.store.migrations import migrate
 
 Row = sa.RowMapping  # one row by the names of its columns
 
 
 class Store:
-    """An opened store. `folder` holds local files, `engine` the tables, `blobs` an fsspec file system for uploads and artifacts."""
+    """An opened store. `folder` holds local files (by `layout`), `engine` the tables, `blobs` the bytes of uploads and results."""
 
-    def __init__(self, folder: Path, engine: sa.Engine, blobs: Any) -> None:
-        self.folder, self.engine, self.blobs = folder, engine, blobs
+    def __init__(self, folder: Path, engine: sa.Engine, blobs: Blobs) -> None:
+        self.folder, self.layout, self.engine, self.blobs = folder, Layout(folder), engine, blobs
 
     @classmethod
     def open(cls, folder: Path | str, *, url: str | None = None, blobs: str | None = None) -> Store:
         """Open (and create or migrate) a store.
 
-        `url` is a SQLAlchemy URL (default: SQLite in `folder`), `blobs` an fsspec URL (default: `folder/blobs`).
+        `url` is a SQLAlchemy URL (default: SQLite in `folder`), `blobs` a folder or the URL of a bucket (default: `folder/blobs`).
         Raises StoreError when it cannot be opened, or was written by a newer Tunesmith.
         """
-        import fsspec
-
         folder = Path(folder).expanduser().resolve()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            engine = engine_of(url or f"sqlite:///{folder / 'tunesmith.db'}")
+            engine = engine_of(url or f"sqlite:///{Layout(folder).database}")
             migrate(engine, folder)
         except (OSError, sa.exc.SQLAlchemyError) as error:
             raise store_error("the store cannot be opened", error, where=without_password(url) if url else str(folder)) from error
         except ValueError:  # its message may quote a part of the URL, and that be the password
             raise StoreError("the database's URL cannot be read", allowed="postgresql+psycopg://USER@HOST:PORT/NAME") from None
-        place = blobs or str(folder / "blobs")
-        if "://" not in place:
-            Path(place).mkdir(parents=True, exist_ok=True)
-        return cls(folder, engine, fsspec.filesystem("dir", path=place, fs=fsspec.core.url_to_fs(place)[0]))
+        return cls(folder, engine, Blobs(blobs or str(Layout(folder).blobs)))
 
     def close(self) -> None:
         """Close the database connections."""
@@ -126,14 +122,3 @@ class Store:
         with self.writing() as connection:
             connection.execute(sa.delete(tables.stages).where(tables.stages.c.digest == digest))
             connection.execute(sa.insert(tables.stages), [row])
-
-    def put_blob(self, name: str, data: bytes) -> None:
-        """Write one blob whole: temporary name, fsync where the file system can, rename."""
-        temporary = f"{name}.part"
-        self.blobs.makedirs(os.path.dirname(name) or "/", exist_ok=True)
-        with self.blobs.open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            if hasattr(file, "fileno"):
-                os.fsync(file.fileno())
-        self.blobs.mv(temporary, name)

@@ -10,7 +10,7 @@ from typing import IO, Any, cast
 
 import sqlalchemy as sa
 
-from tunesmith.store.files import Files, remove_blob, safe_name, write_blob
+from tunesmith.store.files import Files, no_larger, safe_name
 from tunesmith.store.paging import Missing, Refused, Row, new_id
 from tunesmith.store.store import Store
 from tunesmith.store.tables import files, upload_parts, uploads
@@ -47,7 +47,7 @@ class Uploads:
         """Add a part. Parts may come side by side; their order is given at the end. Raises Missing, Refused."""
         self._pending(number, project)
         part = new_id("part_")
-        size, _ = write_blob(self._store, f"uploads/{number}/{part}", stream, most)
+        size, _ = self._store.blobs.put(f"uploads/{number}/{part}", stream, refuse=no_larger(most))
         with self._store.writing() as connection:
             connection.execute(sa.insert(upload_parts).values(id=part, created=time.time(), upload=number, bytes=size))
             return connection.execute(sa.select(upload_parts).where(upload_parts.c.id == part)).mappings().one()
@@ -75,7 +75,7 @@ class Uploads:
                 cast(IO[bytes], joined), project=project, filename=upload["filename"], purpose=upload["purpose"], keep_s=upload["keep_s"]
             )
         if md5 is not None and joined.md5.hexdigest() != md5.lower():
-            remove_blob(self._store, f"files/{row['id']}")
+            self._store.blobs.remove(f"files/{row['id']}")
             raise Refused(f"The MD5 of the parts is {joined.md5.hexdigest()}, not {md5[:64]}", param="md5", code="invalid_md5")
         with self._store.exclusive() as connection:
             changed = (
@@ -105,7 +105,7 @@ class Uploads:
     def _clear(self, number: str) -> None:
         with self._store.writing() as connection:
             connection.execute(sa.delete(upload_parts).where(upload_parts.c.upload == number))
-        remove_blob(self._store, f"uploads/{number}")
+        self._store.blobs.remove_below(f"uploads/{number}")
 
 
 class _Joined:
@@ -117,7 +117,7 @@ class _Joined:
 
     def _read(self, store: Store, names: Sequence[str]) -> Iterator[bytes]:
         for name in names:
-            with store.blobs.open(name, "rb") as stream:
+            with store.blobs.open(name) as stream:
                 while block := stream.read(_CHUNK):
                     self.md5.update(block)
                     yield block

@@ -221,12 +221,12 @@ class _KeptSuspect(msgspec.Struct):
 
 
 def _suspects_file(datasets: Datasets) -> Path:
-    return datasets.root.parent / "review" / "suspects.json"
+    return datasets.layout.review / "suspects.json"
 
 
 def verdicts_file(datasets: Datasets) -> Path:
     """Where verdicts are kept; the file only grows."""
-    return datasets.root.parent / "review" / "verdicts.jsonl"
+    return datasets.layout.review / "verdicts.jsonl"
 
 
 def kept_suspects(datasets: Datasets) -> dict[str, str]:

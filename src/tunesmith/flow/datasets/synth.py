@@ -97,7 +97,7 @@ class Teachers:
     """The models of one command, over the project's store; `teacher` gives one whose answers are kept."""
 
     def __init__(self, datasets: Datasets) -> None:
-        self._file = datasets.root.parent / "synth" / "answers.jsonl"
+        self._file = datasets.layout.synthesis / "answers.jsonl"
         self._store = datasets.store()
         self._models = Models(self._store, datasets.catalog)
 
@@ -184,7 +184,7 @@ def _judge(datasets: Datasets, wish: Wish, models: Teachers) -> Judge | None:
     from tunesmith.evaluate.metrics import Measured
 
     low, high = _JUDGED
-    cache = datasets.root.parent / "judged"
+    cache = datasets.layout.judged
     metric = rubric(models.resolve(wish.judge), wish.criterion, cache=cache, low=low, high=high)
 
     def judged(row: Example) -> float | None:

@@ -92,7 +92,7 @@ def findings(context: ProjectContext) -> dict[str, Any]:
     tuned = Result(TUNED, [found[TUNED]], rows, metrics, clusters)
     groups = failing(rows, tuned, metrics[0], context.questions("train"))
     one = load_comparisons(context.runner.folder("compare"))[best].metrics[0]
-    looked = openings(context.store.folder / "openings.jsonl", digest([row.id for row in rows]))
+    looked = openings(context.store.layout.openings, digest([row.id for row in rows]))
     stage = next((stage.name for stage in context.runner.stages if stage.name == "regression"), None)
     done = context.runner.peek(stage) if stage else None
     return {

@@ -40,6 +40,7 @@ from tunesmith.flow.rows import RowReader, Rows, Sections, evaluated, taught
 from tunesmith.models.around import Metered
 from tunesmith.models.catalog import Catalog
 from tunesmith.models.resolve import Models
+from tunesmith.store.layout import FOLDER
 from tunesmith.store.store import Store
 
 
@@ -56,7 +57,7 @@ class Bench:
     @property
     def folder(self) -> Path:
         """Where evaluations are kept."""
-        return self.store.folder / "evaluations"
+        return self.store.layout.evaluations
 
     @property
     def plan(self) -> dict[str, Any] | None:
@@ -71,7 +72,7 @@ class Bench:
     @property
     def log(self) -> Path:
         """The log of openings of sealed rows."""
-        return self.store.folder / "openings.jsonl"
+        return self.store.layout.openings
 
     def data(self, word: str, ask: Ask) -> list[Rows]:
         """The rows to ask that the word means, read once; a suite has several."""
@@ -89,7 +90,7 @@ def bench(
     """The bench of the project file as its last run was made (`as_written`: as the file is), or, where there is none, of `.tunesmith`."""
     folder = config.resolve().parent
     seen = view(config, as_written=as_written, whole=True) if config.is_file() else None
-    store = open_store(seen.project, folder) if seen else Store.open(folder / ".tunesmith")
+    store = open_store(seen.project, folder) if seen else Store.open(folder / FOLDER)
     catalog = Catalog(progress=progress.bar)
     try:
         context = ProjectContext(seen.project, folder, store, catalog, progress, view=seen) if seen else None

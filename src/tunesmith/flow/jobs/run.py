@@ -57,7 +57,7 @@ class BadFile(Exception):
 
 def folder_of(store: Store, job: str) -> Path:
     """Where the run of a job lies."""
-    return store.folder / "jobs" / job
+    return store.layout.job(job)
 
 
 def run_job(lease: Lease, *, threads: int | None = None) -> None:

@@ -142,7 +142,7 @@ def _import_heavy() -> None:
 
 def place(store: Store) -> list[str]:
     """The words with which this process starts one of `MODULE` over the same store; it is told the `database` on its standard input."""
-    return ["--store", str(store.folder), "--database", "-", "--parent", str(os.getpid()), *trusted()]
+    return ["--store", str(store.folder), "--database", "-", "--blobs", store.blobs.place, "--parent", str(os.getpid()), *trusted()]
 
 
 def trusted() -> list[str]:
@@ -182,6 +182,7 @@ def main(words: Sequence[str] | None = None, *, url: str | None = None) -> int:
     parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description="Works on fine-tuning jobs.")
     parser.add_argument("--store", required=True)
     parser.add_argument("--database", default=None, help="the store's database as a URL; - reads it from standard input")
+    parser.add_argument("--blobs", default=None, help="the folder or the bucket of the store's files (default: in the store)")
     parser.add_argument("--lease", type=float, default=30.0, help="seconds after which a worker that is not heard of is thought dead")
     parser.add_argument("--per-project", type=int, default=None, help="jobs of one project at once, over all workers")
     parser.add_argument("--threads", type=int, default=None, help="threads that a job may use")
@@ -199,7 +200,7 @@ def main(words: Sequence[str] | None = None, *, url: str | None = None) -> int:
         _die_with(asked.parent)
     if asked.database == "-":
         asked.database = url or sys.stdin.readline().strip()
-    store = Store.open(asked.store, url=asked.database)
+    store = Store.open(asked.store, url=asked.database, blobs=asked.blobs)
     if asked.job is not None:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # the run's folder survives any death; the parent gives the lease back
         return 1 if attempt(Lease(store, asked.job, asked.token, asked.lease), asked.threads) else 0

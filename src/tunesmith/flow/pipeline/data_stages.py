@@ -36,7 +36,7 @@ def collect(context: ProjectContext, work: Path) -> Output:
             files,
             *own,
             max_invalid=context.project.max_invalid,
-            rejects=context.store.folder / "rejects.jsonl",
+            rejects=context.store.layout.rejects,
             named=relative_to(context.folder),
         )
     summary = {"inputs": taken.inputs, "invalid": taken.invalid, "rows": taken.rows, "formats": sorted(set(taken.formats.values()))}

@@ -34,7 +34,7 @@ def evaluate_tuned(context: ProjectContext, work: Path) -> Output:
 def _evaluate(context: ProjectContext, model: Any, variant: Callable[[Example], Any], arm: str, work: Path) -> Output:
     rows = context.questions("test")
     seal = digest([row.id for row in rows])
-    open_sealed(context.store.folder / "openings.jsonl", seal, who=f"{context.project.name}: {arm}", why="stage of a run")
+    open_sealed(context.store.layout.openings, seal, who=f"{context.project.name}: {arm}", why="stage of a run")
     evaluation = evaluate(
         model,
         rows,

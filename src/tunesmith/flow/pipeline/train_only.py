@@ -55,7 +55,7 @@ def overfit(project: Project, folder: Path, progress: Progress, rows: int) -> di
         context.runner.run("tokens")
         few = load_items(context.runner.folder("tokens") / "train.npz")[:rows]
         plan = _by_heart(taught(context), few, context.base)
-        work, losses = context.store.folder / "overfit", list[float]()
+        work, losses = context.store.layout.overfit, list[float]()
         shutil.rmtree(work, ignore_errors=True)
 
         def tell(event: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ def train_rows(context: ProjectContext, work: Path) -> Output:
     give_back(cycles=True)  # what answered before is gone by now
     tokens = context.runner.folder("tokens")
     rows, validation = load_items(tokens / "train.npz"), load_items(tokens / "validation.npz")
-    tracked = trackers(context.project.trackers, project=context.project.name, folder=context.store.folder / "trackers")
+    tracked = trackers(context.project.trackers, project=context.project.name, folder=context.store.layout.trackers)
     tell = several(TrainProgress(context.progress), tracked)
     result: TrainResult | Reinforced
     if METHODS[context.project.train.method].graded:
