@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Collection
+from functools import lru_cache
 from itertools import chain
 from operator import attrgetter
 from typing import Any
@@ -52,7 +53,8 @@ class InteractionLog:
         if self._closed:
             raise StoreError("the interaction log is closed", remedy="open a new one")
         done = asyncio.get_running_loop().create_future()
-        row = (*_plain(interaction), *(_encode(getattr(interaction, name)).decode() for name in _ENCODED))
+        calls = _encode(interaction.tool_calls).decode() if interaction.tool_calls else "[]"
+        row = (*_plain(interaction), _encode(interaction.messages).decode(), calls)
         self._waiting.append((row, done))
         if not self._bell.is_set():
             self._bell.set()
@@ -82,7 +84,9 @@ class InteractionLog:
         error: StoreError | None = None
         try:
             with self._store.writing() as connection:
-                connection.exec_driver_sql(_insert(connection, len(batch)), tuple(chain.from_iterable(row for row, _ in batch)))
+                connection.exec_driver_sql(
+                    _insert(connection.dialect.paramstyle, len(batch)), tuple(chain.from_iterable(row for row, _ in batch))
+                )
         except (StoreError, sa.exc.SQLAlchemyError) as problem:
             what = problem.what if isinstance(problem, StoreError) else str(problem)
             remedy = problem.remedy if isinstance(problem, StoreError) else ""
@@ -104,9 +108,10 @@ def _tell(waiting: list[asyncio.Future[None]], error: StoreError | None) -> None
             done.set_exception(error)
 
 
-def _insert(connection: sa.Connection, rows: int) -> str:
+@lru_cache(maxsize=2 * _MOST)
+def _insert(style: str, rows: int) -> str:
     """One statement for all rows: for each the driver lets go of the interpreter's lock, and taking it back costs more than a row."""
-    place = "?" if connection.dialect.paramstyle == "qmark" else "%s"
+    place = "?" if style == "qmark" else "%s"
     one = f"({', '.join([place] * (len(_PLAIN) + len(_ENCODED)))})"
     return f"INSERT INTO interactions ({', '.join((*_PLAIN, *_ENCODED))}) VALUES {', '.join([one] * rows)} ON CONFLICT (id) DO NOTHING"
 
