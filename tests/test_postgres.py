@@ -55,6 +55,21 @@ def test_a_database_that_is_not_there_is_one_clear_error(tmp_path):
         Store.open(tmp_path, url="postgresql+psycopg://nobody@127.0.0.1:9/none")
 
 
+def test_monitoring_says_that_the_database_is_away(tmp_path, capsys):
+    pytest.importorskip("psycopg")
+    from tunesmith.cli import app
+    from tunesmith.cli.shared import guarded
+
+    database = f"postgresql+psycopg://tester:{PASSWORD}@127.0.0.1:9/none"
+    (tmp_path / "tunesmith.yaml").write_text(PROJECT.format(base="echo", database=database))
+    assert guarded(app, ["monitor", "status", "--config", str(tmp_path / "tunesmith.yaml")]) == 1
+    said = capsys.readouterr().err
+    assert "the store cannot be opened" in said
+    assert "look whether the database runs" in said
+    assert "Traceback" not in said
+    assert PASSWORD not in said
+
+
 def worker(store, folder):
     """A worker as it is started beside a server, with a process for each job."""
     from tunesmith.deploy.processes import start

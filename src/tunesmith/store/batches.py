@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import secrets
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 # Documented by OpenAI: a batch for one of them is taken and fails with that reason.
 UNSERVED = ("/v1/responses", "/v1/moderations", "/v1/images/generations", "/v1/images/edits", "/v1/videos")
 MOST_LINES, DAY_S = 50_000, 86_400.0
+_AT_ONCE = 200  # lines that are in memory while files are made of them
 OPEN = ("validating", "in_progress", "finalizing", "cancelling")
 
 
@@ -69,11 +71,12 @@ class Batches:
 
     def counts(self, number: str) -> tuple[int, int, int, int]:
         """(answered, failed, prompt tokens, completion tokens) so far."""
-        query = sa.select(batch_lines.c.ok, batch_lines.c.tokens).where(batch_lines.c.batch == number)
+        figures = [sa.case((batch_lines.c.ok, 1), else_=0), sa.case((batch_lines.c.ok, 0), else_=1)]
+        figures += [batch_lines.c.tokens[i].as_integer() for i in range(2)]
+        query = sa.select(*(sa.func.coalesce(sa.func.sum(figure), 0) for figure in figures)).where(batch_lines.c.batch == number)
         with self.store.reading() as connection:
-            rows = connection.execute(query).all()
-        tokens = [row.tokens for row in rows]
-        return sum(row.ok for row in rows), sum(not row.ok for row in rows), sum(t[0] for t in tokens), sum(t[1] for t in tokens)
+            answered, failed, prompt, completion = connection.execute(query).one()
+        return int(answered), int(failed), int(prompt), int(completion)
 
     def cancel(self, number: str, project: str) -> Row:
         """Ask a batch to end; what is answered is kept. Raises Missing, Refused."""
@@ -108,8 +111,8 @@ class Batches:
     def read(self, row: Row) -> tuple[list[Line], list[dict[str, Any]]]:
         """(the requests of the input file, what is wrong with it)."""
         if row["endpoint"] in UNSERVED:
-            said = f"{row['endpoint']} is not served here; served: {', '.join(ENDPOINTS)}"
-            return [], [{"code": "unsupported_endpoint", "message": said, "line": None, "param": "endpoint"}]
+            reason = f"{row['endpoint']} is not served here; served: {', '.join(ENDPOINTS)}"
+            return [], [{"code": "unsupported_endpoint", "message": reason, "line": None, "param": "endpoint"}]
         lines, errors, seen = [], [], set()
         with Files(self.store).open(row["input_file"]) as stream:
             for number, data in enumerate((raw for raw in io.BufferedReader(stream) if raw.strip()), 1):  # type: ignore[type-var]
@@ -119,11 +122,11 @@ class Batches:
                     errors.append({"code": "invalid_json_line", "message": str(error), "line": number, "param": None})
                     continue
                 if line.url != row["endpoint"] or line.method != "POST":
-                    said = f"{line.method} {line.url}, expected POST {row['endpoint']}"
-                    errors.append({"code": "mismatched_endpoint", "message": said, "line": number, "param": "url"})
+                    reason = f"{line.method} {line.url}, expected POST {row['endpoint']}"
+                    errors.append({"code": "mismatched_endpoint", "message": reason, "line": number, "param": "url"})
                 if line.custom_id in seen:
-                    said = f"'{line.custom_id[:100]}' came before"
-                    errors.append({"code": "duplicate_custom_id", "message": said, "line": number, "param": "custom_id"})
+                    reason = f"'{line.custom_id[:100]}' came before"
+                    errors.append({"code": "duplicate_custom_id", "message": reason, "line": number, "param": "custom_id"})
                 seen.add(line.custom_id)
                 lines.append(line)
                 if len(lines) > MOST_LINES:
@@ -161,13 +164,14 @@ class Batches:
             query = (
                 sa.select(batch_lines.c.body).where(batch_lines.c.batch == row["id"], batch_lines.c.ok == ok).order_by(batch_lines.c.line)
             )
-            with self.store.reading() as connection:
-                text = "".join(f"{body}\n" for body in connection.execute(query).scalars())
-            if text:
-                name = f"{row['id']}_{key.removesuffix('_file')}.jsonl"
-                ids[key] = Files(self.store).prepare(
-                    io.BytesIO(text.encode()), project=row["project"], filename=name, purpose="batch_output"
-                )
+            with tempfile.TemporaryFile() as lines:
+                with self.store.reading() as connection:
+                    bodies = connection.execution_options(yield_per=_AT_ONCE).execute(query).scalars()
+                    lines.writelines(f"{body}\n".encode() for body in bodies)
+                if lines.tell():
+                    lines.seek(0)
+                    name = f"{row['id']}_{key.removesuffix('_file')}.jsonl"
+                    ids[key] = Files(self.store).prepare(lines, project=row["project"], filename=name, purpose="batch_output")
         self._end(row, status, rows=list(ids.values()), **{key: file["id"] for key, file in ids.items()})
 
     def _end(self, row: Row, status: str, *, rows: list[dict[str, Any]] | None = None, **values: Any) -> None:

@@ -83,9 +83,10 @@ class Files:
 
     def sweep(self) -> int:
         """Remove what has expired; returns how many files."""
-        with self._store.writing() as connection:
-            old = [row[0] for row in connection.execute(sa.select(files.c.id).where(files.c.expires < time.time()))]
-            connection.execute(sa.delete(files).where(files.c.id.in_(old)))
+        expired = files.c.expires < time.time()
+        with self._store.exclusive() as connection:
+            old = list(connection.execute(sa.select(files.c.id).where(expired)).scalars())
+            connection.execute(sa.delete(files).where(expired))
         for number in old:
             self._store.blobs.remove(f"files/{number}")
         return len(old)

@@ -84,9 +84,8 @@ class InteractionLog:
         error: StoreError | None = None
         try:
             with self._store.writing() as connection:
-                connection.exec_driver_sql(
-                    _insert(connection.dialect.paramstyle, len(batch)), tuple(chain.from_iterable(row for row, _ in batch))
-                )
+                statement = _insert(connection.dialect.paramstyle, len(batch))
+                connection.exec_driver_sql(statement, tuple(chain.from_iterable(row for row, _ in batch)))
         except (StoreError, sa.exc.SQLAlchemyError) as problem:
             what = problem.what if isinstance(problem, StoreError) else str(problem)
             remedy = problem.remedy if isinstance(problem, StoreError) else ""
@@ -95,10 +94,10 @@ class InteractionLog:
         for loop in loops:
             mine = [done for _, done in batch if done.get_loop() is loop]
             with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits any longer
-                loop.call_soon_threadsafe(_tell, mine, error)
+                loop.call_soon_threadsafe(_answer, mine, error)
 
 
-def _tell(waiting: list[asyncio.Future[None]], error: StoreError | None) -> None:
+def _answer(waiting: list[asyncio.Future[None]], error: StoreError | None) -> None:
     for done in waiting:
         if done.done():  # who waited was cancelled
             continue
@@ -112,8 +111,8 @@ def _tell(waiting: list[asyncio.Future[None]], error: StoreError | None) -> None
 def _insert(style: str, rows: int) -> str:
     """One statement for all rows: for each the driver lets go of the interpreter's lock, and taking it back costs more than a row."""
     place = "?" if style == "qmark" else "%s"
-    one = f"({', '.join([place] * (len(_PLAIN) + len(_ENCODED)))})"
-    return f"INSERT INTO interactions ({', '.join((*_PLAIN, *_ENCODED))}) VALUES {', '.join([one] * rows)} ON CONFLICT (id) DO NOTHING"
+    row = f"({', '.join([place] * (len(_PLAIN) + len(_ENCODED)))})"
+    return f"INSERT INTO interactions ({', '.join((*_PLAIN, *_ENCODED))}) VALUES {', '.join([row] * rows)} ON CONFLICT (id) DO NOTHING"
 
 
 class Interactions:

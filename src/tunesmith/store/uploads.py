@@ -64,8 +64,8 @@ class Uploads:
             )
         unknown = [part for part in parts if part not in sizes]
         if unknown or len(set(parts)) < len(parts) or not parts:
-            said = f"'{unknown[0][:100]}' is no part of {number}" if unknown else "'part_ids' is empty or names a part twice"
-            raise Refused(said, param="part_ids", code="invalid_part_ids")
+            reason = f"'{unknown[0][:100]}' is no part of {number}" if unknown else "'part_ids' is empty or names a part twice"
+            raise Refused(reason, param="part_ids", code="invalid_part_ids")
         total = sum(sizes[part] for part in parts)
         if total != upload["bytes"]:
             raise Refused(f"The parts have {total} bytes, {upload['bytes']} were announced", param="part_ids", code="invalid_upload_size")
