@@ -10,7 +10,6 @@ Knows nothing about how rows are read or cleaned.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from tunesmith.core.digests import file_digest
 from tunesmith.core.errors import ConfigError, NotFound
 from tunesmith.core.row_kinds import only
 from tunesmith.core.rows import Row, read_parquet
@@ -110,12 +110,7 @@ class Place:
         if "://" in self.source.path:
             return [f"not read yet: {digest(self.source.path, self.source.query)}"]
         manifest = manifest_of(Path(self.source.path))
-        return [manifest.digest] if manifest is not None else [_hash(path) for path in files(self.source.path)]
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+        return [manifest.digest] if manifest is not None else [file_digest(path) for path in files(self.source.path)]
 
 
 def located(sources: Sequence[Source], folder: Path, catalog: Catalog, store: Path, *, reading: bool = False) -> list[Place]:

@@ -3,7 +3,6 @@ Knows nothing about words and deployments."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import importlib.util
 import platform
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.atomic import write_atomic
+from tunesmith.core.digests import files_digest
 from tunesmith.core.errors import UsageError
 from tunesmith.core.model_ref import ModelRef
 from tunesmith.core.types import Answer, Prompt, Sampling, digest
@@ -58,11 +58,7 @@ class LazyModel:
 
 def computing(base: str, adapter: Path | None) -> str:
     """What names a base (by its digest), an adapter's files, the machine and the libraries that compute, without loading anything."""
-    files = []
-    for path in sorted(adapter.iterdir()) if adapter else []:
-        if path.suffix in (".json", ".safetensors"):
-            with path.open("rb") as file:
-                files.append((path.name, hashlib.file_digest(file, "blake2b").hexdigest()))
+    files = [path for path in sorted(adapter.iterdir()) if path.suffix in (".json", ".safetensors")] if adapter else []
     versions: list[Any] = [platform.node(), platform.machine(), importlib.metadata.version("tunesmith")]
     versions += [importlib.metadata.version(name) for name in ("torch", "transformers") if importlib.util.find_spec(name)]
-    return digest(base, files, versions)
+    return digest(base, files_digest(files), versions)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.core.chat import Renderer
+from tunesmith.core.digests import file_digest, files_digest
 from tunesmith.core.errors import NotFound, UsageError
 from tunesmith.core.load import need
 from tunesmith.core.model_ref import ModelRef
@@ -208,12 +209,7 @@ class _Loaded:
     def digest(self) -> str:
         """Of the configuration and the weights' files, read once."""
         if not self._digest:
-            whole = hashlib.blake2b(digest_size=16)
-            for file in self.files:
-                with file.open("rb") as data:
-                    while block := data.read(1 << 22):
-                        whole.update(block)
-            self._digest = whole.hexdigest()
+            self._digest = files_digest(self.files)
         return self._digest
 
 
@@ -276,7 +272,7 @@ def _best_dtype(torch: Any, device: str) -> str:
 def _stamp(folder: Path) -> str:
     """Short digest of an adapter's weights, so that a changed folder is another adapter."""
     file = folder / "adapter_model.safetensors"
-    return hashlib.blake2b(file.read_bytes(), digest_size=6).hexdigest() if file.is_file() else "missing"
+    return file_digest(file)[:12] if file.is_file() else "missing"
 
 
 def row_seed(seed: int | None, ids: Sequence[int], choice: int) -> int:

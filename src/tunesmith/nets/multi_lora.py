@@ -62,12 +62,12 @@ Groups = list[tuple[str, Tensor | None]]
 class Route:
     """Which tokens of the current pass belong to which adapter: `groups` of (adapter, token indices or None for all).
 
-    `kept` is the same for the places whose logits are computed.
+    `logits` is the same for the places whose logits are computed.
     """
 
     def __init__(self) -> None:
         self.groups: Groups = []
-        self.kept: Groups = []
+        self.logits: Groups = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ class AdaptedHead(_Adapted[TokenRows]):
 
     def groups(self) -> Groups:
         """Logits are computed for some places only."""
-        return self.route.kept
+        return self.route.logits
 
     def changed(self, x: Tensor, out: Tensor, change: TokenRows, index: Tensor | None) -> Tensor:
         """See `_Adapted.changed`."""
@@ -206,7 +206,7 @@ class Adapters:
 
     def use(self, adapters: Sequence[str | None], keep: Sequence[int], device: torch.device) -> None:
         """Route a pass: the adapter of each of its tokens (None: the base alone), and the places whose logits are computed."""
-        self.route.groups, self.route.kept = _groups(adapters, device), _groups([adapters[i] for i in keep], device)
+        self.route.groups, self.route.logits = _groups(adapters, device), _groups([adapters[i] for i in keep], device)
 
     def _put_rows(self, name: str, module: str, values: Tensor, tokens: list[int]) -> None:
         """The rows of some tokens in the embeddings and, where the base ties them, in the output layer."""
