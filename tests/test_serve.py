@@ -25,6 +25,7 @@ from tunesmith.monitor.metrics import Sketch
 from tunesmith.monitor.status import ranks, status
 from tunesmith.store.interactions import InteractionLog
 from tunesmith.store.store import Store
+from waiting import until
 
 
 def interaction(number: int, **more) -> Interaction:
@@ -312,7 +313,7 @@ def test_kill_loses_no_acknowledged_row(tmp_path):
     threads = [threading.Thread(target=ask) for _ in range(8)]
     for thread in threads:
         thread.start()
-    time.sleep(1.5)
+    until(lambda: len(seen) > 50, alive=lambda: process.poll() is None, progress=lambda: len(seen))
     process.kill()
     for thread in threads:
         thread.join()
