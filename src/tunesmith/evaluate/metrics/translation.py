@@ -1,4 +1,4 @@
-"""BLEU and chrF with sacrebleu's tokenizer and values, from statistics that add up; knows no other translation metric.
+"""BLEU from sacrebleu's counts and chrF with its values, from statistics that add up; knows no other translation metric.
 
 A corpus value is a function of summed n-gram counts, so an interval resamples rows of counts and never counts an n-gram again.
 """
@@ -23,28 +23,14 @@ BETA = 2.0
 
 
 @lru_cache(maxsize=8)
-def _tokenizer(name: str) -> Callable[[str], str]:
-    tokenize: Callable[[str], str] = need("sacrebleu.metrics", extra="eval").BLEU(tokenize=name).tokenizer
-    return tokenize
-
-
-def _grams(tokens: Sequence[str], n: int) -> Counter[Any]:
-    return Counter(zip(*(tokens[i:] for i in range(n)), strict=False))
+def _bleu(tokenize: str) -> Any:
+    return need("sacrebleu.metrics", extra="eval").BLEU(tokenize=tokenize, effective_order=True)
 
 
 def bleu_statistics(answer: str, rights: Sequence[str], tokenize: str = "13a") -> tuple[float, ...]:
-    """Length said, length of the closest reference, then matched and possible n-grams for n = 1 to 4: ten counts (Papineni 2002)."""
-    cut = _tokenizer(tokenize)
-    answered, reference = cut(answer.rstrip()).split(), [cut(right.rstrip()).split() for right in rights]
-    closest = min((abs(len(answered) - len(right)), len(right)) for right in reference)[1]
-    matched, possible = [], []
-    for n in range(1, ORDERS + 1):
-        grams, most = _grams(answered, n), _grams(reference[0], n)
-        for right in reference[1:]:
-            most |= _grams(right, n)
-        matched.append(sum(count if count <= most[gram] else most[gram] for gram, count in grams.items() if gram in most))
-        possible.append(max(0, len(answered) - n + 1))
-    return tuple(map(float, (len(answered), closest, *matched, *possible)))
+    """Length said, length of the closest reference, matched and possible n-grams for n = 1 to 4: sacrebleu's counts (Papineni 2002)."""
+    counted = _bleu(tokenize).sentence_score(answer, list(rights))
+    return tuple(map(float, (counted.sys_len, counted.ref_len, *counted.counts, *counted.totals)))
 
 
 def bleu_value(sums: Floats, effective: bool = False) -> Floats:
