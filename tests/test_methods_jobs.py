@@ -102,8 +102,6 @@ def test_a_job_of_every_method(server, name):
     assert "auto" not in shown.values()
     said = [event.message for event in server.client.fine_tuning.jobs.list_events(job.id, limit=100)]
     assert any("two labelled rows" in message for message in said) == (name == "kto-pairs")
-    if name.startswith("full"):
-        return
     asked_for = [{"role": "user", "content": asked(1)}]
     assert server.client.chat.completions.create(model=job.fine_tuned_model, messages=asked_for).choices[0].finish_reason
 

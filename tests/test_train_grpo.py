@@ -27,6 +27,7 @@ from tunesmith.train.checkpoint import save_weights
 from tunesmith.train.grpo import reinforce
 from tunesmith.train.grpo_loss import GRPO, known_logps, places, token_logps, weight
 from tunesmith.train.items import Item
+from tunesmith.train.methods import METHODS
 from tunesmith.train.microbatch import Batch, gradients, lanes
 from tunesmith.train.plan import Adapter, Plan, Reinforcement, ResolvedReinforcement
 from tunesmith.train.resolve import check
@@ -359,11 +360,18 @@ def test_what_cannot_be_learned_is_said(base, tmp_path):
         reinforce(Plan(), tasks(base, 2), vowels, base=base, out=tmp_path / "d")
 
 
+def test_rows_that_ask_the_same_keep_their_own_items(base):
+    rows = [parse_line(b'{"messages": [{"role": "user", "content": "2 + 2?"}], "answer": "%d"}' % i, "rft").row for i in range(3)]
+    assert len({row.id for row in rows}) == 1
+    tasks = tasks_of(rows, METHODS["grpo"].render(Renderer.load(base), rows))
+    assert [task.item["answer"] for task in tasks] == ["0", "1", "2"]
+
+
 def test_a_row_is_a_task_with_its_item_and_graders_read_it(base):
     line = b'{"messages": [{"role": "user", "content": "2 + 2?"}], "answer": "4", "label": "sum", "parts": {"left": 2}}'
     row = parse_line(line, "rft").row
     assert item_of(row) == {"answer": "4", "label": "sum", "parts": {"left": 2}, "messages": [{"role": "user", "content": "2 + 2?"}]}
-    (task,) = tasks_of(Renderer.load(base), [row])
+    (task,) = tasks_of([row], METHODS["grpo"].render(Renderer.load(base), [row]))
     assert Renderer.load(base).pieces(task.prompt.ids.tolist())[-2:] != []
     assert not task.prompt.mask.any()
     same = {
