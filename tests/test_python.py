@@ -57,8 +57,8 @@ def test_a_run_of_a_notebook_is_that_of_the_command_line(here, monkeypatch, caps
     trained = tunesmith.finetune("other.yaml", {"train.epochs": 1, "train.batch_size": 8})
     code = guarded(app, ["train", "-c", "other.yaml", "--train.epochs", "1", "--train.batch_size", "8", "--json"])
     again = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (code, again["cached"], again["adapter"]) == (0, True, trained["adapter"])
-    assert tunesmith.ask(f"{base}+{trained['adapter']}", "who signed it?", max_tokens=3) is not None
+    assert (code, again["cached"], again["artifact"]) == (0, True, trained["artifact"])
+    assert tunesmith.ask(f"{base}+{trained['artifact']}", "who signed it?", max_tokens=3) is not None
     with pytest.raises(tunesmith.TunesmithError, match=r"did you mean 'train\.epochs'"):
         tunesmith.plan("other.yaml", {"epochs": 1})
 

@@ -68,10 +68,10 @@ def plan(config: str | Path = FILE, changes: Changes = AS_WRITTEN, *, progress: 
 
 
 def finetune(config: str | Path = FILE, changes: Changes = AS_WRITTEN, *, progress: bool = False) -> dict[str, Any]:
-    """Prepare the data and train; what is done is found, what was interrupted continues. `adapter` is where the weights lie.
+    """Prepare the data and train; what is done is found, what was interrupted continues. `artifact` is where the weights lie.
 
-    >>> sorted(tunesmith.finetune(changes={"train.epochs": 1}).keys() & {"adapter", "cached", "train_loss"})
-    ['adapter', 'cached', 'train_loss']
+    >>> sorted(tunesmith.finetune(changes={"train.epochs": 1}).keys() & {"artifact", "cached", "train_loss"})
+    ['artifact', 'cached', 'train_loss']
     """
     from tunesmith.flow.last_run import written_name
     from tunesmith.flow.pipeline.run import Made
