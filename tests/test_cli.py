@@ -12,6 +12,7 @@ import typer
 from tunesmith.cli import app
 from tunesmith.cli.shared import guarded
 from tunesmith.core.errors import UsageError
+from tunesmith.flow.project import load_project
 
 GOOD = json.dumps({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]})
 
@@ -325,3 +326,31 @@ def test_a_taken_port_is_said_before_anything_is_loaded(here, capsys):
         code, _, err = call(capsys, "serve", "--port", str(taken.getsockname()[1]))
     assert code == 2
     assert "--port" in err
+
+
+Q = {"role": "user", "content": "who signed it?"}
+LONG = "Nobody signed it, as far as anybody who was there that day can tell."
+PROPOSED = [
+    ({"messages": [Q, {"role": "assistant", "content": "no"}]}, "sft", ("exact_match",)),
+    ({"messages": [Q, {"role": "assistant", "content": LONG}]}, "sft", ("rougeL",)),
+    ({"prompt": "who?", "chosen": "a", "rejected": "b"}, "dpo", ("rougeL",)),
+    ({"prompt": "who?", "completion": "a", "label": False}, "kto", ("rougeL",)),
+    ({"text": "The agreement was amended."}, "text", ("bits_per_byte", "perplexity")),
+    ({"messages": [Q], "answer": "nobody"}, "grpo", ("exact_match",)),
+]
+
+
+@pytest.mark.parametrize(("row", "method", "metrics"), PROPOSED)
+def test_init_proposes_what_fits_the_rows(row, method, metrics, tmp_path, monkeypatch, capsys):
+    """And what it writes is a project that can be loaded and looked at."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text((json.dumps(row) + "\n") * 3)
+    code, out, err = call(capsys, "init", "rows.jsonl", "--json")
+    assert code == 0, err
+    assert json.loads(out)["method"] == method
+    project = load_project(tmp_path / "tunesmith.yaml")
+    assert (project.train.method, project.evaluate.metrics) == (method, metrics)
+    assert [one.name for one in project.baselines] == (["base"] if method == "text" else ["zero-shot", "few-shot"])
+    if method == "grpo":
+        assert project.train.reinforcement.grader["type"] == "string_check"
+        assert project.sources[0].map == {"reference": "answer"}

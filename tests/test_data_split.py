@@ -253,3 +253,15 @@ def test_progress_of_each_rule_is_told():
     quiet, loud = clean(rows, Clean(), entered(rows)), clean(rows, Clean(), entered(rows), progress=Heard())
     assert quiet.rows == loud.rows
     assert told == [("cleaning", 2_500, 2_500)]
+
+
+def test_random_is_random_for_grouped_rows_too_and_says_what_that_costs():
+    """It was not: all rows of a group had one place."""
+    rows = [msgspec.structs.replace(row, group=f"g{i % 30}") for i, row in enumerate(made(600))]
+    sides, notes = assign(rows, Split(by="random"))
+    assert sides.tolist() == assign([msgspec.structs.replace(row, group=None) for row in rows], Split(by="random"))[0].tolist()
+    assert np.bincount(sides) / 600 == pytest.approx([0.7, 0.1, 0.2], abs=0.06)
+    assert any("groups have rows on both sides" in note for note in notes)
+    whole, quiet = assign(rows, Split(by="group"))
+    assert all(len({int(side) for side, row in zip(whole, rows, strict=True) if row.group == f"g{i}"}) == 1 for i in range(30))
+    assert not any("both sides" in note for note in quiet)

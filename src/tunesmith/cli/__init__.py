@@ -10,7 +10,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,7 +20,7 @@ from tunesmith.cli import (
     evaluating,
 )
 from tunesmith.cli.data import app as data_app
-from tunesmith.cli.data import datasets, previewed
+from tunesmith.cli.data import previewed
 from tunesmith.cli.jobs import jobs_app, keys_app
 from tunesmith.cli.metrics import metrics
 from tunesmith.cli.migrate import migrate_app
@@ -28,6 +28,10 @@ from tunesmith.cli.serving import monitor_app, serve
 from tunesmith.cli.shared import OVERRIDES, AsWritten, Json, data_option, emit, file_option, instead, told
 from tunesmith.cli.tracing import trace
 from tunesmith.cli.training import estimate, train
+
+if TYPE_CHECKING:
+    from tunesmith.core.progress import Progress
+    from tunesmith.core.rows import Row
 
 app = typer.Typer(
     name="tunesmith",
@@ -62,30 +66,42 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def init(
     data: Annotated[str, typer.Argument(help="Your rows: a file, a folder or a pattern.")] = "data.jsonl",
     base: Annotated[str, typer.Option(help="A catalogue name, a folder or a hub id.")] = "smollm2-135m",
-    metric: Annotated[str, typer.Option(help="The metric that decides.")] = "exact_match",
+    metric: Annotated[str | None, typer.Option(help="The metric that decides (default: what fits the rows).")] = None,
     name: Annotated[str, typer.Option(help="What the model will be called.")] = "my-model",
     config: file_option = Path("tunesmith.yaml"),
     as_json: Json = False,
 ) -> None:
-    """Write a commented tunesmith.yaml, and look at the first row.
+    """Write a commented tunesmith.yaml with the method and metrics that fit the first rows, and look at one.
 
     Example: tunesmith init support.jsonl --metric exact_match
     """
-    from tunesmith.core.errors import TunesmithError
-    from tunesmith.flow.project import load_project, write_template
+    from tunesmith.cli.shared import told
+    from tunesmith.flow.project import write_template
+    from tunesmith.flow.propose import proposal
 
-    write_template(config, path=data, base=base, metric=metric, name=name)
-    seen: list[dict[str, Any]] = []
-    fault = ""
-    try:
-        with datasets(config, as_json) as desk:
-            seen = desk.preview(load_project(config).sources, most=1)
-        fault = "\n".join(line for one in seen for line in one["faults"] if not one["rows"])
-    except TunesmithError as error:  # what is written is right; the rows are mended in it or beside it
-        fault = str(error)
+    with told(as_json) as progress:
+        seen, rows, fault = _first_look(config, data, progress)
+    proposed = proposal(rows)
+    write_template(config, path=data, base=base, metric=metric, name=name, proposed=proposed)
     last = f"its rows cannot be read yet:\n{fault}\nmend that, then: tunesmith run" if fault else "look it over, then: tunesmith run"
-    words = [] if fault else previewed(seen)
-    emit({"written": str(config), "preview": seen, "fault": fault or None}, as_json, "\n".join([*words, f"wrote {config}; {last}"]))
+    words = [*([] if fault else previewed(seen)), *proposed.hints]
+    result = {"written": str(config), "preview": seen, "fault": fault or None, "method": proposed.method, "hints": proposed.hints}
+    emit(result, as_json, "\n".join([*words, f"wrote {config}; {last}"]))
+
+
+def _first_look(config: Path, data: str, progress: Progress) -> tuple[list[dict[str, Any]], list[Row], str]:
+    """The first row for people, the first rows themselves, and why they cannot be read, beside a project file that is not there yet."""
+    from tunesmith.core.errors import TunesmithError
+    from tunesmith.data.collect import Source
+    from tunesmith.flow.datasets.versions import Datasets
+
+    desk = Datasets.beside(config, progress)
+    try:
+        seen = desk.preview([Source(path=data)], most=1)
+        fault = "\n".join(line for one in seen for line in one["faults"] if not one["rows"])
+        return seen, [] if fault else desk.first([Source(path=data)]), fault
+    except TunesmithError as error:  # what is written is right; the rows are mended in it or beside it
+        return [], [], str(error)
 
 
 @app.command(context_settings=OVERRIDES)

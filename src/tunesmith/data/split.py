@@ -31,12 +31,12 @@ TRAIN, VALIDATION, TEST = 0, 1, 2
 class Split(Record, frozen=True):
     """How rows are divided. Shares of rows; train gets the rest.
 
-    `by`: 'cluster' (near-duplicates and groups stay together), 'group' (every row must have one), 'random' (rows alone),
-    'stratified' (as cluster, the shares hold within each label), 'temporal' (as cluster, the newest rows are the test set; `time` names
-    the key of `meta` that holds an ISO date or a number). `at_least_train` rows are trained on whatever the shares say. `salt`
-    draws another split. `max_leakage`: share of validation or test rows that may repeat a training row (exactly or at
-    `leakage_threshold`). `semantic`: the same gate for rows that say the same in other words. A unit larger than half of a held-out part,
-    or than a twentieth of a large one, goes to train.
+    `by`: 'cluster' (near-duplicates and groups stay together), 'group' (every row must have one), 'random' (rows alone, whatever their
+    group or cluster; groups that are torn apart are told), 'stratified' (as cluster, the shares hold within each label), 'temporal' (as
+    cluster, the newest rows are the test set; `time` names the key of `meta` that holds an ISO date or a number). `at_least_train` rows
+    are trained on whatever the shares say. `salt` draws another split. `max_leakage`: share of validation or test rows that may repeat a
+    training row (exactly or at `leakage_threshold`). `semantic`: the same gate for rows that say the same in other words. A unit larger
+    than half of a held-out part, or than a twentieth of a large one, goes to train.
     """
 
     validation: float = 0.1
@@ -134,7 +134,20 @@ def assign(
         sides[members[place < settings.test + settings.validation]] = VALIDATION
         sides[members[place < settings.test]] = TEST
     notes += _give_back(sides, size, rank, settings)
-    return sides[unit], notes
+    found = sides[unit]
+    if settings.by == "random" and (torn := _torn(prints, found)):
+        notes.append(
+            f"{torn} groups have rows on both sides, since by: random looks at no group: what was learned of one row of a group helps with "
+            "the others, so held-out values may be too good; by: cluster or by: group keeps them whole"
+        )
+    return found, notes
+
+
+def _torn(prints: Fingerprints, sides: np.ndarray[Any, Any]) -> int:
+    """How many groups have rows both in train and in a held-out part."""
+    grouped = prints.group >= 0
+    train, held = (np.unique(prints.group[grouped & which]) for which in (sides == TRAIN, sides != TRAIN))
+    return len(np.intersect1d(train, held))
 
 
 def _check(rows: Sequence[Row], settings: Split) -> None:
@@ -182,6 +195,8 @@ def _ranks(rows: Sequence[Row], prints: Fingerprints, unit: Ints, settings: Spli
         order = np.full(n_units, -np.inf)
         np.maximum.at(order, unit, _times(rows, settings.time))
         return -order
+    if settings.by == "random":
+        return np.fromiter((_place(key.decode(), settings.salt) for key in prints.ids), np.float64, len(prints))
     lowest = _lowest_ids(prints, unit, n_units)
     for which, number in {*zip(unit[prints.group >= 0].tolist(), prints.group[prints.group >= 0].tolist(), strict=True)}:
         key = prints.groups.texts[number].encode()

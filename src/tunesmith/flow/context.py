@@ -13,9 +13,9 @@ import msgspec
 from tunesmith.core.errors import ConfigError, NotFound
 from tunesmith.core.model_ref import ModelRef, artifact_in, artifact_ref
 from tunesmith.core.progress import Progress
-from tunesmith.core.row_kinds import as_examples
+from tunesmith.core.row_kinds import METHODS, as_examples
 from tunesmith.core.rows import Row
-from tunesmith.core.types import Example, Sampling, digest
+from tunesmith.core.types import Document, Example, Sampling, digest
 from tunesmith.data.collect import Source
 from tunesmith.flow.last_run import View
 from tunesmith.flow.project import Project
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tunesmith.models.local import LocalModel
 
 TUNED = "tuned"
+_CONTINUED = 64  # tokens that a document is continued by where a model is shown
 
 
 @dataclass
@@ -217,6 +218,11 @@ class ProjectContext:
         """The rows of one part as things to ask, whatever their kind: pairs and labelled rows with the answer that is wanted."""
         return as_examples(self.rows(part))
 
+    @property
+    def documents(self) -> bool:
+        """Whether the method trains running text, which asks nothing: it is measured by its likelihood."""
+        return self.project.train.method in METHODS[Document]
+
     def clusters(self) -> dict[str, str]:
         """The near-duplicate cluster of each row."""
         numbers = msgspec.json.decode((self.data.folder("split") / "clusters.json").read_bytes())
@@ -225,6 +231,8 @@ class ProjectContext:
     def sampling(self) -> Sampling:
         """Greedy answers; as many tokens as the longest training answer needs and a quarter more, where the project says auto."""
         wanted = self.project.evaluate.max_tokens
+        if self.documents and wanted == "auto":
+            return Sampling(max_tokens=_CONTINUED)
         tokens = self.runner.run("tokens").output
         return Sampling(max_tokens=int(tokens["longest_answer"] * 1.25) + 8 if wanted == "auto" else wanted)
 

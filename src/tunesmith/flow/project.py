@@ -7,17 +7,20 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 import yaml
 
 from tunesmith.core.atomic import write_atomic
 from tunesmith.core.config import load, parse_overrides
 from tunesmith.core.errors import ConfigError
+from tunesmith.core.row_kinds import METHODS
 from tunesmith.core.stats.gate import GateRule
-from tunesmith.core.types import Record
+from tunesmith.core.types import Document, Record
 from tunesmith.data.clean import Clean
 from tunesmith.data.collect import Source
 from tunesmith.data.split import Split
 from tunesmith.deploy.serve_config import ServeConfig
+from tunesmith.flow.propose import Proposal
 from tunesmith.models import trust
 from tunesmith.store.layout import FOLDER
 from tunesmith.store.store import Store
@@ -89,10 +92,30 @@ class Project(Record, frozen=True):
 
 def load_project(file: Path, overrides: list[str] | None = None) -> Project:
     """The project that a file describes; what it trusts is trusted from now on. Raises ConfigError with file, line and key."""
-    project = load(file, Project, overrides or [])
+    project = fitted(load(file, Project, overrides or []))
     check(project.train)
     trust.allow(project.trust_remote_code)
     return project
+
+
+def fitted(project: Project) -> Project:
+    """The project with the metrics and baselines that its method's rows can have, where it names none of its own: documents ask nothing, so
+    they are measured by their likelihood under the base as it is. Raises ConfigError for those that it names and that cannot be."""
+    if project.train.method not in METHODS[Document]:
+        return project
+    plain = Evaluate().metrics
+    metrics = ("bits_per_byte", "perplexity") if project.evaluate.metrics == plain else project.evaluate.metrics
+    usual = Project.__struct_defaults__[Project.__struct_fields__.index("baselines") - len(Project.__struct_fields__)]
+    baselines = (Baseline(name="base"),) if project.baselines == usual else project.baselines
+    shown = next((one.name for one in baselines if one.shots or one.instruction is not None), None)
+    if shown is not None:
+        raise ConfigError(
+            f"baseline '{shown}' puts something before a question, and documents ask nothing",
+            where="baselines",
+            allowed="a baseline of the base as it is",
+            remedy="baselines: [{name: base}]",
+        )
+    return msgspec.structs.replace(project, baselines=baselines, evaluate=msgspec.structs.replace(project.evaluate, metrics=metrics))
 
 
 def open_store(project: Project, folder: Path) -> Store:
@@ -102,15 +125,35 @@ def open_store(project: Project, folder: Path) -> Store:
     return Store.open(folder / project.store, url=project.serve.database, blobs=place)
 
 
-def write_template(file: Path, *, path: str, base: str = "smollm2-135m", metric: str = "exact_match", name: str = "my-model") -> None:
-    """Write the commented `tunesmith.yaml`. Raises ConfigError when the file is already there, NotFound for an unknown metric."""
+def write_template(
+    file: Path,
+    *,
+    path: str,
+    base: str = "smollm2-135m",
+    metric: str | None = None,
+    name: str = "my-model",
+    proposed: Proposal = Proposal(),
+) -> None:
+    """Write the commented `tunesmith.yaml` with what is proposed for the rows; `metric` is the one that decides (None: as proposed).
+
+    Raises ConfigError when the file is already there, NotFound for an unknown metric.
+    """
     from tunesmith.evaluate.metrics import metric as known_metric
 
-    known_metric(metric)
+    metrics = (metric,) if metric is not None else proposed.metrics
+    for each in metrics:
+        known_metric(each)
     if file.exists():
         raise ConfigError(f"'{file}' is already there", remedy="edit it, or give another name with --config")
     text = resources.files("tunesmith.flow").joinpath("project.yaml").read_text("utf-8")
-    write_atomic(file, text.format(name=_scalar(name), path=_scalar(path), base=_scalar(base), metric=_scalar(metric)))
+    lines = {
+        "source": "".join(f"\n{line}" for line in proposed.source),
+        "train": "".join(f"\n{line}" for line in proposed.train),
+        "baselines": "\n".join(proposed.baselines),
+        "metrics": ", ".join(map(_scalar, metrics)),
+    }
+    fixed = {"method": proposed.method, "over_length": proposed.over_length}
+    write_atomic(file, text.format(name=_scalar(name), path=_scalar(path), base=_scalar(base), **lines, **fixed))
 
 
 def _scalar(text: str) -> str:

@@ -148,6 +148,7 @@ class RowReader:
     progress: Progress
     catalog: Catalog = field(default_factory=Catalog)
     context: ProjectContext | None = None
+    from_folder: bool = False  # paths of words start in the folder, not where the command runs
 
     @property
     def home(self) -> Path:
@@ -310,7 +311,7 @@ class RowReader:
 
     def located(self, sources: Sequence[Source]) -> list[Place]:
         """The sources looked up. Paths of the command line are relative to where it runs, those of the project to its folder."""
-        mine = isinstance(self.settings, Project) and list(sources) == list(self.settings.sources)
+        mine = self.from_folder or (isinstance(self.settings, Project) and list(sources) == list(self.settings.sources))
         return located(sources, self.folder if mine else Path(), self.catalog, self.home)
 
     def named(self, path: str) -> str:

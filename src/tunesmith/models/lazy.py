@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,12 @@ class LazyModel:
             self._known = None
             raise UsageError(f"'{self.name}' computes otherwise than before on this machine", remedy="run again: it is remembered anew")
         return model.answer(prompts, sampling, on_answer)
+
+    def likelihoods(self, prompts: Sequence[Prompt]) -> Iterator[Answer]:
+        """See `LocalModel.likelihoods`."""
+        model: Any = self._loaded()
+        found: Iterator[Answer] = model.likelihoods(prompts)
+        return found
 
 
 def computing(base: str, adapter: Path | None) -> str:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +24,7 @@ from tunesmith.core.load import need
 from tunesmith.core.model_ref import ModelRef
 from tunesmith.core.types import Answer, Message, Prompt, Sampling, digest
 from tunesmith.models.base import Abilities, OnAnswer
+from tunesmith.models.likelihood import likelihoods
 from tunesmith.models.local_answer import Reply
 from tunesmith.models.trust import refuse_code, refuse_own_attention, trusted
 
@@ -190,6 +191,10 @@ class LocalModel:
                     if on_answer is not None:
                         on_answer(i, answers[i])
         return [answers[i] for i in range(len(prompts))]
+
+    def likelihoods(self, prompts: Sequence[Prompt]) -> Iterator[Answer]:
+        """What the last turn of each conversation costs (see `models.likelihood`)."""
+        return likelihoods(self, prompts)
 
     def nll(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, int]]:
         """(summed negative log-likelihood in nats, scored tokens) of each row of (ids, mask); the ids with mask 1, never the first id."""

@@ -76,7 +76,8 @@ class Metric:
     """A named way to rate an answer, called with one example and one answer.
 
     `low` and `high` bound the values, `better` is the good direction; `kind` says whether the number of a set of rows is the mean of
-    the rows or is computed from pooled statistics; `unit` is empty for shares. `many`, where a metric has it, rates all rows at once
+    the rows or is computed from pooled statistics; `rates` what is rated: answers, or how likely a text is that is there already; `unit`
+    is empty for shares. `many`, where a metric has it, rates all rows at once
     (batched encoders and judges) and equals `rate` row by row.
     """
 
@@ -88,6 +89,7 @@ class Metric:
     kind: Literal["mean", "pooled"] = "mean"
     pool: Callable[[Sequence[Score]], Pool] = mean_pool
     unit: str = ""
+    rates: Literal["answers", "likelihood"] = "answers"
     many: Callable[[Sequence[Example], Sequence[Answer]], Sequence[float | Measured | None]] | None = None
 
     def __call__(self, example: Example, answer: Answer) -> Score:

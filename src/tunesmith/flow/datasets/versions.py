@@ -3,6 +3,7 @@ how a rule decides, what a word means as rows (`flow/rows.py` does), nor about s
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -50,14 +51,23 @@ class Datasets(RowReader):
             settings = convert(_tree(words), Sections)
         return cls(config.resolve().parent, settings, progress, Catalog(progress=progress.bar))
 
+    @classmethod
+    def beside(cls, config: Path, progress: Progress) -> Datasets:
+        """The data of a folder whose project file is still to be written: paths start there."""
+        return cls(config.resolve().parent, Sections(), progress, Catalog(progress=progress.bar), from_folder=True)
+
     # --- import ------------------------------------------------------------------------------------------------------------------------
 
     def preview(self, sources: Sequence[Source], *, most: int = PREVIEW) -> list[dict[str, Any]]:
         """For each source its first file: the format that was detected, the first good rows, and the faults met until then."""
         found = []
-        for source in self._read_anew(sources):
+        places = self.located(sources)
+        for frozen in (place.frozen for place in places if place.frozen is not None):
+            rows = [row for part in frozen.parts for row in frozen.rows(part)][:most]
+            found.append({"path": frozen.name, "format": "tunesmith", "rows": [shown(row) for row in rows], "faults": []})
+        for source in (place.source for place in places if place.frozen is None):
             formats: dict[str, str] = {}
-            rows: list[Row] = []
+            rows = []
             faults: list[str] = []
             for incoming in stream_all(source, formats, self.named):
                 if incoming.row is not None:
@@ -68,6 +78,18 @@ class Datasets(RowReader):
             path, name = next(iter(formats.items()), (source.path, source.format))
             found.append({"path": path, "format": name, "rows": [shown(row) for row in rows], "faults": faults[:5]})
         return found
+
+    def first(self, sources: Sequence[Source], most: int = 50) -> list[Row]:
+        """The first good rows of the sources, of one kind."""
+        rows: list[Row] = []
+        for place in self.located(sources):
+            frozen = place.frozen
+            found = (row for part in frozen.parts for row in frozen.rows(part)) if frozen is not None else self._good(place.source)
+            rows += itertools.islice(found, most)
+        return [row for row in rows[:most] if type(row) is type(rows[0])]
+
+    def _good(self, source: Source) -> Iterator[Row]:
+        return (incoming.row for incoming in stream_all(source, {}, self.named) if incoming.row is not None)
 
     def survey(self, sources: Sequence[Source], *, max_invalid: float = 0.0) -> Intake:
         """What `keep` would take in, counted; nothing is written. Raises as `keep`."""

@@ -21,11 +21,12 @@ from msgspec.structs import replace
 from tunesmith.core.atomic import write_atomic
 from tunesmith.core.errors import ConfigError, DataError, NotFound
 from tunesmith.core.progress import Progress
-from tunesmith.core.row_kinds import as_examples
+from tunesmith.core.row_kinds import as_examples, kind_of
 from tunesmith.core.rows import write_jsonl
 from tunesmith.core.stats import run_noise
-from tunesmith.core.types import Sampling, digest
+from tunesmith.core.types import Document, Sampling, digest
 from tunesmith.evaluate.compare import estimate, merged
+from tunesmith.evaluate.likelihood import Likelihood, by_likelihood, whole
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.openings import open_sealed, openings
 from tunesmith.evaluate.prompts import PromptVariant, as_given, few_shot, instructed
@@ -131,6 +132,11 @@ def measure(word: str, data: Rows, ask: Ask, at: Bench) -> KeptEvaluation:
     return _Task(word, data, ask, at).run()
 
 
+def _usual(documents: bool) -> dict[str, dict[str, Any]]:
+    """The metrics where nobody named one."""
+    return {"bits_per_byte": {}, "perplexity": {}} if documents else {"exact_match": {}}
+
+
 @dataclass
 class _Task:
     """One model on one part of the data."""
@@ -144,15 +150,18 @@ class _Task:
     opening: int = 0
 
     def __post_init__(self) -> None:
-        self.model = Metered(self.at.models.resolve(self.word))
         self.rows = as_examples(self.data.rows)[: self.ask.limit]
+        self.documents = kind_of(self.data.rows) is Document
         self.metrics = [build(name, own, self.at.models, self.at.folder / "answers" / "judge.jsonl") for name, own in self.options.items()]
+        self.by_likelihood = by_likelihood(self.metrics, documents=self.documents)
+        model = self.at.models.resolve(self.word)
+        self.model = Metered(Likelihood.of(model) if self.by_likelihood else model)
 
     @cached_property
     def options(self) -> dict[str, dict[str, Any]]:
         """Metric → options, in order: those asked for, else what the rows bring, else exact match; then the judge's rubric and the cost."""
         ask, brought = self.ask, self.data.metrics
-        wanted = {name: brought.get(name, {}) for name in ask.metrics} or dict(brought) or {"exact_match": {}}
+        wanted = {name: brought.get(name, {}) for name in ask.metrics} or dict(brought) or _usual(self.documents)
         found = {name: {**own, **ask.options.get(name, {})} for name, own in wanted.items()}
         if ask.judge:
             found["rubric"] = {"judge": ask.judge, "criterion": ask.criterion}
@@ -164,6 +173,8 @@ class _Task:
     def variant(self) -> PromptVariant:
         """What is put in front of each row."""
         ask = self.ask
+        if self.by_likelihood:
+            return whole
         if ask.shots:
             solved = [taught(rows) for rows in self.at.reader.read(ask.shots_from, format=ask.format, mapping=ask.map)]
             train = [row for rows in solved for row in as_examples(rows.rows)]

@@ -8,6 +8,7 @@ from typing import Any
 
 from tunesmith.core.types import Example, digest
 from tunesmith.evaluate import prompts
+from tunesmith.evaluate.likelihood import Likelihood, by_likelihood, whole
 from tunesmith.evaluate.openings import open_sealed
 from tunesmith.evaluate.run import evaluate
 from tunesmith.flow.context import TUNED, ProjectContext
@@ -33,6 +34,10 @@ def evaluate_tuned(context: ProjectContext, work: Path) -> Output:
 
 def _evaluate(context: ProjectContext, model: Any, variant: Callable[[Example], Any], arm: str, work: Path) -> Output:
     rows = context.questions("test")
+    if by_likelihood(context.metrics, documents=context.documents):
+        model, variant, precision = Likelihood.of(model), whole, model.precision
+    else:
+        precision = model.precision
     seal = digest([row.id for row in rows])
     open_sealed(context.store.layout.openings, seal, who=f"{context.project.name}: {arm}", why="stage of a run")
     evaluation = evaluate(
@@ -47,6 +52,6 @@ def _evaluate(context: ProjectContext, model: Any, variant: Callable[[Example], 
     keys = ("model", "variant", "values", "missing", "failed", "prompt_tokens", "completion_tokens", "seconds")
     return {key: getattr(evaluation, key) for key in keys} | {
         "rows": len(rows),
-        "precision": model.precision,
+        "precision": precision,
         "max_tokens": evaluation.sampling.max_tokens,
     }

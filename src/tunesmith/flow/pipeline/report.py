@@ -136,19 +136,31 @@ def _row(one: Any) -> dict[str, Any]:
 
 def _rows_won_and_lost(context: ProjectContext, best: str, comparison: Comparison) -> dict[str, Any]:
     found = arm_evaluations(context, [best, TUNED])
-    said = {arm: {row.example_id: row.answer.text for row in evaluation.rows} for arm, evaluation in found.items()}
+    said = {arm: {row.example_id: _said(context, row) for row in evaluation.rows} for arm, evaluation in found.items()}
     rows = {row.id: row for row in context.questions("test")}
     one = comparison.metric(context.project.evaluate.metrics[0])
 
     def shown(ids: tuple[str, ...]) -> dict[str, Any]:
         longest = sorted(ids, key=lambda i: (-len(rows[i].answer), i))[:_SHOWN]
         entries = [
-            {"asked": rows[i].prompt[-1].text, "reference": rows[i].answer, "baseline": said[best][i], "tuned": said[TUNED][i]}
+            {
+                "asked": rows[i].prompt[-1].text if rows[i].prompt else "",
+                "reference": rows[i].answer,
+                "baseline": said[best][i],
+                "tuned": said[TUNED][i],
+            }
             for i in longest
         ]
         return {"count": len(ids), "shown": entries}
 
     return {"won": shown(one.won), "lost": shown(one.lost)}
+
+
+def _said(context: ProjectContext, row: Any) -> str:
+    """What a model answered; of a document what it costs the model."""
+    if not context.documents or row.scores[0].value is None:
+        return str(row.answer.text)
+    return f"{row.scores[0].metric} {row.scores[0].value:.3f}"
 
 
 def _data(context: ProjectContext, outputs: dict[str, Output]) -> dict[str, Any]:

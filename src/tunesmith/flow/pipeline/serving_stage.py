@@ -6,19 +6,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from tunesmith.core.errors import TunesmithError
 from tunesmith.core.load import need
-from tunesmith.core.types import Example
+from tunesmith.core.types import Example, Message
 from tunesmith.flow.runner import Output
 from tunesmith.models.base import Model
 from tunesmith.store.store import Store
 
 if TYPE_CHECKING:
     from tunesmith.flow.context import ProjectContext
+
+_BEGINNING = 200  # characters of a document that are shown to be continued
 
 # Puts models behind a port and gives the base URL; handed in, because the HTTP layer stands above the flows.
 Server = Callable[[Mapping[str, Model], Store], AbstractContextManager[str]]
@@ -31,14 +33,15 @@ def ask(context: ProjectContext, server: Server, work: Path) -> Output:
     openai = need("openai", extra="openai")
     started = time.time()
     tokens, asked = context.sampling().max_tokens, _chosen(context.questions("test"), context.project.deploy.questions)
+    questions = [_beginning(row) if context.documents else Question(row.prompt, row.prompt[-1].text, row.answer) for row in asked]
     said: dict[str, list[dict[str, Any]]] = {}
     for names in _together(context):
         with server({name: load() for name, load in names.items()}, context.store) as url:
             client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
-            said |= {name: [_answer(client, row, name, tokens) for row in asked] for name in names}
+            said |= {name: [_answer(client, question, name, tokens) for question in questions] for name in names}
     answers = [
-        {"asked": row.prompt[-1].text, "reference": row.answer, "answers": [each[i] for each in said.values()]}
-        for i, row in enumerate(asked)
+        {"asked": question.asked, "reference": question.reference, "answers": [each[i] for each in said.values()]}
+        for i, question in enumerate(questions)
     ]
     seen = status(context.store, since=started)
     return {"questions": answers, "monitoring": seen}
@@ -57,18 +60,33 @@ def _together(context: ProjectContext) -> list[dict[str, Callable[[], Model]]]:
     return [base | tuned] if context.tuned.adapter is not None else [base, tuned]
 
 
-def _answer(client: Any, row: Example, model: str, max_tokens: int) -> dict[str, Any]:
+class Question(NamedTuple):
+    """What is asked of a served model: a conversation, or without one the text to go on with; and what was written there."""
+
+    messages: tuple[Message, ...]
+    asked: str
+    reference: str
+
+
+def _beginning(row: Example) -> Question:
+    """A document's first words, which a model goes on with."""
+    begin = row.answer[: min(_BEGINNING, len(row.answer) // 2)].rpartition(" ")[0] or row.answer[:1]
+    return Question((), begin, row.answer[len(begin) :][: 4 * _BEGINNING])
+
+
+def _answer(client: Any, question: Question, model: str, max_tokens: int) -> dict[str, Any]:
     started = time.monotonic()
-    messages = [msgspec.to_builtins(message) for message in row.prompt]
+    fixed = {"model": model, "max_tokens": max_tokens, "temperature": 0}
     try:
-        completion = client.chat.completions.create(model=model, messages=messages, max_tokens=max_tokens, temperature=0)
+        if question.messages:
+            messages = [msgspec.to_builtins(message) for message in question.messages]
+            completion = client.chat.completions.create(messages=messages, **fixed)
+            text = completion.choices[0].message.content
+        else:
+            completion = client.completions.create(prompt=question.asked, **fixed)
+            text = completion.choices[0].text
     except need("openai", extra="openai").OpenAIError as error:
         raise TunesmithError(
             f"the served model '{model}' did not answer: {error}", remedy="free space on the disk, then run again"
         ) from error
-    return {
-        "model": model,
-        "text": completion.choices[0].message.content,
-        "tokens": completion.usage.completion_tokens,
-        "seconds": time.monotonic() - started,
-    }
+    return {"model": model, "text": text, "tokens": completion.usage.completion_tokens, "seconds": time.monotonic() - started}
