@@ -133,7 +133,9 @@ WRONG = [
     ("suite:general", "is for evaluation"),
     ("lm-eval:x", "is for evaluation"),
     ("latest", "there is no data version yet"),
-    ("log:alias=x", "cannot be read as rows yet"),
+    ("log:alias=x", "there are no rows in it"),
+    ("log:since=soon", "is no time"),
+    ("log:aliass=x", "did you mean 'alias'"),
     ("nowhere.jsonl", "no such file"),
 ]
 
@@ -218,3 +220,30 @@ def test_a_run_takes_queries(here, capsys):
     found = call(capsys, "run", "--dry-run")
     assert "tokens" not in found["waiting"]
     assert len(ids(capsys, "run")) == 90
+
+
+def test_answered_requests_are_rows(here, capsys):
+    """Asked through a real server; trained on as they were when they were read first."""
+    import openai
+
+    from tunesmith.api.serve import temporary
+    from tunesmith.models.echo import EchoModel
+    from tunesmith.store.store import Store
+
+    store = Store.open(here / ".tunesmith")
+    with temporary({"bot": EchoModel("bot"), "other": EchoModel("other")}, store) as url:
+        client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
+        for alias, count in (("bot", 40), ("other", 3)):
+            for row in chats(max(count, 5), seed=3)[:count]:
+                client.chat.completions.create(model=alias, messages=row["messages"][:1], max_tokens=5)
+    store.close()
+    shown = call(capsys, "data", "show", "log:alias=bot,since=1h", "-n", "100")
+    assert (shown["splits"], shown["rows"][0]["meta"]["alias"]) == ({"all": 40}, "bot")
+    assert call(capsys, "data", "show", "log:", "-n", "1")["fitting"] == 43
+    assert call(capsys, "data", "show", "log:limit=2", "-n", "9")["rows"][0]["meta"]["alias"] == "other"
+    assert "no answered request fits" in refused(capsys, "data", "show", "log:alias=bot,until=2020-01-01")
+    found = call(capsys, "eval", "echo", "--data", "log:alias=bot", "--max_tokens", "5")["evaluations"][0]
+    assert (found["rows"], found["values"]["exact_match"]) == (40, 1.0)
+    call(capsys, "run", "--dry-run", "--data", "log:alias=bot")
+    assert len(ids(capsys, "run")) == 40
+    assert call(capsys, "status", "--sources", '[{"path": "log:alias=bot"}]')["stages"][0]["state"] == "done"

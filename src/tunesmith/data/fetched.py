@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,24 @@ def fetch(path: str, query: str, folder: Path) -> Manifest:
         else:
             named = {file.name: shown for shown, file in download(path, work)}
             name = public_name(path)
-        manifest = Manifest(url=name, read=time.time(), digest=_digest(work, named), files=named)
-        write_atomic(work / MANIFEST, msgspec.json.encode(manifest))
-        shutil.rmtree(folder, ignore_errors=True)
-        put_in_place(work, folder)
+        return _sealed(work, folder, name, named)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def keep_rows(name: str, rows: Iterable[dict[str, Any]], folder: Path) -> Manifest:
+    """Keep rows that came from elsewhere under a name, as JSONL; the folder is there whole or as it was."""
+    work = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    write_jsonl(work / "rows.jsonl", rows)
+    return _sealed(work, folder, name, {"rows.jsonl": name})
+
+
+def _sealed(work: Path, folder: Path, name: str, named: dict[str, str]) -> Manifest:
+    manifest = Manifest(url=name, read=time.time(), digest=_digest(work, named), files=named)
+    write_atomic(work / MANIFEST, msgspec.json.encode(manifest))
+    put_in_place(work, folder)
     return manifest
 
 

@@ -4,7 +4,7 @@ nothing about what a stage does."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from tunesmith.core.rows import Row
 from tunesmith.core.types import Document, Example, Sampling, digest
 from tunesmith.data.collect import Source
 from tunesmith.flow.last_run import View
+from tunesmith.flow.logged import logged
 from tunesmith.flow.project import Project
 from tunesmith.flow.runner import Runner, Stage
 from tunesmith.flow.sources import Frozen, Place, located, rows
@@ -91,7 +92,9 @@ class ProjectContext:
     @cached_property
     def places(self) -> list[Place]:
         """The sources, looked up."""
-        return located(self.project.sources, self.folder, self.catalog, self.store.folder, reading=self.reading)
+        return located(
+            self.project.sources, self.folder, self.catalog, self.store.folder, reading=self.reading, log=partial(logged, store=self.store)
+        )
 
     @property
     def given_split(self) -> Frozen | None:

@@ -9,6 +9,7 @@ suite:general              the regression suite: six abilities, each with its ow
 lm-eval:TASK[@FOLDER]      a task of an installed lm-evaluation-harness (from a folder of its task files)
 promptfoo:FILE             a promptfoo configuration with its assertions
 openai-evals:FILE          a samples file, or an eval object with its graders
+log:CONDITIONS             answered requests of the store's log, such as log:alias=my-model,since=7d
 anything else              a file, folder, pattern or URL in any format of the data room
 """
 
@@ -32,11 +33,13 @@ from tunesmith.core.types import Example, Record, digest
 from tunesmith.data import version as versions
 from tunesmith.data.clean import Clean
 from tunesmith.data.collect import Collected, Source, collect
+from tunesmith.data.formats.registry import parse_row
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.set_rules import near_clusters
 from tunesmith.data.sources import public_name
 from tunesmith.data.split import Split
 from tunesmith.data.version import DatasetVersion
+from tunesmith.flow.logged import logged
 from tunesmith.flow.project import Project, open_store
 from tunesmith.flow.sources import ALL, PARTS, Frozen, Place, entered, frozen_of, located, narrowed, relative_to, splits_of_runs
 from tunesmith.models.catalog import Catalog
@@ -49,7 +52,7 @@ if TYPE_CHECKING:
 
 WORDS = (
     "latest[:PART], VERSION[:PART], run[:PART], train, validation, test, catalog:NAME, suite:general, lm-eval:TASK, promptfoo:FILE, "
-    "openai-evals:FILE, or a file, folder, pattern or URL"
+    "openai-evals:FILE, log:CONDITIONS, or a file, folder, pattern or URL"
 )
 
 
@@ -202,9 +205,11 @@ class RowReader:
             return [self._of_run(rest)]
         if word == "latest" and not versions.log(self.root):
             return [self._without_versions()]
+        if kind == "log":
+            return [self._of_log(rest)]
         if kind in _BROUGHT:
             return _BROUGHT[kind](rest, self)
-        is_source = "://" in word or kind in ("catalog", "log") or glob.has_magic(word)
+        is_source = "://" in word or kind == "catalog" or glob.has_magic(word)
         is_source = is_source or (kind != "latest" and Path(word).expanduser().exists())
         if not is_source and (frozen := frozen_of(word, self.home, self.splits_of_runs)) is not None:
             return [self._frozen(frozen)]
@@ -238,6 +243,17 @@ class RowReader:
             self.progress.say(f"{taken.invalid} of {taken.inputs} rows have faults and are left out; the first: {taken.faults[0]}")
         clusters = {row.id: row.group for row in taken.rows if row.group is not None}
         return Rows(name, {ALL: taken.rows}, taken.ledger, clusters=clusters)
+
+    def _of_log(self, text: str) -> Rows:
+        """Answered requests as they are now; those that teach nothing are left out."""
+        with closing(self.store()) as store:
+            requests = list(logged(text, store))
+        parsed = [parse_row(request, "interaction", origin=f"interaction:{request['id']}").row for request in requests]
+        rows = [row for row in parsed if row is not None]
+        if not rows:
+            raise NotFound("no answered request fits", where=f"log:{text}", remedy="tunesmith monitor status tells what was asked")
+        clusters = {row.id: row.group for row in rows if row.group is not None}
+        return Rows(f"log:{text}", {ALL: rows}, entered({ALL: rows}), clusters=clusters)
 
     # --- runs ----------------------------------------------------------------------------------------------------------------------------
 

@@ -5,15 +5,17 @@ Knows nothing about how rows are read or cleaned.
     3f2a…[:PART]            a version, by the beginning of its id
     catalog:NAME            a data set of the catalogue
     a URL, a query          read once and kept in the store; `tunesmith data fetch` reads it anew
+    log:CONDITIONS          answered requests, such as log:alias=my-model,since=7d; read and kept in the same way
     anything else           a file, folder or pattern, from the project's folder
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -24,10 +26,11 @@ from tunesmith.core.rows import Row, read_parquet
 from tunesmith.core.types import Example, digest
 from tunesmith.data import version as versions
 from tunesmith.data.collect import Source
-from tunesmith.data.fetched import fetch, manifest_of
+from tunesmith.data.fetched import fetch, keep_rows, manifest_of
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.sources import MANIFEST, files
 from tunesmith.data.version import DatasetVersion
+from tunesmith.flow.logged import conditions
 from tunesmith.models.catalog import Catalog
 from tunesmith.store.layout import Layout
 from tunesmith.store.store import Row as StoreRow
@@ -35,6 +38,7 @@ from tunesmith.store.store import Store
 
 PARTS = ("train", "validation", "test")
 ALL = "all"  # the name of the one part of rows that were not split
+Log = Callable[[str], Iterable[dict[str, Any]]]  # conditions → requests
 _ONLY_EVALUATED = ("suite", "lm-eval", "promptfoo", "openai-evals")
 _VERSION = re.compile(r"[0-9a-f]{4,40}")
 
@@ -107,19 +111,21 @@ class Place:
         """What names its content: a hash of every file, so that a changed file is a changed input."""
         if self.frozen is not None:
             return [self.frozen.version.digests.get(part, self.frozen.name) for part in self.frozen.parts]
-        if "://" in self.source.path:
+        if "://" in self.source.path or self.source.path.startswith("log:"):
             return [f"not read yet: {digest(self.source.path, self.source.query)}"]
         manifest = manifest_of(Path(self.source.path))
         return [manifest.digest] if manifest is not None else [file_digest(path) for path in files(self.source.path)]
 
 
-def located(sources: Sequence[Source], folder: Path, catalog: Catalog, store: Path, *, reading: bool = False) -> list[Place]:
-    """The sources looked up; paths are taken from `folder`, versions from the store's folder. With `reading` URLs and queries that were
-    not read yet are; without it they stay as they are.
+def located(
+    sources: Sequence[Source], folder: Path, catalog: Catalog, store: Path, *, reading: bool = False, log: Log | None = None
+) -> list[Place]:
+    """The sources looked up; paths are taken from `folder`, versions from the store's folder, requests from the `log`. With `reading` URLs,
+    queries and requests that were not read yet are; without it they stay as they are.
 
     Raises ConfigError for a word that is no source, NotFound for a version that is not there, SourceUnavailable.
     """
-    places = [_place(source, folder, catalog, store, reading) for source in sources]
+    places = [_place(source, folder, catalog, store, log if reading else None, reading) for source in sources]
     whole = next((place.frozen for place in places if place.frozen is not None and place.frozen.is_split), None)
     if whole is not None and len(places) > 1:
         raise ConfigError(
@@ -131,19 +137,19 @@ def located(sources: Sequence[Source], folder: Path, catalog: Catalog, store: Pa
     return places
 
 
-def _place(source: Source, folder: Path, catalog: Catalog, store: Path, reading: bool) -> Place:
+def _place(source: Source, folder: Path, catalog: Catalog, store: Path, log: Log | None, reading: bool) -> Place:
     word = source.path
     kind, _, rest = word.partition(":")
     if word in PARTS or kind == "run" or kind in _ONLY_EVALUATED:
         raise ConfigError(
             f"'{word}' cannot be trained on: {_why_not(word, kind)}",
             where="sources",
-            allowed="latest[:PART], VERSION[:PART], catalog:NAME, a file, folder, pattern, URL or query",
+            allowed="latest[:PART], VERSION[:PART], catalog:NAME, log:CONDITIONS, a file, folder, pattern, URL or query",
         )
     if source.query or "://" in word:
         return Place(_kept(source, store, reading))
     if kind == "log":
-        raise ConfigError("answered requests cannot be read as rows yet", where=word)
+        return Place(_kept_log(source, store, log))
     if kind == "catalog":
         return Place(msgspec.structs.replace(source, path=str(catalog.dataset(rest))))
     path = folder / Path(word).expanduser()
@@ -194,10 +200,21 @@ def _kept(source: Source, store: Path, reading: bool, anew: bool = False) -> Sou
     return msgspec.structs.replace(source, path=str(folder), query="") if (folder / MANIFEST).is_file() else source
 
 
-def fetch_again(sources: Sequence[Source], store: Path) -> list[str]:
-    """Read every URL and query anew; what they are called, without secrets. What they gave before is replaced."""
+def _kept_log(source: Source, store: Path, log: Log | None, anew: bool = False) -> Source:
+    """The answered requests that a word means, as the folder in which they are kept; the word itself where they were not read."""
+    conditions(source.path.removeprefix("log:"))
+    folder = store / "sources" / digest(source.path)[:24]
+    if log is not None and (anew or not (folder / MANIFEST).is_file()):
+        keep_rows(source.path, log(source.path.removeprefix("log:")), folder)
+    known = {"path": str(folder), "format": "interaction", "unique_ids": False}
+    return msgspec.structs.replace(source, **known) if (folder / MANIFEST).is_file() else source
+
+
+def fetch_again(sources: Sequence[Source], store: Path, log: Log) -> list[str]:
+    """Read every URL, query and `log:` anew; what they are called, without secrets. What they gave before is replaced."""
     remote = [source for source in sources if source.query or "://" in source.path]
     kept = [_kept(source, store, reading=True, anew=True) for source in remote]
+    kept += [_kept_log(source, store, log, anew=True) for source in sources if source.path.startswith("log:")]
     return [manifest.url for source in kept if (manifest := manifest_of(Path(source.path))) is not None]
 
 

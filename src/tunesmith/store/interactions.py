@@ -12,7 +12,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from itertools import chain
 from operator import attrgetter
@@ -134,6 +134,19 @@ class Interactions:
                 f"several requests begin with '{word}'", allowed=", ".join(row["id"] for row in rows), remedy="give more of it"
             )
         return _interaction(rows[0]) if rows else None
+
+    def answered(
+        self, equal: Mapping[str, str], *, since: float | None = None, until: float | None = None, limit: int | None = None
+    ) -> list[Interaction]:
+        """The chats that were answered without an error and fit all that is given (column → value), oldest first; the newest `limit`."""
+        table = interactions.c
+        where: list[sa.ColumnElement[bool]] = [table.endpoint == "chat.completions", table.status == 200, table.error == ""]
+        where += [table[name] == value for name, value in equal.items()]
+        where += [table.created >= since] if since is not None else []
+        where += [table.created < until] if until is not None else []
+        query = sa.select(interactions).where(*where).order_by(table.created.desc(), table.id.desc()).limit(limit)
+        with self._store.reading() as connection:
+            return [_interaction(row) for row in connection.execute(query).mappings()][::-1]
 
     def count(
         self,

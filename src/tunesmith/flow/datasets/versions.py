@@ -6,6 +6,8 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from tunesmith.data.split import Splits
 from tunesmith.data.version import DatasetVersion
 from tunesmith.flow.datasets.imports import imported, reading, surveyed
 from tunesmith.flow.datasets.prepared import cleaned_rows, clusters_of, divided_rows, salted
+from tunesmith.flow.logged import logged
 from tunesmith.flow.project import Project, load_project
 from tunesmith.flow.rows import RowReader, Rows, Sections
 from tunesmith.flow.sources import ALL, PARTS, fetch_again
@@ -116,7 +119,8 @@ class Datasets(RowReader):
     def fetch(self) -> list[str]:
         """Read the project's URLs and queries anew; what they are called."""
         sources = self.settings.sources if isinstance(self.settings, Project) else ()
-        return fetch_again(sources, self.home)
+        with closing(self.store()) as store:
+            return fetch_again(sources, self.home, partial(logged, store=store))
 
     # --- clean and split ---------------------------------------------------------------------------------------------------------------
 

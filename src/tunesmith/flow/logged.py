@@ -1,0 +1,66 @@
+"""Answered requests as rows: the conditions of a word such as `log:alias=my-model,since=7d`, and the requests that fit. Knows nothing about
+how a request was answered.
+
+    alias, variant, project, conversation, user    as the log has them
+    since, until                                   a date, or a time ago: 30m, 12h, 7d, 2w
+    limit                                          the newest so many
+
+Only chats that were answered: a failed request teaches nothing.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from tunesmith.core.errors import UsageError, nearest
+from tunesmith.store.interactions import Interactions
+from tunesmith.store.store import Store
+
+_EQUAL = {"alias": "alias", "variant": "variant", "project": "project", "conversation": "conversation", "user": "user_key"}
+KEYS = (*_EQUAL, "since", "until", "limit")
+_SECONDS = {"m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+
+
+def conditions(text: str) -> dict[str, str]:
+    """`alias=x,since=7d` as a mapping; empty text asks for all. Raises UsageError for what is no condition."""
+    found: dict[str, str] = {}
+    for part in filter(None, text.split(",")):
+        key, equals, value = part.partition("=")
+        if key not in KEYS or not equals or not value or key in found:
+            raise UsageError(
+                f"'{part}' is no condition of the log", where=f"log:{text}", allowed=f"each of {', '.join(KEYS)} once, as key=value",
+                remedy=nearest(key, KEYS),
+            )  # fmt: skip
+        found[key] = value
+    for key in ("since", "until"):
+        if key in found:
+            seconds_of(found[key])
+    if "limit" in found and not (found["limit"].isdigit() and int(found["limit"])):
+        raise UsageError(f"limit is '{found['limit']}'", where=f"log:{text}", allowed="a number from 1")
+    return found
+
+
+def seconds_of(text: str) -> float:
+    """A date or a time ago, in seconds of the epoch. Raises UsageError for what is neither."""
+    if ago := re.fullmatch(r"(\d+)([mhdw])", text):
+        return time.time() - int(ago[1]) * _SECONDS[ago[2]]
+    try:
+        return datetime.datetime.fromisoformat(text).timestamp()
+    except ValueError as error:
+        raise UsageError(f"'{text}' is no time", allowed="a date such as 2026-05-01, or a time ago: 30m, 12h, 7d, 2w") from error
+
+
+def logged(text: str, store: Store) -> Iterator[dict[str, Any]]:
+    """The requests that fit, oldest first, as rows of the format `interaction`. Raises UsageError for what is no condition."""
+    wanted = conditions(text)
+    equal = {column: wanted[key] for key, column in _EQUAL.items() if key in wanted}
+    times = {key: seconds_of(wanted[key]) for key in ("since", "until") if key in wanted}
+    limit = int(wanted["limit"]) if "limit" in wanted else None
+    for one in Interactions(store).answered(equal, since=times.get("since"), until=times.get("until"), limit=limit):
+        yield msgspec.to_builtins(one)
