@@ -22,18 +22,12 @@ from tunesmith.core.types import Document, Example, Labelled, Message, Preferenc
 
 Kind = TypeVar("Kind", Example, Preference, Labelled, Document)
 
-# What rows of a kind are called in messages, and the training methods that take them.
+# What rows of a kind are called in messages.
 NAMES: dict[type, str] = {
     Example: "examples",
     Preference: "preference pairs",
     Labelled: "labelled answers",
     Document: "documents",
-}
-METHODS: dict[type, tuple[str, ...]] = {
-    Example: ("sft", "grpo", "distil"),
-    Preference: ("dpo", "orpo"),
-    Labelled: ("kto",),
-    Document: ("text",),
 }
 
 
@@ -143,14 +137,13 @@ def as_examples(rows: Iterable[Row]) -> list[Example]:
 
 
 def only(rows: Iterable[Row], kind: type[Kind], where: str = "") -> list[Kind]:
-    """The rows as rows of that kind. Raises DataError naming the kind they are, and the training methods that take it."""
+    """The rows as rows of that kind. Raises DataError naming the kind they are."""
     found = list(rows)
     if other := next((row for row in found if not isinstance(row, kind)), None):
-        fits = " or ".join(METHODS[type(other)])
         raise DataError(
             f"these rows are {NAMES[type(other)]}, not {NAMES[kind]}; the first: {other.origin or other.id}",
             where=where,
             allowed=NAMES[kind],
-            remedy=f"train them with method {fits}",
+            remedy="tunesmith init proposes the training method that takes them",
         )
     return [row for row in found if isinstance(row, kind)]

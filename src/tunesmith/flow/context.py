@@ -13,9 +13,9 @@ import msgspec
 from tunesmith.core.errors import ConfigError, NotFound
 from tunesmith.core.model_ref import ModelRef, artifact_in, artifact_ref
 from tunesmith.core.progress import Progress
-from tunesmith.core.row_kinds import METHODS, as_examples
+from tunesmith.core.row_kinds import as_examples
 from tunesmith.core.rows import Row
-from tunesmith.core.types import Document, Example, Sampling, digest
+from tunesmith.core.types import Example, Sampling, digest
 from tunesmith.data.collect import Source
 from tunesmith.flow.last_run import View
 from tunesmith.flow.logged import logged
@@ -26,7 +26,7 @@ from tunesmith.models.catalog import Catalog
 from tunesmith.models.resolve import RUN, Models
 from tunesmith.models.weights import Weights
 from tunesmith.store.store import Store
-from tunesmith.train.methods import token_inputs
+from tunesmith.train.methods import METHODS, token_inputs
 
 if TYPE_CHECKING:
     from tunesmith.evaluate.metrics import Metric
@@ -223,8 +223,8 @@ class ProjectContext:
 
     @property
     def documents(self) -> bool:
-        """Whether the method trains running text, which asks nothing: it is measured by its likelihood."""
-        return self.project.train.method in METHODS[Document]
+        """Whether what the method trains asks nothing, as running text: it is measured by its likelihood."""
+        return METHODS[self.project.train.method].evaluated == "likelihood"
 
     def clusters(self) -> dict[str, str]:
         """The near-duplicate cluster of each row."""

@@ -13,9 +13,8 @@ import yaml
 from tunesmith.core.atomic import write_atomic
 from tunesmith.core.config import load, parse_overrides
 from tunesmith.core.errors import ConfigError
-from tunesmith.core.row_kinds import METHODS
 from tunesmith.core.stats.gate import GateRule
-from tunesmith.core.types import Document, Record
+from tunesmith.core.types import Record
 from tunesmith.data.clean import Clean
 from tunesmith.data.collect import Source
 from tunesmith.data.split import Split
@@ -24,6 +23,7 @@ from tunesmith.flow.propose import Proposal
 from tunesmith.models import trust
 from tunesmith.store.layout import FOLDER
 from tunesmith.store.store import Store
+from tunesmith.train.methods import METHODS
 from tunesmith.train.plan import Plan
 from tunesmith.train.resolve import check
 
@@ -101,7 +101,7 @@ def load_project(file: Path, overrides: list[str] | None = None) -> Project:
 def fitted(project: Project) -> Project:
     """The project with the metrics and baselines that its method's rows can have, where it names none of its own: documents ask nothing, so
     they are measured by their likelihood under the base as it is. Raises ConfigError for those that it names and that cannot be."""
-    if project.train.method not in METHODS[Document]:
+    if METHODS[project.train.method].evaluated != "likelihood":
         return project
     plain = Evaluate().metrics
     metrics = ("bits_per_byte", "perplexity") if project.evaluate.metrics == plain else project.evaluate.metrics
@@ -152,8 +152,8 @@ def write_template(
         "baselines": "\n".join(proposed.baselines),
         "metrics": ", ".join(map(_scalar, metrics)),
     }
-    fixed = {"method": proposed.method, "over_length": proposed.over_length}
-    write_atomic(file, text.format(name=_scalar(name), path=_scalar(path), base=_scalar(base), **lines, **fixed))
+    values = {"name": _scalar(name), "path": _scalar(path), "base": _scalar(base), "method": proposed.method}
+    write_atomic(file, text.format(**values, **lines))
 
 
 def _scalar(text: str) -> str:

@@ -23,7 +23,6 @@ class Proposal:
     method: str = "sft"
     metrics: tuple[str, ...] = ("exact_match",)
     baselines: tuple[str, ...] = ASKED
-    over_length: str = "drop"
     train: tuple[str, ...] = ()
     source: tuple[str, ...] = ()
     hints: tuple[str, ...] = ()
@@ -34,7 +33,7 @@ def proposal(rows: Sequence[Row], format: str = "") -> Proposal:
     kind = kind_of(rows)
     if kind is Document:
         hint = "documents: trained as running text without a chat template, measured by how likely the held-out ones are"
-        return Proposal("text", ("bits_per_byte", "perplexity"), ("  - {name: base}",), "split", hints=(hint,))
+        return Proposal("text", ("bits_per_byte", "perplexity"), ("  - {name: base}",), hints=(hint,))
     if kind is Preference or kind is Labelled:
         method = "dpo" if kind is Preference else "kto"
         hint = f"{NAMES[kind]}: trained by {method}; held-out prompts are asked, and compared with the answer that is wanted"
