@@ -13,10 +13,10 @@ from typing import Any, Protocol
 from tunesmith.core.errors import ConfigError, UsageError
 from tunesmith.core.types import Answer, Prompt, Sampling, digest
 from tunesmith.evaluate.metrics import Metric
-from tunesmith.evaluate.prompts import Variant
+from tunesmith.evaluate.prompts import PromptVariant
 from tunesmith.models.base import Model, OnAnswer
 
-whole = Variant("likelihood", lambda example: Prompt(messages=example.messages, tools=example.tools))
+whole = PromptVariant("likelihood", lambda example: Prompt(messages=example.messages, tools=example.tools))
 
 
 class Scorer(Protocol):

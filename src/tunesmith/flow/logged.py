@@ -63,4 +63,4 @@ def logged(text: str, store: Store) -> Iterator[dict[str, Any]]:
     times = {key: seconds_of(wanted[key]) for key in ("since", "until") if key in wanted}
     limit = int(wanted["limit"]) if "limit" in wanted else None
     for one in Interactions(store).answered(equal, since=times.get("since"), until=times.get("until"), limit=limit):
-        yield msgspec.to_builtins(one)
+        yield msgspec.json.decode(msgspec.json.encode(one))
