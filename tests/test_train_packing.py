@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from train_parts import awake, make_rows, padded_loss, plan, slope_of, tiny_base
 from tunesmith.core.chat import Rendered
-from tunesmith.core.errors import UsageError
-from tunesmith.train.loss import chunked_nll
+from tunesmith.train.adapters import prepare
+from tunesmith.train.loss import chunked_logp, chunked_nll
 from tunesmith.train.microbatch import hidden_at
 from tunesmith.train.packing import epoch_order, micro_batches, pack
 from tunesmith.train.plan import ResolvedAdapter
@@ -116,19 +116,27 @@ def test_rows_of_a_pack_do_not_see_each_other(tmp_path):
     assert abs(first[3] - second[3]) > 1e-3
 
 
-def test_a_row_longer_than_the_sliding_window_is_refused(tmp_path):
-    from transformers import MistralConfig, MistralForCausalLM
+def test_rows_longer_than_the_sliding_window_see_no_further_than_it(tmp_path):
+    from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
     config = MistralConfig(
         vocab_size=97,
         hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=1,
+        num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=2,
         sliding_window=16,
+        initializer_range=0.3,
     )
     MistralForCausalLM(config).save_pretrained(tmp_path)
-    trainable = awake(tmp_path, plan())
-    with pytest.raises(UsageError, match="sliding window of 16"):
-        hidden_at(trainable, pack(make_rows(2)))
+    trainable, rows = prepare(tmp_path, plan(adapter=ResolvedAdapter(kind="none"))), make_rows(3)
+    assert trainable.route.name == "fused"
+    one = pack(rows)
+    logp = chunked_logp(hidden_at(trainable, one), trainable.head, torch.from_numpy(one.targets)).detach()
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    for number, row in enumerate(rows):
+        ids = torch.from_numpy(row.ids.astype(np.int64))
+        whole = torch.log_softmax(plain(input_ids=ids[None]).logits[0], -1).detach()
+        places = torch.from_numpy(np.flatnonzero(row.mask))
+        torch.testing.assert_close(logp[torch.from_numpy(one.row == number)], whole[places - 1, ids[places]], rtol=1e-4, atol=1e-5)

@@ -170,27 +170,32 @@ def test_it_is_trained_and_asked_as_any_other(base, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("own", "trains", "answers"),
+    ("own", "route", "answers"),
     [
-        ("blind", "the states of a row change by", "see each other"),
-        ("closed", "argument 'spans'", "argument 'forward_pass'"),
-        ("broken", "KeyError: 'window'", "KeyError: 'window'"),
+        ("blind", "rows", "see each other"),
+        ("closed", "packed", "argument 'forward_pass'"),
+        ("hidden", "plain", ""),
     ],
 )
-def test_attention_that_cannot_be_replaced_is_refused(tmp_path, own, trains, answers):
+def test_attention_of_its_own_takes_a_slower_route_and_is_not_decoded(tmp_path, own, route, answers):
     base = remote(tmp_path / "base", own=own)
     trust.allow([str(base)])
-    with pytest.raises(TrainingError, match=rf"attention of Own is its own, and cannot be replaced: .*{trains}"):
-        train(plan(), rows(base), base=base, out=tmp_path / "out")
-    with pytest.raises(UsageError, match=rf"attention of Own is its own, .*{answers}"):
-        LocalModel(base, name="m", dtype="float32")
+    events: list[dict] = []
+    result = train(plan(), rows(base), base=base, out=tmp_path / "out", on_event=events.append)
+    assert next(event["route"] for event in events if event["event"] == "start") == route
+    assert result.steps == 2
+    if answers:
+        with pytest.raises(UsageError, match=rf"attention of Own is its own, .*{answers}"):
+            LocalModel(base, name="m", dtype="float32")
 
 
-def test_a_model_whose_decoder_is_not_where_it_says_is_not_trained(tmp_path):
-    base = remote(tmp_path / "base", own="hidden")
+def test_a_base_whose_own_code_fails_is_one_clear_error(tmp_path):
+    base = remote(tmp_path / "base", own="broken")
     trust.allow([str(base)])
-    with pytest.raises(TrainingError, match=r"attention of Own is its own, .*no attribute 'nowhere'"):
+    with pytest.raises(TrainingError, match="transformers itself cannot compute this base: KeyError: 'window'"):
         train(plan(), rows(base), base=base, out=tmp_path / "out")
+    with pytest.raises(UsageError, match=r"attention of Own is its own, .*KeyError: 'window'"):
+        LocalModel(base, name="m", dtype="float32")
 
 
 def test_what_stays_refused(base, tmp_path):

@@ -6,7 +6,7 @@ weights, adapters included, and falls back to its own where a child is more than
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -140,7 +140,7 @@ class PackedAttention(nn.Module):
         x = _probe(5, self.q_proj)[None]
         angle = torch.linspace(0.1, 3.0, 5 * (self.head_dim // 2)).view(5, -1).to(x.device)
         turns = tuple(torch.cat((part, part), 1).to(x.dtype)[None] for part in (angle.cos(), angle.sin()))
-        pack = {"attention_mask": None, "spans": (Span(0, 3, 3), Span(3, 5, 5)), "longest": 3}
+        pack = {"attention_mask": None, "spans": (Span(0, 3, 3), Span(3, 5, 5)), "longest": 3, "places": torch.tensor([0, 1, 2, 0, 1])}
         return _close(self(x, turns, **pack)[0], self.plain(x, turns, **pack)[0])
 
 
@@ -156,35 +156,49 @@ def _close(x: Tensor, y: Tensor) -> bool:
 
 _MLP = ("gate_proj", "up_proj", "down_proj", "act_fn")
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "head_dim", "scaling", "config")
+_KINDS: tuple[tuple[type[nn.Module], Sequence[str]], ...] = ((GatedMLP, _MLP), (PackedAttention, _ATTENTION))
 
 
-def fuse_blocks(model: nn.Module) -> int:
-    """Lay the fused forwards over every MLP and attention whose own forward provably is the same; returns how many.
+def fuse_blocks(model: nn.Module, *, attention: bool = True) -> list[tuple[nn.Module, type[nn.Module]]]:
+    """Lay the fused forwards over every MLP (and `attention`) whose own forward provably is the same; returns those modules and
+    their classes.
 
-    The first module of a class is tried on random input; the others of that class follow it.
+    Every module is tried on random input: layers of one class may differ (some without rotary positions, say).
     """
-    kinds: dict[type[nn.Module], type[nn.Module] | None] = {}
-    fused = 0
+    kinds: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
+    fused = []
     with torch.no_grad():
         for module in model.modules():
             own = type(module)
-            if own not in kinds:
-                kinds[own] = _fused_kind(module)
-            kind = kinds[own]
+            kind = _fused_kind(module, kinds, _KINDS if attention else _KINDS[:1])
             if kind is not None:
                 module.__class__ = kind
-                fused += 1
+                fused.append((module, own))
     return fused
 
 
-def _fused_kind(module: nn.Module) -> type[nn.Module] | None:
+def unfuse_blocks(fused: Iterable[tuple[nn.Module, type[nn.Module]]]) -> None:
+    """Give the modules their own forwards back."""
+    for module, own in fused:
+        module.__class__ = own
+
+
+def _fused_kind(
+    module: nn.Module,
+    kinds: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]],
+    tried: Sequence[tuple[type[nn.Module], Sequence[str]]],
+) -> type[nn.Module] | None:
     """A subclass of the module's class with one of the forwards above, or None where none agrees with its own."""
     own = type(module)
-    for ours, names in ((GatedMLP, _MLP), (PackedAttention, _ATTENTION)):
+    for ours, names in tried:
         if all(hasattr(module, name) for name in names):
-            kind = type(f"Fused{own.__name__}", (ours, own), {})
+            kind = kinds.setdefault((ours, own), type(f"Fused{own.__name__}", (ours, own), {}))
             module.__class__ = kind
-            agrees = bool(module.agrees())  # type: ignore[operator]
-            module.__class__ = own
+            try:
+                agrees = bool(module.agrees())  # type: ignore[operator]
+            except (RuntimeError, TypeError, ValueError, KeyError, AttributeError, IndexError):  # it wants what the trial does not give
+                agrees = False
+            finally:
+                module.__class__ = own
             return kind if agrees else None
     return None

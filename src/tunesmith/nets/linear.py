@@ -123,6 +123,8 @@ def part_of(layer: nn.Module, x: Tensor) -> Part | None:
     weight = base.packed if isinstance(base, Nf4Linear) else base.weight
     if weight.dtype != x.dtype or (isinstance(weight, Tensor) and weight.requires_grad):
         return None
+    if isinstance(layer, FusedLoraLinear) and layer.plain:
+        return None
     if not isinstance(layer, FusedLoraLinear) or layer.disable_adapters:
         return None if isinstance(layer, FusedLoraLinear) and layer.merged else Part(weight, base.bias)
     names = layer.active_adapters
@@ -138,11 +140,14 @@ def part_of(layer: nn.Module, x: Tensor) -> Part | None:
 class FusedLoraLinear(PeftLinear):
     """peft's LoRA layer with a fused forward for plain LoRA and rsLoRA; saving, loading, merging and every variant stay peft's.
 
-    It falls back to peft's own forward for DoRA and other variants, several or merged adapters, a trained base weight or mixed types.
+    It falls back to peft's own forward for DoRA and other variants, several or merged adapters, a trained base weight or mixed types,
+    and where `plain` is set.
     """
 
+    plain = False
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        part = None if args or any(value is not None for value in kwargs.values()) else part_of(self, x)
+        part = None if self.plain or args or any(value is not None for value in kwargs.values()) else part_of(self, x)
         if part is None or part.a is None:
             return super().forward(x, *args, **kwargs)
         rows = x.reshape(-1, x.shape[-1])

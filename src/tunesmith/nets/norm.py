@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from inspect import signature
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+
+class Replaced(NamedTuple):
+    """A module's own child `name`, in whose place another one stands."""
+
+    parent: nn.Module
+    name: str
+    own: nn.Module
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -41,19 +51,35 @@ class FusedRMSNorm(nn.Module):
         return _RMSNorm.apply(x, self.weight, self.eps)
 
 
-def fuse_norms(model: nn.Module) -> int:
-    """Replace every RMS norm that provably is the plain one (same output on random input) by the fused one; returns how many."""
-    replaced = 0
+def fuse_norms(model: nn.Module) -> list[Replaced]:
+    """Replace every RMS norm that provably is the plain one (same output on random input) by the fused one; returns what was replaced."""
+    replaced = []
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            weight, eps = getattr(child, "weight", None), getattr(child, "variance_epsilon", getattr(child, "eps", None))
-            if not type(child).__name__.endswith("RMSNorm") or weight is None or eps is None:
-                continue
-            fused = FusedRMSNorm(weight, eps)
-            probe = torch.randn(4, len(weight), generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
-            with torch.no_grad():
-                same = torch.allclose(fused(probe), child(probe), rtol=1e-2 if weight.dtype == torch.bfloat16 else 1e-5)
-            if same:
+            fused = _fused(child)
+            if fused is not None:
                 setattr(module, name, fused)
-                replaced += 1
+                replaced.append(Replaced(module, name, child))
     return replaced
+
+
+def restore(replaced: Iterable[Replaced]) -> None:
+    """Put the model's own layers back."""
+    for parent, name, own in replaced:
+        setattr(parent, name, own)
+
+
+def _fused(norm: nn.Module) -> FusedRMSNorm | None:
+    """The fused form of a norm, or None where it is another one: with a gate beside its input, say, or a weight around 1."""
+    weight, eps = getattr(norm, "weight", None), getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+    if not type(norm).__name__.endswith("RMSNorm") or weight is None or eps is None or len(signature(norm.forward).parameters) != 1:
+        return None
+    fused = FusedRMSNorm(weight, eps)
+    probe = torch.randn(4, len(weight), generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
+    with torch.no_grad():
+        try:
+            own = norm(probe)
+        except (RuntimeError, TypeError, ValueError):  # it wants another shape: then it is another norm
+            return None
+        same = own.shape == probe.shape and torch.allclose(fused(probe), own, rtol=1e-2 if weight.dtype == torch.bfloat16 else 1e-5)
+    return fused if same else None

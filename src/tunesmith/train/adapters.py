@@ -2,50 +2,78 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tunesmith.core.chat import Renderer
+from tunesmith.core.chat import Rendered, Renderer
 from tunesmith.core.errors import ConfigError, TrainingError
-from tunesmith.models.trust import refuse_own_attention, trusted
-from tunesmith.nets.blocks import fuse_blocks
+from tunesmith.models.load_causal import load_causal
+from tunesmith.models.trust import trusted
 from tunesmith.nets.dropout import SeededDropout
 from tunesmith.nets.linear import FusedLoraLinear
 from tunesmith.nets.nf4 import Nf4Linear, quantise
-from tunesmith.nets.norm import fuse_norms
-from tunesmith.nets.spans import Span
-from tunesmith.nets.tree_attention import register_attention
 from tunesmith.train.facts import WEIGHTS, require_safetensors
+from tunesmith.train.loss import Head
+from tunesmith.train.packing import Pack, pack
 from tunesmith.train.plan import ResolvedPlan
+from tunesmith.train.routes import PLAIN, Route, lay, take_off
+from tunesmith.train.start_check import Choice, choose_route
 
 
 def load_base(base: Path, dtype: torch.dtype, device: str = "cpu") -> Any:
     """The causal model in the folder `base`, from safetensors only; code beside them runs only where it was allowed by name.
 
-    Raises TrainingError when it cannot be read.
+    A model that also sees pictures is loaded whole and used for text. Raises TrainingError when it cannot be read.
     """
-    from transformers import AutoModelForCausalLM
-
     require_safetensors(base)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            base, dtype=dtype, use_safetensors=True, trust_remote_code=trusted(base), local_files_only=True
-        )
-    except (OSError, ValueError) as error:
+        return load_causal(base, dtype=dtype).to(device)
+    except (OSError, ValueError, ImportError) as error:
         raise TrainingError(f"the base cannot be loaded: {error}", where=str(base)) from error
-    return model.to(device)
+
+
+def linear_layers(model: Any) -> dict[str, nn.Module]:
+    """The linear layers of the part that reads and writes text, but the output layer, by their full names."""
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    text = model.get_decoder() if hasattr(model, "get_decoder") else model
+    inside = {id(module) for module in (text if isinstance(text, nn.Module) else model).modules()}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D)) and module is not head and id(module) in inside
+    }
 
 
 def linear_names(model: Any) -> list[str]:
-    """The last parts of the names of all linear layers but the output layer: what `targets` may name."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    return sorted(
-        {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head}
-    )
+    """The last parts of their names: what `targets` may name."""
+    return sorted({name.rsplit(".", 1)[-1] for name in linear_layers(model)})
+
+
+# What peft refuses to adapt, because the kernels of these layers read the weights themselves.
+_STATE_SPACE = {"mamba", "mamba2", "falcon_mamba", "falcon_h1"}
+_REFUSED = {"out_proj", "conv1d"}
+
+
+def _all_linear(model: Any) -> list[str] | str:
+    """peft's word for all linear layers, where it means those of the text; else the layers by name."""
+    layers, refused = linear_layers(model), _REFUSED if model.config.model_type in _STATE_SPACE else set()
+    own = {id(module) for module in layers.values()}
+    head = model.get_output_embeddings()
+    others = [module for module in model.modules() if isinstance(module, nn.Linear) and id(module) not in own and module is not head]
+    if not others and not refused & {name.rsplit(".", 1)[-1] for name in layers}:
+        return "all-linear"
+    wanted = [name for name in layers if name.rsplit(".", 1)[-1] not in refused]
+    if others:
+        return wanted
+    return sorted({name.rsplit(".", 1)[-1] for name in wanted})
 
 
 def _token_rows(model: Any, plan: ResolvedPlan, base: Path) -> dict[str, list[int]] | list[int] | None:
@@ -86,7 +114,7 @@ def _peft_config(model: Any, plan: ResolvedPlan, base: Path) -> Any:
         r=adapter.r,
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
-        target_modules=adapter.targets if adapter.targets == "all-linear" else list(adapter.targets),
+        target_modules=_all_linear(model) if adapter.targets == "all-linear" else list(adapter.targets),
         use_rslora=adapter.rslora,
         use_dora=adapter.dora,
         init_lora_weights=True if adapter.init == "default" else adapter.init,
@@ -98,33 +126,49 @@ def _peft_config(model: Any, plan: ResolvedPlan, base: Path) -> Any:
 
 
 class Trainable:
-    """A model made ready: forward to hidden states, the output layer, and its trainable parameters by name."""
+    """A model made ready: states or logits at a pack's targets, what makes logits of them, and its trainable parameters by name.
+
+    `route` says how a pack is computed (`routes.py`); a fresh one goes the plain way.
+    """
 
     def __init__(self, model: Any, plan: ResolvedPlan) -> None:
         self.model = model
         self.causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.decoder = getattr(self.causal, self.causal.base_model_prefix)
+        self.decoder: Any = getattr(self.causal, self.causal.base_model_prefix, None)
         self.lora = plan.adapter.kind == "lora"
         self.device = plan.device
         # Full training keeps float32 weights and multiplies in the plan's type.
         self.autocast = plan.dtype == "bfloat16" and not self.lora
-        for capped in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
-            if getattr(self.causal.config, capped, None) not in (None, 1.0):
-                raise TrainingError(
-                    f"the base changes its logits by {capped}, which the chunked loss does not compute", where=self.causal.config.model_type
-                )
-        if getattr(self.head, "bias", None) is not None:
-            raise TrainingError(
-                "the base's output layer has a bias, which the chunked loss does not compute", where=self.causal.config.model_type
-            )
-        self._head_size = self.head.weight.numel()  # once: with trained tokens `weight` copies the whole matrix
+        self._attention = str(self.causal.config._attn_implementation)
+        self._laid = lay(model, self.causal, PLAIN, self._attention)
+        self._keeps = "logits_to_keep" in signature(self.causal.forward).parameters
+        # peft computes adapters of fused experts by changing their weights for a pass: two passes at once would see each other's.
+        self.parallel = not any(type(module).__name__ == "ParamWrapper" for module in model.modules())
+        self.choice = Choice(route=PLAIN.name)
+        layer = self.causal.get_output_embeddings()
+        self._head_size = layer.weight.numel() if layer is not None else 0  # once: with trained tokens `weight` copies the whole matrix
 
     @property
-    def head(self) -> Any:
-        """The output layer; with trained tokens its `weight` has their rows in place, unless the adapter is switched off."""
-        layer = self.causal.get_output_embeddings()
+    def route(self) -> Route:
+        """How packs are computed."""
+        return self._laid.route
+
+    def go(self, route: Route) -> None:
+        """Compute packs another way from now on. Raises whatever the model raises where it cannot be prepared for it."""
+        take_off(self.causal, self._laid, self._attention)
+        self._laid = lay(self.model, self.causal, PLAIN, self._attention)
+        self._laid = lay(self.model, self.causal, route, self._attention)
+
+    @property
+    def head(self) -> Head:
+        """What makes logits; with trained tokens its weight has their rows in place, unless the adapter is switched off."""
+        if self.route.plain:
+            return Head(None)
+        layer, config = self.causal.get_output_embeddings(), self.causal.config.get_text_config()
         tokens = getattr(layer, "token_adapter", None)
-        return tokens.base_layer if tokens is not None and tokens.disable_adapters else layer
+        layer = tokens.base_layer if tokens is not None and tokens.disable_adapters else layer
+        scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+        return Head(layer.weight, getattr(layer, "bias", None), scale, getattr(config, "final_logit_softcapping", None))
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Trainable parameters by their full name."""
@@ -132,29 +176,62 @@ class Trainable:
 
     def flops(self, computed: float, targets: float) -> float:
         """Arithmetic that one step cannot avoid: forward and backward through the linear layers (weights too in full training)."""
-        inner = sum(m.in_features * m.out_features for m in self.decoder.modules() if isinstance(m, (nn.Linear, Nf4Linear)))
-        return (4.0 if self.lora else 6.0) * (inner * computed + self._head_size * targets)
+        inner = sum(m.in_features * m.out_features for m in self.causal.modules() if isinstance(m, (nn.Linear, Nf4Linear)))
+        return (4.0 if self.lora else 6.0) * ((inner - self._head_size) * computed + self._head_size * targets)
 
-    def hidden(self, ids: Tensor, positions: Tensor, **pack: Any) -> Tensor:
-        """Hidden states [T, H] after the final norm, for one pack; `pack` carries its spans to the attention."""
+    def states(self, one: Pack) -> Tensor:
+        """What `head` takes, at the pack's targets: the last states [M, H] after the final norm, or [M, V] logits on the plain route."""
+        if not self.route.tree and one.shares:
+            one = pack(one.rows, share=False)  # laid down for another model: the teacher of this one, or its student
         with torch.autocast(self.device, torch.bfloat16, enabled=self.autocast):
-            states = self.decoder(input_ids=ids[None], position_ids=positions[None], use_cache=False, **pack).last_hidden_state[0]
-        return states.to(torch.bfloat16) if self.autocast else states
+            states = self._packed(one) if self.route.packed else self._by_row(one)
+        return states.to(torch.bfloat16) if self.autocast and not self.route.plain else states
+
+    def _packed(self, one: Pack) -> Tensor:
+        ids, positions, at = (torch.from_numpy(a).to(self.device) for a in (one.ids, one.positions, one.at))
+        more: dict[str, Any] = {"spans": one.spans, "longest": one.longest, "places": positions} if self.route.tree else {}
+        found: Tensor = self.decoder(input_ids=ids[None], position_ids=positions[None], use_cache=False, **more).last_hidden_state[0, at]
+        return found
+
+    def _by_row(self, one: Pack) -> Tensor:
+        """One row after the other; the targets of a row stand together in `at`, in the rows' order, but need not be in the pack's."""
+        starts = [*np.flatnonzero(one.positions == 0).tolist(), len(one.ids)]
+        owner = np.searchsorted(starts, one.at, side="right") - 1
+        found: list[Tensor | None] = [None] * len(one.at)
+        for row in np.unique(owner).tolist():
+            begin, end = starts[row], starts[row + 1]
+            mine = np.flatnonzero(owner == row)
+            ids, at = torch.from_numpy(one.ids[begin:end]).to(self.device)[None], torch.from_numpy(one.at[mine] - begin).to(self.device)
+            for place, state in zip(mine.tolist(), self._row(ids, at), strict=True):
+                found[place] = state
+        return torch.stack([state for state in found if state is not None])
+
+    def _row(self, ids: Tensor, at: Tensor) -> Tensor:
+        """States or logits of one row alone, at `at`."""
+        if not self.route.plain:
+            found: Tensor = self.decoder(input_ids=ids, use_cache=False).last_hidden_state[0, at]
+            return found
+        if self._keeps:
+            logits: Tensor = self.causal(input_ids=ids, use_cache=False, logits_to_keep=at).logits[0]
+            if len(logits) == len(at):
+                return logits
+        whole: Tensor = self.causal(input_ids=ids, use_cache=False).logits[0, at]
+        return whole
 
 
-def prepare(base: Path, plan: ResolvedPlan) -> Trainable:
-    """Load the base and make it trainable: adapter attached (in float32) or all weights in float32; seeded by the plan."""
+def prepare(base: Path, plan: ResolvedPlan, probe: Sequence[Rendered] = (), *, route: str | None = None) -> Trainable:
+    """Load the base and make it trainable: adapter attached (in float32) or all weights in float32; seeded by the plan.
+
+    Packs are computed on the fastest route on which `probe` (rows of the run, else random ones) gives what transformers itself gives, or
+    on the one that is named.
+    """
     full = plan.adapter.kind == "none"
     dtype = torch.float32 if full or plan.dtype == "float32" else torch.bfloat16
     four = plan.adapter.quantise == "nf4"
     model = load_base(base, dtype, "cpu" if four else plan.device)  # of a base in 4 bits only the packed weights go to a GPU
-    if trusted(base):
-        refuse_own_attention(model, base, lambda: _leak(model), TrainingError)
-        if full:
-            what = "a base that runs code of its own is trained through an adapter: its result would need that code beside it"
-            raise ConfigError(what, where="train.adapter.kind", allowed="lora")
-    model.set_attn_implementation(register_attention())
-    _fuse(model, plan.device)
+    if trusted(base) and full:
+        what = "a base that runs code of its own is trained through an adapter: its result would need that code beside it"
+        raise ConfigError(what, where="train.adapter.kind", allowed="lora")
     if not full:
         from peft import get_peft_model
 
@@ -162,7 +239,6 @@ def prepare(base: Path, plan: ResolvedPlan) -> Trainable:
         model = get_peft_model(model, _peft_config(model, plan, base))
         chosen = model.peft_config["default"]
         chosen.target_modules = sorted(chosen.target_modules)  # peft keeps a set, which is written in another order each time
-        fuse_blocks(model)
         if plan.adapter.start_from is not None:
             _start_from(model, Path(plan.adapter.start_from))
         if four:
@@ -174,35 +250,9 @@ def prepare(base: Path, plan: ResolvedPlan) -> Trainable:
                 setattr(module, name, SeededDropout(child.p))
     if plan.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return Trainable(model, plan)
-
-
-def _leak(model: Any) -> str:
-    """What is wrong when two rows are in one pack; nothing where each is read as it is alone."""
-    ids, decoder = torch.tensor([1, 2, 3, 4, 4, 3, 2, 1], device=model.device), getattr(model, model.base_model_prefix)
-
-    def states(start: int, *spans: Span) -> Tensor:
-        places = torch.arange(4, device=model.device).repeat(len(spans))[None]
-        pack = {"position_ids": places, "spans": spans, "longest": 4, "use_cache": False}
-        found: Tensor = decoder(input_ids=ids[None, start:], **pack).last_hidden_state[0, -4:].float()
-        return found
-
-    model.set_attn_implementation(register_attention())
-    with torch.no_grad():
-        packed, alone = states(0, Span(0, 4, 4), Span(4, 8, 8)), states(4, Span(0, 4, 4))
-    change = float((packed - alone).norm() / alone.norm())
-    return "" if change <= 0.05 else f"the states of a row change by {change:.0%} with another one in its pack"
-
-
-def _fuse(model: Any, device: str) -> None:
-    """Norms, rotary embeddings and gates in one kernel each: Liger's on a GPU where it is installed, else our own norm."""
-    if device == "cuda" and find_spec("liger_kernel") is not None:
-        from transformers.integrations import apply_liger_kernel
-
-        ours = {"cross_entropy": False, "fused_linear_cross_entropy": False}  # the loss needs no logits of the model
-        apply_liger_kernel(model, {"rope": True, "rms_norm": True, "swiglu": True, **ours})
-    else:
-        fuse_norms(model)
+    trainable = Trainable(model, plan)
+    choose_route(trainable, base, plan, probe, route)
+    return trainable
 
 
 def quantise_decoder(causal: Any) -> None:

@@ -62,10 +62,11 @@ def save_artifact(out: Path, base: Path, trainable: Trainable) -> Path:
 def _plain_loss(model: Any, rows: Sequence[Rendered]) -> float:
     """Nats per trained token, one row at a time, by transformers alone."""
     total, count = 0.0, 0
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft's own forward passes on more than some take
     with torch.no_grad():
         for row in rows:
             ids = torch.from_numpy(row.ids.astype("int64"))[None]
-            logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+            logits = causal(input_ids=ids, use_cache=False).logits[0, :-1].float()
             trained = torch.from_numpy(row.mask[1:].astype(bool))
             total += float(torch.nn.functional.cross_entropy(logits[trained], ids[0, 1:][trained], reduction="sum"))
             count += int(trained.sum())
@@ -74,7 +75,8 @@ def _plain_loss(model: Any, rows: Sequence[Rendered]) -> float:
 
 def _merge_error(model: Any) -> float:
     """Largest relative difference, over a few layers, between adapter and merged weight, both in float32."""
-    layers = [m for m in model.modules() if hasattr(m, "lora_A") and hasattr(m, "get_delta_weight")]
+    adapted = [m for m in model.modules() if hasattr(m, "lora_A") and hasattr(m, "get_delta_weight")]
+    layers = [m for m in adapted if type(m.get_base_layer()) is torch.nn.Linear]
     worst = 0.0
     for layer in layers[:: max(1, len(layers) // 4)]:
         x = torch.randn(8, layer.in_features, generator=torch.Generator().manual_seed(0))

@@ -16,14 +16,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from tunesmith.nets.norm import fuse_norms
-from tunesmith.nets.tree_attention import register_attention
 from tunesmith.train.adapters import Trainable, load_base
-from tunesmith.train.loss import chunk_of
+from tunesmith.train.loss import Head, chunk_of
 from tunesmith.train.microbatch import hidden_at
 from tunesmith.train.objectives import SFT, Step, Sums
 from tunesmith.train.packing import Pack
 from tunesmith.train.plan import Distillation, ResolvedAdapter, ResolvedPlan
+from tunesmith.train.start_check import choose_route
 
 
 def divergences(student: Tensor, teacher: Tensor, options: Distillation) -> Tensor:
@@ -49,25 +48,31 @@ class _ChunkedDivergence(torch.autograd.Function):
     """Σ scale·divergence, and each position's own; the gradients are computed in the forward pass, chunk by chunk."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, taught: Tensor, heads: Tensor, scale: float, options: Distillation) -> Any:
-        wants_hidden, wants_head = ctx.needs_input_grad[:2]
-        size, vocabulary = chunk_of(len(head)), min(len(head), len(heads))  # heads are padded differently
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor | None, head: Head, taught: Tensor, teacher: Head, scale: float, options: Distillation
+    ) -> Any:
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        size = chunk_of(hidden.shape[1] if weight is None else len(weight))
         each = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        grad_head = torch.zeros_like(head, dtype=torch.float32) if wants_head else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight and weight is not None else None
         for start in range(0, len(hidden), size):
             part = slice(start, start + size)
-            teacher = F.linear(taught[part], heads[:vocabulary]).float()
+            wise = teacher.logits(taught[part])
             with torch.enable_grad():
-                states, rows = hidden[part].detach().requires_grad_(), head.detach().requires_grad_(wants_head)
-                values = divergences(F.linear(states, rows[:vocabulary].to(states.dtype)).float(), teacher, options)
-                slopes = torch.autograd.grad(values.sum(), [states, rows] if wants_head else [states]) if wants_hidden else ()
+                states = hidden[part].detach().requires_grad_()
+                rows = None if weight is None else weight.detach().requires_grad_(wants_weight)
+                own = head._replace(weight=rows).logits(states)
+                vocabulary = min(own.shape[1], wise.shape[1])  # heads are padded differently
+                values = divergences(own[:, :vocabulary], wise[:, :vocabulary], options)
+                wanted = [states, rows] if wants_weight and rows is not None else [states]
+                slopes = torch.autograd.grad(values.sum(), wanted) if wants_hidden else ()
             each[part] = values.detach()
             if grad_hidden is not None:
                 grad_hidden[part] = slopes[0] * scale
-            if grad_head is not None:
-                grad_head += slopes[1] * scale
-        ctx.save_for_backward(grad_hidden, grad_head)
+            if grad_weight is not None:
+                grad_weight += slopes[1] * scale
+        ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.mark_non_differentiable(each)
         return each.sum() * scale, each
 
@@ -75,7 +80,7 @@ class _ChunkedDivergence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         scaled = [None if slope is None else slope * grad for slope in ctx.saved_tensors]
-        return (*scaled, None, None, None, None)
+        return (*scaled, None, None, None, None, None)
 
 
 class Distil(SFT):
@@ -84,19 +89,22 @@ class Distil(SFT):
     def __init__(self, options: Distillation, teacher: Trainable) -> None:
         self.options, self.teacher = options, teacher
 
-    def loss(self, hidden: Tensor, head: Tensor, packed: Pack, reference: Tensor, labels: Tensor, step: Step) -> tuple[Tensor, Sums]:
+    def loss(self, hidden: Tensor, head: Head, packed: Pack, reference: Tensor, labels: Tensor, step: Step) -> tuple[Tensor, Sums]:
         """See `Objective.loss`."""
         with torch.no_grad():
             taught = hidden_at(self.teacher, packed)
         with torch.autocast(hidden.device.type, enabled=False):
-            loss, each = _ChunkedDivergence.apply(hidden, head, taught, self.teacher.head.weight, step.scale, self.options)
+            wise = self.teacher.head
+            loss, each = _ChunkedDivergence.apply(hidden, head.weight, head, taught, wise, step.scale, self.options)
         return loss, {"loss": float(each.double().sum()), "weight": float(len(each))}
 
 
 def load_teacher(plan: ResolvedPlan) -> Trainable:
     """The plan's teacher, frozen, in the plan's type. Raises TrainingError when it cannot be read."""
-    model = load_base(Path(plan.distillation.teacher or ""), torch.bfloat16 if plan.dtype == "bfloat16" else torch.float32, plan.device)
-    model.set_attn_implementation(register_attention())
-    fuse_norms(model)
+    folder = Path(plan.distillation.teacher or "")
+    model = load_base(folder, torch.bfloat16 if plan.dtype == "bfloat16" else torch.float32, plan.device)
     model.eval().requires_grad_(False)
-    return Trainable(model, msgspec.structs.replace(plan, adapter=ResolvedAdapter()))
+    teacher = Trainable(model, msgspec.structs.replace(plan, adapter=ResolvedAdapter()))
+    choose_route(teacher, folder, plan, (), None)
+    model.eval()
+    return teacher

@@ -119,9 +119,28 @@ def lora_parameters(config: dict[str, Any], plan: ResolvedPlan) -> int:
     """Trainable parameters of a LoRA adapter: r·(in + out) for each target in each block (arXiv 2106.09685), DoRA adds out; and the rows
     of its tokens."""
     targets = plan.adapter.targets
-    chosen = [shape for name, shape in linear_shapes(config).items() if targets == "all-linear" or name in targets]
+    chosen = [shape for name, shape in inner_shapes(config).items() if targets == "all-linear" or _last(name) in targets]
     rows = len(plan.adapter.trainable_tokens) * config["hidden_size"] * (1 if config.get("tie_word_embeddings") else 2)
-    return sum(plan.adapter.r * (o + i) + (o if plan.adapter.dora else 0) for o, i in chosen) * int(config["num_hidden_layers"]) + int(rows)
+    return sum(plan.adapter.r * (o + i) + (o if plan.adapter.dora else 0) for o, i in chosen) + int(rows)
+
+
+def inner_shapes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """(out, in) of every matrix inside the blocks, by name: those of the weights, or, of a configuration alone, a Llama-like model's."""
+    if "linears" in config:
+        shapes: dict[str, tuple[int, int]] = config["linears"]
+        return shapes
+    layers = range(int(config["num_hidden_layers"]))
+    return {f"{layer}.{name}": shape for layer in layers for name, shape in linear_shapes(config).items()}
+
+
+def inner_parameters(config: dict[str, Any]) -> int:
+    """How many numbers these matrices have."""
+    return sum(o * i for o, i in inner_shapes(config).values())
+
+
+def _last(name: str) -> str:
+    """The layer's own name: q_proj of model.layers.0.self_attn.q_proj.weight."""
+    return name.removesuffix(".weight").rsplit(".", 1)[-1]
 
 
 def answering_bytes(config: dict[str, Any], size: int, rows: int, length: int) -> int:
@@ -167,7 +186,7 @@ def memory(config: dict[str, Any], plan: ResolvedPlan, trainable: int, largest_p
     weights = whole = int(config["parameters"]) * (4 if full else size)
     four = plan.adapter.quantise == "nf4"
     if four:
-        weights -= round(layers * sum(o * i for o, i in linear_shapes(config).values()) * (size - NF4_BITS / 8))
+        weights -= round(inner_parameters(config) * (size - NF4_BITS / 8))
     working = size * 4 * (4 * hidden + 4 * inner)
     return Memory(
         runtime=RUNTIME_BYTES[plan.device],
@@ -215,7 +234,7 @@ def estimate(plan: Plan, rows: Sequence[Row], validation: Sequence[Row] = (), *,
         computed, largest = _sample(ready, resolved)
     full = resolved.adapter.kind == "none"
     trainable = int(config["parameters"]) if full else lora_parameters(config, resolved)
-    inner = sum(o * i for o, i in linear_shapes(config).values()) * int(config["num_hidden_layers"])
+    inner = inner_parameters(config)
     head = int(config["vocab_size"]) * facts.hidden_size
     flops = (6.0 if full else 4.0) * resolved.epochs * (inner * computed + head * trained)
     per_epoch = math.ceil(len(ready) / resolved.batch_size)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ def require_safetensors(base: Path) -> None:
 
 
 def base_shape(base: Path) -> dict[str, Any]:
-    """The base's config.json with `parameters` (unique weights, read from the safetensors headers) added.
+    """The sizes of the base's text part as its config.json has them, with `parameters` (unique weights) and `linears` (the matrices inside
+    its blocks, (out, in) by name) from the safetensors headers.
 
     Raises TrainingError for a folder without them, UsageError for a base that wants code of its own and may not.
     """
@@ -40,13 +42,70 @@ def base_shape(base: Path) -> dict[str, Any]:
         raise TrainingError(f"no readable config.json: {error}", where=str(base), remedy="give the folder of a prepared base") from error
     refuse_code(config, base / "config.json")
     require_safetensors(base)
-    config["parameters"] = sum(_numbers(path) for path in sorted(base.glob("*.safetensors")))
-    return config
+    shape = text_shape(config)
+    headers = [header(path) for path in sorted(base.glob("*.safetensors"))]
+    shape["parameters"] = sum(map(_numbers, headers))
+    shape["linears"] = {name: size for tensors in headers for name, size in _linears(tensors)}
+    return shape
 
 
-def _numbers(path: Path) -> int:
+# Matrices that are looked up, read once a token, or belong to what sees and hears.
+_NOT_INNER = re.compile(r"embed|lm_head|wte|wpe|norm|vision|visual|audio|(^|\.)(head|output|score)\.weight$|conv1d|rotary|A_log")
+
+
+def _linears(tensors: dict[str, Any]) -> Iterator[tuple[str, tuple[int, int]]]:
+    """(name, (out, in)) of every matrix inside the blocks; fused experts count one by one."""
+    for name, tensor in tensors.items():
+        sides: list[int] = tensor.get("shape", []) if name != "__metadata__" else []
+        if _NOT_INNER.search(name) or len(sides) not in (2, 3) or min(sides) < 2:
+            continue
+        if len(sides) == 2:
+            yield name, (sides[0], sides[1])
+        else:
+            yield from ((f"{name}.{i}", (sides[1], sides[2])) for i in range(sides[0]))
+
+
+# What configurations call the sizes of a decoder; the first that is there counts.
+_NAMES = {
+    "hidden_size": ("hidden_size", "n_embd", "d_model", "dim", "embed_dim"),
+    "num_hidden_layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers"),
+    "num_attention_heads": ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads", "attention_heads"),
+    "intermediate_size": ("intermediate_size", "n_inner", "ffn_dim", "d_ff", "ffn_hidden_size", "decoder_ffn_dim", "moe_intermediate_size"),
+    "max_position_embeddings": ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length"),
+}
+_TEXT = ("text_config", "llm_config", "language_config", "thinker_config")
+
+
+def text_shape(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of the part that reads and writes text, with its sizes under one name each; the kind of the whole stays.
+
+    Raises TrainingError where no size of the states, or no number of layers, is said.
+    """
+    inner: dict[str, Any] = next((config[name] for name in _TEXT if isinstance(config.get(name), dict)), {})
+    shape = {**config, **(text_shape(inner) if inner else {}), "model_type": config.get("model_type", "unknown")}
+    for name, others in _NAMES.items():
+        value = next((shape[other] for other in others if shape.get(other) is not None), None)
+        if isinstance(value, list):  # one number a layer
+            value = max(value)
+        if value is not None:
+            shape[name] = value
+    if inner or not config.get("architectures"):
+        return shape
+    if "num_hidden_layers" not in shape and isinstance(shape.get("layers_block_type"), list):
+        shape["num_hidden_layers"] = len(shape["layers_block_type"])
+    missing = [name for name in ("hidden_size", "num_hidden_layers") if name not in shape]
+    if missing:
+        raise TrainingError(
+            f"config.json does not say {' and '.join(missing)}", where=shape["model_type"], allowed=", ".join(_NAMES[missing[0]])
+        )
+    shape.setdefault("num_attention_heads", 1)
+    shape.setdefault("intermediate_size", 4 * int(shape["hidden_size"]))
+    return shape
+
+
+def _numbers(tensors: dict[str, Any]) -> int:
     total = 0
-    for name, tensor in header(path).items():
+    for name, tensor in tensors.items():
         if name != "__metadata__":
             count = 1
             for side in tensor["shape"]:

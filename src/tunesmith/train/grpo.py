@@ -120,7 +120,7 @@ def _answerable(tasks: Sequence[Task], plan: ResolvedPlan) -> tuple[list[Task], 
 def _run(
     run: Run, tasks: tuple[list[Task], list[Task]], reward: Reward, base: Path, side: Lanes, should_stop: Callable[[], bool]
 ) -> Reinforced:
-    trainer, (prompts, held_out) = Trainer(run, base, len(tasks[0])), tasks
+    trainer, (prompts, held_out) = Trainer(run, base, len(tasks[0]), [task.prompt for task in tasks[0]]), tasks
     plan, options, trainable = trainer.plan, trainer.plan.reinforcement, trainer.trainable
     sampler = Sampler(trainable, base, plan)
     state = trainer.begin(len(held_out))

@@ -15,7 +15,7 @@ from torch import Tensor
 from tunesmith.core.chat import Rendered
 from tunesmith.train.adapters import Trainable
 from tunesmith.train.items import Item
-from tunesmith.train.loss import chunked_logp
+from tunesmith.train.loss import Head, chunked_logp
 from tunesmith.train.microbatch import Lanes, Reference, Work, hidden_at, packs_of
 from tunesmith.train.objectives import Step, Sums
 from tunesmith.train.packing import Ints, Pack
@@ -71,10 +71,10 @@ class GRPO:
         """See `Objective.weight`."""
         return self.total
 
-    def loss(self, hidden: Tensor, head: Tensor, packed: Pack, reference: Tensor, labels: Tensor, step: Step) -> tuple[Tensor, Sums]:
+    def loss(self, hidden: Tensor, head: Head, packed: Pack, reference: Tensor, labels: Tensor, step: Step) -> tuple[Tensor, Sums]:
         """See `Objective.loss`."""
         targets, row, place = (torch.from_numpy(a).to(hidden.device) for a in (packed.targets, packed.row, places(packed.row)))
-        logp = chunked_logp(hidden / self.options.temperature, head, targets)
+        logp = chunked_logp(hidden, head.at(self.options.temperature), targets)
         old = logp.detach() if self.on_policy else reference[row, 0, place]
         losses, divergence = grpo_losses(logp, old, reference[row, 1, place], labels[row], self.options)
         if self.options.loss == "grpo":
@@ -95,13 +95,13 @@ def token_logps(trainable: Trainable, items: Sequence[Item], plan: ResolvedPlan,
     def work(_: int, piece: Work) -> Tensor:
         with torch.no_grad():
             targets = torch.from_numpy(piece.pack.targets).to(trainable.device)
-            return chunked_logp(hidden_at(trainable, piece.pack) / plan.reinforcement.temperature, trainable.head.weight, targets).cpu()
+            return chunked_logp(hidden_at(trainable, piece.pack), trainable.head.at(plan.reinforcement.temperature), targets).cpu()
 
     was = trainable.model.training
     trainable.model.eval()
     logps = np.zeros((len(items), max(item.rows[0].trained for item in items)), np.float32)
-    packs = packs_of([item.rows for item in items], plan, budget=2 * plan.micro_batch_tokens)
-    for piece, logp in zip(packs, lanes.map(work, packs), strict=True):
+    packs = packs_of([item.rows for item in items], plan, budget=2 * plan.micro_batch_tokens, shares=trainable.route.tree)
+    for piece, logp in zip(packs, lanes.map(work, packs, parallel=trainable.parallel), strict=True):
         logps[np.asarray(piece.items)[piece.pack.row], places(piece.pack.row)] = logp.numpy()
     trainable.model.train(was)
     return logps

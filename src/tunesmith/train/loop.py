@@ -113,7 +113,7 @@ def _run(
     should_stop: Callable[[], bool],
     measure: Measure | None,
 ) -> TrainResult:
-    trainer = Trainer(run, base, len(items))
+    trainer = Trainer(run, base, len(items), [row for item in items for row in item.rows])
     plan, trainable, objective = trainer.plan, trainer.trainable, METHODS[trainer.plan.method].objective(trainer.plan)
     reference = references(run, "train", items, objective, trainable, side)
     valid_batch = Batch(validation, references(run, "validation", validation, objective, trainable, side))

@@ -43,10 +43,18 @@ class Lanes:
     """A pool of threads, each with its own cores. Open one with `lanes(plan)`."""
 
     pool: ThreadPoolExecutor
+    threads: int
 
-    def map(self, work: Callable[[int, Work], T], packs: Sequence[Work]) -> list[T]:
-        """`work(number, pack)` for every pack; results in the packs' order."""
-        return list(self.pool.map(work, range(len(packs)), packs))
+    def map(self, work: Callable[[int, Work], T], packs: Sequence[Work], *, parallel: bool = True) -> list[T]:
+        """`work(number, pack)` for every pack; results in the packs' order. Not `parallel`: one after the other, on all cores."""
+        if parallel:
+            return list(self.pool.map(work, range(len(packs)), packs))
+        each = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            return [work(number, one) for number, one in enumerate(packs)]
+        finally:
+            torch.set_num_threads(each)
 
 
 @contextmanager
@@ -57,25 +65,27 @@ def lanes(plan: ResolvedPlan) -> Iterator[Lanes]:
     torch.set_num_threads(each)
     try:
         with ThreadPoolExecutor(plan.lanes, "lane", initializer=torch.set_num_threads, initargs=(each,)) as pool:
-            yield Lanes(pool)
+            yield Lanes(pool, plan.threads)
     finally:
         torch.set_num_threads(before)
 
 
-def packs_of(items: Sequence[Sequence[Rendered]], plan: ResolvedPlan, *, budget: int | None = None) -> list[Work]:
-    """The items' rows as packs: as many as the lanes and the memory ask for; one item a pack when the plan does not pack."""
+def packs_of(items: Sequence[Sequence[Rendered]], plan: ResolvedPlan, *, budget: int | None = None, shares: bool = True) -> list[Work]:
+    """The items' rows as packs: as many as the lanes and the memory ask for; one item a pack when the plan does not pack.
+
+    `shares` says whether the model's route can lay down once what rows have in common.
+    """
+    share = plan.pack and plan.share_prefix and shares
     if plan.pack:
-        groups = micro_batches(items, budget or plan.micro_batch_tokens, lanes=plan.lanes, share=plan.share_prefix)
+        groups = micro_batches(items, budget or plan.micro_batch_tokens, lanes=plan.lanes, share=share)
     else:
         groups = [[i] for i in range(len(items))]
-    share = plan.pack and plan.share_prefix
     return [Work(pack([row for i in group for row in items[i]], share=share), group) for group in groups]
 
 
 def hidden_at(trainable: Trainable, packed: Pack) -> Tensor:
-    """Forward one pack: the hidden states [M, H] that predict its targets."""
-    ids, positions, at = (torch.from_numpy(a).to(trainable.device) for a in (packed.ids, packed.positions, packed.at))
-    return trainable.hidden(ids, positions, spans=packed.spans, longest=packed.longest)[at]
+    """Forward one pack: the states [M, H] that predict its targets (on the plain route, logits [M, V])."""
+    return trainable.states(packed)
 
 
 def row_logps(trainable: Trainable, rows: Sequence[Rendered], plan: ResolvedPlan, lanes: Lanes) -> Reference:
@@ -84,14 +94,14 @@ def row_logps(trainable: Trainable, rows: Sequence[Rendered], plan: ResolvedPlan
     def work(_: int, piece: Work) -> Tensor:
         with torch.no_grad():
             targets = torch.from_numpy(piece.pack.targets).to(trainable.device)
-            logp = chunked_logp(hidden_at(trainable, piece.pack), trainable.head.weight, targets)
+            logp = chunked_logp(hidden_at(trainable, piece.pack), trainable.head, targets)
             return row_sums(logp, piece.pack, len(piece.items))[0].cpu()
 
     was = trainable.model.training
     trainable.model.eval()
     totals = np.empty(len(rows), np.float32)
-    packs = packs_of([(row,) for row in rows], plan, budget=2 * plan.micro_batch_tokens)
-    for piece, total in zip(packs, lanes.map(work, packs), strict=True):
+    packs = packs_of([(row,) for row in rows], plan, budget=2 * plan.micro_batch_tokens, shares=trainable.route.tree)
+    for piece, total in zip(packs, lanes.map(work, packs, parallel=trainable.parallel), strict=True):
         totals[piece.items] = total.numpy()
     trainable.model.train(was)
     return totals
@@ -118,7 +128,7 @@ class Batch:
         device = trainable.device
         reference = torch.from_numpy(self.reference[piece.items]).to(device)
         labels = torch.tensor([self.items[i].label for i in piece.items], device=device)
-        loss, sums = objective.loss(hidden_at(trainable, piece.pack), trainable.head.weight, piece.pack, reference, labels, step)
+        loss, sums = objective.loss(hidden_at(trainable, piece.pack), trainable.head, piece.pack, reference, labels, step)
         return loss, sums | {"computed": float(len(piece.pack.ids)), "positions": float(len(piece.pack.at))}
 
 
@@ -134,10 +144,12 @@ def gradients(trainable: Trainable, objective: Objective, batch: Batch, plan: Re
     def work(number: int, piece: Work) -> tuple[Sums, tuple[Tensor, ...]]:
         with dropout_seed(seed + number):
             loss, sums = batch.loss(trainable, objective, piece, step)
-            return sums, torch.autograd.grad(loss, parameters)
+            grads = torch.autograd.grad(loss, parameters, allow_unused=True)  # rows of text reach no expert that no token chose
+            return sums, tuple(torch.zeros_like(p) if grad is None else grad for p, grad in zip(parameters, grads, strict=True))
 
     total: Sums = {}
-    for sums, grads in lanes.map(work, packs_of([item.rows for item in batch.items], plan)):
+    packs = packs_of([item.rows for item in batch.items], plan, shares=trainable.route.tree)
+    for sums, grads in lanes.map(work, packs, parallel=trainable.parallel):
         total = _add(total, sums)
         for p, grad in zip(parameters, grads, strict=True):
             p.grad = grad if p.grad is None else p.grad.add_(grad)
@@ -154,7 +166,8 @@ def evaluate(trainable: Trainable, objective: Objective, batch: Batch, plan: Res
             return batch.loss(trainable, objective, piece, step)[1]
 
     total: Sums = {}
-    for sums in lanes.map(work, packs_of([item.rows for item in batch.items], plan, budget=2 * plan.micro_batch_tokens)):
+    packs = packs_of([item.rows for item in batch.items], plan, budget=2 * plan.micro_batch_tokens, shares=trainable.route.tree)
+    for sums in lanes.map(work, packs, parallel=trainable.parallel):
         total = _add(total, sums)
     trainable.model.train()
     give_back()

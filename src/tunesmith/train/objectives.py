@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tunesmith.train.items import Item
-from tunesmith.train.loss import chunked_logp, chunked_nll
+from tunesmith.train.loss import Head, chunked_logp, chunked_nll
 from tunesmith.train.packing import Pack
 from tunesmith.train.plan import Preference
 
@@ -40,8 +40,9 @@ class Objective(Protocol):
         """What the loss of these items is divided by: trained tokens, or items."""
         ...
 
-    def loss(self, hidden: Tensor, head: Tensor, packed: Pack, reference: Tensor, labels: Tensor, step: Step) -> tuple[Tensor, Sums]:
-        """hidden [M, H] at the pack's `at`, head [V, H], reference [items, rows of an item], labels [items] → (scaled loss, sums)."""
+    def loss(self, hidden: Tensor, head: Head, packed: Pack, reference: Tensor, labels: Tensor, step: Step) -> tuple[Tensor, Sums]:
+        """hidden [M, H] at the pack's `at`, the head that makes logits of it, reference [items, rows of an item], labels [items];
+        returns (scaled loss, sums)."""
         ...
 
 
@@ -73,7 +74,7 @@ class SFT:
     def weight(self, items: Sequence[Item]) -> float:
         return float(sum(int(item.rows[0].mask[1:].sum()) for item in items))
 
-    def loss(self, hidden: Tensor, head: Tensor, packed: Pack, reference: Tensor, labels: Tensor, step: Step) -> tuple[Tensor, Sums]:
+    def loss(self, hidden: Tensor, head: Head, packed: Pack, reference: Tensor, labels: Tensor, step: Step) -> tuple[Tensor, Sums]:
         targets = torch.from_numpy(packed.targets).to(hidden.device)
         loss, nll, hit = chunked_nll(hidden, head, targets, torch.full((len(targets),), step.scale, device=hidden.device))
         count = float(len(targets))
@@ -91,7 +92,7 @@ class _Pairs:
     def weight(self, items: Sequence[Item]) -> float:
         return float(len(items))
 
-    def logps(self, hidden: Tensor, head: Tensor, packed: Pack, pairs: int) -> tuple[Tensor, Tensor]:
+    def logps(self, hidden: Tensor, head: Head, packed: Pack, pairs: int) -> tuple[Tensor, Tensor]:
         """Σ log p and token counts, each [pairs, 2]."""
         targets = torch.from_numpy(packed.targets).to(hidden.device)
         total, count = row_sums(chunked_logp(hidden, head, targets), packed, 2 * pairs)
@@ -136,7 +137,7 @@ class DPO(_Pairs):
 
     reference = True
 
-    def loss(self, hidden: Tensor, head: Tensor, packed: Pack, reference: Tensor, labels: Tensor, step: Step) -> tuple[Tensor, Sums]:
+    def loss(self, hidden: Tensor, head: Head, packed: Pack, reference: Tensor, labels: Tensor, step: Step) -> tuple[Tensor, Sums]:
         policy, counts = self.logps(hidden, head, packed, len(labels))
         if self.options.reference_free:
             reference = torch.zeros_like(reference)
@@ -151,7 +152,7 @@ class ORPO(_Pairs):
 
     reference = False
 
-    def loss(self, hidden: Tensor, head: Tensor, packed: Pack, reference: Tensor, labels: Tensor, step: Step) -> tuple[Tensor, Sums]:
+    def loss(self, hidden: Tensor, head: Head, packed: Pack, reference: Tensor, labels: Tensor, step: Step) -> tuple[Tensor, Sums]:
         policy, counts = self.logps(hidden, head, packed, len(labels))
         losses, margins = orpo_losses(policy, counts, self.options)
         return losses.sum() * step.scale, _pair_sums(losses, margins)
@@ -177,7 +178,7 @@ class KTO:
     def weight(self, items: Sequence[Item]) -> float:
         return float(len(items))
 
-    def loss(self, hidden: Tensor, head: Tensor, packed: Pack, reference: Tensor, labels: Tensor, step: Step) -> tuple[Tensor, Sums]:
+    def loss(self, hidden: Tensor, head: Head, packed: Pack, reference: Tensor, labels: Tensor, step: Step) -> tuple[Tensor, Sums]:
         targets = torch.from_numpy(packed.targets).to(hidden.device)
         policy, _ = row_sums(chunked_logp(hidden, head, targets), packed, len(labels))
         ratios, wanted = policy - reference[:, 0], labels > 0.5

@@ -30,7 +30,7 @@ class Pack:
     """One forward pass. `ids`, `positions` int64 [T]; `spans` cover the T tokens in depth-first order.
 
     `at`, `targets`, `row` int64 [M]: the hidden state at `at` predicts `targets` for the pack's row `row`. `longest` is the length of
-    the longest row, `tokens` what the rows hold together without sharing.
+    the longest row, `tokens` what the `rows` hold together without sharing.
     """
 
     ids: Ints
@@ -41,6 +41,12 @@ class Pack:
     row: Ints
     longest: int
     tokens: int
+    rows: tuple[Rendered, ...]
+
+    @property
+    def shares(self) -> bool:
+        """Whether rows have tokens in common that are laid down once."""
+        return len(self.ids) < sum(map(_needed, self.rows))
 
 
 @dataclass(slots=True)
@@ -129,6 +135,7 @@ def pack(rows: Sequence[Rendered], *, share: bool = True) -> Pack:
         row=np.concatenate(owner),
         longest=max(len(t) for t in tokens),
         tokens=sum(len(row.ids) for row in rows),
+        rows=tuple(rows),
     )
 
 

@@ -19,7 +19,6 @@ from tunesmith.core.chat import Rendered, Renderer
 from tunesmith.models.local import row_seed
 from tunesmith.nets.cached_attention import NAME, packed_attention
 from tunesmith.nets.decoder import Decoder, Engine, Request
-from tunesmith.nets.tree_attention import ATTENTION
 from tunesmith.train.adapters import Trainable
 from tunesmith.train.items import Item
 from tunesmith.train.plan import ResolvedPlan
@@ -91,6 +90,7 @@ class Sampler:
         """The decoder's attention, no dropout, all threads at one pass."""
         model, causal, threads = self.trainable.model, self.trainable.causal, torch.get_num_threads()
         was = model.training
+        before = causal.config._attn_implementation
         causal.set_attn_implementation(NAME)
         model.eval()
         torch.set_num_threads(self.plan.threads)
@@ -99,7 +99,7 @@ class Sampler:
         finally:
             torch.set_num_threads(threads)
             model.train(was)
-            causal.set_attn_implementation(ATTENTION)
+            causal.set_attn_implementation(before)
 
 
 class Group(NamedTuple):

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tunesmith.core.atomic import write_atomic
 from tunesmith.core.chat import Rendered
 from tunesmith.train import checkpoint
 from tunesmith.train.adapters import groups, prepare
@@ -28,6 +29,7 @@ from tunesmith.train.plan import ResolvedPlan
 from tunesmith.train.recovery import falls, rate_factor, write_checkpoint
 from tunesmith.train.run import Paused, Run
 
+ROUTE = "route.txt"
 FEW = 4  # rows, the shortest, on which an artifact tests itself
 
 
@@ -40,12 +42,18 @@ def rate_at(step: int, total: int, plan: ResolvedPlan) -> float:
     return {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}[plan.schedule]
 
 
+def kept_route(out: Path) -> str | None:
+    """The name of the route on which the run in a folder began."""
+    return (out / ROUTE).read_text("utf-8") if (out / ROUTE).is_file() else None
+
+
 class Trainer:
     """One run on its way: the model, its optimiser, and `total` steps over `count` items an epoch."""
 
-    def __init__(self, run: Run, base: Path, count: int) -> None:
+    def __init__(self, run: Run, base: Path, count: int, probe: Sequence[Rendered] = ()) -> None:
         self.run, self.base, self.count, self.plan = run, base, count, run.manifest.resolved
-        self.trainable = prepare(base, self.plan)
+        self.trainable = prepare(base, self.plan, probe, route=kept_route(run.out))
+        write_atomic(run.out / ROUTE, self.trainable.route.name)  # a run that continues computes as it began
         self.parameters = list(self.trainable.parameters().values())
         self.optimizer = torch.optim.AdamW(groups(self.trainable, self.plan), fused=True)
         self.per_epoch = math.ceil(count / self.plan.batch_size)
@@ -71,6 +79,8 @@ class Trainer:
             resumed=last is not None,
             plan=msgspec.to_builtins(plan),
             reasons=msgspec.to_builtins(run.manifest.reasons),
+            route=self.trainable.route.name,
+            route_why=self.trainable.choice.why(),
         )
         self.trainable.model.train()
         return state

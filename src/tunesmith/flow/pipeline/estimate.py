@@ -16,7 +16,7 @@ from tunesmith.core.errors import MissingExtra
 from tunesmith.flow.datasets.tokens import lengths, prices, training_cost
 from tunesmith.flow.pipeline.training_stage import taught
 from tunesmith.train import gpus
-from tunesmith.train.estimate import RUNTIME_BYTES, Estimate, answering_bytes, linear_shapes
+from tunesmith.train.estimate import RUNTIME_BYTES, Estimate, answering_bytes, inner_parameters
 from tunesmith.train.estimate import estimate as estimate_training
 from tunesmith.train.facts import base_shape
 from tunesmith.train.fit import refuse_what_cannot_fit
@@ -185,7 +185,7 @@ def _offers(context: ProjectContext, epochs: int) -> tuple[dict[str, Any], ...]:
 def _answering(context: ProjectContext, arm: str, base: Path) -> float:
     """FLOP, weighed by what reading and writing reach, to answer the held-out rows. Shared beginnings of prompts are read once."""
     tokens, config = context.runner.run("tokens").output, base_shape(base)
-    body = sum(o * i for o, i in linear_shapes(config).values()) * int(config["num_hidden_layers"])
+    body = inner_parameters(config)
     head = int(config["hidden_size"]) * int(config["vocab_size"])
     rows, shared = max(1, len(tokens["lengths"])), tokens["shared_prefix"]
     count = len(context.rows("test"))

@@ -1,0 +1,260 @@
+"""The check at the start: does a route compute what transformers itself computes? Rows of the run, through the route and through the plain
+one, with the same weights: log-probabilities of every target, and the gradient of every trainable tensor. Knows nothing about which
+models there are, nor why one differs.
+
+It sees rows that leak into each other, positions and frequencies that depend on the pack, attention that is capped, sunk or windowed
+otherwise, logits that are changed after the output layer: whatever makes an answer another one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tunesmith.core.atomic import write_atomic
+from tunesmith.core.chat import Rendered
+from tunesmith.core.errors import TrainingError, TunesmithError
+from tunesmith.core.types import Record, digest
+from tunesmith.store.layout import user_folder
+from tunesmith.train.facts import environment
+from tunesmith.train.loss import chunked_logp
+from tunesmith.train.packing import pack
+from tunesmith.train.plan import ResolvedPlan
+from tunesmith.train.routes import BY_NAME, PLAIN, ROUTES, Route
+
+_log = logging.getLogger("tunesmith.train")
+
+# Relative deviation that a route may have. In float32 right ones are within 1e-5, wrong ones from .07 on (156 variants, docs/training.md).
+# In bfloat16 two right ways differ by rounding alone: by a multiple of what the plain route differs from itself with tokens after a row.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
+NOISE_FACTOR = 6.0
+# A gradient this much smaller than the largest one is compared with that much of it: near zero everything is noise.
+_FLOOR = 1e-2
+# Longer rows are only read, not learned from: their gradient would cost as much as the first steps.
+_LONG = 512
+_RAISED = (RuntimeError, TypeError, ValueError, KeyError, AttributeError, IndexError, NotImplementedError, AssertionError, TunesmithError)
+
+Floats = npt.NDArray[np.float64]
+
+
+class Tried(Record, frozen=True):
+    """A route that was tried: its largest relative deviation from the plain one, or what it raised; `bound` is what was allowed."""
+
+    route: str
+    deviation: float | None = None
+    bound: float | None = None
+    raised: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether it may be taken."""
+        return self.deviation is not None and self.bound is not None and self.deviation <= self.bound
+
+    def sentence(self) -> str:
+        """What was seen, in words."""
+        if self.raised:
+            return f"{self.route} raises {self.raised}"
+        verdict = "equals" if self.passed else "differs from"
+        return f"{self.route} {verdict} transformers' own pass by {self.deviation:.1e} (allowed {self.bound:.0e})"
+
+
+class Choice(Record, frozen=True):
+    """The route that is taken, and all that were tried for it. `unreached`: trainable tensors that no row reaches."""
+
+    route: str
+    tried: tuple[Tried, ...] = ()
+    unreached: int = 0
+
+    def why(self) -> str:
+        """Why this route, in words."""
+        seen = "; ".join(one.sentence() for one in self.tried)
+        return f"{BY_NAME[self.route].about}: {seen or 'as the run began'}"
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """log p of the targets, row after row, and each trainable tensor's gradient of their mean (None: not reached)."""
+
+    logp: Floats
+    grads: dict[str, torch.Tensor | None]
+
+
+def choose_route(trainable: Any, base: Path, plan: ResolvedPlan, probe: Sequence[Rendered], name: str | None) -> Choice:
+    """Put the trainable on the fastest route that passes, or on the named one; `trainable.choice` says which and why.
+
+    Raises TrainingError when the base fails on the plain route too.
+    """
+    if name is not None:
+        trainable.go(BY_NAME[name])
+        trainable.choice = Choice(route=name)
+        return trainable.choice
+    kept = _kept(base, plan, probe, trainable)
+    choice = _read(kept)
+    if choice is None:
+        choice = check(trainable, plan, probe)
+        write_atomic(kept, msgspec.json.encode(choice))
+    trainable.go(BY_NAME[choice.route])
+    trainable.choice = choice
+    return choice
+
+
+def _kept(base: Path, plan: ResolvedPlan, probe: Sequence[Rendered], trainable: Any) -> Path:
+    """Where the choice is kept: under the base's configuration, what of the plan and the rows could change it, and all versions."""
+    config = (base / "config.json").read_bytes().hex()
+    longest = max((len(row.ids) for row in probe), default=0)
+    shapes = sorted((key, tuple(p.shape)) for key, p in trainable.parameters().items())
+    asked = (plan.adapter, plan.dtype, plan.device, plan.activation_checkpointing)
+    return user_folder() / "routes" / f"{digest(config, asked, longest, shapes, environment())}.json"
+
+
+def _read(path: Path) -> Choice | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Choice)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def check(trainable: Any, plan: ResolvedPlan, probe: Sequence[Rendered] = ()) -> Choice:
+    """Try the routes from the fastest on until one passes. Weights, gradients and the random state are as before afterwards.
+
+    Raises TrainingError when the base cannot be computed at all.
+    """
+    rows = probe_rows(probe, trainable)
+    training, awake = trainable.model.training, _woken(trainable)
+    trainable.model.eval()
+    tried: list[Tried] = []
+    try:
+        trainable.go(PLAIN)
+        try:
+            plain = _measure(trainable, rows)
+            noise = _deviation(_measure(trainable, rows, after=7), plain) if plan.dtype == "bfloat16" else 0.0
+        except _RAISED as error:
+            raise TrainingError(
+                f"transformers itself cannot compute this base: {_shown(error)}", where=trainable.causal.config.model_type
+            ) from error
+        unreached = sum(grad is None for grad in plain.grads.values())
+        for route in ROUTES:
+            tried.append(
+                Tried(route=PLAIN.name, deviation=0.0, bound=0.0) if route is PLAIN else _try(trainable, route, rows, plain, noise)
+            )
+            _log.debug("%s", tried[-1].sentence())
+            if tried[-1].passed:
+                break
+    finally:
+        _restore(trainable, awake)
+        trainable.model.train(training)
+    return Choice(route=tried[-1].route, tried=tuple(tried), unreached=unreached)
+
+
+def _try(trainable: Any, route: Route, rows: Sequence[Rendered], plain: _Measured, noise: float) -> Tried:
+    bound = max(TOLERANCE["bfloat16" if noise else "float32"], NOISE_FACTOR * noise)
+    try:
+        trainable.go(route)
+        return Tried(route=route.name, deviation=_deviation(_measure(trainable, rows), plain), bound=bound)
+    except _RAISED as error:
+        return Tried(route=route.name, raised=_shown(error))
+
+
+def _shown(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"
+
+
+def probe_rows(rows: Sequence[Rendered], trainable: Any) -> list[Rendered]:
+    """Four rows at least: two that begin alike, and the longest and the shortest of `rows`; random ones where there are none."""
+    limit = int(trainable.causal.get_input_embeddings().weight.shape[0])
+    rng = np.random.default_rng(0)
+    known = sorted({row.ids.tobytes(): row for row in rows if len(row.ids) > 1}.values(), key=lambda row: len(row.ids))
+    chosen = [known[0], known[-1]] if known else []
+    start = known[len(known) // 2].ids[:24] if known else rng.integers(0, limit, 24)
+    for i, size in enumerate((13, 29)):
+        chosen.append(_row(f"probe {i}", np.concatenate([start, rng.integers(0, limit, size)])))
+    return [row if row.mask[1:].any() else _row(row.example_id, row.ids) for row in chosen]
+
+
+def _row(name: str, ids: npt.NDArray[Any]) -> Rendered:
+    mask = np.ones(len(ids), np.uint8)
+    mask[0] = 0
+    return Rendered(name, ids.astype(np.int32), mask)
+
+
+def _measure(trainable: Any, rows: Sequence[Rendered], *, after: int = 0) -> _Measured:
+    """The rows on the trainable's route; with `after`, each row is followed by so many other tokens, which a causal model does not see."""
+    if after:
+        rows = [_followed(row, after) for row in rows]
+    short, long = [row for row in rows if len(row.ids) <= _LONG + after], [row for row in rows if len(row.ids) > _LONG + after]
+    parameters = trainable.parameters()
+    with torch.random.fork_rng():
+        logp = _logps(trainable, short)
+        mean = torch.cat(logp).mean()
+        grads = torch.autograd.grad(mean, list(parameters.values()), allow_unused=True) if parameters else ()
+        with torch.no_grad():
+            logp += _logps(trainable, long)
+    values = torch.cat([part.detach() for part in logp]).double().cpu().numpy()
+    return _Measured(values, dict(zip(parameters, grads, strict=True)))
+
+
+def _followed(row: Rendered, after: int) -> Rendered:
+    """The row with tokens after it whose last one is trained, so that a pack computes them all; that target is left out again."""
+    ids = np.concatenate([row.ids, np.roll(row.ids, 3)[:after]]) if len(row.ids) >= after else np.concatenate([row.ids, row.ids, row.ids])
+    mask = np.concatenate([row.mask, np.zeros(len(ids) - len(row.ids), np.uint8)])
+    mask[-1] = 2
+    return Rendered(row.example_id, ids, mask)
+
+
+def _logps(trainable: Any, rows: Sequence[Rendered]) -> list[torch.Tensor]:
+    """log p of every target, row after row."""
+    if not rows:
+        return []
+    shares = trainable.route.tree
+    packs = [pack(rows, share=shares)] if trainable.route.packed else [pack([row], share=False) for row in rows]
+    found: list[torch.Tensor] = []
+    for i, one in enumerate(packs):
+        logp = chunked_logp(trainable.states(one), trainable.head, torch.from_numpy(one.targets).to(trainable.device))
+        each = rows if trainable.route.packed else [rows[i]]
+        found += [_own(logp[torch.from_numpy(one.row == number).to(logp.device)], row) for number, row in enumerate(each)]
+    return found
+
+
+def _own(logp: torch.Tensor, row: Rendered) -> torch.Tensor:
+    """The row's own targets, without the one that `_followed` added."""
+    return logp[:-1] if row.mask[-1] == 2 else logp
+
+
+def _deviation(other: _Measured, plain: _Measured) -> float:
+    """The largest relative difference, of log-probabilities (against at least 1 nat) and of any gradient."""
+    if not np.isfinite(other.logp).all():
+        return float("inf")
+    worst = float((np.abs(other.logp - plain.logp) / np.maximum(1.0, np.abs(plain.logp))).max())
+    sizes = {name: float(grad.float().norm()) for name, grad in plain.grads.items() if grad is not None}
+    largest = max(sizes.values(), default=0.0)
+    for name, size in sizes.items():
+        own, expected = other.grads[name], plain.grads[name]
+        if own is None or expected is None:
+            return float("inf")
+        worst = max(worst, float((own.float() - expected.float()).norm()) / max(size, _FLOOR * largest, 1e-30))
+    return worst
+
+
+def _woken(trainable: Any) -> dict[str, torch.Tensor]:
+    """Give fresh adapters small random B matrices, without which A has no gradient; returns what was there."""
+    before: dict[str, torch.Tensor] = {}
+    generator = torch.Generator().manual_seed(5)
+    for name, p in trainable.parameters().items():
+        if "lora_B" in name and not bool(p.detach().any()):
+            before[name] = p.detach().clone()
+            p.data.copy_(torch.randn(p.shape, generator=generator).to(p) * 0.05)
+    return before
+
+
+def _restore(trainable: Any, before: dict[str, torch.Tensor]) -> None:
+    for name, p in trainable.parameters().items():
+        if name in before:
+            p.data.copy_(before[name])
