@@ -314,7 +314,7 @@ def test_the_best_weights_are_kept_by_validation_loss(tunesmith, base, tmp_path,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["dpo", "ipo", "orpo", "kto", "pairs-kto", "grpo", "distil", "full"])
+@pytest.mark.parametrize("name", ["text", "dpo", "ipo", "orpo", "kto", "pairs-kto", "grpo", "distil", "full"])
 def test_run(tunesmith, base, tmp_path, name):
     """From the rows to the report, which says what the method measures of itself."""
     config = project(tmp_path, base, name)
