@@ -16,7 +16,8 @@ import typer
 
 from tunesmith._version import __version__
 from tunesmith.cli import (
-    data_work,  # noqa: F401 adds its commands to those of `data`
+    data_import,  # noqa: F401 adds its command to those of `data`
+    data_work,  # noqa: F401 as it does
     evaluating,
 )
 from tunesmith.cli.data import app as data_app
