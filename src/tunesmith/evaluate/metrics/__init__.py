@@ -1,6 +1,6 @@
 """Everything that rates an answer, by name; importing it registers the built-in metrics and loads no heavy library."""
 
-from tunesmith.evaluate.metrics import classes, cost, encoded, entities, execute, likelihood, overlap, structured, text, translation
+from tunesmith.evaluate.metrics import classes, cost, encoded, entities, execute, overlap, structured, text, translation
 from tunesmith.evaluate.metrics.base import Measured, Metric, MetricEntry, Pool, described, metric, names
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "encoded",
     "entities",
     "execute",
-    "likelihood",
     "metric",
     "names",
     "overlap",

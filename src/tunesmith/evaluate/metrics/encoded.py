@@ -1,4 +1,5 @@
-"""Metrics that need a model handed in: similarity of embeddings, perplexity, bits per byte; knows neither encoder nor scorer."""
+"""Metrics that need a model handed in: similarity of embeddings, perplexity, bits per byte (or likelihoods in place of answers);
+knows neither encoder nor scorer."""
 
 from __future__ import annotations
 
@@ -30,25 +31,42 @@ def embedding_similarity(encoder: Encoder) -> Metric:
     return Metric(name="embedding_similarity", rate=lambda e, a: many([e], [a])[0], low=-1.0, many=many)
 
 
-def _likelihood(name: str, unit: str, scorer: Scorer, size: Callable[[Example, int], int], value: Callable[[Floats], Floats]) -> Metric:
-    def many(examples: Sequence[Example], _: Sequence[Answer]) -> list[float | Measured | None]:
+def _told(_: Sequence[Example], answers: Sequence[Answer]) -> list[tuple[float, int] | None]:
+    """(nats, tokens) of answers that are likelihoods (`evaluate.likelihood`); None for one that is words."""
+    costs = [answer.logprobs[0] if len(answer.logprobs) == 1 else {} for answer in answers]
+    return [(float(cost["nats"]), int(cost["tokens"])) if cost.keys() == {"nats", "tokens"} else None for cost in costs]
+
+
+def _likelihood(
+    name: str, unit: str, scorer: Scorer | None, size: Callable[[Example, int], int], value: Callable[[Floats], Floats]
+) -> Metric:
+    def many(examples: Sequence[Example], answers: Sequence[Answer]) -> list[float | Measured | None]:
         rated: list[float | Measured | None] = []
-        for example, (nats, tokens) in zip(examples, scorer(examples), strict=True):
-            n = size(example, tokens)
-            rated.append(Measured(float(value(np.array([nats, n]))), (nats, float(n))) if n else None)
+        costs = _told(examples, answers) if scorer is None else scorer(examples)
+        for example, cost in zip(examples, costs, strict=True):
+            n = size(example, cost[1]) if cost is not None else 0
+            rated.append(Measured(float(value(np.array([cost[0], n]))), (cost[0], float(n))) if cost is not None and n else None)
         return rated
 
     def pool(scores: Sequence[Score]) -> Pool:
         return Pool(stacked(scores, 2), value)
 
     return Metric(
-        name=name, rate=lambda e, a: many([e], [a])[0], high=np.inf, better="lower", kind="pooled", pool=pool, unit=unit, many=many
+        name=name,
+        rate=lambda e, a: many([e], [a])[0],
+        high=np.inf,
+        better="lower",
+        kind="pooled",
+        pool=pool,
+        unit=unit,
+        many=many,
+        rates="likelihood" if scorer is None else "answers",
     )
 
 
 @register("perplexity")
-def perplexity(scorer: Scorer) -> Metric:
-    """exp of the nats a token of the references; `scorer` gives (nats, tokens) of each reference after its prompt.
+def perplexity(scorer: Scorer | None = None) -> Metric:
+    """exp of the nats a token of the references, which the evaluation asks of a local model; `scorer` gives (nats, tokens) of each instead.
 
     Range 1 and up, lower is better, pooled over tokens. Comparable only between models with one tokenizer; else `bits_per_byte`.
     """
@@ -56,7 +74,7 @@ def perplexity(scorer: Scorer) -> Metric:
 
 
 @register("bits_per_byte")
-def bits_per_byte(scorer: Scorer) -> Metric:
+def bits_per_byte(scorer: Scorer | None = None) -> Metric:
     """Bits (nats over ln 2) a UTF-8 byte of the references; `scorer` as for `perplexity`. Range 0 and up, lower is better, pooled."""
     return _likelihood(
         "bits_per_byte",
