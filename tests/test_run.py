@@ -130,7 +130,7 @@ def test_an_answer_is_traced_to_its_rows_and_a_row_to_its_answers(finished, base
     kinds = [link["kind"] for link in walked["came_from"]]
     assert kinds[:6] == ["deployment", "model", "training", "run", "plan", "data"]
     assert "--train.seed=1" in next(link for link in walked["came_from"] if link["kind"] == "run")["facts"]["overrides"]
-    assert sum(next(link for link in walked["came_from"] if link["kind"] == "ledger")["facts"]["fates"].values()) == 140
+    assert sum(next(link for link in walked["came_from"] if link["kind"] == "ledger")["facts"]["fates"].values()) == 100
     origin = next(link for link in walked["came_from"] if link["kind"] == "row")["facts"]["origin"]
     _, back, _ = tunesmith(folder, "trace", origin, check=0)
     tallies = [link["facts"]["requests"] for link in back["led_to"] if link["kind"] == "answers" and link["id"].startswith("traced@")]
