@@ -309,6 +309,7 @@ def test_a_file_that_does_not_fit_fails_the_job(server: Server, data, method, co
         ({"hyperparameters": {"threads": 8}}, "hyperparameters.threads", "unknown_parameter"),
         ({"hyperparameters": {"warmup_ratio": 2}}, "hyperparameters.warmup_ratio", "invalid_value"),
         ({"hyperparameters": {"lora": {"rank": 2}}}, "hyperparameters.adapter.rank", "invalid_value"),
+        ({"hyperparameters": {"lora": {"start_from": "jobs/of-another/run/adapter"}}}, "hyperparameters.lora.start_from", "unknown_parameter"),
         ({"method": {"type": "magic"}}, "method.type", "invalid_type"),
         ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 3}}}}, "method.dpo.hyperparameters.beta", "invalid_value"),
         ({"integrations": [{"type": "wandb"}]}, "integrations[0].wandb", "missing_required_parameter"),

@@ -244,12 +244,20 @@ def _hyperparameters(given: dict[str, Any], method: Method, where: str) -> tuple
                 allowed=", ".join(dict.fromkeys([*keys, *known])),
             )
         shown[key] = value
-        _put(extras, known[key], _adapter(value) if key == "lora" else value)
+        _put(extras, known[key], _adapter(value, param) if key == "lora" else value)
     return shown, extras
 
 
-def _adapter(value: Any) -> Any:
-    """`lora: true`, `lora: false`, or the adapter's own keys."""
+def _adapter(value: Any, param: str) -> Any:
+    """`lora: true`, `lora: false`, or the adapter's own keys, of which `start_from` is no client's: it names a folder of this machine, and
+    may be another project's. Raises BadRequest."""
+    if isinstance(value, dict) and "start_from" in value:
+        raise BadRequest(
+            f"Unrecognized request argument supplied: {param}.start_from",
+            param=f"{param}.start_from",
+            code="unknown_parameter",
+            allowed="the fine-tuned model's own name (ft:…) as 'model': training goes on with its adapter",
+        )
     return {"kind": "lora" if value else "none"} if isinstance(value, bool) else value
 
 
