@@ -196,9 +196,9 @@ def whole(said):
     return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
 
 
-def said(number="a" * 30, text="yes"):
+def said(number="a" * 30, text="yes", tokens=1):
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-    return whole({"id": number, "choices": [choice], "usage": {"prompt_tokens": 1, "completion_tokens": 1}})
+    return whole({"id": number, "choices": [choice], "usage": {"prompt_tokens": tokens, "completion_tokens": 1}})
 
 
 def event(text):
@@ -243,6 +243,14 @@ def test_answers_with_the_same_small_id_are_rows_of_their_own(store):
     answers, logged = asked(store, upstream, 2)
     assert [answer.json()["id"] for answer in answers] == ["chatcmpl-7"] * 2
     assert len({row["id"] for row in logged if row["id"].startswith("chatcmpl-7-")}) == 2
+
+
+@pytest.mark.parametrize("tokens", [-1, 1 << 31, (1 << 64) - 1])
+def test_an_answer_whose_count_cannot_be_true_passes_and_is_logged_without_it(store, tokens):
+    upstream, _ = scripted([said("f" * 30, tokens=tokens)], [said("g" * 30)])
+    answers, logged = asked(store, upstream, 2)
+    assert [answer.status_code for answer in answers] == [200] * 2
+    assert [(row["answer"], row["prompt_tokens"]) for row in logged] == [("yes", 0), ("yes", 1)]
 
 
 @pytest.mark.parametrize("cut", range(1, 14, 3))

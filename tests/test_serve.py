@@ -95,6 +95,21 @@ def test_a_row_that_cannot_be_written_is_told(store):
     log.close()
 
 
+@pytest.mark.parametrize("wrong", [{"prompt_tokens": 1 << 64}, {"user_key": "\ud800"}])
+def test_a_row_that_the_database_does_not_take_keeps_no_other_from_being_written(store, wrong):
+    log = InteractionLog(store)
+
+    async def ask():
+        rows = [log.write(interaction(i, **(wrong if i == 3 else {}))) for i in range(8)]
+        return await asyncio.wait_for(asyncio.gather(*rows, return_exceptions=True), 60)
+
+    ended = asyncio.run(ask())
+    assert [type(end) for end in ended] == [StoreError if i == 3 else type(None) for i in range(8)]
+    assert "could not be logged" in str(ended[3])
+    log.close()
+    assert status(store)["requests"] == 7
+
+
 def test_status_counts_by_alias_and_variant(store):
     log = InteractionLog(store)
     rows = [interaction(i, variant=f"v{i % 2}", total_s=0.1 * (i + 1), first_token_s=0.05) for i in range(20)]

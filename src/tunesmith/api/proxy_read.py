@@ -45,6 +45,11 @@ class _Usage(msgspec.Struct, frozen=True):
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
+    @property
+    def credible(self) -> bool:
+        """Whether these are numbers of tokens at all; no other fits into the log's columns."""
+        return all(0 <= tokens < 1 << 31 for tokens in (self.prompt_tokens, self.completion_tokens))
+
 
 class _Answer(msgspec.Struct, frozen=True):
     id: str = ""
@@ -162,14 +167,14 @@ def _gather(calls: dict[int, list[str]], pieces: Sequence[_Call]) -> None:
 
 
 def _outcome(text: str, calls: tuple[ToolCall, ...], last: _Answer) -> Outcome:
-    used = last.usage or _Usage()
+    used = last.usage if last.usage is not None and last.usage.credible else None
     return Outcome(
         text=text,
         finish_reason=next((choice.finish_reason for choice in last.choices if choice.finish_reason), "stop"),
         tool_calls=calls,
-        prompt_tokens=used.prompt_tokens,
-        completion_tokens=used.completion_tokens,
-        counted=last.usage is not None,
+        prompt_tokens=used.prompt_tokens if used is not None else 0,
+        completion_tokens=used.completion_tokens if used is not None else 0,
+        counted=used is not None,
     )
 
 

@@ -81,20 +81,34 @@ class InteractionLog:
             crowded = len(batch) > 1
 
     def _commit(self, batch: list[_Waiting]) -> None:
-        error: StoreError | None = None
         try:
-            with self._store.writing() as connection:
-                statement = _insert(connection.dialect.paramstyle, len(batch))
-                connection.exec_driver_sql(statement, tuple(chain.from_iterable(row for row, _ in batch)))
-        except (StoreError, sa.exc.SQLAlchemyError) as problem:
-            what = problem.what if isinstance(problem, StoreError) else str(problem)
-            remedy = problem.remedy if isinstance(problem, StoreError) else ""
-            error = StoreError(f"the request could not be logged: {what}", remedy=remedy)
-        loops = {done.get_loop() for _, done in batch}
-        for loop in loops:
-            mine = [done for _, done in batch if done.get_loop() is loop]
-            with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits any longer
-                loop.call_soon_threadsafe(_answer, mine, error)
+            self._insert([row for row, _ in batch])
+        except StoreError as problem:  # the database is away, or the disk is full: the same for every row
+            _tell(batch, _not_logged(problem.what, problem.remedy))
+        except Exception as problem:  # noqa: BLE001 - a row that the driver does not take (a number or a text that is no column's) raises anything
+            if len(batch) == 1:
+                _tell(batch, _not_logged(str(problem)))
+                return
+            for alone in batch:
+                self._commit([alone])
+        else:
+            _tell(batch, None)
+
+    def _insert(self, rows: list[tuple[Any, ...]]) -> None:
+        with self._store.writing() as connection:
+            connection.exec_driver_sql(_insert(connection.dialect.paramstyle, len(rows)), tuple(chain.from_iterable(rows)))
+
+
+def _not_logged(why: str, remedy: str = "") -> StoreError:
+    return StoreError(f"the request could not be logged: {why}", remedy=remedy)
+
+
+def _tell(batch: list[_Waiting], error: StoreError | None) -> None:
+    """Wake those who wait for these rows, each in its own loop."""
+    for loop in {done.get_loop() for _, done in batch}:
+        mine = [done for _, done in batch if done.get_loop() is loop]
+        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits any longer
+            loop.call_soon_threadsafe(_answer, mine, error)
 
 
 def _answer(waiting: list[asyncio.Future[None]], error: StoreError | None) -> None:
