@@ -144,7 +144,10 @@ def test_the_beginning_of_two_runs_names_both(tmp_path):
         ["--serve.blobs", "s3://key:h1dden@bucket"],
         ["--sources=[{path: 'postgresql://u:h1dden@db/x', query: select 1}]"],
         ["--sources=[{path: 'https://x/y?api_key=h1dden'}]"],
+        ["--sources=[{path: 'https://x/y?X-Amz-Signature=h1dden'}]"],
+        ["--sources=[{path: 'https://h1dden@x/y'}]"],
         ["--some.api-key", "h1dden"],
+        ["--some.token", "h1dden"],
     ],
 )
 def test_no_secret_of_an_override_is_stored(tmp_path, words):

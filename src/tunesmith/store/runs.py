@@ -21,8 +21,9 @@ from tunesmith.store.tables import runs
 
 # How a server listens and where the store lies do not change what a run makes, and hold passwords and keys.
 _ELSEWHERE = ("serve", "store")
-_SECRET_KEY = re.compile(r"(^|[._-])(secrets?|passwords?|api[_-]?keys?|credentials?)$", re.IGNORECASE)
-_SECRET_VALUE = re.compile(r"://[^/\s@]*:[^/\s]*@|\b(password|secret|api_?key|sslpassword)\s*[=:]|\bwhsec_|\bsk-\w", re.IGNORECASE)
+_SECRET_KEY = re.compile(r"(^|[._-])(secrets?|passwords?|api[_-]?keys?|credentials?|token)$", re.IGNORECASE)
+# Of an address a user, and what is after its question mark, may be secret (a token, a signature), whatever they are called.
+_SECRET_VALUE = re.compile(r"://[^/\s]*@|://[^\s'\"]*\?|\b(password|secret|api_?key|sslpassword)\s*[=:]|\bwhsec_|\bsk-\w", re.IGNORECASE)
 
 
 class Run(Record, frozen=True):
