@@ -220,6 +220,17 @@ def test_words_that_mean_nothing_say_what_a_word_can_be(two, word, said):
     store.close()
 
 
+def test_an_adapter_on_an_adapter_is_refused_and_not_put_on_the_base_below(two):
+    store = Store.open(two / ".tunesmith")
+    other = two / ".tunesmith" / "stages" / "digest1" / "adapter"
+    models = Models(store, Catalog(), home=two)
+    for word in ("first", str(two / ".tunesmith" / "stages" / "digest0" / "adapter")):
+        with pytest.raises(UsageError, match="is an adapter"):
+            models.ref(f"{word}+{other}")
+    assert models.ref(f"base1+{other}").adapter == "stages/digest1/adapter"
+    store.close()
+
+
 def test_an_alias_under_an_instruction_is_evaluated_under_it(two):
     store = Store.open(two / ".tunesmith")
     models = Models(store, Catalog(), home=two)

@@ -103,10 +103,21 @@ class Models:
             return self._fine_tuned(word)
         base, plus, adapter = word.rpartition("+")
         if plus and (folder := self._folder(adapter)) is not None:
-            return self._artifact(self.ref(base).as_base, folder)
+            return self._artifact(self._under(base, word), folder)
         if (folder := self._folder(word)) is not None and is_adapter(folder):
-            return self._artifact(self.ref(adapter_base(folder)).as_base, folder)
+            return self._artifact(self._under(adapter_base(folder), word), folder)
         return self._base(word)
+
+    def _under(self, base: str, word: str) -> str:
+        """The word for the whole weights under an adapter. Raises UsageError for an adapter: its own change would be lost."""
+        ref = self.ref(base)
+        if ref.adapter is not None:
+            raise UsageError(
+                f"'{base}', on which '{word}' puts an adapter, is an adapter itself",
+                allowed="whole weights: a base, or a model all of whose weights were trained",
+                remedy=f"{ref.base}+ADAPTER, where it was trained on that base alone",
+            )
+        return ref.as_base
 
     def load(self, ref: ModelRef, name: str) -> LocalModel:
         """The model in memory, as `name`; the weights of a base are shared. Raises NotFound, SourceUnavailable, UsageError."""
