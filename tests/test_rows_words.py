@@ -112,6 +112,13 @@ def test_a_version_is_trained_on_estimated_and_evaluated(here, capsys):
     assert whole["rows"] == 90
 
 
+@pytest.mark.parametrize("word", ["run:test", "test", "run"])
+def test_a_look_at_a_runs_test_rows_is_logged_under_every_word(here, capsys, word):
+    call(capsys, "run", "--dry-run")
+    assert call(capsys, "eval", "echo", "--data", word)["evaluations"][0].get("opening", 0) == 1
+    assert call(capsys, "eval", "echo", "--data", "run:train")["evaluations"][0].get("opening", 0) == 0
+
+
 def test_the_yaml_takes_the_same_words(here, base, capsys):
     versions = frozen(capsys)
     text = (here / "tunesmith.yaml").read_text()
@@ -222,6 +229,37 @@ def test_a_run_takes_queries(here, capsys):
     assert len(ids(capsys, "run")) == 90
 
 
+@pytest.mark.parametrize("condition", ["limit=²", "limit=0", "limit=" + "9" * 30, "since=" + "9" * 400 + "w"])
+def test_a_condition_that_is_no_number_is_told(here, capsys, condition):
+    assert "allowed" in json.dumps(call(capsys, "data", "show", f"log:{condition}", code=2)["error"])
+
+
+def test_requests_that_come_after_a_run_found_none_are_read(here, capsys):
+    """A log without rows that fit is kept by nobody: neither a run nor a look at the project's sources goes on with nothing."""
+    from tunesmith.api.serve import temporary
+    from tunesmith.models.echo import EchoModel
+    from tunesmith.store.store import Store
+
+    text = (here / "tunesmith.yaml").read_text()
+    (here / "tunesmith.yaml").write_text(text.replace("{path: rows.jsonl}", "{path: 'log:alias=bot'}"))
+    assert "there are no rows in it" in refused_of_any(capsys, "run", "--dry-run")
+    openai = pytest.importorskip("openai")
+    store = Store.open(here / ".tunesmith")
+    with temporary({"bot": EchoModel("bot")}, store) as url:
+        client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
+        for row in chats(40, seed=3)[:40]:
+            client.chat.completions.create(model="bot", messages=row["messages"][:1], max_tokens=5)
+    store.close()
+    assert len(ids(capsys, "latest")) == 40, "without a version: the project's sources, read anew"
+    call(capsys, "run", "--dry-run")
+    assert len(ids(capsys, "run")) == 40
+
+
+def refused_of_any(capsys, *words: str) -> str:
+    assert guarded(app, [*words, "--json"]) in (1, 2)
+    return capsys.readouterr().out
+
+
 def test_answered_requests_are_rows(here, capsys):
     """Asked through a real server; trained on as they were when they were read first."""
     import openai
@@ -242,6 +280,9 @@ def test_answered_requests_are_rows(here, capsys):
     assert call(capsys, "data", "show", "log:", "-n", "1")["fitting"] == 43
     assert call(capsys, "data", "show", "log:limit=2", "-n", "9")["rows"][0]["meta"]["alias"] == "other"
     assert "no answered request fits" in refused(capsys, "data", "show", "log:alias=bot,until=2020-01-01")
+    taken = call(capsys, "data", "import", "log:alias=bot", "--yes")
+    assert (taken["version"]["counts"], taken["inputs"]) == ({"all": 40}, 40)
+    assert call(capsys, "data", "import", "log:limit=4", "rows.jsonl", "--yes")["inputs"] == 4 + 91
     found = call(capsys, "eval", "echo", "--data", "log:alias=bot", "--max_tokens", "5")["evaluations"][0]
     assert (found["rows"], found["values"]["exact_match"]) == (40, 1.0)
     call(capsys, "run", "--dry-run", "--data", "log:alias=bot")

@@ -50,12 +50,17 @@ def fetch(path: str, query: str, folder: Path) -> Manifest:
 
 
 def keep_rows(name: str, rows: Iterable[dict[str, Any]], folder: Path) -> Manifest:
-    """Keep rows that came from elsewhere under a name, as JSONL; the folder is there whole or as it was."""
+    """Keep rows that came from elsewhere under a name, as JSONL; the folder is there whole or as it was. Raises DataError for no rows:
+    kept, they would hide those that come later."""
     work = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    write_jsonl(work / "rows.jsonl", rows)
-    return _sealed(work, folder, name, {"rows.jsonl": name})
+    try:
+        if not write_jsonl(work / "rows.jsonl", rows):
+            raise DataError("there are no rows in it", where=name, remedy="tunesmith monitor status tells what was asked")
+        return _sealed(work, folder, name, {"rows.jsonl": name})
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _sealed(work: Path, folder: Path, name: str, named: dict[str, str]) -> Manifest:

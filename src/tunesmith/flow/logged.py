@@ -41,19 +41,19 @@ def conditions(text: str) -> dict[str, str]:
     for key in ("since", "until"):
         if key in found:
             seconds_of(found[key])
-    if "limit" in found and not (found["limit"].isdigit() and int(found["limit"])):
-        raise UsageError(f"limit is '{found['limit']}'", where=f"log:{text}", allowed="a number from 1")
+    if "limit" in found and not re.fullmatch("[1-9][0-9]{0,8}", found["limit"]):
+        raise UsageError(f"limit is '{found['limit'][:40]}'", where=f"log:{text[:80]}", allowed="a number from 1 to 999999999")
     return found
 
 
 def seconds_of(text: str) -> float:
     """A date or a time ago, in seconds of the epoch. Raises UsageError for what is neither."""
-    if ago := re.fullmatch(r"(\d+)([mhdw])", text):
+    if ago := re.fullmatch(r"([0-9]{1,6})([mhdw])", text):
         return time.time() - int(ago[1]) * _SECONDS[ago[2]]
     try:
         return datetime.datetime.fromisoformat(text).timestamp()
-    except ValueError as error:
-        raise UsageError(f"'{text}' is no time", allowed="a date such as 2026-05-01, or a time ago: 30m, 12h, 7d, 2w") from error
+    except (ValueError, OverflowError) as error:
+        raise UsageError(f"'{text[:40]}' is no time", allowed="a date such as 2026-05-01, or a time ago: 30m, 12h, 7d, 2w") from error
 
 
 def logged(text: str, store: Store) -> Iterator[dict[str, Any]]:

@@ -19,7 +19,7 @@ import glob
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,7 @@ from tunesmith.data.split import Split
 from tunesmith.data.version import DatasetVersion
 from tunesmith.flow.logged import logged
 from tunesmith.flow.project import Project, open_store
-from tunesmith.flow.sources import ALL, PARTS, Frozen, Place, entered, frozen_of, located, narrowed, relative_to, splits_of_runs
+from tunesmith.flow.sources import ALL, PARTS, Frozen, Place, entered, frozen_of, located, log_now, narrowed, relative_to, splits_of_runs
 from tunesmith.models.catalog import Catalog
 from tunesmith.store.layout import FOLDER, Layout
 from tunesmith.store.store import Row as StoreRow
@@ -114,7 +114,9 @@ class Rows:
         rows = self.part(name)
         origins = {row.origin for row in rows}
         last = narrowed(self.last, origins) if self.last is not None else None
-        return replace(self, name=f"{self.name}:{name}", splits={name: rows}, ledger=narrowed(self.ledger, origins), last=last)
+        sealed = self.sealed or (name == "test" and set(self.splits) == set(PARTS))
+        ledger = narrowed(self.ledger, origins)
+        return replace(self, name=f"{self.name}:{name}", splits={name: rows}, ledger=ledger, last=last, sealed=sealed)
 
     def examples(self) -> list[Example]:
         """All rows as Examples. Raises DataError when they are of another kind."""
@@ -326,9 +328,16 @@ class RowReader:
     # --- sources -------------------------------------------------------------------------------------------------------------------------
 
     def located(self, sources: Sequence[Source]) -> list[Place]:
-        """The sources looked up. Paths of the command line are relative to where it runs, those of the project to its folder."""
+        """The sources looked up, answered requests read as they are now. Paths of the command line are relative to where it runs, those
+        of the project to its folder."""
         mine = self.from_folder or (isinstance(self.settings, Project) and list(sources) == list(self.settings.sources))
-        return located(sources, self.folder if mine else Path(), self.catalog, self.home)
+        return located([self._read_now(source) for source in sources], self.folder if mine else Path(), self.catalog, self.home)
+
+    def _read_now(self, source: Source) -> Source:
+        if not source.path.startswith("log:"):
+            return source
+        with closing(self.store()) as store:
+            return log_now(source, self.home, partial(logged, store=store))
 
     def named(self, path: str) -> str:
         """How a file is called in origins."""
@@ -358,7 +367,7 @@ def evaluated(rows: Rows, reader: RowReader) -> Rows:
     """The rows that an evaluation asks: of a version that is split the test part; equal rows (which a comparison pairs by id) once; with
     clusters, where none are known yet."""
     if set(rows.splits) == set(PARTS):
-        rows = replace(rows.narrowed("test"), sealed=True)
+        rows = rows.narrowed("test")
     splits = {name: list({row.id: row for row in part}.values()) for name, part in rows.splits.items()}
     rows = replace(rows, splits=splits)
     if rows.version is None or rows.clusters:

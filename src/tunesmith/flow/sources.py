@@ -203,11 +203,21 @@ def _kept(source: Source, store: Path, reading: bool, anew: bool = False) -> Sou
 def _kept_log(source: Source, store: Path, log: Log | None, anew: bool = False) -> Source:
     """The answered requests that a word means, as the folder in which they are kept; the word itself where they were not read."""
     conditions(source.path.removeprefix("log:"))
-    folder = store / "sources" / digest(source.path)[:24]
+    folder = Layout(store).sources / digest(source.path)[:24]
     if log is not None and (anew or not (folder / MANIFEST).is_file()):
         keep_rows(source.path, log(source.path.removeprefix("log:")), folder)
-    known = {"path": str(folder), "format": "interaction", "unique_ids": False}
-    return msgspec.structs.replace(source, **known) if (folder / MANIFEST).is_file() else source
+    return _requests_in(source, folder) if (folder / MANIFEST).is_file() else source
+
+
+def log_now(source: Source, store: Path, log: Log) -> Source:
+    """The answered requests that a word means as they are now, in a folder beside the one from which runs take them."""
+    folder = Layout(store).sources / f"{digest(source.path)[:24]}-now"
+    keep_rows(source.path, log(source.path.removeprefix("log:")), folder)
+    return _requests_in(source, folder)
+
+
+def _requests_in(source: Source, folder: Path) -> Source:
+    return msgspec.structs.replace(source, path=str(folder), format="interaction", unique_ids=False)
 
 
 def fetch_again(sources: Sequence[Source], store: Path, log: Log) -> list[str]:
