@@ -173,6 +173,25 @@ def test_every_word_is_looked_at_and_evaluated_alike(here, capsys):
     assert "has no part 'tset'" in refused(capsys, "eval", "echo", "--data", "latest:tset")
 
 
+@pytest.mark.parametrize("word", ["run:test", "run", "latest:test", "latest"])
+def test_the_test_rows_are_sealed_and_judged_alike_by_every_name(here, capsys, word):
+    """Each look is logged; metrics, length of the answers and clusters are those of the project."""
+    (here / "tunesmith.yaml").write_text((here / "tunesmith.yaml").read_text().replace("[exact_match]", "[rougeL, exact_match]"))
+    call(capsys, "run", "--dry-run")
+    evaluated = call(capsys, "eval", "echo", "--data", word)["evaluations"][0]
+    assert evaluated["opening"] == 1
+    assert len((here / ".tunesmith" / "openings.jsonl").read_text().splitlines()) == 1
+    assert list(evaluated["metrics"]) == ["rougeL", "exact_match"]
+    by_part = call(capsys, "eval", "echo", "--data", "test")["evaluations"][0]
+    assert (by_part["id"], by_part["intervals"], by_part["asked"]) == (evaluated["id"], evaluated["intervals"], 0)
+
+
+def test_a_model_that_is_not_there_opens_no_sealed_rows(here, capsys):
+    call(capsys, "run", "--dry-run")
+    assert "no model 'eco'" in refused(capsys, "eval", "echo", "eco", "--data", "test")
+    assert not (here / ".tunesmith" / "openings.jsonl").exists()
+
+
 class _Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass

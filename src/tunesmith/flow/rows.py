@@ -205,8 +205,8 @@ class RowReader:
             return [self._of_plan(word)]
         if kind == "run" and (not rest or rest in PARTS):
             return [self._of_run(rest)]
-        if word == "latest" and not versions.log(self.root):
-            return [self._without_versions()]
+        if kind == "latest" and not versions.log(self.root) and (self.splits_of_runs() or not rest):
+            return [self._without_versions(rest)]
         if kind == "log":
             return [self._of_log(rest)]
         if kind in _BROUGHT:
@@ -231,10 +231,10 @@ class RowReader:
         """A version's rows, checked against its digests, and its ledger."""
         return self._frozen(Frozen(version, self.root / version.id))
 
-    def _without_versions(self) -> Rows:
-        """What `latest` means before there is a version."""
+    def _without_versions(self, part: str) -> Rows:
+        """What `latest` means before there is a version; parts are those of a run."""
         if self.splits_of_runs():
-            return self._of_run("")
+            return self._of_run(part)
         if not isinstance(self.settings, Project):
             raise NotFound("there is no data yet", where=str(self.root), remedy="tunesmith data import FILE, or name a file")
         return self._of_sources(list(self.settings.sources), "the project's sources", 1.0)
@@ -283,7 +283,20 @@ class RowReader:
         if not fits:
             raise NotFound("this project has no finished run", where=str(self.folder), remedy="tunesmith run")
         rows = replace(self._frozen(fits[0]), name=f"run {fits[0].version.id[:12]}", last=self._tokenized(fits[0]), version=None)
-        return rows.narrowed(part) if part else rows
+        rows = self._as_planned(rows) if fits[0].folder == planned else rows
+        return replace(rows.narrowed(part), sealed=part == "test") if part else rows
+
+    def _as_planned(self, rows: Rows) -> Rows:
+        """The rows of the project's split with what its plan knows of them: clusters, metrics, and what their answers need."""
+        context = self.at_work()
+        assert context is not None
+        clusters = context.clusters()
+        return replace(
+            rows,
+            clusters={row.id: clusters[row.id] for row in rows.rows},
+            metrics={name: {} for name in context.project.evaluate.metrics},
+            max_tokens=context.sampling().max_tokens if context.runner.peek("tokens") is not None else None,
+        )
 
     def _planned(self) -> Path | None:
         context = self.at_work()
@@ -312,18 +325,10 @@ class RowReader:
             raise UsageError(
                 f"the project's '{part}' rows are not prepared", where=str(self.folder), remedy="tunesmith run, or tunesmith run --dry-run"
             )
-        rows, clusters = context.rows(part), context.clusters()
-        known = context.runner.peek("tokens") is not None
+        rows = list(context.rows(part))
         ledger = Ledger.read(context.data.folder("split") / "ledger.jsonl")
-        return Rows(
-            f"{context.project.name}/{part}",
-            {part: list(rows)},
-            narrowed(ledger, {row.origin for row in rows}),
-            clusters={row.id: clusters[row.id] for row in rows},
-            metrics={name: {} for name in context.project.evaluate.metrics},
-            max_tokens=context.sampling().max_tokens if known else None,
-            sealed=part == "test",
-        )
+        kept = narrowed(ledger, {row.origin for row in rows})
+        return self._as_planned(Rows(f"{context.project.name}/{part}", {part: rows}, kept, sealed=part == "test"))
 
     # --- sources -------------------------------------------------------------------------------------------------------------------------
 

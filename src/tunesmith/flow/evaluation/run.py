@@ -110,6 +110,8 @@ def run_eval(words: Sequence[str], ask: Ask, at: Bench) -> list[KeptEvaluation]:
     if not words:
         raise ConfigError("no model to evaluate", allowed="at least one", remedy="tunesmith eval MODEL --data FILE")
     chosen = list(dict.fromkeys(words))
+    for word in chosen:
+        at.models.resolve(word)  # a word that names no model is told before another one is asked, or sealed rows are opened
     found: list[KeptEvaluation] = []
     if ask.choose_on:
         found = [measure(word, part, ask, at) for part in at.data(ask.choose_on, ask) for word in chosen]
