@@ -89,6 +89,20 @@ def test_import_clean_and_split_give_what_a_run_gives(here, capsys):
     assert of_run["counts"] == {part: len(ids(capsys, part)) for part in PARTS}
 
 
+def test_the_fates_of_a_runs_rows_are_those_of_its_own_tokens(here, capsys):
+    """Rows that came, were tokenized, and went again: what is told of the run is not of the run in between."""
+
+    def ledger() -> list:
+        call(capsys, "run", "--dry-run")
+        return call(capsys, "data", "ledger", "run", "-n", "1000")["lines"]
+
+    before, text = ledger(), (here / "rows.jsonl").read_text()
+    (here / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chats(40, seed=8)))
+    assert len(ledger()) == 41
+    (here / "rows.jsonl").write_text(text)
+    assert ledger() == before
+
+
 def test_a_version_is_trained_on_estimated_and_evaluated(here, capsys):
     """What is split keeps its parts, whatever the project's section says; what is not is split by it."""
     versions = frozen(capsys)

@@ -303,10 +303,12 @@ class RowReader:
         return context.data.folder("split") if context is not None else None
 
     def _tokenized(self, split: Frozen) -> Ledger | None:
-        """The ledger after tokenizing, of the newest tokens that were made after that split."""
+        """The ledger after tokenizing, of the newest tokens that were made of that split (a stage of an older store does not say of which:
+        the newest that came after it)."""
         with closing(self.store()) as store:
-            done = store.stages("tokens")
-        fits = [stage for stage in done if stage["created"] >= split.version.created and self._stage(stage).is_dir()]
+            done = [stage for stage in store.stages("tokens") if self._stage(stage).is_dir()]
+        fits = [stage for stage in done if split.folder.name in (stage["needs"] or ())]
+        fits = fits or [stage for stage in done if not stage["needs"] and stage["created"] >= split.version.created]
         return Ledger.read(self._stage(fits[0]) / "ledger.jsonl") if fits else None
 
     def _stage(self, stage: StoreRow) -> Path:
