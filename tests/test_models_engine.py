@@ -57,6 +57,8 @@ class Batch:
         return len(self.rows), 0
 
     def add(self, asked: Asked) -> int:
+        if not asked.ids:
+            raise ValueError("nothing to say backwards")  # no engine should, and some will
         self.numbers += 1
         self.rows[self.numbers] = (asked, "")
         return self.numbers
@@ -99,6 +101,15 @@ def test_it_is_answered_streamed_and_counted(served):
     assert pieces == list("reward")
     assert client.completions.create(model="a", prompt=[115, 116, 97, 114], max_tokens=9).choices[0].text == "rats"
     assert len(ask(client, "a", "ab", n=3).choices) == 3
+
+
+def test_a_row_that_an_engine_does_not_take_ends_alone(served):
+    client, _ = served
+    for _ in range(5):  # on one connection, which is as good afterwards as before
+        with pytest.raises(openai.InternalServerError) as told:
+            ask(client, "a", "")
+        assert told.value.request_id
+    assert ask(client, "b", "drawer").choices[0].message.content == "reward"
 
 
 def test_siblings_share_a_batch_and_others_have_their_own(served):

@@ -38,9 +38,11 @@ class Guard:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         more = [(b"x-request-id", _request_id(headers).encode())]
         most = self._most(scope["path"])
-        seen = 0
+        seen, begun = 0, False
 
         async def send_with_more(message: MutableMapping[str, Any]) -> None:
+            nonlocal begun
+            begun = True
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", ()), *more]
             await send(message)
@@ -63,7 +65,13 @@ class Guard:
             await errors.response(error)(scope, receive, send_with_more)
             return
         scope.setdefault("state", {})["project"] = caller.project
-        await self.app(scope, counted, send_with_more)
+        try:
+            await self.app(scope, counted, send_with_more)
+        except Exception as error:
+            if begun:
+                raise
+            # Handed on it would end the connection, and with it the client's next request.
+            await errors.response(error)(scope, receive, send_with_more)
 
     def _most(self, path: str) -> int:
         if path == "/v1/files":

@@ -105,7 +105,7 @@ class _Decoding:
     def _add(self, asked: Asked, stream: Stream) -> None:
         try:
             self._streams[self._batch.add(asked)] = stream
-        except TunesmithError as error:
+        except Exception as error:  # noqa: BLE001 - whatever an engine raises of one row: its client must hear of it, and the thread must live
             stream.put(error)
 
     def _drop(self, stream: Stream) -> None:

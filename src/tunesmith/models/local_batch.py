@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from tunesmith.core.chat import Renderer
-from tunesmith.core.errors import TunesmithError
 from tunesmith.core.types import Prompt, Sampling
 from tunesmith.models.base import Asked, Piece
 from tunesmith.models.constrain import HeldDecoder
@@ -57,7 +56,7 @@ class LocalBatch:
         if asked.constraint is not None:
             try:
                 self._decoder.hold(number, asked.constraint)
-            except TunesmithError:
+            except BaseException:
                 self._decoder.cancel(number)
                 raise
         reply = Reply(model.renderer, asked.prompt, asked.sampling, prompt_tokens=len(asked.ids), started=asked.since)
