@@ -20,7 +20,9 @@ from tunesmith.core.errors import ConfigError, NotFound, StoreError, UsageError
 from tunesmith.core.model_ref import ModelRef
 from tunesmith.monitor.status import status
 from tunesmith.store import tables
+from tunesmith.store.batches import Batches
 from tunesmith.store.deployments import Deployments
+from tunesmith.store.files import Files
 from tunesmith.store.keys import Keys
 from tunesmith.store.runs import Runs
 from tunesmith.store.store import Store
@@ -215,3 +217,16 @@ def test_kill_9_loses_no_acknowledged_row(tmp_path):
             assert connection.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
         last = int([line for line in acknowledged if line.strip()][-1])
         assert store.finished(f"d{last}")["output"] == {"n": last}
+
+
+def test_a_batch_whose_file_was_deleted_before_it_began_has_that_fault(tmp_path):
+    store = Store.open(tmp_path)
+    files, batches = Files(store), Batches(store)
+    line = b'{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {}}\n'
+    made = [files.put(io.BytesIO(line), project="p", filename="x.jsonl", purpose="batch")["id"] for _ in range(2)]
+    for file in made:
+        batches.create(project="p", endpoint="/v1/completions", input_file=file, window="24h", metadata=None)
+    files.delete(made[0], "p")
+    faults = [batches.read(leased[0])[1] for _ in made if (leased := batches.lease(30)) is not None]
+    assert [[fault["code"] for fault in of_batch] for of_batch in faults] == [["invalid_input_file"], []]
+    store.close()

@@ -113,6 +113,11 @@ class Batches:
         if row["endpoint"] in UNSERVED:
             reason = f"{row['endpoint']} is not served here; served: {', '.join(ENDPOINTS)}"
             return [], [{"code": "unsupported_endpoint", "message": reason, "line": None, "param": "endpoint"}]
+        if row["status"] == "validating":
+            try:
+                Files(self.store).find(row["input_file"], row["project"])
+            except Missing as error:
+                return [], [{"code": "invalid_input_file", "message": error.what, "line": None, "param": "input_file_id"}]
         lines, errors, seen = [], [], set()
         with Files(self.store).open(row["input_file"]) as stream:
             for number, data in enumerate((raw for raw in io.BufferedReader(stream) if raw.strip()), 1):  # type: ignore[type-var]
