@@ -42,10 +42,10 @@ def whole(server):
     return trained(server, MODEL, lora=False)
 
 
-def likelihood(server: Server, model: str) -> float:
+def weights_that_answer(server: Server, model: str) -> str:
+    """What names the weights that answered a request (an answer itself may be empty, and two models may give the same one)."""
     asked = [{"role": "user", "content": "say 3"}]
-    found = server.client.chat.completions.create(model=model, messages=asked, temperature=0, logprobs=True)
-    return found.choices[0].logprobs.content[0].logprob
+    return server.client.chat.completions.create(model=model, messages=asked, temperature=0).system_fingerprint
 
 
 def reference(server: Server, name: str):
@@ -63,7 +63,7 @@ def test_a_job_goes_on_from_the_adapter_that_a_job_made(server, first):
     assert settings(server, second.fine_tuned_model)["target_modules"] == ["q_proj", "v_proj"]
     assert settings(server, second.fine_tuned_model)["r"] == 4
     assert reference(server, second.fine_tuned_model).base == reference(server, first.fine_tuned_model).base
-    said = [likelihood(server, model) for model in (MODEL, first.fine_tuned_model, second.fine_tuned_model)]
+    said = [weights_that_answer(server, model) for model in (MODEL, first.fine_tuned_model, second.fine_tuned_model)]
     assert len(set(said)) == 3
     manifest = json.loads((server.store.folder / "jobs" / second.id / "run" / "run.json").read_text())
     assert manifest["plan"]["adapter"]["start_from"] == str(server.store.folder / reference(server, first.fine_tuned_model).adapter)
@@ -81,7 +81,7 @@ def test_whole_weights_are_trained_answer_and_are_a_base(server, whole):
     on_it = trained(server, whole.fine_tuned_model)
     assert reference(server, on_it.fine_tuned_model).base == f"./{made.weights}"
     again = trained(server, whole.fine_tuned_model, lora=False)
-    said = [likelihood(server, job) for job in (MODEL, whole.fine_tuned_model, on_it.fine_tuned_model, again.fine_tuned_model)]
+    said = [weights_that_answer(server, job) for job in (MODEL, whole.fine_tuned_model, on_it.fine_tuned_model, again.fine_tuned_model)]
     assert len(set(said)) == 4
 
 
