@@ -81,7 +81,7 @@ def call(context, capsys, *words):
 @pytest.mark.slow
 def test_single_evaluations_agree_with_the_run_and_need_no_weights_again(context, capsys):
     base = str(context.base)
-    words = ("eval", base, f"{base}+{context.adapter}", str(context.adapter), "--data", "test")
+    words = ("eval", base, f"{base}+{context.trained}", str(context.trained), "--data", "test")
     code, found = call(context, capsys, *words)
     assert code == 0
     ran = arm_evaluations(context, ["zero-shot", "tuned"])

@@ -66,8 +66,7 @@ def test_nobody_asks_which_method_a_plan_has():
 def test_every_method_has_a_record_and_every_kind_of_row_a_method():
     assert set(METHODS) == set(get_args(MethodName))
     assert all(METHODS[name].name == name for name in METHODS)
-    for kind, names in row_kinds.METHODS.items():
-        assert {name for name in METHODS if METHODS[name].takes is kind} == set(names)
+    for kind in (Example, Preference, Labelled, Document):
         assert fitting(kind)
 
 
