@@ -53,6 +53,9 @@ class InteractionLog:
         if self._closed:
             raise StoreError("the interaction log is closed", remedy="open a new one")
         done = asyncio.get_running_loop().create_future()
+        if "\0" in interaction.answer or "\0" in interaction.error:  # PostgreSQL has no text with it
+            shown = {name: getattr(interaction, name).replace("\0", "\ufffd") for name in ("answer", "error")}
+            interaction = msgspec.structs.replace(interaction, **shown)
         calls = _encode(interaction.tool_calls).decode() if interaction.tool_calls else "[]"
         row = (*_plain(interaction), _encode(interaction.messages).decode(), calls)
         self._waiting.append((row, done))
