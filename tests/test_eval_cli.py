@@ -121,7 +121,8 @@ def test_kill_9_pays_for_nothing_twice(here):
     found = json.loads(last.out)["evaluations"][0]
     assert (found["rows"], found["values"]["exact_match"]) == (200, pytest.approx(133 / 200))
     assert len(set(questions)) == 200
-    assert len(questions) <= 200 + kills * at_once  # what was in flight at a kill was never received
+    # At a kill each asker may have a question in flight, and an answer that came but was not yet on disk.
+    assert len(questions) <= 200 + kills * 2 * at_once
 
 
 def test_what_failed_is_handed_to_the_choice_of_new_rows(here, capsys):
