@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import httpx
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from tunesmith.api.http import away, limit_of, listing, project_of, reply
 from tunesmith.api.state import store_of
 from tunesmith.core import wire
+from tunesmith.core.errors import StoreError
 from tunesmith.core.types import Record
 from tunesmith.core.wire import BadRequest
 from tunesmith.flow.jobs.request import check_metadata
+from tunesmith.store.batch_lease import AnsweredLine, BatchLease, LeaseLost
 from tunesmith.store.batches import ENDPOINTS, UNSERVED, Batches, Line, batch_object, output_line
 from tunesmith.store.paging import Row
 from tunesmith.store.store import Store
@@ -32,6 +35,15 @@ class _Create(Record, frozen=True):
     input_file_id: str
     metadata: dict[str, str] | None = None
     output_expires_after: dict[str, Any] | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = 0
+    completion_tokens: int | None = 0
+
+
+class _Used(msgspec.Struct):
+    usage: _Usage | None = None
 
 
 async def create(request: Request) -> Response:
@@ -85,44 +97,72 @@ async def work(app: Any, store: Store) -> None:
     batches = Batches(store)
     while True:
         try:
-            leased = await away(batches.lease, _LEASE_S)
-            if leased is not None:
-                await _answer(app(leased[0]["project"]), batches, *leased)
+            lease = await away(batches.lease, _LEASE_S)
+            if lease is not None:
+                await _held(lease, _answer(app(lease.row["project"]), batches, lease))
                 continue
+        except LeaseLost as lost:
+            _log.warning("%s; it is left to that one", lost)
         except Exception:  # noqa: BLE001 - the task must live as long as the server
             _log.exception("a batch could not be answered; it is tried again")
         await asyncio.sleep(_POLL_S)
 
 
-async def _answer(app: Any, batches: Batches, row: Row, token: str) -> None:
-    lines, errors = await away(batches.read, row)
-    if errors and row["status"] == "validating":
-        await away(batches.fail, row, errors)
+async def _held(lease: BatchLease, work: Coroutine[Any, Any, None]) -> None:
+    """Do the work and keep the lease meanwhile, however long one line takes. Raises LeaseLost as soon as another server has the batch."""
+
+    async def beats() -> None:
+        while True:
+            await asyncio.sleep(lease.seconds / 3)
+            try:
+                await away(lease.beat)
+            except StoreError as error:  # a busy database: the lease lasts for two more beats
+                _log.warning("the lease of a batch could not be kept: %s", error)
+
+    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(beats())]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _answer(app: Any, batches: Batches, lease: BatchLease) -> None:
+    lines, errors = await away(batches.read, lease.row)
+    if errors and lease.row["status"] != "cancelling":
+        await away(lease.finish, "failed", errors)
         return
-    await away(batches.begin, row, len(lines))
-    done = await away(batches.answered, row["id"])
+    await away(lease.begin, len(lines))
+    done = await away(lease.answered)
     left = [(i, line) for i, line in enumerate(lines) if i not in done]
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://127.0.0.1", timeout=None) as client:
         while left:
-            now = await away(batches.find, row["id"], None)
+            now = await away(lease.now)
             if now["status"] == "cancelling" or now["times"]["expires_at"] < time.time():
                 break
-            if not await away(batches.beat, row["id"], token, _LEASE_S):
-                return
             part, left = left[:_AT_ONCE], left[_AT_ONCE:]
-            await away(batches.keep, row["id"], await _ask(client, part))
-    now = await away(batches.find, row["id"], None)
-    status = "cancelled" if now["status"] == "cancelling" else "expired" if left else "completed"
-    await away(batches.finish, now, status)
+            await away(lease.keep, await _ask(client, part))
+    await away(lease.finish, "expired" if left else "completed")
 
 
-async def _ask(client: httpx.AsyncClient, part: Sequence[tuple[int, Line]]) -> list[tuple[int, bool, tuple[int, int], str]]:
-    async def answered(number: int, line: Line) -> tuple[int, bool, tuple[int, int], str]:
+async def _ask(client: httpx.AsyncClient, part: Sequence[tuple[int, Line]]) -> list[AnsweredLine]:
+    async def answered(number: int, line: Line) -> AnsweredLine:
         body = {key: value for key, value in line.body.items() if key != "stream"}
         answer = await client.post(line.url, json=body)
-        used = answer.json().get("usage") or {} if answer.status_code == 200 else {}
-        tokens = (used.get("prompt_tokens", 0), used.get("completion_tokens", 0))
+        tokens = _tokens(answer.content) if answer.status_code == 200 else (0, 0)
         output = output_line(line.custom_id, answer.status_code, answer.headers.get("x-request-id", ""), answer.content)
         return number, answer.status_code == 200, tokens, output
 
     return await asyncio.gather(*(answered(number, line) for number, line in part))
+
+
+def _tokens(body: bytes) -> tuple[int, int]:
+    """(prompt, completion) tokens of an answer; 0 where another server that answered counts none."""
+    try:
+        used = msgspec.json.decode(body, type=_Used).usage
+    except msgspec.DecodeError:
+        used = None
+    return (0, 0) if used is None else (used.prompt_tokens or 0, used.completion_tokens or 0)

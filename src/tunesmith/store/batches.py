@@ -1,6 +1,7 @@
 """Batches in the store: requests from a file, answers line by line, files at the end; knows nothing about how a line is answered.
 
-Each answered line is kept as it comes, so a server that dies goes on where it stopped; the answers become files when all are there.
+Each answered line is kept as it comes, so a server that dies goes on where it stopped; the answers become files when all are there
+(`batch_lease.py`).
 """
 
 from __future__ import annotations
@@ -8,25 +9,23 @@ from __future__ import annotations
 import io
 import json
 import secrets
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 
-from tunesmith.store.deliveries import announce
-from tunesmith.store.files import Files
+from tunesmith.store.batch_lease import BatchLease
+from tunesmith.store.files import BytesGone, Files
 from tunesmith.store.paging import Missing, Refused, Row, new_id, page
 from tunesmith.store.store import Store
-from tunesmith.store.tables import batch_lines, batches, files
+from tunesmith.store.tables import batch_lines, batches
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 # Documented by OpenAI: a batch for one of them is taken and fails with that reason.
 UNSERVED = ("/v1/responses", "/v1/moderations", "/v1/images/generations", "/v1/images/edits", "/v1/videos")
 MOST_LINES, DAY_S = 50_000, 86_400.0
-_AT_ONCE = 200  # lines that are in memory while files are made of them
 OPEN = ("validating", "in_progress", "finalizing", "cancelling")
 
 
@@ -90,8 +89,8 @@ class Batches:
                 raise Refused(f"Batch '{number}' is {row['status']}", param="batch_id", code="invalid_batch_status")
         return self.find(number, project)
 
-    def lease(self, seconds: float) -> tuple[Row, str] | None:
-        """The oldest batch that nobody works on, with the token of the lease; or None."""
+    def lease(self, seconds: float) -> BatchLease | None:
+        """The oldest batch that nobody works on, leased; or None."""
         now, token = time.time(), secrets.token_hex(8)
         with self.store.exclusive() as connection:
             free = [batches.c.status.in_(OPEN), sa.or_(batches.c.lease.is_(None), batches.c.lease_until < now)]
@@ -100,26 +99,21 @@ class Batches:
             if row is None:
                 return None
             connection.execute(sa.update(batches).where(batches.c.id == row["id"]).values(lease=token, lease_until=now + seconds))
-        return row, token
-
-    def beat(self, number: str, token: str, seconds: float) -> bool:
-        """Keep the lease; False when it is lost."""
-        with self.store.writing() as connection:
-            mine = sa.update(batches).where(batches.c.id == number, batches.c.lease == token)
-            return bool(connection.execute(mine.values(lease_until=time.time() + seconds)).rowcount)
+        return BatchLease(self.store, row, token, seconds)
 
     def read(self, row: Row) -> tuple[list[Line], list[dict[str, Any]]]:
         """(the requests of the input file, what is wrong with it)."""
         if row["endpoint"] in UNSERVED:
             reason = f"{row['endpoint']} is not served here; served: {', '.join(ENDPOINTS)}"
             return [], [{"code": "unsupported_endpoint", "message": reason, "line": None, "param": "endpoint"}]
-        if row["status"] == "validating":
-            try:
+        try:
+            if row["status"] == "validating":
                 Files(self.store).find(row["input_file"], row["project"])
-            except Missing as error:
-                return [], [{"code": "invalid_input_file", "message": error.what, "line": None, "param": "input_file_id"}]
+            opened = Files(self.store).open(row["input_file"])
+        except (Missing, BytesGone) as error:
+            return [], [{"code": "invalid_input_file", "message": _gone(row, error), "line": None, "param": "input_file_id"}]
         lines, errors, seen = [], [], set()
-        with Files(self.store).open(row["input_file"]) as stream:
+        with opened as stream:
             for number, data in enumerate((raw for raw in io.BufferedReader(stream) if raw.strip()), 1):  # type: ignore[type-var]
                 try:
                     line = msgspec.json.decode(data, type=Line)
@@ -140,54 +134,12 @@ class Batches:
             errors = [{"code": "invalid_n_requests", "message": f"{len(lines)} requests; 1 to {MOST_LINES}", "line": None, "param": None}]
         return lines, errors[:100]
 
-    def begin(self, row: Row, total: int) -> None:
-        """The file is sound: the batch runs, unless it was cancelled meanwhile."""
-        times = {**row["times"], "in_progress_at": row["times"].get("in_progress_at", time.time())}
-        with self.store.writing() as connection:
-            mine = [batches.c.id == row["id"], batches.c.status.in_(("validating", "in_progress"))]
-            connection.execute(sa.update(batches).where(*mine).values(status="in_progress", times=times, total=total))
 
-    def answered(self, number: str) -> set[int]:
-        """The lines that have answers."""
-        with self.store.reading() as connection:
-            return set(connection.execute(sa.select(batch_lines.c.line).where(batch_lines.c.batch == number)).scalars())
-
-    def keep(self, number: str, answers: Sequence[tuple[int, bool, tuple[int, int], str]]) -> None:
-        """Keep answers: (line, ok, (prompt, completion) tokens, the line of the output file)."""
-        rows = [{"batch": number, "line": line, "ok": ok, "tokens": list(tokens), "body": body} for line, ok, tokens, body in answers]
-        with self.store.writing() as connection:
-            connection.execute(sa.insert(batch_lines), rows)
-
-    def fail(self, row: Row, errors: list[dict[str, Any]]) -> None:
-        """The input file is of no use."""
-        self._end(row, "failed", errors={"object": "list", "data": errors})
-
-    def finish(self, row: Row, status: str) -> None:
-        """Make the files of what was answered; the batch ends as completed, cancelled or expired."""
-        ids: dict[str, Any] = {}
-        for ok, key in ((True, "output_file"), (False, "error_file")):
-            query = (
-                sa.select(batch_lines.c.body).where(batch_lines.c.batch == row["id"], batch_lines.c.ok == ok).order_by(batch_lines.c.line)
-            )
-            with tempfile.TemporaryFile() as lines:
-                with self.store.reading() as connection:
-                    bodies = connection.execution_options(yield_per=_AT_ONCE).execute(query).scalars()
-                    lines.writelines(f"{body}\n".encode() for body in bodies)
-                if lines.tell():
-                    lines.seek(0)
-                    name = f"{row['id']}_{key.removesuffix('_file')}.jsonl"
-                    ids[key] = Files(self.store).prepare(lines, project=row["project"], filename=name, purpose="batch_output")
-        self._end(row, status, rows=list(ids.values()), **{key: file["id"] for key, file in ids.items()})
-
-    def _end(self, row: Row, status: str, *, rows: list[dict[str, Any]] | None = None, **values: Any) -> None:
-        with self.store.exclusive() as connection:
-            now = connection.execute(sa.select(batches).where(batches.c.id == row["id"]).with_for_update()).mappings().one()
-            times = {**now["times"], f"{status}_at": time.time()}
-            if rows:
-                connection.execute(sa.insert(files), rows)
-            ended = {"status": status, "times": times, "lease": None, "lease_until": None, **values}
-            connection.execute(sa.update(batches).where(batches.c.id == row["id"]).values(**ended))
-            announce(connection, now, f"batch.{status}")
+def _gone(row: Row, error: Missing | BytesGone) -> str:
+    """Why a batch whose file is no longer there ends."""
+    if row["status"] == "validating":
+        return error.what
+    return f"The input file '{row['input_file']}' was deleted while the batch ran; what was answered until then is in its files"
 
 
 def batch_object(row: Row, counts: tuple[int, int, int, int]) -> dict[str, Any]:

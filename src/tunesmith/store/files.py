@@ -18,6 +18,10 @@ from tunesmith.store.store import Store
 from tunesmith.store.tables import files
 
 
+class BytesGone(StoreError):
+    """A file whose bytes are no longer where they were put: trying again does not help."""
+
+
 class Files:
     """The files of all projects in one store."""
 
@@ -67,12 +71,12 @@ class Files:
         return page(self._store, files, where, after=after, limit=min(limit, 10_000), oldest_first=oldest_first)
 
     def open(self, number: str) -> IO[bytes]:
-        """The bytes of a file."""
+        """The bytes of a file. Raises BytesGone."""
         try:
             return self._store.blobs.open(f"files/{number}")
         except FileNotFoundError as error:
             remedy = "upload the file again, or let serve.blobs name the place where it was put"
-            raise StoreError(f"the bytes of '{number}' are gone", where=self._store.blobs.place, remedy=remedy) from error
+            raise BytesGone(f"the bytes of '{number}' are gone", where=self._store.blobs.place, remedy=remedy) from error
 
     def delete(self, number: str, project: str) -> None:
         """Forget a file and its bytes. Raises Missing."""
