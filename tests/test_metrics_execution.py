@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tunesmith.core.errors import ConfigError
+from tunesmith.core.errors import ConfigError, UsageError
 from tunesmith.core.types import Answer, Example, Message, Score, example_id
+from tunesmith.evaluate import sandbox, sandbox_child
 from tunesmith.evaluate.metrics import metric
 from tunesmith.evaluate.sandbox import run_python
 
@@ -82,23 +84,65 @@ def test_code_that_continues_its_prefix() -> None:
     "program",
     [
         "import socket; socket.create_connection(('127.0.0.1', 9))",
+        "import socket; socket.socket(socket.AF_UNIX)",
         "import subprocess; subprocess.run(['true'])",
-        "import os; os.system('true')",
+        "import os; assert os.system('true') == 0",
         "import os; os.fork()",
+        "import os; os.kill(os.getppid(), 0)",
         "open('/etc/passwd').read()",
+        "open('/proc/self/environ').read()",
+        "open('{outside}').read()",
         "open('{outside}', 'w')",
         "import os; os.remove('{outside}')",
-        "import ctypes; ctypes.CDLL(None)",
-        "import sqlite3; sqlite3.connect('{outside}')",
+        "import os; os.chmod('{outside}', 0)",
+        "import os; os.truncate('{outside}', 0)",
+        "import os; os.open('{outside}', os.O_RDONLY | os.O_TRUNC)",
+        "import os; os.link('{outside}', 'here'); open('here').read()",
+        "import os; os.symlink('{outside}', 'here'); open('here').read()",
+        "import sqlite3; sqlite3.connect('{outside}').execute('create table t (a)')",
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 50, 1 << 50))",
+        # what a program can take hold of in its own interpreter: its modules' own parts, the frames that called it, the libraries below
+        "import os, _posixsubprocess as p\nr, w = os.pipe()\n"
+        "p.fork_exec([b'/bin/true'], [b'/bin/true'], True, (), None, None, -1, -1, -1, -1, -1, -1, r, w, True, False, -1, None, None, None, -1, None, False)",
+        "import sys\nframe = sys._getframe()\nwhile frame.f_back: frame = frame.f_back\n"
+        "frame.f_globals['os'].open('{outside}', frame.f_globals['os'].O_RDONLY)",
+        "import gc\nfor one in gc.get_objects():\n  if callable(one) and getattr(one, '__name__', '') in ('guard', 'look', 'shut_in'): one.__code__ = (lambda *_: None).__code__\n"
+        "open('{outside}', 'w')",
+        "import ctypes\nlibc = ctypes.CDLL(None)\nassert libc.fork() >= 0 or libc.vfork() >= 0 or libc.unshare(0x10000000) == 0 or libc.open(b'{outside}', 1) >= 0",
+        "import ctypes\nlibc = ctypes.CDLL(None)\nassert libc.mount(b'a', b'/mnt', b'tmpfs', 0, None) == 0 or libc.ptrace(16, 1, 0, 0) == 0 or libc.setuid(1) == 0",
     ],
-)
-def test_the_sandbox_refuses(program: str, tmp_path: Path) -> None:
+)  # fmt: skip
+def test_nothing_gets_out_of_the_sandbox(program: str, tmp_path: Path) -> None:
     outside = tmp_path / "kept"
     outside.write_text("kept")
-    ran = run_python(program.format(outside=outside))
-    assert not ran.finished
-    assert "the sandbox refuses" in ran.output
-    assert outside.read_text() == "kept"
+    mode, before = outside.stat().st_mode, psutil.Process().children(recursive=True)
+    ran = run_python(program.replace("{outside}", str(outside)))
+    assert not ran.finished, ran.output
+    assert (outside.read_text(), outside.stat().st_mode) == ("kept", mode)
+    assert [child for child in psutil.Process().children(recursive=True) if child not in before] == []
+
+
+def test_without_a_boundary_nothing_runs_unless_the_operator_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a system without Landlock."""
+    monkeypatch.setattr(sandbox_child, "landlock_version", lambda: 0)
+    with pytest.raises(UsageError, match="no boundary"):
+        run_python("print(1)")
+    sandbox.accept("process")
+    try:
+        assert run_python("print(1)").finished
+        refused = run_python("open('/etc/passwd').read()")
+    finally:
+        sandbox.accept("kernel")
+    assert not refused.finished
+    assert "the sandbox refuses to open /etc/passwd" in refused.output
+
+
+def test_a_bad_pattern_takes_no_longer_than_its_time() -> None:
+    slow = rated("regex", "x", "a" * 40 + "b", pattern=r"(a+)+$")
+    assert slow.value is None or slow.value == 0
+    assert rated("regex", r"(x+x+)+y", "x" * 5000).value in (None, 0)
+    assert rated("json_valid", "x", "```\n" + "\n" * 50_000 + "{", fence=True).value == 0
+    assert rated("json_valid", "x", '```json\n\n {"a": 1}\n\n```\n', fence=True).value == 1
 
 
 def test_the_sandbox_limits_and_lets_work() -> None:

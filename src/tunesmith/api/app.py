@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 import signal
 import socket
 import threading
@@ -35,9 +36,10 @@ from tunesmith.api import (
     uploads,
     webhooks,
 )
-from tunesmith.api.auth import Auth
+from tunesmith.api.auth import Auth, Caller
 from tunesmith.api.errors import APIError
 from tunesmith.api.guard import Guard
+from tunesmith.api.http import away
 from tunesmith.api.proxy import Proxy
 from tunesmith.api.state import State, state_of
 from tunesmith.core.errors import DataError, TunesmithError, UsageError
@@ -50,9 +52,14 @@ from tunesmith.models.base import Model, passing
 from tunesmith.models.catalog import Catalog
 from tunesmith.models.resolve import Models
 from tunesmith.monitor.metrics import ServerMetrics
+from tunesmith.store.files import Files
 from tunesmith.store.interactions import InteractionLog
+from tunesmith.store.keys import Keys
 from tunesmith.store.store import Store
+from tunesmith.store.uploads import Uploads
 
+_log = logging.getLogger("tunesmith.api")
+_SWEEP_S = 5.0  # how long what has expired may stay on the disk
 # OpenAI's names for embeddings, so that unchanged code gets vectors; their sizes are the local encoder's.
 _ENCODERS = {"text-embedding-3-small": "minilm-l6-v2", "text-embedding-ada-002": "minilm-l6-v2"}
 
@@ -184,12 +191,23 @@ def _background(app: Starlette, state: State) -> list[Coroutine[Any, Any, None]]
         """The application behind its door, for requests that were let in before."""
 
         async def call(scope: Any, receive: Any, send: Any) -> None:
-            await inner({**scope, "app": app, "state": {"project": project}}, receive, send)
+            await inner({**scope, "app": app, "state": {"project": project, "caller": Caller(project)}}, receive, send)
 
         return call
 
-    work = [batches.work(inside, state.store)]
+    work = [batches.work(inside, state.store), _sweep(state.store)]
     return [*work, webhooks.work(state.store, state.webhooks)] if state.webhooks else work
+
+
+async def _sweep(store: Store) -> None:
+    """Take what has expired off the disk, for as long as the server runs."""
+    while True:
+        for sweep in (Files(store).sweep, Uploads(store).sweep, Keys(store).sweep):
+            try:
+                await away(sweep)
+            except TunesmithError as error:  # a database that is away for a moment
+                _log.warning("what has expired could not be removed: %s", error)
+        await asyncio.sleep(_SWEEP_S)
 
 
 async def _health(_request: Request) -> Response:
@@ -202,7 +220,8 @@ async def _ready(request: Request) -> Response:
 
 
 async def _metrics(request: Request) -> Response:
-    return PlainTextResponse(state_of(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    page = state_of(request).metrics.text(request.state.caller.sees)
+    return PlainTextResponse(page, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def is_loopback(host: str) -> bool:

@@ -17,6 +17,7 @@ from tunesmith.store.store import Store
 
 _TRUST_S = 2.0  # how long a look into the store is believed, and so how long a revoked key lives on
 _REMEMBERED = 10_000
+TRAINING = frozenset({"fine-tune", "fine-tune-results"})
 OPEN = frozenset({"/healthz", "/readyz"})
 # (methods, path, the scopes of which one suffices); admin may do everything, train includes read.
 _READ, _TRAIN, _SERVE = frozenset({"read", "train"}), frozenset({"train"}), frozenset({"serve"})
@@ -45,6 +46,17 @@ class Caller:
     project: str = DEFAULT_PROJECT
     scopes: frozenset[str] = frozenset(SCOPES)
     key: str | None = None
+
+    @property
+    def hidden(self) -> frozenset[str]:
+        """The purposes of files that this caller may neither see nor make: of what trains and what was trained a key that only asks models
+        sees nothing."""
+        return frozenset() if self.scopes & {"read", "train", "admin"} else TRAINING
+
+    @property
+    def sees(self) -> str | None:
+        """The project whose figures this caller may see (None: every project's)."""
+        return None if "admin" in self.scopes else self.project
 
 
 class Auth:

@@ -151,7 +151,7 @@ async def _answer(app: Any, batches: Batches, lease: BatchLease) -> None:
 async def _ask(client: httpx.AsyncClient, part: Sequence[tuple[int, Line]]) -> list[AnsweredLine]:
     async def answered(number: int, line: Line) -> AnsweredLine:
         body = {key: value for key, value in line.body.items() if key != "stream"}
-        answer = await client.post(line.url, json=body)
+        answer = await client.post(line.url, content=msgspec.json.encode(body), headers={"content-type": "application/json"})
         tokens = _tokens(answer.content) if answer.status_code == 200 else (0, 0)
         output = output_line(line.custom_id, answer.status_code, answer.headers.get("x-request-id", ""), answer.content)
         return number, answer.status_code == 200, tokens, output

@@ -60,6 +60,8 @@ def as_api_error(error: BaseException) -> APIError:
         return APIError(error.status_code, _words(error), headers=dict(error.headers or {}))
     if isinstance(error, TunesmithError):
         return APIError(500, str(error))
+    if isinstance(error, RecursionError):
+        return APIError(400, "The request is nested too deeply", code="invalid_value")
     return APIError(500, "The server had an error while processing your request; its log has the details")
 
 

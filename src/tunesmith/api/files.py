@@ -11,7 +11,8 @@ from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from tunesmith.api.http import away, limit_of, listing, oldest_first, project_of, reply
+from tunesmith.api.errors import APIError
+from tunesmith.api.http import away, hidden_of, limit_of, listing, oldest_first, project_of, reply
 from tunesmith.api.limits import MAX_FILE_BYTES
 from tunesmith.api.state import store_of
 from tunesmith.core.wire import BadRequest
@@ -45,7 +46,7 @@ async def create(request: Request) -> Response:
         purpose = form.get("purpose")
         if not isinstance(purpose, str):
             raise BadRequest("Missing required parameter: 'purpose'", param="purpose", code="missing_required_parameter")
-        check_purpose(purpose, PURPOSES)
+        check_purpose(purpose, PURPOSES, request)
         known = {"file", "purpose", "expires_after[anchor]", "expires_after[seconds]"}
         unknown = sorted(form.keys() - known)
         if unknown:
@@ -75,20 +76,26 @@ async def list_files(request: Request) -> Response:
         after=query.get("after"),
         limit=limit_of(query, 10_000),
         oldest_first=oldest_first(query),
+        hidden=hidden_of(request),
     )
     return reply(listing(map(file_object, rows), more, ends=True))
 
 
 async def retrieve(request: Request) -> Response:
     """GET /files/{file_id}."""
-    return reply(file_object(await away(Files(store_of(request)).find, request.path_params["file_id"], project_of(request))))
+    return reply(file_object(await _found(request)))
+
+
+async def _found(request: Request) -> Row:
+    """The row of the file that the path names. Raises Missing."""
+    files = Files(store_of(request))
+    return await away(files.find, request.path_params["file_id"], project_of(request), hidden=hidden_of(request))
 
 
 async def content(request: Request) -> Response:
     """GET /files/{file_id}/content: the bytes as they came."""
-    files = Files(store_of(request))
-    row = await away(files.find, request.path_params["file_id"], project_of(request))
-    stream = await away(files.open, row["id"])
+    row = await _found(request)
+    stream = await away(Files(store_of(request)).open, row["id"])
     return StreamingResponse(_chunks(stream), media_type="application/octet-stream", headers={"content-length": str(row["bytes"])})
 
 
@@ -101,7 +108,7 @@ async def _chunks(stream: IO[bytes]) -> AsyncIterator[bytes]:
 async def delete(request: Request) -> Response:
     """DELETE /files/{file_id}."""
     number = request.path_params["file_id"]
-    await away(Files(store_of(request)).delete, number, project_of(request))
+    await away(Files(store_of(request)).delete, number, project_of(request), hidden=hidden_of(request))
     return reply({"id": number, "object": "file", "deleted": True})
 
 
@@ -136,8 +143,12 @@ def part_of(form: FormData, name: str) -> UploadFile:
     return part
 
 
-def check_purpose(purpose: str, allowed: tuple[str, ...]) -> None:
-    """Raises BadRequest for a purpose that clients may not give."""
+def check_purpose(purpose: str, allowed: tuple[str, ...], request: Request) -> None:
+    """Raises BadRequest for a purpose that clients may not give, APIError 403 for one that this key may not."""
+    if purpose in hidden_of(request):
+        raise APIError(
+            403, f"This key may not make files for '{purpose}': it needs one of the scopes admin, train", code="insufficient_permissions"
+        )
     if purpose not in allowed:
         raise BadRequest(f"'{purpose[:100]}' is not one of the purposes", param="purpose", code="invalid_value", allowed=", ".join(allowed))
 

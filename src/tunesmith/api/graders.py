@@ -10,7 +10,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tunesmith.api.http import project_of
+from tunesmith.api.http import away, project_of
 from tunesmith.api.state import State, state_of
 from tunesmith.core import wire
 from tunesmith.core.types import Answer, Prompt, Record, Sampling
@@ -40,7 +40,7 @@ async def run(request: Request) -> Response:
     """Grade one sample. What goes wrong while grading is told in `metadata.errors`, with reward 0."""
     state = state_of(request)
     asked = wire.convert(wire.decode_object(await request.body()), _Run)
-    grader = grader_of(asked.grader, "grader", python=state.python_graders)
+    grader = await away(grader_of, asked.grader, "grader", python=state.python_graders)
     grade = await asyncio.to_thread(graders.run, grader, asked.model_sample, asked.item, _asker(state, project_of(request)))
     body = {
         "reward": grade.reward,
@@ -62,7 +62,7 @@ async def run(request: Request) -> Response:
 async def validate(request: Request) -> Response:
     """The grader as it came, when it is one."""
     asked = wire.convert(wire.decode_object(await request.body()), _Validate)
-    grader_of(asked.grader, "grader", python=state_of(request).python_graders)
+    await away(grader_of, asked.grader, "grader", python=state_of(request).python_graders)
     return Response(msgspec.json.encode({"grader": asked.grader}), media_type="application/json")
 
 

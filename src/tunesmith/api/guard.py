@@ -1,7 +1,7 @@
 """What every request passes before it is routed: its id, its key, its size, its kind and where it comes from. Knows no endpoint.
 
 A page in a browser can send requests to this machine. It cannot send JSON without asking first, its other requests name their origin, and
-by DNS rebinding it comes with its own name as Host: all three are refused.
+by DNS rebinding it comes with its own name as Host: all three are refused. A page of another port of this machine is another site, too.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Guard:
             self.refused(error.status)
             await errors.response(error)(scope, receive, send_with_more)
             return
-        scope.setdefault("state", {})["project"] = caller.project
+        scope.setdefault("state", {}).update(project=caller.project, caller=caller)
         try:
             await self.app(scope, counted, send_with_more)
         except Exception as error:
@@ -82,9 +82,9 @@ class Guard:
         host = re.sub(r":\d*$", "", headers.get(b"host", ""))
         if self.local_only and host.strip("[]").lower() not in _LOCAL_NAMES:
             raise APIError(403, f"Host '{host}' is not this machine", code="invalid_host")
-        origin = re.sub(r":\d*$", "", headers.get(b"origin", "").partition("://")[2] or headers.get(b"origin", ""))
-        if self.local_only and origin and origin.strip("[]").lower() not in _LOCAL_NAMES:
-            raise APIError(403, f"A page of '{origin[:100]}' may not ask this machine", code="invalid_origin")
+        origin = headers.get(b"origin", "")
+        if self.local_only and origin and origin.partition("://")[2].lower() != headers.get(b"host", "").lower():
+            raise APIError(403, f"A page of '{origin[:100]}' may not ask this server", code="invalid_origin")
         length = headers.get(b"content-length", "0")
         if length.isdigit() and int(length[:18]) > most:
             raise _too_large(most)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, MutableMapping
+from typing import Any, ParamSpec, TypeVar, cast
 
 import msgspec
 from starlette.datastructures import QueryParams
@@ -38,6 +38,11 @@ async def away(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 def project_of(request: Request) -> str:
     """The project of the request's key (`default` while there are no keys)."""
     return str(request.state.project)
+
+
+def hidden_of(request: Request) -> Collection[str]:
+    """The purposes of files that the request's key may not see."""
+    return cast(Collection[str], request.state.caller.hidden)
 
 
 def limit_of(query: QueryParams, default: int) -> int:

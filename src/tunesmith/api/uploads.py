@@ -35,7 +35,7 @@ class _Complete(Record, frozen=True):
 async def create(request: Request) -> Response:
     """POST /uploads."""
     asked = wire.convert(wire.decode_object(await request.body()), _Create)
-    check_purpose(asked.purpose, _PURPOSES)
+    check_purpose(asked.purpose, _PURPOSES, request)
     if not 0 <= asked.bytes <= MAX_BYTES:
         raise BadRequest(f"'bytes' is {asked.bytes}", param="bytes", code="invalid_value", allowed=f"0 to {MAX_BYTES}")
     uploads, keep_s = Uploads(store_of(request)), keep_of(asked.expires_after)

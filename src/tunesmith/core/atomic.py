@@ -27,16 +27,21 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
-    """A file to write to that takes its name only when the block ends well; a failure leaves what was there before.
+def atomic_file(path: str | Path, *, private: bool = False) -> Iterator[IO[bytes]]:
+    """A file to write to that takes its name only when the block ends well; a failure leaves what was there before. A `private` one, and
+    the folders made for it, are for their owner alone.
 
     Raises StoreError when the disk is full or the folder cannot be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        if private:
+            _private_folder(path.parent)
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as stream:
+            if private:
+                os.fchmod(stream.fileno(), 0o600)
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -49,6 +54,13 @@ def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
     finally:
         with suppress(OSError):  # a file may lie where its folder should be
             temporary.unlink(missing_ok=True)
+
+
+def _private_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are not there, for their owner alone."""
+    if not folder.is_dir():
+        _private_folder(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tunesmith.core.errors import DataError, Fault, NotFound
+from tunesmith.core.json_text import json_value
 from tunesmith.core.load import need
 from tunesmith.core.template import FALLBACK, ChatTemplate
 from tunesmith.core.types import Document, Example, Function, Labelled, Message, Preference, Prompt, ToolCall
@@ -218,7 +219,7 @@ class Renderer:
         calls = []
         for number, found in enumerate(_TOOL_CALL.findall(text)):
             try:
-                said = json.loads(found)
+                said = json_value(found)
                 arguments = said.get("arguments", said.get("parameters", {}))
                 words = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
                 calls.append(ToolCall(id=f"call_{number}", function=Function(name=str(said["name"]), arguments=words)))

@@ -17,6 +17,7 @@ import jinja2.parser
 import jinja2.sandbox
 
 from tunesmith.core.errors import DataError
+from tunesmith.core.json_text import json_value
 from tunesmith.core.types import Message
 
 # A base without a template of its own gets this one, and it is stored with the model. Plain words, because such a base has no
@@ -131,7 +132,7 @@ def _as_template_row(message: Message) -> dict[str, Any]:
 def _arguments(text: str) -> Any:
     """Templates expect the arguments as an object; text that is no JSON (a model may write such) is passed as it is."""
     try:
-        return json.loads(text)
+        return json_value(text)
     except json.JSONDecodeError:
         return text
 

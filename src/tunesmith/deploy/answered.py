@@ -35,8 +35,8 @@ class Counter(Protocol):
     def answered(self, row: Interaction) -> None:
         """Count a request that was answered."""
 
-    def failed(self, status: int) -> None:
-        """Count one that ended with an error."""
+    def failed(self, status: int, project: str | None = None) -> None:
+        """Count one that ended with an error, whose it was as far as that is known."""
 
 
 class Outcome(Record, frozen=True):
@@ -189,7 +189,7 @@ class Answered:
         if row.status < 400:
             self._counter.answered(row)
         else:
-            self._counter.failed(row.status)
+            self._counter.failed(row.status, row.project)
         if self._log is not None and loggable:
             await self._log.write(row)
 

@@ -8,7 +8,7 @@ import operator
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-MAX_LENGTH = 2000
+MAX_LENGTH, MAX_DEPTH = 2000, 200
 _BINARY: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -34,29 +34,33 @@ class Formula:
         if len(text) > MAX_LENGTH:
             raise FormulaError(f"the formula has {len(text)} characters; {MAX_LENGTH} are allowed")
         self.text, self._names = text, names
+        self._source = text.strip().replace("^", "**")
         try:
-            self._tree = ast.parse(text.strip().replace("^", "**"), mode="eval").body
+            self._tree = ast.parse(self._source, mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            raise FormulaError(f"the formula '{text}' does not parse") from error
+            raise FormulaError(f"the formula '{text[:200]}' does not parse") from error
         self._check(self._tree)
 
-    def _check(self, node: ast.AST) -> None:
+    def _check(self, node: ast.AST, depth: int = 0) -> None:
+        if depth > MAX_DEPTH:
+            raise FormulaError(f"the formula '{self.text[:200]}' is nested deeper than {MAX_DEPTH}")
         match node:
             case ast.Constant(value=int() | float()) if not isinstance(node.value, bool):
                 return
             case ast.Name(id=name) if name in self._names:
                 return
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
-                self._check(left)
-                self._check(right)
+                self._check(left, depth + 1)
+                self._check(right, depth + 1)
             case ast.UnaryOp(op=sign, operand=operand) if type(sign) in _UNARY:
-                self._check(operand)
+                self._check(operand, depth + 1)
             case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS and args:
                 for argument in args:
-                    self._check(argument)
+                    self._check(argument, depth + 1)
             case _:
                 known = f"+ - * / % ^, {', '.join(_FUNCTIONS)}, and the names {', '.join(sorted(self._names))}"
-                raise FormulaError(f"'{ast.unparse(node)}' cannot stand in the formula '{self.text}'; allowed: {known}")
+                what = ast.get_source_segment(self._source, node) or type(node).__name__
+                raise FormulaError(f"'{what[:200]}' cannot stand in the formula '{self.text[:200]}'; allowed: {known}")
 
     def __call__(self, values: Mapping[str, float]) -> float:
         """The value. Raises FormulaError when there is none (a division by 0, a logarithm of −1, an overflow)."""

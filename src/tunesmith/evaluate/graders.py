@@ -16,17 +16,17 @@ from typing import Any, Literal
 import msgspec
 
 from tunesmith.core.errors import UsageError
+from tunesmith.core.json_text import json_value
 from tunesmith.core.load import need
 from tunesmith.core.types import Answer, Message, Prompt, Sampling
 from tunesmith.evaluate.formula import Formula, FormulaError
-from tunesmith.evaluate.sandbox import run_python
+from tunesmith.evaluate.grader_template import TooLong, filled, parts, path_of
+from tunesmith.evaluate.sandbox import boundary, run_python
 
 AskModel = Callable[[str, Prompt, Sampling], Answer]
 Similarity = Literal["fuzzy_match", "bleu", "gleu", "meteor", "cosine", "rouge_1", "rouge_2", "rouge_3", "rouge_4", "rouge_5", "rouge_l"]
 MAX_SOURCE_BYTES, MAX_GRADERS = 256_000, 50
-_PLACE = re.compile(r"\{\{\s*(.*?)\s*\}\}", re.DOTALL)
-_PATH = re.compile(r"(item|sample)((?:\.[A-Za-z_]\w*|\[\d+\]|\[(?:'[^']*'|\"[^\"]*\")\])*)")
-_STEP = re.compile(r"\.([A-Za-z_]\w*)|\[(\d+)\]|\[['\"]([^'\"]*)['\"]\]")
+_COMPARED = 4_000_000_000  # characters of one text times those of the other, for a measure of their likeness
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
 
@@ -150,6 +150,7 @@ def _check(name: str, grader: Any, python: bool) -> None:
     if isinstance(grader, PythonGrader):
         if not python:
             raise UsageError(f"'{name}' is a python grader, and running Python is off", remedy="allow it in the server's configuration")
+        boundary()
         if len(grader.source.encode()) > MAX_SOURCE_BYTES:
             raise UsageError(f"the source of '{name}' has {len(grader.source.encode())} bytes", allowed=f"{MAX_SOURCE_BYTES}")
         try:
@@ -165,10 +166,10 @@ def _check(name: str, grader: Any, python: bool) -> None:
     if isinstance(grader, LabelModel) and not set(grader.passing_labels) <= set(grader.labels):
         raise UsageError(f"passing_labels of '{name}' are not all labels", where=f"grader '{name}'", allowed=", ".join(grader.labels))
     for text in _templates(grader):
-        for place in _PLACE.findall(text):
-            if not _PATH.fullmatch(place):
+        for _, place in parts(text):
+            if place is not None and path_of(place) is None:
                 known = "item.KEY, sample.output_text, sample.output_json.KEY"
-                raise UsageError(f"'{{{{ {place} }}}}' names nothing", where=f"grader '{name}'", allowed=known)
+                raise UsageError(f"'{{{{ {place[:200]} }}}}' names nothing", where=f"grader '{name}'", allowed=known)
 
 
 def _templates(grader: Any) -> list[str]:
@@ -180,7 +181,7 @@ def _templates(grader: Any) -> list[str]:
 def sample_of(text: str) -> dict[str, Any]:
     """What templates call `sample`: the output's text, and its JSON value when it is JSON."""
     try:
-        return {"output_text": text, "output_json": json.loads(text)}
+        return {"output_text": text, "output_json": json_value(text)}
     except ValueError:
         return {"output_text": text}
 
@@ -203,6 +204,8 @@ def run(grader: Grader, text: str, item: Mapping[str, Any], ask: AskModel | None
             errors[_DETAILED[error.key]] = error.details
     except FormulaError:
         reward, errors = 0.0, {"formula_parse_error": True}
+    except RecursionError:  # a sample or an item that is nested too deeply to be written again
+        reward, errors = 0.0, {"other_error": True}
     return Grade(reward=reward, errors=errors, sub_rewards=work.rewards, tokens=dict(work.tokens), seconds=time.perf_counter() - started)
 
 
@@ -262,16 +265,19 @@ class _Work:
 
     def render(self, template: str) -> str:
         """The template with its places filled. Raises GradeError for a name that the sample or the item does not have."""
-        return _PLACE.sub(lambda found: self._value(found[1]), template)
+        try:
+            return filled(template, self._value)
+        except TooLong as error:
+            raise GradeError("truncated_observation_error") from error
 
     def _value(self, path: str) -> str:
-        whole = _PATH.fullmatch(path)
-        if whole is None:
+        named = path_of(path)
+        if named is None:
             raise GradeError("invalid_variable_error", path)
-        value = self.names[whole[1]]
-        for name, index, quoted in _STEP.findall(whole[2]):
+        value = self.names[named[0]]
+        for step in named[1]:
             try:
-                value = value[int(index)] if index else value[name or quoted]
+                value = value[step]
             except (KeyError, IndexError, TypeError) as error:
                 wrong = "sample_parse_error" if path.startswith("sample.output_json") else "invalid_variable_error"
                 raise GradeError(wrong, path) from error
@@ -286,7 +292,7 @@ def _content(content: Any) -> str:
 
 def _number(text: str) -> float | None:
     try:
-        tree = json.loads(text)
+        tree = json_value(text)
         return float(tree["result"] if isinstance(tree, dict) else tree)
     except (ValueError, KeyError, TypeError):
         numbers = _NUMBER.findall(text)
@@ -310,6 +316,8 @@ def similarity(text: str, reference: str, metric: str) -> float:
     from tunesmith.evaluate.metrics.overlap import rouge_l, rouge_n
     from tunesmith.evaluate.metrics.translation import bleu_statistics, bleu_value
 
+    if len(text) * len(reference) > _COMPARED:
+        raise GradeError("truncated_observation_error")
     if metric == "fuzzy_match":
         return float(need("rapidfuzz.fuzz", extra="eval").ratio(text, reference)) / 100
     if metric == "bleu":

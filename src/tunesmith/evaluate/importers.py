@@ -9,7 +9,6 @@ Inspect                .json or .eval log → rows and an Evaluation
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import re
 import zipfile
@@ -21,6 +20,7 @@ import msgspec
 import yaml
 
 from tunesmith.core.errors import DataError, Fault, NotFound
+from tunesmith.core.json_text import json_value
 from tunesmith.core.types import Answer, Example, Message, Sampling, Score, digest, example_id
 from tunesmith.evaluate.metrics import Measured, Metric, metric
 from tunesmith.evaluate.run import Evaluation, Row, dataset_digest
@@ -91,7 +91,7 @@ def _lines(data: bytes, origin: str) -> list[tuple[str, Any]]:
     for number, line in enumerate(data.decode("utf-8-sig").split("\n"), 1):  # splitlines would also split inside texts
         if line.strip():
             try:
-                items.append((f"{origin}:{number}", json.loads(line)))
+                items.append((f"{origin}:{number}", json_value(line)))
             except ValueError as error:
                 raise DataError(f"line {number} is no JSON: {error}", where=f"{origin}:{number}") from error
     return items
@@ -122,7 +122,7 @@ def openai_eval(path: Path) -> Imported:
     An item's `input` (or `messages`, `prompt`, `question`) is the prompt, `ideal` (`reference`, `answer`, `expected`) the reference; the
     item whole is kept in `meta["item"]` for the graders' templates.
     """
-    body = json.loads(_read(path))
+    body = json_value(_read(path))
     if not isinstance(body, dict) or not isinstance(body.get("testing_criteria"), list):
         raise DataError("no testing_criteria", where=str(path), allowed="an eval object with testing_criteria and data_source")
     content = ((body.get("data_source") or {}).get("source") or {}).get("content") or []
@@ -191,7 +191,7 @@ def promptfoo(path: Path) -> Imported:
             raise ValueError(f"the prompt cannot be filled in: {error}") from error
         both = (*(shared.get("assert") or ()), *(test.get("assert") or ()))
         asserted = [_assertion(one, variables, environment, options.get("transform")) for one in both]
-        chat = json.loads(text) if text.lstrip().startswith("[") else text
+        chat = json_value(text) if text.lstrip().startswith("[") else text
         return _row(_messages(chat), [], where, {"vars": variables, "assert": asserted})
 
     return Imported(str(body.get("description", path.stem)), _each(pairs, make, "promptfoo test"), [promptfoo_metric()])
@@ -303,7 +303,7 @@ def _chat(prompt: object) -> object:
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str):
         prompt = prompt[0]
     if isinstance(prompt, str) and prompt.lstrip().startswith('[{"role"'):
-        return json.loads(prompt)
+        return json_value(prompt)
     return prompt
 
 
@@ -326,10 +326,10 @@ def inspect_log(path: Path) -> ImportedResult:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             names = sorted(name for name in archive.namelist() if name.startswith("samples/") and name.endswith(".json"))
-            head = json.loads(archive.read("header.json"))
-            samples = [json.loads(archive.read(name)) for name in names]
+            head = json_value(archive.read("header.json"))
+            samples = [json_value(archive.read(name)) for name in names]
     else:
-        head = json.loads(_read(path))
+        head = json_value(_read(path))
         samples = head.get("samples") or []
 
     def make(where: str, sample: Any) -> tuple[Example, Answer, dict[str, float]]:

@@ -1,8 +1,11 @@
-"""Runs Python that a model wrote, in a process of its own with little to reach; knows nothing about what it should compute.
+"""Runs Python that a model or a client wrote, in a process of its own with nothing to reach; knows nothing about what it should compute.
 
-A guard against accidents and mischief by the way: no network, no further processes, no files outside its own empty folder but Python's,
-limits on time, memory and output, nothing of the caller's environment. It is no wall against a determined attacker: evaluate models that
-you do not trust inside a container or a virtual machine.
+The boundary is kept by the Linux kernel (Landlock and seccomp, see `sandbox_child.py`): no file but Python's own libraries and an empty
+folder, no network, no further process, limits on time, memory and output, nothing of the caller's environment. Where a system has none, a
+program is refused unless the operator named the weaker one (`python_boundary: process`), which only guards against accidents.
+
+Not kept by it: a program may fill its time, its memory and its folder; and one that attacks the harness in its own process can pretend to
+have passed, so that what it says of itself is no proof against its author.
 """
 
 from __future__ import annotations
@@ -15,49 +18,15 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from tunesmith.core.errors import UsageError
+from tunesmith.evaluate import sandbox_child
 
 MEMORY_BYTES = 1 << 30
 OUTPUT_BYTES = 1 << 20
-
-# Runs first in the child. The word that it prints last comes by the pipe and is known to no name that the program sees: a program that
-# leaves early, with whatever exit code, has not passed.
-_GUARD = """
-import os, resource, sys
-def _run(folder, seconds, memory, output):
-    word = sys.stdin.readline()
-    for limit, value in ((resource.RLIMIT_CPU, seconds + 1), (resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, output),
-                         (resource.RLIMIT_CORE, 0), (resource.RLIMIT_NOFILE, 64)):
-        resource.setrlimit(limit, (value, value))
-    inside = (folder + os.sep,)
-    readable = inside + tuple({os.path.realpath(p) + os.sep for p in (sys.prefix, sys.base_prefix, *sys.path) if p})
-    readable += ("/usr/share/zoneinfo/", "/dev/null", "/dev/urandom")
-    closed = ("socket.", "subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.kill", "ctypes.", "pty.",
-              "sys.addaudithook", "os.setxattr", "os.chown", "os.symlink", "os.link", "syslog.", "sqlite3.")
-    changes = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.chmod", "os.truncate", "os.utime", "shutil.", "tempfile.")
-    real, realfolder = os.path.realpath, os.path.dirname
-    def guard(event, args):
-        if event.startswith(closed):
-            raise PermissionError("the sandbox refuses " + event)
-        if event == "open" and isinstance(args[0], (str, bytes)):
-            path = real(os.fsdecode(args[0]))
-            writes = set(str(args[1] or "")) & set("wax+") or isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
-            if not (path + os.sep).startswith(inside if writes and path != "/dev/null" else readable):
-                raise PermissionError("the sandbox refuses to open " + path)
-        if event.startswith(changes):
-            for path in args[:2]:
-                if isinstance(path, (str, bytes)) and not real(os.fsdecode(path)).startswith(inside):
-                    raise PermissionError("the sandbox refuses " + event)
-    with open(os.path.join(folder, "program.py"), encoding="utf-8") as file:
-        program = compile(file.read(), "program.py", "exec")
-    sys.addaudithook(guard)
-    exec(program, {"__name__": "__main__", "__builtins__": __builtins__})
-    sys.stdout.flush()
-    os.write(1, ("\\n" + word).encode())
-_run(*[int(a) if a.isdigit() else a for a in sys.argv[1:]])
-"""
+Boundary = Literal["kernel", "process"]
+_accepted: Boundary = "kernel"
 
 
 class Ran(NamedTuple):
@@ -68,21 +37,46 @@ class Ran(NamedTuple):
     output: str
 
 
+def accept(boundary: Boundary) -> None:
+    """The weakest boundary that the operator accepts from now on in this process."""
+    global _accepted
+    if boundary not in get_args(Boundary):
+        raise UsageError(f"the boundary '{boundary}'", where="python_boundary", allowed=", ".join(get_args(Boundary)))
+    _accepted = boundary
+
+
+def accepted() -> Boundary:
+    """The weakest boundary that the operator accepts."""
+    return _accepted
+
+
+def boundary() -> Boundary:
+    """The boundary in which a program would run: the kernel's wherever there is one. Raises UsageError where there is none that the
+    operator accepts."""
+    if sandbox_child.landlock_version():
+        return "kernel"
+    if _accepted == "process" and os.name == "posix":
+        return "process"
+    raise UsageError(
+        "this system has no boundary for foreign Python",
+        allowed="Linux 5.13 or newer with Landlock, on x86_64 or aarch64",
+        remedy="run it there; for programs that are trusted python_boundary: process in tunesmith.yaml gives a guard against accidents",
+    )
+
+
 def run_python(program: str, *, timeout_s: float = 10.0, memory_bytes: int = MEMORY_BYTES) -> Ran:
     """Run a whole program and tell how it ended; an uncaught exception, an early exit, a limit reached all are "not finished".
 
-    Raises UsageError on systems without process limits (Windows).
+    Raises UsageError where there is no boundary to run it in.
     """
-    if os.name != "posix":
-        raise UsageError("programs cannot be run in a sandbox here", allowed="Linux or macOS", remedy="evaluate in a container")
-    word = secrets.token_hex(16)
-    with tempfile.TemporaryDirectory(prefix="sandbox-") as made:
+    kind, word = boundary(), secrets.token_hex(16)
+    with tempfile.TemporaryDirectory(prefix="sandbox-", ignore_cleanup_errors=True) as made:
         folder = Path(made).resolve()
         (folder / "program.py").write_text(program, encoding="utf-8", errors="replace")
-        arguments = [str(folder), str(int(timeout_s) + 1), str(memory_bytes), str(OUTPUT_BYTES)]
-        with (folder / "output").open("wb") as output:
+        arguments = [kind, str(folder), str(int(timeout_s) + 2), str(memory_bytes), str(OUTPUT_BYTES)]
+        with tempfile.TemporaryFile() as output:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-B", "-c", _GUARD, *arguments],
+                [sys.executable, "-I", "-B", str(Path(sandbox_child.__file__)), *arguments],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -91,7 +85,11 @@ def run_python(program: str, *, timeout_s: float = 10.0, memory_bytes: int = MEM
                 start_new_session=True,
             )
             timed_out = _wait(process, word, timeout_s)
-        printed = (folder / "output").read_bytes().decode("utf-8", errors="replace")
+            output.seek(0)
+            printed = output.read(OUTPUT_BYTES).decode("utf-8", errors="replace")
+    if process.returncode == sandbox_child.NO_BOUNDARY and kind == "kernel":
+        what = f"the kernel refuses the boundary for foreign Python: {printed.strip()}"
+        raise UsageError(what, remedy="run it outside of what forbids it, such as a container's own filter")
     text, _, last = printed.rstrip("\n").rpartition("\n")
     finished = process.returncode == 0 and last == word
     return Ran(finished, timed_out, (text if finished else printed)[-4000:])

@@ -19,6 +19,8 @@ from tunesmith.data.clean import Clean
 from tunesmith.data.collect import Source
 from tunesmith.data.split import Split
 from tunesmith.deploy.serve_config import ServeConfig
+from tunesmith.evaluate import sandbox
+from tunesmith.evaluate.sandbox import Boundary
 from tunesmith.flow.propose import Proposal
 from tunesmith.models import trust
 from tunesmith.store.layout import FOLDER
@@ -59,7 +61,8 @@ class Project(Record, frozen=True):
     """The whole circle. Paths are relative to the file's folder. `gate`: may the tuned model take the best baseline's place, by the first
     metric? `trackers` are told what training reports; they change nothing.
 
-    `trust_remote_code` names the bases, as `base` (or a teacher) names them, that may run the code beside their weights.
+    `trust_remote_code` names the bases, as `base` (or a teacher) names them, that may run the code beside their weights. `python_boundary`
+    is the weakest one in which Python of graders and answers may run: `kernel` (Linux), or where the programs are trusted `process`.
     """
 
     name: str
@@ -75,6 +78,7 @@ class Project(Record, frozen=True):
     deploy: Deploy = Deploy()
     serve: ServeConfig = ServeConfig()
     trust_remote_code: tuple[str, ...] = ()
+    python_boundary: Boundary = "kernel"
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
     report: str = "report"
     store: str = FOLDER
@@ -95,6 +99,7 @@ def load_project(file: Path, overrides: list[str] | None = None) -> Project:
     project = fitted(load(file, Project, overrides or []))
     check(project.train)
     trust.allow(project.trust_remote_code)
+    sandbox.accept(project.python_boundary)
     return project
 
 

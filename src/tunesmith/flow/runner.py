@@ -121,9 +121,13 @@ class Runner:
         return Done(stage.name, key, folder, output, seconds, cached=False)
 
 
+class Busy(StoreError):
+    """Another process works on the same folder."""
+
+
 @contextlib.contextmanager
 def only_one(folder: Path) -> Iterator[None]:
-    """Hold the project's lock; raises StoreError when another process works on it. The kernel frees it when the holder dies."""
+    """Hold the project's lock; raises Busy when another process works on it. The kernel frees it when the holder dies."""
     import fcntl
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -132,7 +136,7 @@ def only_one(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            raise StoreError(
+            raise Busy(
                 f"another run works here (process {file.read().strip() or 'unknown'})", where=str(folder), remedy="wait for it, or stop it"
             ) from error
         file.truncate(0)

@@ -120,7 +120,7 @@ class _Answers:
             mine.merge(its)
 
 
-class ServerMetrics(Collector):
+class ServerMetrics:
     """What a model server shows: vLLM's names, so that one dashboard serves both, and OpenTelemetry's beside them.
 
     `load` answers (rows being answered, rows waiting, share of the cache in use). Counting is a few additions; what the page needs is put
@@ -129,43 +129,50 @@ class ServerMetrics(Collector):
 
     def __init__(self, load: Callable[[], tuple[int, int, float]]) -> None:
         self._load, self._lock = load, threading.Lock()
-        self._answers: dict[tuple[str, str], _Answers] = {}
-        self._failed = Counter[int]()
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
+        self._answers: dict[tuple[str, str, str], _Answers] = {}
+        self._failed = Counter[tuple[int, str | None]]()
 
     def answered(self, row: Interaction) -> None:
         """Count one answered request."""
         with self._lock:
-            answers = self._answers.get((row.endpoint, row.alias))
+            place = (row.endpoint, row.alias, row.project)
+            answers = self._answers.get(place)
             if answers is None:
-                answers = self._answers[(row.endpoint, row.alias)] = _Answers()
+                answers = self._answers[place] = _Answers()
             answers.add(row)
 
-    def failed(self, status: int) -> None:
-        """Count one request that ended with an error."""
+    def failed(self, status: int, project: str | None = None) -> None:
+        """Count one request that ended with an error; `project` None: before anybody knew whose it was."""
         with self._lock:
-            self._failed[status] += 1
+            self._failed[status, project] += 1
 
-    def text(self) -> str:
-        """The page, in Prometheus' text format 0.0.4."""
+    def text(self, project: str | None = None) -> str:
+        """The page, in Prometheus' text format 0.0.4: of all requests, or of one project's alone."""
+        registry = CollectorRegistry()
         with self._lock:
-            return generate_latest(self._registry).decode()
+            registry.register(_Page(self._families(project)))
+            return generate_latest(registry).decode()
 
-    def describe(self) -> list[Metric]:
-        """Nothing beforehand: there is one collector, and nothing to clash with."""
-        return []
+    def _families(self, project: str | None) -> list[Metric]:
+        mine: dict[tuple[str, str], _Answers] = {}
+        for (endpoint, alias, whose), answers in self._answers.items():
+            if project in (None, whose):
+                mine.setdefault((endpoint, alias), _Answers()).merge(answers)
+        failed = Counter[int]()
+        for (status, owner), count in self._failed.items():
+            if project in (None, owner):
+                failed[status] += count
+        return list(self._shown(mine, failed))
 
-    def collect(self) -> Iterator[Metric]:
-        """The families of the page."""
+    def _shown(self, mine: Mapping[tuple[str, str], _Answers], failed: Mapping[int, int]) -> Iterator[Metric]:
         running, waiting, used = self._load()
         yield GaugeMetricFamily("vllm:num_requests_running", "Rows being answered.", running)
         yield GaugeMetricFamily("vllm:num_requests_waiting", "Rows waiting.", waiting)
         yield GaugeMetricFamily("vllm:kv_cache_usage_perc", "Share of the key-value cache in use.", used)
         by_alias: dict[str, _Answers] = {}
-        for (_, alias), answers in self._answers.items():
+        for (_, alias), answers in mine.items():
             by_alias.setdefault(alias, _Answers()).merge(answers)
-        yield from self._counters(by_alias)
+        yield from _counters(by_alias, failed)
         for name, about, part in (
             ("vllm:time_to_first_token_seconds", "Seconds until the first token.", "first_token"),
             ("vllm:inter_token_latency_seconds", "Mean seconds between the tokens of a request.", "per_token"),
@@ -173,24 +180,40 @@ class ServerMetrics(Collector):
         ):
             yield from _latency(name, about, ["model_name"], {(alias,): getattr(answers, part) for alias, answers in by_alias.items()})
         operations: dict[tuple[str, ...], _Series] = {
-            (OPERATIONS.get(end, end), "tunesmith", alias): answers.total for (end, alias), answers in self._answers.items()
+            (OPERATIONS.get(end, end), "tunesmith", alias): answers.total for (end, alias), answers in mine.items()
         }
         yield from _latency("gen_ai_server_request_duration_seconds", _WHOLE, _OTEL, operations)
 
-    def _counters(self, by_alias: Mapping[str, _Answers]) -> Iterator[Metric]:
-        prompt = CounterMetricFamily("vllm:prompt_tokens", "Prompt tokens read.", labels=["model_name"])
-        generated = CounterMetricFamily("vllm:generation_tokens", "Tokens generated.", labels=["model_name"])
-        labels = ["model_name", "finished_reason"]
-        success = CounterMetricFamily("vllm:request_success", "Requests answered, by finish reason.", labels=labels)
-        errors = CounterMetricFamily("tunesmith:request_errors", "Requests that ended with an error, by status.", labels=["status"])
-        for alias, answers in by_alias.items():
-            prompt.add_metric([alias], answers.prompt_tokens)
-            generated.add_metric([alias], answers.generated_tokens)
-            for reason, count in answers.finished.items():
-                success.add_metric([alias, reason], count)
-        for status, count in self._failed.items():
-            errors.add_metric([str(status)], count)
-        yield from (prompt, generated, success, errors)
+
+class _Page(Collector):
+    """The families of one page."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def describe(self) -> list[Metric]:
+        """Nothing beforehand: there is one collector, and nothing to clash with."""
+        return []
+
+    def collect(self) -> list[Metric]:
+        """The families."""
+        return self._families
+
+
+def _counters(by_alias: Mapping[str, _Answers], failed: Mapping[int, int]) -> Iterator[Metric]:
+    prompt = CounterMetricFamily("vllm:prompt_tokens", "Prompt tokens read.", labels=["model_name"])
+    generated = CounterMetricFamily("vllm:generation_tokens", "Tokens generated.", labels=["model_name"])
+    labels = ["model_name", "finished_reason"]
+    success = CounterMetricFamily("vllm:request_success", "Requests answered, by finish reason.", labels=labels)
+    errors = CounterMetricFamily("tunesmith:request_errors", "Requests that ended with an error, by status.", labels=["status"])
+    for alias, answers in by_alias.items():
+        prompt.add_metric([alias], answers.prompt_tokens)
+        generated.add_metric([alias], answers.generated_tokens)
+        for reason, count in answers.finished.items():
+            success.add_metric([alias, reason], count)
+    for status, count in failed.items():
+        errors.add_metric([str(status)], count)
+    yield from (prompt, generated, success, errors)
 
 
 def _latency(name: str, about: str, labels: Sequence[str], series: Mapping[tuple[str, ...], _Series]) -> Iterator[Metric]:

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
+from tunesmith.core.json_text import json_value
 from tunesmith.store.batch_lease import BatchLease
 from tunesmith.store.files import BytesGone, Files
 from tunesmith.store.paging import Missing, Refused, Row, new_id, page
@@ -26,6 +27,7 @@ ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 # Documented by OpenAI: a batch for one of them is taken and fails with that reason.
 UNSERVED = ("/v1/responses", "/v1/moderations", "/v1/images/generations", "/v1/images/edits", "/v1/videos")
 MOST_LINES, DAY_S = 50_000, 86_400.0
+_MOST_ERRORS = 100  # of a file that are told
 OPEN = ("validating", "in_progress", "finalizing", "cancelling")
 
 
@@ -114,11 +116,14 @@ class Batches:
             return [], [{"code": "invalid_input_file", "message": _gone(row, error), "line": None, "param": "input_file_id"}]
         lines, errors, seen = [], [], set()
         with opened as stream:
-            for number, data in enumerate((raw for raw in io.BufferedReader(stream) if raw.strip()), 1):  # type: ignore[type-var]
-                try:
-                    line = msgspec.json.decode(data, type=Line)
-                except msgspec.DecodeError as error:
-                    errors.append({"code": "invalid_json_line", "message": str(error), "line": number, "param": None})
+            for number, data in enumerate(io.BufferedReader(stream), 1):  # type: ignore[type-var]
+                if not data.strip():
+                    continue
+                line = _line(data)
+                if isinstance(line, str):
+                    errors.append({"code": "invalid_json_line", "message": line, "line": number, "param": None})
+                    if len(errors) >= _MOST_ERRORS:
+                        break
                     continue
                 if line.url != row["endpoint"] or line.method != "POST":
                     reason = f"{line.method} {line.url}, expected POST {row['endpoint']}"
@@ -132,7 +137,21 @@ class Batches:
                     break
         if not 1 <= len(lines) <= MOST_LINES and not errors:
             errors = [{"code": "invalid_n_requests", "message": f"{len(lines)} requests; 1 to {MOST_LINES}", "line": None, "param": None}]
-        return lines, errors[:100]
+        return lines, errors[:_MOST_ERRORS]
+
+
+def _line(data: bytes) -> Line | str:
+    """One line's request, or what is wrong with it. What can be read can also be sent to an endpoint."""
+    try:
+        line = msgspec.json.decode(data, type=Line)
+        msgspec.json.encode(line.body)
+    except UnicodeError as error:
+        return f"the line is not UTF-8 text: {error}"
+    except msgspec.DecodeError as error:
+        return str(error)
+    except RecursionError:
+        return "the line is nested too deeply"
+    return line
 
 
 def _gone(row: Row, error: Missing | BytesGone) -> str:
@@ -171,7 +190,7 @@ def batch_object(row: Row, counts: tuple[int, int, int, int]) -> dict[str, Any]:
 def output_line(custom_id: str, status: int, request_id: str, body: bytes) -> str:
     """A line of the output (or error) file."""
     try:
-        answer = json.loads(body)
+        answer = json_value(body)
     except ValueError:
         answer = {"error": {"message": body.decode("utf-8", "replace")[:1000]}}
     response = {"status_code": status, "request_id": request_id, "body": answer}

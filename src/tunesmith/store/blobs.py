@@ -82,7 +82,7 @@ class _Folder:
         self._folder = folder
 
     def write(self, name: str, chunks: Iterator[bytes]) -> None:
-        with atomic_file(self._folder / name) as file:
+        with atomic_file(self._folder / name, private=True) as file:
             for chunk in chunks:
                 file.write(chunk)
 

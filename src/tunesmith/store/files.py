@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import IO, Any
 
 import sqlalchemy as sa
@@ -54,9 +54,9 @@ class Files:
             "sha256": sha256,
         }
 
-    def find(self, number: str, project: str, param: str = "id") -> Row:
-        """The row of a file. Raises Missing, also for one that has expired."""
-        query = sa.select(files).where(files.c.id == number, *self._visible(project))
+    def find(self, number: str, project: str, param: str = "id", *, hidden: Collection[str] = ()) -> Row:
+        """The row of a file. Raises Missing, also for one that has expired, and for one of a purpose that is `hidden`."""
+        query = sa.select(files).where(files.c.id == number, *self._visible(project, hidden))
         with self._store.reading() as connection:
             row = connection.execute(query).mappings().first()
         if row is None:
@@ -64,10 +64,17 @@ class Files:
         return row
 
     def listed(
-        self, project: str, *, purpose: str | None = None, after: str | None = None, limit: int = 10_000, oldest_first: bool = False
+        self,
+        project: str,
+        *,
+        purpose: str | None = None,
+        after: str | None = None,
+        limit: int = 10_000,
+        oldest_first: bool = False,
+        hidden: Collection[str] = (),
     ) -> tuple[list[Row], bool]:
-        """A page of files, and whether more follow."""
-        where = [*self._visible(project), *([files.c.purpose == purpose] if purpose else [])]
+        """A page of files, and whether more follow; none of a purpose that is `hidden`."""
+        where = [*self._visible(project, hidden), *([files.c.purpose == purpose] if purpose else [])]
         return page(self._store, files, where, after=after, limit=min(limit, 10_000), oldest_first=oldest_first)
 
     def open(self, number: str) -> IO[bytes]:
@@ -78,9 +85,9 @@ class Files:
             remedy = "upload the file again, or let serve.blobs name the place where it was put"
             raise BytesGone(f"the bytes of '{number}' are gone", where=self._store.blobs.place, remedy=remedy) from error
 
-    def delete(self, number: str, project: str) -> None:
+    def delete(self, number: str, project: str, *, hidden: Collection[str] = ()) -> None:
         """Forget a file and its bytes. Raises Missing."""
-        self.find(number, project)
+        self.find(number, project, hidden=hidden)
         with self._store.writing() as connection:
             connection.execute(sa.delete(files).where(files.c.id == number))
         self._store.blobs.remove(f"files/{number}")
@@ -88,6 +95,9 @@ class Files:
     def sweep(self) -> int:
         """Remove what has expired; returns how many files."""
         expired = files.c.expires < time.time()
+        with self._store.reading() as connection:  # usually nothing has, and who only looks takes no lock
+            if connection.execute(sa.select(files.c.id).where(expired).limit(1)).first() is None:
+                return 0
         with self._store.exclusive() as connection:
             old = list(connection.execute(sa.select(files.c.id).where(expired)).scalars())
             connection.execute(sa.delete(files).where(expired))
@@ -96,8 +106,9 @@ class Files:
         return len(old)
 
     @staticmethod
-    def _visible(project: str) -> list[Any]:
-        return [files.c.project == project, sa.or_(files.c.expires.is_(None), files.c.expires > time.time())]
+    def _visible(project: str, hidden: Collection[str] = ()) -> list[Any]:
+        alive = sa.or_(files.c.expires.is_(None), files.c.expires > time.time())
+        return [files.c.project == project, alive, *([files.c.purpose.not_in(hidden)] if hidden else [])]
 
 
 def safe_name(filename: str) -> str:

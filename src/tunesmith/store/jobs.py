@@ -26,6 +26,7 @@ from tunesmith.store.tables import checkpoints, files, idempotency, job_events, 
 ACTIVE = ("validating_files", "queued", "running")
 FINAL = ("succeeded", "failed", "cancelled")
 MAX_TRIES = 3
+_HELD_S = 1.0  # how long a job is left whose folder another process holds
 _AGAIN_S = 600.0  # a repeated create is looked for this far back
 
 
@@ -293,6 +294,11 @@ class Lease:
         """Give the job back; another worker may take it at once."""
         with self.store.writing() as connection:
             connection.execute(self._mine(status=False).values(lease=None, lease_until=None))
+
+    def wait(self) -> None:
+        """Leave the job for a moment: the process of a worker that lost it still holds its folder. That is nobody's death."""
+        message = "Waiting for the process that had the job before: it was stopped for longer than its lease"
+        self.write([{"key": "held", "message": message, "level": "warn"}], lease_until=time.time() + min(self.seconds, _HELD_S))
 
     def crashed(self, message: str) -> None:
         """The process that ran the job died. Without progress in between, the last of MAX_TRIES such deaths ends the job as failed."""

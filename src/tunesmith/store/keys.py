@@ -21,6 +21,7 @@ from tunesmith.store.tables import api_keys
 
 SCOPES = ("read", "train", "serve", "admin")
 DEFAULT_PROJECT = "default"
+_ENDED = "ended:"
 
 
 class Keys:
@@ -48,15 +49,17 @@ class Keys:
         """End a key; a running server refuses it within seconds. Raises Missing."""
         with self._store.exclusive() as connection:
             row = _find(connection, number)
-            if row["revoked"] is None:
-                connection.execute(sa.update(api_keys).where(api_keys.c.id == number).values(revoked=time.time()))
+            if row["revoked"] is None or row["revoked"] > time.time():
+                connection.execute(sa.update(api_keys).where(api_keys.c.id == number).values(revoked=time.time(), hash=_ended(row)))
             return _find(connection, number)
 
     def rotate(self, number: str, *, grace_s: float = 0.0) -> tuple[Row, str]:
         """A new key with the same name, project and scopes; the old one ends now, or after `grace_s`. Raises Missing."""
         with self._store.exclusive() as connection:
-            old = _find(connection, number)
-            connection.execute(sa.update(api_keys).where(api_keys.c.id == number).values(revoked=time.time() + grace_s))
+            old, now = _find(connection, number), time.time()
+            ends = {"revoked": now + grace_s} | ({"hash": _ended(old)} if grace_s <= 0 else {})
+            if old["revoked"] is None or old["revoked"] > now:
+                connection.execute(sa.update(api_keys).where(api_keys.c.id == number).values(**ends))
             return _insert(connection, old["name"], old["project"], old["scopes"])
 
     def recognised(self, secret: str) -> Row | None:
@@ -66,7 +69,22 @@ class Keys:
             row = connection.execute(sa.select(api_keys).where(api_keys.c.hash == wanted)).mappings().first()
         if row is None or not hmac.compare_digest(row["hash"], wanted):
             return None
-        return None if row["revoked"] is not None and row["revoked"] <= time.time() else row
+        if row["revoked"] is not None and row["revoked"] <= time.time():
+            self.sweep()
+            return None
+        return row
+
+    def sweep(self) -> int:
+        """End for good every key whose time is up, so that a clock that goes back revives none; returns how many."""
+        due = [api_keys.c.revoked <= time.time(), api_keys.c.hash.not_like(f"{_ENDED}%")]
+        with self._store.reading() as connection:
+            if connection.execute(sa.select(api_keys.c.id).where(*due).limit(1)).first() is None:
+                return 0
+        with self._store.exclusive() as connection:
+            rows = list(connection.execute(sa.select(api_keys).where(*due)).mappings())
+            for row in rows:
+                connection.execute(sa.update(api_keys).where(api_keys.c.id == row["id"]).values(hash=_ended(row)))
+        return len(rows)
 
     def exist(self) -> bool:
         """Whether any key was ever made: from then on requests need one. Revoking the last one must not open the server to everybody."""
@@ -77,6 +95,11 @@ class Keys:
 def hashed(secret: str) -> str:
     """What the store keeps of a secret."""
     return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _ended(row: Row) -> str:
+    """What stands in place of the hash of a key that has ended: no secret has it, whatever the clock says."""
+    return f"{_ENDED}{row['id']}"
 
 
 def _insert(connection: sa.Connection, name: str, project: str, scopes: list[str]) -> tuple[Row, str]:

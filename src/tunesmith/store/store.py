@@ -5,7 +5,10 @@ Tables through SQLAlchemy Core (SQLite in WAL mode, or PostgreSQL); blobs in a f
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -39,7 +42,10 @@ class Store:
         """
         folder = Path(folder).expanduser().resolve()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            if url is None:
+                _private(folder)
+            else:
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             engine = engine_of(url or f"sqlite:///{Layout(folder).database}")
             migrate(engine, folder)
         except (OSError, sa.exc.SQLAlchemyError) as error:
@@ -122,3 +128,20 @@ class Store:
         with self.writing() as connection:
             connection.execute(sa.delete(tables.stages).where(tables.stages.c.digest == digest))
             connection.execute(sa.insert(tables.stages), [row])
+
+
+def _private(folder: Path) -> None:
+    """Make the store's folder and its database where they are not there, for their owner alone; of a store that is there others lose what
+    they may, its group keeps it. SQLite gives the files beside the database the rights of the database."""
+    database = Layout(folder).database
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+    if not database.exists():
+        os.close(os.open(database, os.O_CREAT | os.O_RDWR, 0o600))
+        return
+    for path in (folder, *folder.glob(f"{database.name}*")):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & 0o007:
+            with contextlib.suppress(PermissionError):  # it belongs to somebody else, who decides
+                path.chmod(mode & ~0o007)

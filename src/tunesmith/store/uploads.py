@@ -96,6 +96,17 @@ class Uploads:
             self._clear(number)
         return self.find(number, project)
 
+    def sweep(self) -> int:
+        """Remove the parts of uploads whose time is up; returns of how many."""
+        over = [uploads.c.status == "pending", uploads.c.expires < time.time()]
+        with self._store.reading() as connection:
+            old = list(connection.execute(sa.select(uploads.c.id).where(*over)).scalars())
+        for number in old:
+            with self._store.writing() as connection:
+                connection.execute(sa.update(uploads).where(uploads.c.id == number, *over).values(status="expired"))
+            self._clear(number)
+        return len(old)
+
     def _pending(self, number: str, project: str) -> None:
         upload = self.find(number, project)
         status = "expired" if upload["status"] == "pending" and upload["expires"] < time.time() else upload["status"]

@@ -14,6 +14,7 @@ from functools import partial
 import msgspec
 import numpy as np
 
+from tunesmith.core.search import Pattern
 from tunesmith.core.types import Answer, Example, Score, canonical
 from tunesmith.evaluate.metrics.base import Floats, Measured, Metric, Pool, metric, ratio, register
 
@@ -115,7 +116,7 @@ def mcc(labels: Sequence[str] | None = None) -> Metric:
     return _label_metric("mcc", labels, _mcc, low=-1.0)
 
 
-def _confidence(answer: Answer, pattern: re.Pattern[str] | None) -> float | None:
+def _confidence(answer: Answer, pattern: Pattern | None) -> float | None:
     """How sure the model was: what it says in percent or as a share, or the probability of its tokens; None when it is not known."""
     if pattern is not None:
         found = pattern.search(answer.text)
@@ -130,7 +131,7 @@ def _confidence(answer: Answer, pattern: re.Pattern[str] | None) -> float | None
 
 
 def _calibration(correct: str, pattern: str | None) -> Callable[[Example, Answer], Measured]:
-    judge, compiled = metric(correct), re.compile(pattern) if pattern else None
+    judge, compiled = metric(correct), Pattern(pattern) if pattern else None
 
     def rate(example: Example, answer: Answer) -> Measured:
         sure, right = _confidence(answer, compiled), judge(example, answer).value

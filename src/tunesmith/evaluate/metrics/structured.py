@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -13,8 +12,6 @@ from tunesmith.core.errors import ConfigError
 from tunesmith.core.load import need
 from tunesmith.core.types import Answer, Example, ToolCall
 from tunesmith.evaluate.metrics.base import Measured, Metric, f1_pool, register
-
-_FENCE = re.compile(r"\s*```(?:json)?\s*\n(?P<body>.*?)\n?\s*```\s*", re.DOTALL | re.IGNORECASE)
 
 
 def _refuse(constant: str) -> Any:
@@ -26,8 +23,17 @@ def parsed(text: str, fence: bool = False) -> Any:
 
     Raises ValueError; NaN is refused (RFC 8259).
     """
-    inside = _FENCE.fullmatch(text) if fence else None
-    return json.loads(inside["body"] if inside else text, parse_constant=_refuse)
+    inside = _unfenced(text) if fence else None
+    return json.loads(text if inside is None else inside, parse_constant=_refuse)
+
+
+def _unfenced(text: str) -> str | None:
+    """What stands inside the one Markdown fence that is the whole text, else None. No pattern: those backtrack on blank lines."""
+    whole = text.strip()
+    if len(whole) < 6 or not whole.startswith("```") or not whole.endswith("```"):
+        return None
+    kind, line_end, body = whole[3:-3].partition("\n")
+    return body if line_end and kind.strip().lower() in ("", "json") else None
 
 
 @register("json_valid")

@@ -13,7 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from tunesmith.core.errors import ConfigError
+from tunesmith.core.errors import ConfigError, DataError, UsageError
+from tunesmith.core.search import Pattern
 from tunesmith.core.types import Answer, Example
 from tunesmith.evaluate.metrics.base import Measured, Metric, measured, register
 
@@ -83,21 +84,20 @@ def fuzzy_match(example: Example, answer: Answer) -> float:
 def regex(pattern: str | None = None, full: bool = False) -> Metric:
     """1 when the pattern is found in the answer (`full`: is the whole answer); without a pattern the row's reference is one.
 
-    Range 0 to 1, higher is better, mean. Raises ConfigError when the pattern does not compile; a row's own bad pattern is missing.
+    Range 0 to 1, higher is better, mean. Raises ConfigError when the pattern does not compile; a row's own bad pattern is missing, and so
+    is a row on which the pattern searches for longer than two seconds.
     """
     try:
-        fixed = re.compile(pattern) if pattern is not None else None
-    except re.error as error:
-        raise ConfigError(
-            f"the pattern '{pattern}' does not compile: {error}", where="metric 'regex'", allowed="Python's re syntax"
-        ) from error
+        fixed = Pattern(pattern) if pattern is not None else None
+    except UsageError as error:
+        raise ConfigError(error.what, where="metric 'regex'", allowed=error.allowed) from error
 
     def rate(example: Example, answer: Answer) -> float | Measured:
         try:
-            wanted = fixed or re.compile(example.answer)
-        except re.error as error:
-            return Measured(None, detail=f"the reference is no pattern: {error}")
-        return float(bool(wanted.fullmatch(answer.text.strip()) if full else wanted.search(answer.text)))
+            wanted = fixed or Pattern(example.answer)
+            return float(bool(wanted.fullmatch(answer.text.strip()) if full else wanted.search(answer.text)))
+        except (UsageError, DataError) as error:
+            return Measured(None, detail=error.what if fixed else f"the reference is no pattern: {error.what}")
 
     return Metric(name="regex", rate=rate)
 

@@ -25,7 +25,9 @@ from pathlib import Path
 from tunesmith.core.errors import StoreError
 from tunesmith.core.progress import hush
 from tunesmith.deploy.processes import Fork, can_fork, start
+from tunesmith.evaluate import sandbox
 from tunesmith.flow.jobs.run import folder_of, run_job
+from tunesmith.flow.runner import Busy
 from tunesmith.models import trust
 from tunesmith.store.jobs import Jobs, Lease, Stopped
 from tunesmith.store.store import Store
@@ -33,6 +35,7 @@ from tunesmith.store.store import Store
 MODULE = "tunesmith.flow.jobs.worker"
 _LOG_TAIL = 2000
 _HEAVY = ("torch", "peft", "transformers.models.auto.modeling_auto", "tunesmith.train.loop", "tunesmith.train.grpo")
+_BUSY = 75  # the exit code of a child that found its job's folder held by another process (sysexits' EX_TEMPFAIL)
 _LOOK_S = 0.5  # how often a worker looks whether its job was cancelled
 
 
@@ -75,6 +78,8 @@ class Worker:
                 lease.crashed(failure)
             else:
                 lease.release()
+        except Busy:
+            lease.wait()
         except Stopped:
             lease.release()
         return True
@@ -120,6 +125,8 @@ class Worker:
         code = child.wait()
         if code == 0:
             return None
+        if code == _BUSY:
+            raise Busy(f"another process still works on {lease.job}", where=str(folder))
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return f"{how}. {_tail(folder / 'log.txt')}".strip()
 
@@ -146,16 +153,22 @@ def place(store: Store) -> list[str]:
 
 
 def trusted() -> list[str]:
-    """The words that let another process trust the bases that this one does."""
-    return [word for name in trust.allowed() for word in ("--trust", name)]
+    """The words that let another process trust what this one does: bases with code of their own, a weaker boundary for Python."""
+    return [*(word for name in trust.allowed() for word in ("--trust", name)), "--python-boundary", sandbox.accepted()]
 
 
 def attempt(lease: Lease, threads: int | None = None) -> str | None:
-    """Run the job in this process; None when it ended (well, or with an error that was told), else the trace of what nobody expected."""
+    """Run the job in this process; None when it ended (well, or with an error that was told), else the trace of what nobody expected.
+
+    Raises Busy while the process that had the job before still holds its folder: it was stopped for longer than its lease, and ends as soon
+    as it goes on.
+    """
     try:
         run_job(lease, threads=threads)
     except Stopped:
         return None
+    except Busy:
+        raise
     except Exception:  # noqa: BLE001 - whatever it was, the job is tried again and its log has the trace
         traceback.print_exc()
         return traceback.format_exc(limit=-3)[-_LOG_TAIL:]
@@ -188,6 +201,7 @@ def main(words: Sequence[str] | None = None, *, url: str | None = None) -> int:
     parser.add_argument("--threads", type=int, default=None, help="threads that a job may use")
     parser.add_argument("--gpu", default=None, help="the one GPU that this worker's jobs see")
     parser.add_argument("--trust", action="append", default=[], help="a base that may run the code beside its weights")
+    parser.add_argument("--python-boundary", choices=["kernel", "process"], default="kernel", help="the weakest one for Python graders")
     parser.add_argument("--parent", type=int, default=None, help="the process that starts this one: end when it ends")
     parser.add_argument("--job", default=None, help=argparse.SUPPRESS)
     parser.add_argument("--token", default="", help=argparse.SUPPRESS)
@@ -196,6 +210,7 @@ def main(words: Sequence[str] | None = None, *, url: str | None = None) -> int:
         os.environ["CUDA_VISIBLE_DEVICES"] = asked.gpu
     hush()
     trust.allow(asked.trust)
+    sandbox.accept(asked.python_boundary)
     if asked.parent is not None:
         _die_with(asked.parent)
     if asked.database == "-":
@@ -203,7 +218,10 @@ def main(words: Sequence[str] | None = None, *, url: str | None = None) -> int:
     store = Store.open(asked.store, url=asked.database, blobs=asked.blobs)
     if asked.job is not None:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # the run's folder survives any death; the parent gives the lease back
-        return 1 if attempt(Lease(store, asked.job, asked.token, asked.lease), asked.threads) else 0
+        try:
+            return 1 if attempt(Lease(store, asked.job, asked.token, asked.lease), asked.threads) else 0
+        except Busy:
+            return _BUSY
     worker = Worker(store, lease_s=asked.lease, per_project=asked.per_project, threads=asked.threads)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: worker.stopping.set())
