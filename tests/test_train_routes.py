@@ -13,6 +13,7 @@ from tunesmith.core.chat import Rendered
 from tunesmith.core.errors import TrainingError
 from tunesmith.nets import tree_attention
 from tunesmith.nets.blocks import PackedAttention
+from tunesmith.nets.prefix import first_of_each_kind
 from tunesmith.train import start_check
 from tunesmith.train.adapters import Trainable, prepare
 from tunesmith.train.plan import ResolvedAdapter
@@ -177,3 +178,32 @@ def test_the_probe_has_the_longest_and_the_shortest_row_and_two_that_begin_alike
     probe = start_check.probe_rows(rows, trainable)
     assert {len(row.ids) for row in probe} >= {5, 80}
     assert (probe[-1].ids[:24] == probe[-2].ids[:24]).all()
+
+
+def test_only_the_first_layers_of_each_kind_are_checked_and_all_are_back_afterwards(tmp_path):
+    import transformers
+
+    base = tmp_path / "deep"
+    config = transformers.Gemma3TextConfig(
+        **SIZES | {"num_hidden_layers": 9, "sliding_window": 16, "sliding_window_pattern": 3, "head_dim": 8}
+    )
+    torch.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(base)
+    trainable = prepare(base, plan(), route="plain")
+    with first_of_each_kind(trainable.causal) as layers:
+        assert layers == 1 + config.layer_types.index("full_attention")
+        assert len(trainable.decoder.layers) == layers
+    assert len(trainable.decoder.layers) == 9
+    choice = start_check.check(trainable, plan(), make_rows(3))
+    assert choice.tried[-1].passed
+    assert len(trainable.decoder.layers) == 9
+    trainable.go(FUSED)
+    assert len(trainable.decoder.layers) == 9
+
+
+def test_a_plan_in_bfloat16_is_checked_exactly_in_float32_and_keeps_its_type(tmp_path):
+    trainable = prepare(tiny_base(tmp_path), plan(dtype="bfloat16"), make_rows(3))
+    assert trainable.route is FUSED
+    assert trainable.choice.tried[-1].bound == start_check.TOLERANCE
+    assert trainable.choice.tried[-1].deviation <= 1e-4
+    assert trainable.causal.get_input_embeddings().weight.dtype is torch.bfloat16

@@ -9,7 +9,8 @@ otherwise, logits that are changed after the output layer: whatever makes an ans
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from tunesmith.core.atomic import write_atomic
 from tunesmith.core.chat import Rendered
 from tunesmith.core.errors import TrainingError, TunesmithError
 from tunesmith.core.types import Record, digest
+from tunesmith.nets.nf4 import Nf4
+from tunesmith.nets.prefix import first_of_each_kind
 from tunesmith.store.layout import user_folder
 from tunesmith.train.facts import environment
 from tunesmith.train.loss import chunked_logp
@@ -33,13 +36,16 @@ from tunesmith.train.routes import BY_NAME, PLAIN, ROUTES, Route
 _log = logging.getLogger("tunesmith.train")
 
 # Relative deviation that a route may have. In float32 right ones are within 1e-5, wrong ones from .07 on (156 variants, docs/training.md).
-# In bfloat16 two right ways differ by rounding alone: by a multiple of what the plain route differs from itself with tokens after a row.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
+TOLERANCE = 1e-4
+# A route that passed in float32 is tried once more in the run's own type, where two right ways differ by rounding alone: by this much, or
+# by a multiple of what the plain route differs from itself with tokens after a row.
+ROUNDING = 5e-2
 NOISE_FACTOR = 6.0
 # A gradient this much smaller than the largest one is compared with that much of it: near zero everything is noise.
 _FLOOR = 1e-2
-# Longer rows are only read, not learned from: their gradient would cost as much as the first steps.
-_LONG = 512
+# Longer rows are only read, not learned from: their gradient would cost as much as the first steps. Of each row this many targets count.
+_LONG = 192
+_TARGETS = 16
 _RAISED = (RuntimeError, TypeError, ValueError, KeyError, AttributeError, IndexError, NotImplementedError, AssertionError, TunesmithError)
 
 Floats = npt.NDArray[np.float64]
@@ -130,37 +136,89 @@ def check(trainable: Any, plan: ResolvedPlan, probe: Sequence[Rendered] = ()) ->
     rows = probe_rows(probe, trainable)
     training, awake = trainable.model.training, _woken(trainable)
     trainable.model.eval()
-    tried: list[Tried] = []
     try:
-        trainable.go(PLAIN)
-        try:
-            plain = _measure(trainable, rows)
-            noise = _deviation(_measure(trainable, rows, after=7), plain) if plan.dtype == "bfloat16" else 0.0
-        except _RAISED as error:
-            raise TrainingError(
-                f"transformers itself cannot compute this base: {_shown(error)}", where=trainable.causal.config.model_type
-            ) from error
-        unreached = sum(grad is None for grad in plain.grads.values())
-        for route in ROUTES:
-            tried.append(
-                Tried(route=PLAIN.name, deviation=0.0, bound=0.0) if route is PLAIN else _try(trainable, route, rows, plain, noise)
-            )
-            _log.debug("%s", tried[-1].sentence())
-            if tried[-1].passed:
-                break
+        with first_of_each_kind(trainable.causal) as layers:
+            choice = _tried(trainable, plan, rows)
+        if not choice.tried[-1].passed and layers:  # cut off, the base itself cannot be computed
+            choice = _tried(trainable, plan, rows)
+        if not choice.tried[-1].passed:
+            what = f"transformers itself cannot compute this base: {choice.tried[-1].raised}"
+            raise TrainingError(what, where=trainable.causal.config.model_type)
     finally:
         _restore(trainable, awake)
         trainable.model.train(training)
-    return Choice(route=tried[-1].route, tried=tuple(tried), unreached=unreached)
+    return choice
 
 
-def _try(trainable: Any, route: Route, rows: Sequence[Rendered], plain: _Measured, noise: float) -> Tried:
-    bound = max(TOLERANCE["bfloat16" if noise else "float32"], NOISE_FACTOR * noise)
+def _tried(trainable: Any, plan: ResolvedPlan, rows: Sequence[Rendered]) -> Choice:
+    """The routes tried until one passed; only the plain one, failed, where that raises. Nothing lies over the model afterwards."""
+    tried: list[Tried] = []
+    try:
+        with _in_float32(trainable):
+            plain = _plain(trainable, rows)
+        for route in ROUTES:
+            if route is PLAIN:
+                tried.append(Tried(route=PLAIN.name, deviation=0.0, bound=0.0))
+            else:
+                with _in_float32(trainable):
+                    tried.append(_try(trainable, route, rows, plain))
+                if tried[-1].passed and plan.dtype != "float32":
+                    tried[-1] = _rounded(trainable, route, rows, tried[-1])
+            _log.debug("%s", tried[-1].sentence())
+            if tried[-1].passed:
+                break
+        unreached = sum(grad is None for grad in plain.grads.values())
+        return Choice(route=tried[-1].route, tried=tuple(tried), unreached=unreached)
+    except _RAISED as error:
+        return Choice(route=PLAIN.name, tried=(Tried(route=PLAIN.name, raised=_shown(error)),))
+    finally:
+        trainable.go(PLAIN)
+
+
+def _plain(trainable: Any, rows: Sequence[Rendered], *, after: int = 0) -> _Measured:
+    trainable.go(PLAIN)
+    return _measure(trainable, rows, after=after)
+
+
+def _try(trainable: Any, route: Route, rows: Sequence[Rendered], plain: _Measured) -> Tried:
     try:
         trainable.go(route)
-        return Tried(route=route.name, deviation=_deviation(_measure(trainable, rows), plain), bound=bound)
+        return Tried(route=route.name, deviation=_deviation(_measure(trainable, rows), plain), bound=TOLERANCE)
     except _RAISED as error:
         return Tried(route=route.name, raised=_shown(error))
+    finally:
+        trainable.go(PLAIN)
+
+
+def _rounded(trainable: Any, route: Route, rows: Sequence[Rendered], exact: Tried) -> Tried:
+    """The route in the run's own type; what was seen in float32 stays, unless it fails here."""
+    plain = _plain(trainable, rows)
+    tried = _try(trainable, route, rows, plain)
+    if tried.deviation is None or tried.deviation <= ROUNDING:
+        return exact if tried.deviation is not None else tried
+    bound = max(ROUNDING, NOISE_FACTOR * _deviation(_plain(trainable, rows, after=7), plain))
+    return exact if tried.deviation <= bound else Tried(route=route.name, deviation=tried.deviation, bound=bound)
+
+
+@contextmanager
+def _in_float32(trainable: Any) -> Iterator[None]:
+    """Weights and products in float32 for a while, of the layers that are there; 4-bit weights are read in it."""
+    tensors = [*trainable.causal.parameters(), *trainable.causal.buffers()]
+    narrow = [(tensor, tensor.data) for tensor in tensors if tensor.dtype in (torch.bfloat16, torch.float16)]
+    packed = [(module, module.dtype) for module in trainable.causal.modules() if isinstance(module, Nf4)]
+    autocast, trainable.autocast = trainable.autocast, False
+    try:
+        for tensor, data in narrow:
+            tensor.data = data.float()
+        for module, _ in packed:
+            module.dtype = torch.float32
+        yield
+    finally:
+        trainable.autocast = autocast
+        for tensor, data in narrow:
+            tensor.data = data
+        for module, dtype in packed:
+            module.dtype = dtype
 
 
 def _shown(error: BaseException) -> str:
@@ -176,7 +234,15 @@ def probe_rows(rows: Sequence[Rendered], trainable: Any) -> list[Rendered]:
     start = known[len(known) // 2].ids[:24] if known else rng.integers(0, limit, 24)
     for i, size in enumerate((13, 29)):
         chosen.append(_row(f"probe {i}", np.concatenate([start, rng.integers(0, limit, size)])))
-    return [row if row.mask[1:].any() else _row(row.example_id, row.ids) for row in chosen]
+    return [_thinned(row if row.mask[1:].any() else _row(row.example_id, row.ids)) for row in chosen]
+
+
+def _thinned(row: Rendered) -> Rendered:
+    """The row with at most `_TARGETS` of its targets, the first and the last among them."""
+    places = 1 + np.flatnonzero(row.mask[1:])
+    mask = np.zeros_like(row.mask)
+    mask[places[np.unique(np.linspace(0, len(places) - 1, min(len(places), _TARGETS)).round().astype(int))]] = 1
+    return Rendered(row.example_id, row.ids, mask)
 
 
 def _row(name: str, ids: npt.NDArray[Any]) -> Rendered:
