@@ -18,6 +18,7 @@ import jinja2.sandbox
 
 from tunesmith.core.errors import DataError
 from tunesmith.core.json_text import json_value
+from tunesmith.core.template_limits import Bounded, TooMuch
 from tunesmith.core.types import Message
 
 # A base without a template of its own gets this one, and it is stored with the model. Plain words, because such a base has no
@@ -71,14 +72,15 @@ class ChatTemplate:
 
     def __init__(self, source: str, tokens: dict[str, str]) -> None:
         self.source, self.tokens = source, tokens
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-        )
+        environment = Bounded(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = lambda form: PINNED_DATE
         try:
-            self._template = environment.from_string(source)
+            self._environment, self._template = environment, environment.bounded(source)
+            environment.attempt(self._template, messages=[{"role": "user", "content": "⟨u⟩"}], add_generation_prompt=True, **tokens)
+        except TooMuch as error:
+            raise DataError(f"the chat template cannot be used: {error}", where="chat template") from error
         except jinja2.TemplateSyntaxError as error:
             raise DataError(f"the chat template does not parse: {error.message}", where=f"chat template, line {error.lineno}") from error
         self.folds_system = not self._accepts_system()
@@ -92,7 +94,8 @@ class ChatTemplate:
         return "⟨s⟩" in rendered
 
     def _raw(self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]] | None, generation: bool) -> str:
-        return self._template.render(messages=messages, tools=tools or None, add_generation_prompt=generation, **self.tokens)
+        values = {"messages": messages, "tools": tools or None, "add_generation_prompt": generation, **self.tokens}
+        return self._environment.render(self._template, **values)
 
     def messages(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
         """The messages as the template sees them: `developer` read as `system` where the template does not know it, and a system

@@ -162,13 +162,14 @@ def promptfoo(path: Path) -> Imported:
     `module:function` metrics or judges here.
     """
     from jinja2 import TemplateError
-    from jinja2.sandbox import SandboxedEnvironment
+
+    from tunesmith.core.template_limits import Bounded
 
     body = yaml.safe_load(_read(path))
     if not isinstance(body, dict) or not isinstance(body.get("prompts"), list) or not isinstance(body.get("tests"), list):
         raise DataError("no promptfoo configuration", where=str(path), allowed="`prompts` and `tests` as lists in the file itself")
     shared = body.get("defaultTest") or {}
-    environment = SandboxedEnvironment()
+    environment = Bounded()
     pairs = [
         (f"{path}: prompt {p}, test {t}" + (f", values {v}" if len(several) > 1 else ""), (prompt, test, variables))
         for p, prompt in enumerate(body["prompts"])
@@ -186,7 +187,7 @@ def promptfoo(path: Path) -> Imported:
         if unknown := sorted(options.keys() - {"transform", "disableVarExpansion"}):
             raise ValueError(f"the option '{unknown[0]}' has no counterpart; allowed: transform, disableVarExpansion")
         try:
-            text = environment.from_string(template).render(variables)
+            text = environment.render(environment.bounded(template), **variables)
         except TemplateError as error:
             raise ValueError(f"the prompt cannot be filled in: {error}") from error
         both = (*(shared.get("assert") or ()), *(test.get("assert") or ()))
@@ -234,9 +235,9 @@ def _assertion(given: dict[str, Any], variables: dict[str, Any], environment: An
         raise ValueError(f"assertion type '{kind}' has no counterpart without code or a judge; allowed: {known}, each also with not-")
     value = given.get("value")
     if isinstance(value, str) and kind != "regex":
-        value = environment.from_string(value).render(variables)
+        value = environment.render(environment.bounded(value), **variables)
     if isinstance(value, list):
-        value = [environment.from_string(one).render(variables) if isinstance(one, str) else one for one in value]
+        value = [environment.render(environment.bounded(one), **variables) if isinstance(one, str) else one for one in value]
     methods = [*(_methods(transform) if transform else ()), *(_methods(given["transform"]) if given.get("transform") else ())]
     rest = {"threshold": given.get("threshold"), "weight": float(given.get("weight", 1))}
     return {"type": str(given["type"]), "value": value, **rest, **({"transform": methods} if methods else {})}
