@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from tunesmith.core.errors import ConfigError, DataError, NotFound, UsageError
+from tunesmith.core.errors import ConfigError, DataError, NotFound, StoreError, UsageError
 from tunesmith.core.progress import Silent
 from tunesmith.core.types import Answer, Example, Message, example_id
 from tunesmith.data import synth, version
@@ -56,6 +56,9 @@ def test_damage_and_unfinished_versions_are_seen(tmp_path):
     assert len(version.log(tmp_path)) == 1
     other = version.freeze(tmp_path, {"train": ROWS[:5]}, {})
     (tmp_path / other.id / "train.parquet").replace(tmp_path / first.id / "train.parquet")
+    with pytest.raises(StoreError, match=r"train\.parquet: the file is damaged"):
+        version.rows_of(tmp_path, first, "train")
+    (tmp_path / first.id / "digests.txt").unlink()  # as in a version that was made before there were any
     with pytest.raises(DataError, match="not those that were frozen"):
         version.rows_of(tmp_path, first, "train")
 

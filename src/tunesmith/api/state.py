@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from starlette.requests import Request
 
 from tunesmith.api.auth import Auth
 from tunesmith.api.errors import APIError
-from tunesmith.core.errors import NotFound
+from tunesmith.core.errors import NotFound, StoreError, UsageError
 from tunesmith.core.model_ref import ModelRef
 from tunesmith.core.wire import BadRequest
 from tunesmith.deploy.answered import Answered
@@ -23,6 +24,8 @@ from tunesmith.models.base import Encoding, Model, passing, ref_of
 from tunesmith.models.resolve import Models
 from tunesmith.monitor.metrics import ServerMetrics
 from tunesmith.store.store import Store
+
+_log = logging.getLogger("tunesmith.api")
 
 
 @dataclass(slots=True)
@@ -72,8 +75,13 @@ class State:
                 return self.router.target(word)  # raises as for any name that does not exist
             raise
         if ref not in self._loaded:
-            model = self.models.load(ref, name)
-            _ = model.digest  # reads the weights: here, in a thread of its own
+            try:
+                model = self.models.load(ref, name)
+                _ = model.digest  # reads the weights: here, in a thread of its own
+            except (StoreError, UsageError) as error:
+                _log.error("'%s' cannot be loaded: %s", name, error)
+                what = f"The model '{name}' cannot be loaded; the server's log has the reason"
+                raise APIError(503, what, param="model", code="model_not_loaded") from error
             self._loaded[ref] = model
         return Target(undeployed(self._loaded[ref], made=ref), self._loaded[ref])
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tunesmith.cli.shared import OVERRIDES, Json, emit, file_option, told
+from tunesmith.core.terminal import printable
 
 if TYPE_CHECKING:
     from tunesmith.flow.datasets.versions import Datasets
@@ -273,17 +274,17 @@ def _print_mask(origin: str, sides: Sequence[dict[str, Any]]) -> None:
         counts = side["counts"]
         lost = "" if side["trained_before_the_cut"] else "; NOTHING of it would be trained"
         console.print(
-            f"{origin} ({side['side']}): {sum(counts.values())} tokens, {counts['trained']} trained, {counts['cut']} cut{lost}",
+            f"{printable(origin)} ({side['side']}): {sum(counts.values())} tokens, {counts['trained']} trained, {counts['cut']} cut{lost}",
             markup=False,
         )
         text = Text()
         for state, tokens in groupby(side["tokens"], key=lambda token: str(token["state"])):
             if console.is_terminal:
                 for number, token in enumerate(tokens):
-                    text.append(token["text"], style=f"{_STYLES[state]} {'underline' if number % 2 else ''}")
+                    text.append(printable(token["text"]), style=f"{_STYLES[state]} {'underline' if number % 2 else ''}")
             else:
                 before, after = _SIGNS[state]
-                text.append(before + "".join(token["text"] for token in tokens) + after)
+                text.append(before + "".join(printable(token["text"]) for token in tokens) + after)
         console.print(text)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tunesmith.cli.data import CONFIG, NoteOption, app, datasets, pairs, previewed, share, version_text
-from tunesmith.cli.shared import Json, emit, file_option
+from tunesmith.cli.shared import Json, emit, file_option, shown
 
 if TYPE_CHECKING:
     from tunesmith.data.collect import Source
@@ -76,10 +76,10 @@ def import_(
         if not yes and (as_json or not sys.stdin.isatty()):
             found = desk.survey(read, max_invalid=tolerated)
             emit({"preview": preview, "version": None, "inputs": found.inputs, "invalid": found.invalid}, as_json, "\n".join(words))
-            typer.echo(f"nothing was written: {found.rows} of {found.inputs} rows can be; look them over, then say --yes", err=True)
+            shown(f"nothing was written: {found.rows} of {found.inputs} rows can be; look them over, then say --yes", err=True)
             raise typer.Exit(2)
         if not yes:
-            typer.echo("\n".join(words), err=True)
+            shown("\n".join(words), err=True)
             if not typer.confirm("Write all rows as a new version?", default=True, err=True):
                 raise UsageError("nothing was written, as you said", remedy="--map, --format and --max-invalid change what is read")
         version, found = desk.keep(read, max_invalid=tolerated, note=name)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tunesmith.cli.data import CONFIG, DataArgument, DataOption, app, datasets
-from tunesmith.cli.shared import OVERRIDES, Json, emit, file_option
+from tunesmith.cli.shared import OVERRIDES, Json, emit, file_option, shown
+from tunesmith.core.terminal import printable
 
 if TYPE_CHECKING:
     from tunesmith.flow.datasets.versions import Datasets
@@ -167,14 +168,14 @@ def _interview(desk: Datasets, have: Rows, name: str, rows: int) -> None:
 
     waiting = people.queue(desk, have, name, rows)
     for number, entry in enumerate(waiting, start=1):
-        typer.echo(f"\n--- {number} of {len(waiting)} ---\n{_asking(entry)}")
+        shown(f"\n--- {number} of {len(waiting)} ---\n{_asking(entry)}")
         action, comment = _said()
         if action == "quit":
             break
         if action != "skip":
             answer = _better(entry["answer"]) if action == "edit" else None
             _verdict(desk, entry["id"], name, action, answer, comment)
-    typer.echo(f"{len(waiting)} rows were shown; tunesmith data review --apply puts the verdicts into a version")
+    shown(f"{len(waiting)} rows were shown; tunesmith data review --apply puts the verdicts into a version")
 
 
 def _said() -> tuple[str, str]:
@@ -185,12 +186,12 @@ def _said() -> tuple[str, str]:
         for action in actions:
             if word and action.startswith(word.lower()):
                 return action, comment.strip()
-        typer.echo(f"'{word}' is none of {', '.join(actions)}", err=True)
+        shown(f"'{word}' is none of {', '.join(actions)}", err=True)
 
 
 def _better(answer: str) -> str:
     """The better answer, typed at the terminal; one of several lines is edited in $EDITOR."""
-    if "\n" not in answer:
+    if "\n" not in answer and printable(answer) == answer:
         return str(typer.prompt("the better answer", default=answer)).strip()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "answer.txt"
@@ -268,7 +269,7 @@ def _ask_first(cost: dict[str, float], yes: bool, as_json: bool, teacher: str) -
     said = f"{cost['requests']:.0f} requests to {teacher}, about {cost['prompt_tokens']:,.0f} tokens in and at most "
     said += f"{cost['completion_tokens']:,.0f} out" + (f": at most ${cost['usd']:.4f}" if cost["usd"] else "; no price is known for it")
     if not as_json:
-        typer.echo(said, err=True)
+        shown(said, err=True)
     if yes or not cost["usd"]:
         return
     if as_json or not sys.stdin.isatty():

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from tunesmith.cli.shared import OVERRIDES, Json, emit, told
+from tunesmith.cli.shared import OVERRIDES, Json, emit, shown, told
 
 migrate_app = typer.Typer(help="Move fine-tunes here before their provider switches them off.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -74,7 +74,7 @@ def record(
     rows = migrate.prompts_of(prompts, Path("tunesmith.yaml"))
     usd = migrate.most_usd(model, rows, asked.max_tokens)
     if usd is not None:
-        typer.echo(f"{len(rows)} rows, at most {max(usd, 0.01):.2f} USD at OpenAI's prices", err=True)
+        shown(f"{len(rows)} rows, at most {max(usd, 0.01):.2f} USD at OpenAI's prices", err=True)
         if not yes:
             typer.confirm("ask the old model?", abort=True, err=True)
     found = migrate.record(old, rows, out, Sampling(max_tokens=asked.max_tokens))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from tunesmith.core.terminal import printable
 
 if TYPE_CHECKING:
     from tunesmith.core.progress import Progress
@@ -29,7 +30,12 @@ OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 def emit(result: dict[str, Any], as_json: bool, text: str) -> None:
     """Print the result: the JSON object, or the words for people."""
-    typer.echo(json.dumps(result, default=str) if as_json else text)
+    shown(json.dumps(result, default=str) if as_json else text)
+
+
+def shown(text: str, *, err: bool = False) -> None:
+    """Print a text, whoever wrote parts of it: a terminal obeys nothing in it."""
+    typer.echo(printable(text), err=err)
 
 
 @contextmanager
@@ -96,5 +102,5 @@ def guarded(app: typer.Typer, words: Sequence[str]) -> int:
 def _say(message: str, code: int, as_json: bool, kind: str) -> int:
     if as_json:
         typer.echo(json.dumps({"error": {"type": kind, "message": message, "exit_code": code}}))
-    print(message, file=sys.stderr)
+    shown(message, err=True)
     return code

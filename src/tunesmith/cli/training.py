@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tunesmith.cli.shared import Json, data_option, emit, file_option, instead, told
+from tunesmith.cli.shared import Json, data_option, emit, file_option, instead, shown, told
 
 if TYPE_CHECKING:
     from tunesmith.flow.hosted import Provider
@@ -99,7 +99,7 @@ def _hosted(project: Project, folder: Path, provider: Provider, *, yes: bool, as
         price = f"about {bill['usd']:.2f} USD" if bill["usd"] is not None else "at a price that is not known here"
         tokens = f"{bill['tokens']:,} tokens" if bill["tokens"] is not None else "an unknown number of tokens"
         cut = f"; {bill['cut']} rows are longer than the provider reads and would be cut" if bill["cut"] else ""
-        typer.echo(f"{bill['rows']} rows, {tokens}, {price}, model {bill['model']}{cut}", err=True)
+        shown(f"{bill['rows']} rows, {tokens}, {price}, model {bill['model']}{cut}", err=True)
         return yes or typer.confirm("create the job?", err=True)
 
     with told(as_json) as progress:

@@ -5,8 +5,10 @@ Each is written under a temporary name in the same folder, fsynced, renamed: wha
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -76,12 +78,41 @@ def unfinished(final: Path) -> Path:
 
 @contextmanager
 def atomic_folder(final: Path) -> Iterator[Path]:
-    """A folder to fill that appears as `final` only when the block ends without an error; a leftover of a killed process is removed."""
-    work = unfinished(final)
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    yield work
-    put_in_place(work, final)
+    """A folder to fill that appears as `final` only when the block ends without an error; of two processes that fill it the last counts,
+    and a leftover of a killed one is removed."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    for left in final.parent.glob(f".{final.name}.*.part"):
+        if not _lives(left.name.rsplit(".", 2)[1].partition("-")[0]):
+            shutil.rmtree(left, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{final.name}.{os.getpid()}-", suffix=".part", dir=final.parent))
+    try:
+        work.chmod(0o777 & ~_umask())
+        yield work
+        put_in_place(work, final)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _lives(pid: str) -> bool:
+    """Whether a process of that number is there, whoever's."""
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _umask() -> int:
+    """What new files of this process are not to be, without changing it for other threads where the kernel says it."""
+    try:
+        status = Path("/proc/self/status").read_text("ascii", "replace")
+        return int(status.partition("Umask:")[2].split()[0], 8)
+    except (OSError, IndexError, ValueError):
+        now = os.umask(0o022)
+        os.umask(now)
+        return now
 
 
 def put_in_place(work: Path, final: Path) -> None:
@@ -89,6 +120,13 @@ def put_in_place(work: Path, final: Path) -> None:
     for path in work.rglob("*"):
         if path.is_file():
             sync(path)
-    shutil.rmtree(final, ignore_errors=True)
-    work.replace(final)
+    while True:
+        shutil.rmtree(final, ignore_errors=True)
+        try:
+            work.replace(final)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another process put its own there in between
+                continue
+            raise
+        break
     sync(final.parent)

@@ -9,6 +9,8 @@ import warnings
 from types import TracebackType
 from typing import Any, Protocol
 
+from tunesmith.core.terminal import printable
+
 
 class Progress(Protocol):
     """What the flows tell: a sentence that stays, or how far something is (`total` 0: unknown)."""
@@ -52,6 +54,7 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """One line that stays; finished bars go."""
+        text = printable(text)
         self._clear()
         if self._live is not None:
             self._live.console.print(text, markup=False, highlight=False)
@@ -60,6 +63,7 @@ class Terminal:
 
     def bar(self, label: str, done: float, total: float) -> None:
         """Move (or start) the bar with that label."""
+        label = printable(label)
         if self._live is None:
             return
         if not self._tasks:

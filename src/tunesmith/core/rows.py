@@ -18,12 +18,15 @@ import msgspec
 from tunesmith.core.atomic import atomic_file
 from tunesmith.core.errors import DataError, Fault, NotFound
 from tunesmith.core.load import need
+from tunesmith.core.seal import checked
 from tunesmith.core.types import Document, Example, Labelled, Message, Preference, canonical
 
 T = TypeVar("T")
 Row = Example | Preference | Labelled | Document
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
+MAX_WHOLE_BYTES = 1 << 30  # of a packed file that is read at once
+MOST_UNPACKED, SMALL_BYTES = 200, 1 << 28  # a packed file may unpack to so many times its size, and to so many bytes always
 BATCH_ROWS, BATCH_BYTES = 5_000, 16 * 1024 * 1024  # of a row group: what is read at one time
 _UTF8_BOM = b"\xef\xbb\xbf"
 
@@ -51,11 +54,43 @@ def open_read(path: str | Path) -> IO[bytes]:
     if not path.exists():
         raise NotFound("no such file", where=str(path), remedy="check the path; relative paths start at the current folder")
     if path.suffix == ".gz":
-        packed: IO[bytes] = gzip.open(path, "rb")  # type: ignore[assignment]  # noqa: SIM115 the caller closes it
-        return packed
+        return io.BufferedReader(_Unpacked(gzip.GzipFile(path, "rb"), path), 1 << 17)
     if path.suffix == ".zst":
-        return io.BufferedReader(_Zstd(path))
+        return io.BufferedReader(_Unpacked(_Zstd(path), path), 1 << 17)
     return path.open("rb")
+
+
+def read_whole(path: str | Path) -> bytes:
+    """All bytes of a file that `open_read` opens. Raises DataError where a packed one has more than `MAX_WHOLE_BYTES`."""
+    with open_read(path) as stream:
+        if type(stream) is not io.BufferedReader or not isinstance(stream.raw, _Unpacked):
+            return stream.read()
+        data = stream.read(MAX_WHOLE_BYTES + 1)
+    if len(data) > MAX_WHOLE_BYTES:
+        what = f"the packed file has more than {MAX_WHOLE_BYTES:,} bytes and must be read at once"
+        raise DataError(what, where=str(path), remedy="write one row a line (.jsonl), or unpack it first")
+    return data
+
+
+class _Unpacked(io.RawIOBase):
+    """Packed bytes as they are unpacked, until they are many more than any rows are: a bomb raises EOFError, as a damaged file does."""
+
+    def __init__(self, inner: gzip.GzipFile | _Zstd, path: Path) -> None:
+        self._inner, self._left = inner, max(SMALL_BYTES, MOST_UNPACKED * path.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._inner.readinto(buffer)
+        self._left -= count or 0
+        if self._left < 0:
+            raise EOFError(f"it unpacks to more than {MOST_UNPACKED} times its size")
+        return count or 0
+
+    def close(self) -> None:
+        self._inner.close()
+        super().close()
 
 
 class _Zstd(io.RawIOBase):
@@ -137,7 +172,7 @@ def read_jsonl(path: str | Path, kind: type[T]) -> Iterator[T]:
     Raises DataError at the first line that is none: such a file is damaged.
     """
     decoder = msgspec.json.Decoder(kind)
-    for line in read_lines(path):
+    for line in read_lines(checked(Path(path))):
         try:
             yield decoder.decode(line.data)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -178,6 +213,10 @@ _JSON_COLUMNS: dict[str, msgspec.json.Decoder[Any]] = {
 }
 
 
+# A checksum a page: a flipped bit is an error and not another row, also where no digest stands beside the file.
+_PACKED: dict[str, Any] = {"compression": "zstd", "compression_level": 3, "write_page_checksum": True}
+
+
 def write_parquet(path: str | Path, rows: Iterable[Row], *, batch: int = BATCH_ROWS) -> int:
     """Write rows (one kind a file) as Parquet (zstd), a row group each `batch` rows or BATCH_BYTES; returns how many.
 
@@ -188,7 +227,7 @@ def write_parquet(path: str | Path, rows: Iterable[Row], *, batch: int = BATCH_R
     first = next(rows, None)
     kind = type(first) if first is not None else Example
     schema, count = _schema(pa, kind), 0
-    with atomic_file(path) as stream, pq.ParquetWriter(stream, schema, compression="zstd", compression_level=3) as writer:
+    with atomic_file(path) as stream, pq.ParquetWriter(stream, schema, **_PACKED) as writer:
         for cells in _batches(kind, itertools.chain([first], rows) if first is not None else (), batch, path):
             columns = dict(zip(schema.names, map(list, zip(*cells, strict=True)), strict=True))
             writer.write_table(pa.Table.from_pydict(columns, schema=schema))
@@ -220,20 +259,33 @@ def read_parquet(path: str | Path) -> Iterator[Row]:
 
     Raises NotFound, or DataError when it is not such a file.
     """
-    with open_read(path) as stream:
+    pa = need("pyarrow", extra="data")
+    with open_read(checked(Path(path))) as stream:
         opened, kind = open_parquet(stream, path)
-        for table in opened.iter_batches(batch_size=2_000):
-            yield from decoded_rows(kind, table)
+        tables = opened.iter_batches(batch_size=2_000)
+        while True:
+            try:
+                rows = list(decoded_rows(kind, next(tables)))
+            except StopIteration:
+                return
+            except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+                raise damaged_parquet(path, error) from error
+            yield from rows
+
+
+def damaged_parquet(path: str | Path, error: Exception) -> DataError:
+    """The error about a file of rows that cannot be read to its end."""
+    return DataError(f"the file is damaged: {str(error) or type(error).__name__}", where=str(path), remedy="make it again")
 
 
 def open_parquet(stream: IO[bytes], path: str | Path) -> tuple[Any, type]:
     """The opened file (pyarrow's `ParquetFile`) and the kind of its rows. Raises DataError when `write_parquet` did not write it."""
     pa, pq = need("pyarrow", extra="data"), need("pyarrow.parquet", extra="data")
     try:
-        opened = pq.ParquetFile(stream)
-    except (pa.ArrowException, OSError) as error:
+        opened = pq.ParquetFile(stream, page_checksum_verification=True)
+        kind = _KINDS.get((opened.schema_arrow.metadata or {}).get(b"tunesmith", b""))
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"not a Parquet file: {error}", where=str(path)) from error
-    kind = _KINDS.get((opened.schema_arrow.metadata or {}).get(b"tunesmith", b""))
     if kind is None:
         raise DataError(
             "a Parquet file, but not one of Tunesmith's rows", where=str(path), remedy="tunesmith data import reads foreign files"

@@ -18,7 +18,8 @@ import numpy as np
 
 from tunesmith.core.errors import DataError
 from tunesmith.core.load import need
-from tunesmith.core.rows import Row, decoded_rows, open_parquet, open_read
+from tunesmith.core.rows import Row, damaged_parquet, decoded_rows, open_parquet, open_read
+from tunesmith.core.seal import checked
 from tunesmith.core.spool import Spool
 from tunesmith.core.types import canonical
 
@@ -54,7 +55,7 @@ class StoredRows(Sequence[Row]):
     """
 
     def __init__(self, path: str | Path, at: Places | None = None, changed: Changed | None = None) -> None:
-        self.path = Path(path)
+        self.path = checked(Path(path))
         with open_read(path) as stream:
             opened, self._kind = open_parquet(stream, path)
             sizes = [opened.metadata.row_group(i).num_rows for i in range(opened.num_row_groups)]
@@ -134,15 +135,18 @@ class StoredRows(Sequence[Row]):
         try:
             with open_read(self.path) as stream:
                 return open_parquet(stream, self.path)[0].read_row_group(group, use_threads=False)  # threads keep arenas of their own
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"the file is damaged: {error}", where=str(self.path), remedy="make it again") from error
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise damaged_parquet(self.path, error) from error
 
     def _decoded(self, table: Any, group: int, places: Places) -> Iterator[Row]:
         local = places - self._starts[group]
         for start in range(0, len(places), STEP):
             part = local[start : start + STEP]
             whole = part[-1] - part[0] + 1 == len(part)
-            rows = decoded_rows(self._kind, table.slice(int(part[0]), len(part)) if whole else table.take(part))
+            try:
+                rows = list(decoded_rows(self._kind, table.slice(int(part[0]), len(part)) if whole else table.take(part)))
+            except (ValueError, TypeError) as error:
+                raise damaged_parquet(self.path, error) from error
             if self._changed is None:
                 yield from rows
             else:

@@ -112,20 +112,21 @@ class ChatTemplate:
         """
         try:
             return self._raw(self.messages(messages), list(tools), generation)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+        except jinja2.TemplateError as error:
             roles = " → ".join(message.role for message in messages)
             raise DataError(f"the model's chat template refuses this conversation ({roles}): {error}") from error
 
 
 def _as_template_row(message: Message) -> dict[str, Any]:
-    # Never null: templates join it to other text, or write the word None.
-    row: dict[str, Any] = {"role": message.role, "content": message.text}
+    row: dict[str, Any] = {"role": message.role, "content": message.text if message.content is not None or message.refusal else None}
     if message.tool_calls:
         row["tool_calls"] = [
             {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": _arguments(call.function.arguments)}}
             for call in message.tool_calls
         ]
-    for key in ("name", "tool_call_id", "reasoning_content"):
+    if row["content"] is None and not message.tool_calls:
+        row["content"] = ""
+    for key in ("name", "tool_call_id"):
         if getattr(message, key) is not None:
             row[key] = getattr(message, key)
     return row

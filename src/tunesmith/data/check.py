@@ -310,7 +310,7 @@ def _documents(rows: Sequence[Row]) -> Iterator[Advice]:
 def _is_object(text: str) -> bool:
     try:
         return isinstance(msgspec.json.decode(text), dict)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return False
 
 

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,9 +14,10 @@ from typing import Any
 
 import msgspec
 
-from tunesmith.core.atomic import put_in_place, write_atomic
+from tunesmith.core.atomic import atomic_folder, write_atomic
 from tunesmith.core.errors import DataError
 from tunesmith.core.rows import write_jsonl
+from tunesmith.core.seal import seal
 from tunesmith.core.types import Record
 from tunesmith.data.sources import MANIFEST, Item, download, public_name, read_items
 
@@ -33,10 +33,7 @@ class Manifest(Record, frozen=True):
 
 def fetch(path: str, query: str, folder: Path) -> Manifest:
     """Read the URL (or the query's rows) into `folder`, which is there whole or as it was. Raises as `sources.read_items`."""
-    work = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    try:
+    with atomic_folder(folder) as work:
         if query:
             ((name, items),) = read_items(path, query)
             write_jsonl(work / "rows.jsonl", (_row(item) for item in items))
@@ -44,29 +41,22 @@ def fetch(path: str, query: str, folder: Path) -> Manifest:
         else:
             named = {file.name: shown for shown, file in download(path, work)}
             name = public_name(path)
-        return _sealed(work, folder, name, named)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        return _sealed(work, name, named)
 
 
 def keep_rows(name: str, rows: Iterable[dict[str, Any]], folder: Path) -> Manifest:
     """Keep rows that came from elsewhere under a name, as JSONL; the folder is there whole or as it was. Raises DataError for no rows:
     kept, they would hide those that come later."""
-    work = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    try:
+    with atomic_folder(folder) as work:
         if not write_jsonl(work / "rows.jsonl", rows):
             raise DataError("there are no rows in it", where=name, remedy="tunesmith monitor status tells what was asked")
-        return _sealed(work, folder, name, {"rows.jsonl": name})
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        return _sealed(work, name, {"rows.jsonl": name})
 
 
-def _sealed(work: Path, folder: Path, name: str, named: dict[str, str]) -> Manifest:
+def _sealed(work: Path, name: str, named: dict[str, str]) -> Manifest:
     manifest = Manifest(url=name, read=time.time(), digest=_digest(work, named), files=named)
     write_atomic(work / MANIFEST, msgspec.json.encode(manifest))
-    put_in_place(work, folder)
+    seal(work)
     return manifest
 
 

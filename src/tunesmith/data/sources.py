@@ -22,7 +22,8 @@ import msgspec
 
 from tunesmith.core.errors import ConfigError, DataError, NotFound, SourceUnavailable
 from tunesmith.core.load import need
-from tunesmith.core.rows import Line, open_read, read_lines
+from tunesmith.core.rows import Line, open_read, read_lines, read_whole
+from tunesmith.core.seal import check_folder
 from tunesmith.data.csv_table import Broken, read_table
 
 PACKED = (".gz", ".zst")
@@ -68,7 +69,7 @@ def _kept_names(folder: Path) -> dict[str, str]:
     """File → the name its rows are known by, of a folder that `data.fetched` wrote; empty for any other."""
     if not (folder / MANIFEST).is_file():
         return {}
-    return dict(msgspec.json.decode((folder / MANIFEST).read_bytes())["files"])
+    return dict(msgspec.json.decode((check_folder(folder) / MANIFEST).read_bytes())["files"])
 
 
 def public_name(url: str) -> str:
@@ -245,8 +246,7 @@ def _too_long(length: int) -> Unread:
 
 
 def _array(file: Path) -> Iterator[Item]:
-    with open_read(file) as stream:
-        data = stream.read()
+    data = read_whole(file)
     try:
         rows = msgspec.json.decode(data.removeprefix(b"\xef\xbb\xbf"))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -286,10 +286,15 @@ def _arrow(file: Path) -> Iterator[Item]:
         raise DataError(f"not an Arrow file: {error}", where=str(file)) from error
 
 
+_MOST_BATCH_BYTES = 1 << 29
+
+
 def _records(batches: Any) -> Iterator[Item]:
     """Rows of Arrow batches. Texts that Tunesmith keeps as JSON are opened; nulls that stand for 'absent' are left out."""
     number = 0
     for batch in batches:
+        if batch.nbytes > _MOST_BATCH_BYTES:
+            raise DataError(f"{batch.num_rows} rows after row {number} unpack to {batch.nbytes:,} bytes", allowed=f"{_MOST_BATCH_BYTES:,}")
         opened = [name for name in batch.schema.names if name in ("messages", "tools", "meta", "preferred", "non_preferred")]
         own = b"tunesmith" in (batch.schema.metadata or {})
         opened += ["answer"] if own and "answer" in batch.schema.names else []  # elsewhere an answer is text, whatever it looks like
@@ -309,14 +314,13 @@ def without_planted(value: Any) -> Any:
 def _opened(text: str) -> Any:
     try:
         return msgspec.json.decode(text)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return text
 
 
 def _text(file: Path) -> Iterator[Item]:
     """The whole file as one row. Raises DataError for JSON lines under the name of a text: one row would be made of many."""
-    with open_read(file) as stream:
-        data = stream.read()
+    data = read_whole(file)
     lines = data.split(b"\n", 3)[:3]
     if lines[0].lstrip().startswith(b"{") and all(_is_object(line) for line in lines if line.strip()):
         raise DataError(
@@ -330,7 +334,7 @@ def _text(file: Path) -> Iterator[Item]:
 def _is_object(line: bytes) -> bool:
     try:
         return isinstance(msgspec.json.decode(line), dict)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
 
 

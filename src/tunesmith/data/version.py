@@ -22,6 +22,7 @@ from tunesmith.core.atomic import atomic_file
 from tunesmith.core.digests import RunningDigest
 from tunesmith.core.errors import DataError, NotFound, UsageError, nearest
 from tunesmith.core.rows import Row, write_parquet
+from tunesmith.core.seal import seal
 from tunesmith.core.stored_rows import rows_of_file
 from tunesmith.core.types import Record, canonical, digest
 from tunesmith.data.ledger import Ledger
@@ -128,8 +129,14 @@ def adopt(root: Path, filled: Path, version: DatasetVersion) -> DatasetVersion:
     if (folder / SEAL).exists():
         return load(root, version.id)
     shutil.rmtree(folder, ignore_errors=True)  # what an interrupted import left: without its seal it does not count
-    filled.rename(folder)
-    return _sealed(folder, version)
+    _sealed(filled, version)
+    try:
+        filled.rename(folder)
+    except OSError:
+        if (folder / SEAL).exists():  # another process was faster with the same rows
+            return load(root, version.id)
+        raise
+    return version
 
 
 def rows_file(folder: Path, split: str) -> Path:
@@ -138,6 +145,7 @@ def rows_file(folder: Path, split: str) -> Path:
 
 
 def _sealed(folder: Path, version: DatasetVersion) -> DatasetVersion:
+    seal(folder)
     with atomic_file(folder / SEAL) as stream:
         stream.write(canonical(version))
     return version

@@ -12,6 +12,7 @@ import itertools
 import math
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -319,16 +320,30 @@ def _said(responses: list[Any]) -> str:
 _MARKS = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0}
 
 
+_MOST_UNPACKED = 1 << 30  # bytes of all samples of a log together
+
+
+def _archived(path: Path) -> tuple[Any, list[Any]]:
+    """The header and the samples of a log that is an archive. Raises DataError for a damaged one, and one that unpacks without an end."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [one for one in archive.infolist() if one.filename == "header.json" or one.filename.startswith("samples/")]
+            size = sum(one.file_size for one in members)
+            if size > _MOST_UNPACKED:
+                raise DataError(f"its samples unpack to {size:,} bytes", where=str(path), allowed=f"{_MOST_UNPACKED:,}")
+            names = sorted(one.filename for one in members if one.filename.endswith(".json") and one.filename != "header.json")
+            return json_value(archive.read("header.json")), [json_value(archive.read(name)) for name in names]
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError, ValueError, RuntimeError, NotImplementedError) as error:
+        raise DataError(f"the log cannot be read: {error}", where=str(path), remedy="write it again, or give the .json log") from error
+
+
 def inspect_log(path: Path) -> ImportedResult:
     """An Inspect log (`.eval` or `.json`) as rows and an evaluation; marks C, I, P, N count 1, 0, ½, 0, as Inspect counts them.
 
     Each epoch of a sample is a row of its own, with the sample as its group. A sample that ended in an error has missing scores.
     """
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = sorted(name for name in archive.namelist() if name.startswith("samples/") and name.endswith(".json"))
-            head = json_value(archive.read("header.json"))
-            samples = [json_value(archive.read(name)) for name in names]
+        head, samples = _archived(path)
     else:
         head = json_value(_read(path))
         samples = head.get("samples") or []

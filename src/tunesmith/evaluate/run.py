@@ -65,11 +65,17 @@ class Evaluation(Record, frozen=True):
 
 
 class _Line(Record, frozen=True):
-    """A line of the answers' file; `s` is the wall time since the answer before it."""
+    """A line of the answers' file; `s` is the wall time since the answer before it, `digest` names the answer (empty in older lines)."""
 
     key: str
     answer: Answer
     s: float
+    digest: str = ""
+
+    @property
+    def whole(self) -> bool:
+        """Whether the answer is the one that was kept."""
+        return self.digest in ("", digest(self.answer))
 
 
 def cache_key(model: Model, prompt: Prompt, sampling: Sampling) -> str:
@@ -96,7 +102,8 @@ class Answers:
                 line = decode(raw)
             except msgspec.DecodeError:
                 continue  # a line that a killed process left half-written: its answer is asked again
-            self._known.setdefault(line.key, line)
+            if line.whole:  # else it is asked again, as one that is cut off
+                self._known.setdefault(line.key, line)
         if data and not data.endswith(b"\n"):
             os.write(self._file, b"\n")
 
@@ -114,7 +121,7 @@ class Answers:
 
     def keep(self, key: str, answer: Answer, seconds: float) -> None:
         """Append one answer; a later one under the same key is dropped. Raises StoreError when the disk refuses."""
-        line = _Line(key=key, answer=answer, s=round(seconds, 6))
+        line = _Line(key=key, answer=answer, s=round(seconds, 6), digest=digest(answer))
         with self._lock:
             if key in self._known:
                 return

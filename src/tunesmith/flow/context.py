@@ -15,6 +15,7 @@ from tunesmith.core.model_ref import ModelRef, artifact_in, artifact_ref
 from tunesmith.core.progress import Progress
 from tunesmith.core.row_kinds import as_examples
 from tunesmith.core.rows import Row
+from tunesmith.core.seal import checked
 from tunesmith.core.types import Example, Sampling, digest
 from tunesmith.data.collect import Source
 from tunesmith.flow.last_run import View
@@ -228,7 +229,7 @@ class ProjectContext:
 
     def clusters(self) -> dict[str, str]:
         """The near-duplicate cluster of each row."""
-        numbers = msgspec.json.decode((self.data.folder("split") / "clusters.json").read_bytes())
+        numbers = msgspec.json.decode(checked(self.data.folder("split") / "clusters.json").read_bytes())
         return {row: str(cluster) for row, cluster in numbers.items()}
 
     def sampling(self) -> Sampling:

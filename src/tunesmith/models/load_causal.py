@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tunesmith.core.seal import check_folder
 from tunesmith.models.trust import trusted
 
 
@@ -20,6 +21,7 @@ def load_causal(base: Path, *, dtype: Any, attention: str | None = None) -> Any:
     import transformers
     from transformers.models.auto import modeling_auto
 
+    check_folder(base)
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "local_files_only": True, "trust_remote_code": trusted(base)}
     if attention is not None:
         options["attn_implementation"] = attention

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.core.chat import Renderer
 from tunesmith.core.digests import file_digest, files_digest
-from tunesmith.core.errors import ContextExceeded, NotFound, UsageError
+from tunesmith.core.errors import NotFound, UsageError
 from tunesmith.core.load import need
 from tunesmith.core.model_ref import ModelRef
+from tunesmith.core.seal import check_folder
 from tunesmith.core.types import Answer, Message, Prompt, Sampling, digest
 from tunesmith.models.base import Abilities, OnAnswer
 from tunesmith.models.likelihood import likelihoods
-from tunesmith.models.local_answer import Reply, spell
+from tunesmith.models.local_answer import Reply
 from tunesmith.models.trust import refuse_code, refuse_own_attention, trusted
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class LocalModel:
         """Load the adapter; its key in the engine names folder and content, so a new version is another adapter."""
         if folder is None:
             return None
-        path = Path(folder).resolve()
+        path = check_folder(Path(folder).resolve())
         key = f"{path}@{_stamp(path)}"
         with self.engine.lock:  # between two passes, not within one
             self.engine.adapters.load(key, path)
@@ -113,17 +114,10 @@ class LocalModel:
         return self.renderer.vocabulary
 
     def encode(self, asked: Prompt | str) -> list[int]:
-        """See `Batching`. An empty text becomes the token that ends an answer: something must be continued. A text that is too long for the
-        context whatever its tokens are is refused untokenized."""
-        text = self.renderer.text(asked) if isinstance(asked, Prompt) else asked
-        if len(text) > self.context * self.renderer.longest_token:
-            raise ContextExceeded(None, self.context)
-        return self.renderer.encode(text) or [min(self.renderer.stop_ids)]
-
-    @property
-    def context(self) -> int:
-        """How many tokens prompt and answer may have together."""
-        return self.engine.context
+        """See `Batching`. An empty text becomes the token that ends an answer: something must be continued."""
+        if isinstance(asked, Prompt):
+            return self.renderer.prompt(asked)
+        return self.renderer.encode(asked) or [min(self.renderer.stop_ids)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Batching`."""
@@ -209,13 +203,6 @@ class LocalModel:
 
         return score(self.engine, rows, self.adapter)
 
-    def prompt_logprobs(self, ids: Sequence[int], top: int) -> list[dict[str, Any]]:
-        """See `Scoring`."""
-        from tunesmith.nets.prompt_scores import prompt_log_probabilities
-
-        first = {"token": self.renderer.word(ids[0]), "logprob": None, "bytes": self.renderer.bytes_of(ids[0]), "top_logprobs": []}
-        return [first, *(spell(one, self.renderer) for one in prompt_log_probabilities(self.engine, ids, self.adapter, top))]
-
 
 @dataclass(slots=True, eq=False)
 class _Loaded:
@@ -238,6 +225,7 @@ def load_engine(base: Path, dtype: str, device: str) -> _Loaded:
     if not config_file.is_file() or not weights:
         missing = "config.json" if not config_file.is_file() else "*.safetensors"
         raise NotFound(f"no {missing}", where=str(base), allowed="a folder with config.json and safetensors", remedy="tunesmith models")
+    check_folder(base)
     refuse_code(json.loads(config_file.read_text("utf-8")), config_file)
     torch, transformers = need("torch", extra="local"), need("transformers", extra="local")
     from tunesmith.nets.cached_attention import NAME, packed_attention

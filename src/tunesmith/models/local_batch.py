@@ -85,7 +85,8 @@ class LocalBatch:
         if reply.stopped_early:
             self._decoder.cancel(number)
         answer = reply.answer() if reply.done else None
-        text += reply.rest(answer) if answer is not None else ""
+        if asked.prompt.tools:  # what may become a tool call is not shown as words
+            text = answer.text if answer else ""
         logprobs = tuple(reply.logprobs[given:])
         if answer is not None:
             del self._rows[number]

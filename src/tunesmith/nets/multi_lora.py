@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tunesmith.core.digests import files_digest
 from tunesmith.core.errors import NotFound, UsageError
 from tunesmith.core.load import need
+from tunesmith.core.seal import checked
 
 # What may stand in adapter_config.json at any value that changes nothing at inference, and what must be off.
 _MUST_BE_OFF = (
@@ -169,7 +170,7 @@ class Adapters:
         for file in (config_file, weights_file):
             if not file.is_file():
                 raise NotFound(f"no {file.name}", where=str(folder), allowed="a folder that peft's save_pretrained wrote")
-        config = json.loads(config_file.read_text("utf-8"))
+        config = json.loads(checked(config_file).read_text("utf-8"))
         digest = files_digest([config_file, weights_file])
         if self.loaded.get(name, digest) != digest:
             raise UsageError(
@@ -188,7 +189,7 @@ class Adapters:
     def _put_all(self, name: str, config: dict[str, Any], weights: Path) -> None:
         library = need("safetensors", extra="local")
         try:
-            tensors = need("safetensors.torch", extra="local").load_file(str(weights))
+            tensors = need("safetensors.torch", extra="local").load_file(str(checked(weights)))
         except (OSError, library.SafetensorError) as error:
             raise UsageError(f"the adapter cannot be read: {error}", where=str(weights), remedy="save it again, or train again") from error
         for module, parts in _by_module(tensors, weights.parent).items():

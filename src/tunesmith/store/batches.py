@@ -16,8 +16,9 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from tunesmith.core.json_text import json_value
+from tunesmith.core.json_text import json_value, too_deep
 from tunesmith.store.batch_lease import BatchLease
+from tunesmith.store.blobs import BlobDamaged
 from tunesmith.store.files import BytesGone, Files
 from tunesmith.store.paging import Missing, Refused, Row, new_id, page
 from tunesmith.store.store import Store
@@ -144,19 +145,18 @@ def _line(data: bytes) -> Line | str:
     """One line's request, or what is wrong with it. What can be read can also be sent to an endpoint."""
     try:
         line = msgspec.json.decode(data, type=Line)
-        msgspec.json.encode(line.body)
     except UnicodeError as error:
         return f"the line is not UTF-8 text: {error}"
     except msgspec.DecodeError as error:
         return str(error)
     except RecursionError:
         return "the line is nested too deeply"
-    return line
+    return "the line is nested too deeply" if too_deep(line.body, data) else line
 
 
 def _gone(row: Row, error: Missing | BytesGone) -> str:
     """Why a batch whose file is no longer there ends."""
-    if row["status"] == "validating":
+    if row["status"] == "validating" or isinstance(error.__cause__, BlobDamaged):
         return error.what
     return f"The input file '{row['input_file']}' was deleted while the batch ran; what was answered until then is in its files"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -30,6 +31,13 @@ class _Backend(Protocol):
     def open(self, name: str) -> IO[bytes]: ...
     def remove(self, name: str) -> None: ...
     def remove_below(self, name: str) -> None: ...
+
+
+class BlobDamaged(StoreError):
+    """Bytes that are no longer those that were put."""
+
+
+_whole: dict[tuple[str, str, str], tuple[int, ...]] = {}  # what was hashed and found whole, with the file's stamp
 
 
 class Blobs:
@@ -58,9 +66,28 @@ class Blobs:
         self._backend.write(name, chunks())
         return size, whole.hexdigest()
 
-    def open(self, name: str) -> IO[bytes]:
-        """The bytes of a blob, to be read from the beginning. Raises FileNotFoundError for one that is not there, StoreError."""
-        return self._backend.open(name)
+    def open(self, name: str, *, sha256: str | None = None) -> IO[bytes]:
+        """The bytes of a blob, to be read from the beginning. Raises FileNotFoundError for one that is not there, BlobDamaged for one that
+        has not the hash that is given (looked at once a process), StoreError."""
+        stream = self._backend.open(name)
+        if not sha256:
+            return stream
+        key, stamp = (self.place, name, sha256), _stamp(stream)
+        if _whole.get(key, ()) == stamp:
+            return stream
+        try:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
+        finally:
+            if not stream.seekable():
+                stream.close()
+        if found != sha256:
+            stream.close()
+            raise BlobDamaged(f"'{name}' has the SHA-256 {found}, {sha256} was written", where=self.place)
+        _whole[key] = stamp
+        if stream.closed:
+            return self._backend.open(name)
+        stream.seek(0)
+        return stream
 
     def remove(self, name: str) -> None:
         """Remove a blob if it is there."""
@@ -75,6 +102,15 @@ class Blobs:
         self.put("check", io.BytesIO(b"can this be written?"))
         self.open("check").close()
         self.remove("check")
+
+
+def _stamp(stream: IO[bytes]) -> tuple[int, ...]:
+    """What changes with a file; of an object in a bucket nothing is asked."""
+    try:
+        found = os.fstat(stream.fileno())
+    except OSError:
+        return (0,)
+    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 class _Folder:

@@ -13,13 +13,14 @@ from typing import IO, Any
 import sqlalchemy as sa
 
 from tunesmith.core.errors import StoreError
+from tunesmith.store.blobs import BlobDamaged
 from tunesmith.store.paging import Missing, Refused, Row, new_id, page
 from tunesmith.store.store import Store
 from tunesmith.store.tables import files
 
 
 class BytesGone(StoreError):
-    """A file whose bytes are no longer where they were put: trying again does not help."""
+    """A file whose bytes are no longer where they were put, or no longer what they were: trying again does not help."""
 
 
 class Files:
@@ -78,12 +79,18 @@ class Files:
         return page(self._store, files, where, after=after, limit=min(limit, 10_000), oldest_first=oldest_first)
 
     def open(self, number: str) -> IO[bytes]:
-        """The bytes of a file. Raises BytesGone."""
+        """The bytes of a file, once they are those that came: they are hashed once a process, and again when the file has changed. Raises
+        BytesGone for those that are gone or others."""
+        with self._store.reading() as connection:
+            sha256 = connection.execute(sa.select(files.c.sha256).where(files.c.id == number)).scalar()
         try:
-            return self._store.blobs.open(f"files/{number}")
+            return self._store.blobs.open(f"files/{number}", sha256=sha256)
         except FileNotFoundError as error:
             remedy = "upload the file again, or let serve.blobs name the place where it was put"
             raise BytesGone(f"the bytes of '{number}' are gone", where=self._store.blobs.place, remedy=remedy) from error
+        except BlobDamaged as error:
+            remedy = "upload the file again, or put a backup of its bytes in their place"
+            raise BytesGone(f"the bytes of '{number}' are not those that came", where=self._store.blobs.place, remedy=remedy) from error
 
     def delete(self, number: str, project: str, *, hidden: Collection[str] = ()) -> None:
         """Forget a file and its bytes. Raises Missing."""

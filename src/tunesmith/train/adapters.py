@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tunesmith.core.chat import Rendered, Renderer
 from tunesmith.core.errors import ConfigError, TrainingError
+from tunesmith.core.seal import checked
 from tunesmith.models.load_causal import load_causal
 from tunesmith.models.trust import trusted
 from tunesmith.nets.dropout import SeededDropout
@@ -267,7 +268,7 @@ def _start_from(model: Any, folder: Path) -> None:
     from safetensors.torch import load_file
 
     try:
-        stored = load_file(folder / WEIGHTS)
+        stored = load_file(checked(folder / WEIGHTS))
     except (OSError, SafetensorError) as error:
         raise TrainingError(f"no adapter to start from: {error}", where=str(folder)) from error
     there = {name: tuple(value.shape) for name, value in stored.items()}

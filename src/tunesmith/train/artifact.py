@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from tunesmith.core.atomic import atomic_folder
 from tunesmith.core.chat import Rendered
 from tunesmith.core.errors import StoreError, TrainingError
+from tunesmith.core.seal import seal
 from tunesmith.core.types import Record
 from tunesmith.train.adapters import Trainable, load_base, quantise_decoder
 from tunesmith.train.checkpoint import save_weights
@@ -52,7 +54,8 @@ def save_artifact(out: Path, base: Path, trainable: Trainable) -> Path:
             for name in TOKENIZER_FILES:
                 if (base / name).exists():
                     shutil.copyfile(base / name, work / name)
-    except OSError as error:
+            seal(work)
+    except (OSError, SafetensorError) as error:
         raise StoreError(
             f"the result cannot be written: {error}", where=str(final), remedy="free space on the disk, then run again"
         ) from error

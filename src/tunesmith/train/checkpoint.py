@@ -12,10 +12,12 @@ from typing import Any
 
 import msgspec
 import torch
+from safetensors import SafetensorError
 
 from tunesmith.core.atomic import atomic_folder, unfinished
 from tunesmith.core.digests import file_digest
 from tunesmith.core.errors import StoreError
+from tunesmith.core.seal import seal
 from tunesmith.core.types import Record
 from tunesmith.train.adapters import Trainable
 
@@ -69,7 +71,8 @@ def save(out: Path, trainable: Trainable, optimizer: torch.optim.Optimizer, stat
             save_file(moments, work / MOMENTS)
             files = {path.name: file_digest(path) for path in sorted(work.iterdir())}
             (work / STATE).write_bytes(msgspec.json.encode(msgspec.structs.replace(state, files=files)))
-    except OSError as error:
+            seal(work)
+    except (OSError, SafetensorError) as error:  # safetensors says in its own way that the disk is full
         shutil.rmtree(unfinished(final), ignore_errors=True)
         raise StoreError(f"no checkpoint at step {state.step}: {error}", where=str(final), remedy="free space on the disk") from error
     return final

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tunesmith.core.chat import Rendered
-from tunesmith.core.errors import DataError, Fault, TrainingError
+from tunesmith.core.errors import DataError, Fault, StoreError, TrainingError
+from tunesmith.core.seal import checked
 
 
 class Item(NamedTuple):
@@ -162,9 +165,17 @@ def save_items(path: Path, items: Sequence[Item]) -> None:
 
 
 def load_items(path: Path) -> list[Item]:
-    """The items that `save_items` wrote."""
-    with np.load(path, allow_pickle=False) as saved:
-        arrays = {name: saved[name] for name in saved.files}
+    """The items that `save_items` wrote. Raises StoreError when the file is not what was written."""
+    try:
+        with np.load(checked(path), allow_pickle=False) as saved:
+            arrays = {name: saved[name] for name in saved.files}
+        return _items_of(arrays)
+    except (OSError, EOFError, ValueError, KeyError, IndexError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        remedy = "remove its folder and run again: it is made anew"
+        raise StoreError(f"the rendered rows cannot be read: {error}", where=str(path), remedy=remedy) from error
+
+
+def _items_of(arrays: Mapping[str, Any]) -> list[Item]:
     ends = np.cumsum(arrays["lengths"])
     rows = [
         Rendered(str(name), arrays["ids"][end - length : end], arrays["mask"][end - length : end], int(cut))

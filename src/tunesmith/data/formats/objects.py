@@ -8,8 +8,10 @@ from typing import Any
 
 import msgspec
 
+from tunesmith.core.json_text import MAX_DEPTH, too_deep
 from tunesmith.data.formats.turns import shown
 
+TOO_DEEP = ("too_deep", f"nested deeper than {MAX_DEPTH} levels: no row")
 _any = msgspec.json.Decoder()
 
 
@@ -19,6 +21,8 @@ def load_object(data: bytes) -> tuple[dict[str, Any], tuple[str, str] | None]:
         value = _any.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return {}, _explain(data, error)
+    if too_deep(value, data):
+        return {}, TOO_DEEP
     if not isinstance(value, dict):
         return {}, ("not_an_object", f"expected a JSON object {{…}}, got {shown(value)}")
     if data.count(b'":') != _count_keys(value) and (twice := _first_duplicate(data)):
@@ -28,7 +32,7 @@ def load_object(data: bytes) -> tuple[dict[str, Any], tuple[str, str] | None]:
 
 def _explain(data: bytes, error: Exception) -> tuple[str, str]:
     if isinstance(error, RecursionError):
-        return "too_deep", "nested too deeply to be a row"
+        return TOO_DEEP
     if isinstance(error, UnicodeDecodeError):
         return "invalid_utf8", f"byte {error.start} ({error.object[error.start]:#04x}) is not UTF-8: convert the file to UTF-8"
     try:

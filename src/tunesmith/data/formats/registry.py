@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from tunesmith.core.errors import ConfigError, DataError, nearest
+from tunesmith.core.json_text import too_deep
 from tunesmith.core.rows import Row
 from tunesmith.core.types import Example, Message, example_id
 from tunesmith.data.formats import (
@@ -50,7 +51,7 @@ from tunesmith.data.formats import (
     trl_preference,
 )
 from tunesmith.data.formats import turns as convert
-from tunesmith.data.formats.objects import load_object
+from tunesmith.data.formats.objects import TOO_DEEP, load_object
 from tunesmith.data.formats.record import Fields, Format
 from tunesmith.data.formats.turns import Notes, shown
 
@@ -122,7 +123,7 @@ def _fast(data: bytes, name: str, origin: str) -> Example | None:
             turns, keys = (*row.input, Message(role="assistant", content=row.ideal)), 0
         else:
             return None
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     if not turns or turns[-1].role != "assistant" or data.count(b'":') != 2 * len(turns) + keys or len(data) > convert.MAX_MESSAGE_CHARS:
         return None
@@ -139,6 +140,8 @@ def parse_row(
 
     Raises ConfigError for an unknown format or an unknown target in the mapping.
     """
+    if too_deep(row):
+        return Parsed(None, (TOO_DEEP,))
     notes = Notes(ignored)
     fields = rename(row, mapping, notes)
     if not notes.faults and not check_format(name).matches(fields):

@@ -16,6 +16,7 @@ from typing import Any
 
 from tunesmith.core.atomic import atomic_folder
 from tunesmith.core.model_ref import ADAPTER_SETTINGS, artifact_ref
+from tunesmith.core.seal import checked, seal
 from tunesmith.store.files import Files
 from tunesmith.store.jobs import Lease
 from tunesmith.store.paging import Row
@@ -98,7 +99,8 @@ class Reporter:
             with atomic_folder(copy) as work:
                 for name in _WEIGHTS:
                     if (folder / name).is_file():
-                        shutil.copyfile(folder / name, work / name)
+                        shutil.copyfile(checked(folder / name), work / name)
+                seal(work)
         return copy
 
     def _keep(self, step: int, folder: Path, metrics: dict[str, Any]) -> None:

@@ -111,6 +111,9 @@ def job_request(body: bytes, *, python: bool = False, word_of: Callable[[str], s
     check_metadata(asked.metadata)
     if asked.suffix is not None and not 1 <= len(asked.suffix) <= 64:
         raise BadRequest(f"'suffix' has {len(asked.suffix)} characters", param="suffix", code="invalid_value", allowed="1 to 64")
+    if asked.suffix is not None and not asked.suffix.isprintable():
+        what = f"'suffix' is {asked.suffix!r}: it has characters that cannot be printed"
+        raise BadRequest(what, param="suffix", code="invalid_value", allowed="letters, digits, signs and spaces")
     if asked.seed is not None and not 0 <= asked.seed <= 2147483647:
         raise BadRequest(f"'seed' is {asked.seed}", param="seed", code="invalid_value", allowed="0 to 2147483647")
     if not -100 <= asked.priority <= 100:

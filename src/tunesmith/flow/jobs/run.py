@@ -16,8 +16,9 @@ from typing import Any
 
 import msgspec
 
-from tunesmith.core.atomic import atomic_file
+from tunesmith.core.atomic import atomic_file, write_atomic
 from tunesmith.core.chat import Renderer
+from tunesmith.core.digests import sha256_of
 from tunesmith.core.errors import DataError, NotFound, TrainingError, UsageError
 from tunesmith.core.model_ref import ModelRef, artifact_ref
 from tunesmith.core.rows import Row as DataRow
@@ -27,12 +28,11 @@ from tunesmith.data.formats.registry import FORMATS, parse_line
 from tunesmith.flow.jobs.report import Reporter, model_name, result_csv, weight_files
 from tunesmith.flow.jobs.request import option_of, plan
 from tunesmith.flow.jobs.start import anchored
-from tunesmith.flow.jobs.trackers import tracked
 from tunesmith.flow.pipeline.training_stage import with_teacher
 from tunesmith.flow.runner import only_one
 from tunesmith.models.catalog import Catalog
 from tunesmith.models.resolve import Models
-from tunesmith.store.files import Files
+from tunesmith.store.files import BytesGone, Files
 from tunesmith.store.jobs import Lease, Stopped
 from tunesmith.store.paging import Missing, Row
 from tunesmith.store.store import Store
@@ -43,7 +43,6 @@ from tunesmith.train.methods.base import Method
 from tunesmith.train.plan import Plan, ResolvedPlan
 from tunesmith.train.resolve import resolve
 from tunesmith.train.run import Paused, reported
-from tunesmith.train.sinks import several
 
 FEWEST = 10
 _SHOWN_FAULTS = 5
@@ -90,6 +89,7 @@ def _tidy(folder: Path) -> None:
     """Remove the copies of the files once the job has ended."""
     for name in ("training_file", "validation_file"):
         (folder / f"{name}.jsonl").unlink(missing_ok=True)
+        (folder / f"{name}.sha256").unlink(missing_ok=True)
 
 
 def read_rows(store: Store, job: Row, param: str) -> list[DataRow]:
@@ -118,16 +118,22 @@ def read_rows(store: Store, job: Row, param: str) -> list[DataRow]:
 
 
 def _local(store: Store, job: Row, param: str) -> Path:
-    """The job's own copy of a file, made when it began: deleting the file does not break a job that is under way."""
+    """The job's own copy of a file, made when it began: deleting the file does not break a job that is under way. A copy that is damaged is
+    made again."""
     path, source = folder_of(store, job["id"]) / f"{param}.jsonl", Files(store)
-    if path.is_file():
+    whole = path.with_suffix(".sha256")
+    if path.is_file() and whole.is_file() and whole.read_text("ascii", "replace") == sha256_of(path):
         return path
     try:
         source.find(job[param], job["project"])
     except Missing as error:
         raise BadFile(f"invalid_{param}", f"The file {job[param]} does not exist any more", param) from error
-    with source.open(job[param]) as stream, atomic_file(path) as local:
-        shutil.copyfileobj(stream, local, 1 << 20)
+    try:
+        with source.open(job[param]) as stream, atomic_file(path, private=True) as local:
+            shutil.copyfileobj(stream, local, 1 << 20)
+    except BytesGone as error:
+        raise BadFile(f"invalid_{param}", error.what, param) from error
+    write_atomic(whole, sha256_of(path))
     return path
 
 
@@ -168,12 +174,11 @@ def _train(lease: Lease, job: Row, rows: Sequence[DataRow], validation: Sequence
         wanted = with_teacher(wanted, models.whole)
         lease.write([*_notes(converted, len(shared), len(held_out)), *more], method=shown)
     tell = Reporter(lease, job, out)
-    sinks = tracked(job, out.parent / "trackers", lambda words: lease.write([{"key": words[:200], "message": words, "level": "warn"}]))
     work: Callable[..., Any] = partial(train, wanted, items, valid)
     if method.graded:
         reward = reward_of(wanted.reinforcement.grader or {}, models.resolve)
         work = partial(reinforce, wanted, tasks_of(ready, items), reward, tasks_of(held_out, valid))
-    result = work(base=base, out=out, on_event=several(tell, *sinks), should_stop=lease.pausing)
+    result = work(base=base, out=out, on_event=tell, should_stop=lease.pausing)
     tell.close()
     _finish(lease, job, out, Path(result.artifact), result.trained_tokens)
 

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from tunesmith.core.errors import StoreError
 from tunesmith.core.progress import hush
+from tunesmith.core.terminal import printable
 from tunesmith.deploy.processes import Fork, can_fork, start
 from tunesmith.evaluate import sandbox
 from tunesmith.flow.jobs.run import folder_of, run_job
@@ -62,7 +63,7 @@ class Worker:
             try:
                 busy = self.once()
             except StoreError as error:  # a full disk, a database that is away for a moment
-                print(error, file=sys.stderr, flush=True)
+                print(printable(str(error)), file=sys.stderr, flush=True)
                 busy = False
             if not busy:
                 self.stopping.wait(self.poll_s)
