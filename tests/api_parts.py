@@ -50,10 +50,10 @@ class Server:
         import openai
 
         self.url, self.store, self.base = url, store, base
-        self.client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60)
+        self.client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=600)
 
     def request(self, method, path, **more):
-        return httpx.request(method, self.url + path, timeout=60, **more)
+        return httpx.request(method, self.url + path, timeout=600, **more)
 
     def upload(self, data=None, **more):
         return self.client.files.create(file=("rows.jsonl", data or chat_rows()), purpose="fine-tune", **more)

@@ -26,7 +26,7 @@ def faulty(url: str, seed: int, rate: float = 0.4, methods: tuple[str, ...] = ("
             pass
 
         def forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
-            connection = http.client.HTTPConnection(upstream.hostname, upstream.port, timeout=30)
+            connection = http.client.HTTPConnection(upstream.hostname, upstream.port, timeout=600)
             headers = {key: value for key, value in self.headers.items() if key.lower() not in ("host", "content-length", "connection")}
             connection.request(self.command, self.path, body, {**headers, "Host": f"127.0.0.1:{upstream.port}"})
             answer = connection.getresponse()

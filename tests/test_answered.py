@@ -88,7 +88,7 @@ class Served:
     def __init__(self, url, store):
         self.url, self.store = url, store
 
-    def post(self, path, body, headers=None, timeout=60):
+    def post(self, path, body, headers=None, timeout=600):
         return httpx.post(f"{self.url}/{path}", json=body, headers=headers, timeout=timeout)
 
     def chat(self, *turns, model="echo", headers=None, **more):

@@ -40,7 +40,7 @@ def url(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(url):
-    return openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60)
+    return openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=600)
 
 
 def ask(**more):

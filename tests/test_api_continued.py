@@ -111,7 +111,13 @@ def test_who_may_not_use_a_model_cannot_train_on_it(server, first):
 @pytest.mark.slow
 def test_what_a_job_made_grades_another_jobs_answers(server, first):
     asks = [{"role": "user", "content": "Grade: {{ sample.output_text }}"}]
-    verdict = {"type": "score_model", "name": "verdict", "model": first.fine_tuned_model, "input": asks}
+    verdict = {
+        "type": "score_model",
+        "name": "verdict",
+        "model": first.fine_tuned_model,
+        "input": asks,
+        "sampling_params": {"max_completions_tokens": 3},
+    }
     alike = {
         "type": "text_similarity", "name": "alike", "input": "{{ sample.output_text }}", "reference": "{{ item.answer }}",
         "evaluation_metric": "fuzzy_match",

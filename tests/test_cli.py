@@ -9,6 +9,7 @@ import sys
 import pytest
 import typer
 
+from forked import command, script
 from tunesmith.cli import app
 from tunesmith.cli.shared import guarded
 from tunesmith.core.errors import UsageError
@@ -274,22 +275,31 @@ def test_every_command_has_an_example_and_json(capsys, command):
 def test_a_missing_package_of_an_extra_is_one_line(here, command):
     project(here, many(GOOD))
     program = f"import sys; sys.modules['httptools'] = None; sys.argv = ['tunesmith', '{command}']; from tunesmith.cli import main; main()"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=here)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[0] == "the package 'httptools' is not installed"
-    assert "tunesmith[serve]" in done.stderr
-    assert "Traceback" not in done.stderr
+    done = script(program, cwd=here)
+    assert done.wait() == 2
+    assert done.err.splitlines()[0] == "the package 'httptools' is not installed"
+    assert "tunesmith[serve]" in done.err
+    assert "Traceback" not in done.err
 
 
 @pytest.mark.parametrize("said", ["n\n", ""])
 def test_a_question_that_nobody_answers_with_yes_ends_without_a_traceback(here, said):
     pytest.importorskip("bpe_openai")
     (here / "rows.jsonl").write_text(GOOD)
-    words = [sys.executable, "-m", "tunesmith", "migrate", "record", "ft:gpt-4o-mini-2024-07-18:a::b", "rows.jsonl", "--api-key", "none"]
-    done = subprocess.run([*words, "--base-url", "http://127.0.0.1:9/v1"], capture_output=True, text=True, cwd=here, input=said)
-    assert done.returncode == 2
-    assert "--yes" in done.stderr
-    assert "Traceback" not in done.stderr
+    words = [
+        "migrate",
+        "record",
+        "ft:gpt-4o-mini-2024-07-18:a::b",
+        "rows.jsonl",
+        "--api-key",
+        "none",
+        "--base-url",
+        "http://127.0.0.1:9/v1",
+    ]
+    done = command(words, here, said)
+    assert done.wait() == 2
+    assert "--yes" in done.err
+    assert "Traceback" not in done.err
 
 
 def test_a_disk_that_takes_nothing_is_one_clear_message(capsys):

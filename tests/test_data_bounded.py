@@ -224,24 +224,24 @@ from tunesmith.data.ledger import Ledger
 from tunesmith.data.split import Split, split
 folder, length = Path(sys.argv[1]), int(sys.argv[2])
 def rows():
-    for i in range(20_000):
+    for i in range(5_000):
         turns = (Message(role="user", content=f"question {i} of many"), Message(role="assistant", content=f"{i} " + "a" * length))
         yield Example(id=example_id(turns), messages=turns, origin=f"f:{i}")
-write_parquet(folder / "rows.parquet", rows(), batch=1_000)
+write_parquet(folder / "rows.parquet", rows(), batch=250)
 ledger = Ledger()
 stored = StoredRows(folder / "rows.parquet")
 for row in stored:
     ledger.enter(row.origin, row.id)
 done = clean(stored, Clean(), ledger)
 parts = split(done.rows, Split(max_leakage=1.0), done.clusters, done.prints)
-write_parquet(folder / "train.parquet", parts.train, batch=1_000)
+write_parquet(folder / "train.parquet", parts.train, batch=250)
 status = Path("/proc/self/status").read_text()
 print(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
 """
     if not Path("/proc/self/status").exists():
         pytest.skip("peak memory is read from /proc")
     peaks = []
-    for length in (100, 6_000):
+    for length in (100, 24_000):
         run = subprocess.run([sys.executable, "-c", made_rows, str(tmp_path), str(length)], capture_output=True, text=True, check=True)
         peaks.append(int(run.stdout) / 1024)
     assert peaks[1] < peaks[0] + 80  # MB; there are 118 MB of text more, and as rows more than twice that

@@ -4,13 +4,13 @@ import gzip
 import http.server
 import json
 import random
-import subprocess
-import sys
 import threading
 
 import pytest
 import zstandard
 
+from tunesmith.cli import app
+from tunesmith.cli.shared import guarded
 from tunesmith.core.errors import ConfigError, DataError
 from tunesmith.core.row_kinds import answer_turns, prompt_of, turns_of
 from tunesmith.core.types import Example, Labelled, Preference
@@ -392,22 +392,25 @@ def test_every_one_of_several_addresses_is_taken_out(between, tmp_path):
     assert find_all([row.messages[0].text]) == [[]]
 
 
-def test_how_files_are_read_is_an_option_of_the_command(tmp_path):
+def test_how_files_are_read_is_an_option_of_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.csv").write_bytes("id,prompt,response\n1,café?,yes\n1,crème?,no\n".encode("cp1252"))
     words = ["data", "import", "rows.csv", "--yes", "--json", "--config", str(tmp_path / "tunesmith.yaml")]
 
     def run(*more):
-        return subprocess.run([sys.executable, "-m", "tunesmith", *words, *more], cwd=tmp_path, capture_output=True, text=True, check=False)
+        code = guarded(app, [*words, *more])
+        return code, capsys.readouterr()
 
-    done = run("--read", "encoding=cp1252", "--read", "unique_ids=false")
-    assert done.returncode == 0, done.stderr
-    shown = json.loads(done.stdout)
+    code, said = run("--read", "encoding=cp1252", "--read", "unique_ids=false")
+    assert code == 0, said.err
+    shown = json.loads(said.out)
     assert [turn["text"] for row in shown["preview"][0]["rows"] for turn in row["turns"]] == ["café?", "yes", "crème?", "no"]
-    assert run("--read", "encodin=cp1252").returncode == 2
-    assert run("--read", "unique_ids=maybe").returncode == 2
+    assert run("--read", "encodin=cp1252")[0] == 2
+    assert run("--read", "unique_ids=maybe")[0] == 2
 
 
-def test_secrets_of_an_address_are_kept_nowhere(tmp_path):
+def test_secrets_of_an_address_are_kept_nowhere(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     rows = b"".join(json.dumps({"prompt": f"question {i}", "response": f"answer {i}"}).encode() + b"\n" for i in range(3))
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -428,17 +431,11 @@ def test_secrets_of_an_address_are_kept_nowhere(tmp_path):
     try:
         for name, code in (("rows", 0), ("missing", 1)):
             url = f"http://ann:hunter2@127.0.0.1:{server.server_port}/{name}.jsonl?X-Amz-Signature=signed99"
-            done = subprocess.run(
-                [sys.executable, "-m", "tunesmith", "data", "import", url, "--yes"],
-                cwd=tmp_path,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert done.returncode == code, done.stderr
+            ended, said = guarded(app, ["data", "import", url, "--yes"]), capsys.readouterr()
+            assert ended == code, said.err
             kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
             for secret in ("hunter2", "signed99"):
-                assert secret not in done.stdout + done.stderr
+                assert secret not in said.out + said.err
                 assert secret.encode() not in kept
     finally:
         server.shutdown()

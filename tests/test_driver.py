@@ -35,7 +35,7 @@ def rows(tmp_path):
 def driver(url, out, told=None, **more):
     import openai
 
-    client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=5, http_client=httpx.Client(verify=TLS))
+    client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=600, http_client=httpx.Client(verify=TLS))
     return Driver(client, out, (told.append if told is not None else lambda _: None), first_wait_s=0.005, **more)
 
 

@@ -33,7 +33,7 @@ FACTS = Facts(parameters=134_500_000, hidden_size=576, layers=30, positions=8192
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return tiny.model(tmp_path_factory.mktemp("base"))
+    return tiny.model(tmp_path_factory.mktemp("base"), context=128)  # too short for the general abilities, which test_eval_findings asks
 
 
 # --- the records --------------------------------------------------------------------------------------------------------------------------
@@ -223,11 +223,34 @@ def tunesmith(capsys):
 EVERY = [*METHODS, "ipo", "full", "full-dpo", "pairs-kto"]
 
 
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """Where the projects are that several tests look at: a stage that one of them has done is not done again."""
+    return tmp_path_factory.mktemp("places")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["text", "dpo", "ipo", "orpo", "kto", "pairs-kto", "grpo", "distil", "full"])
+def test_run(tunesmith, base, places, name):
+    """From the rows to the report, which says what the method measures of itself."""
+    config = project(places / name, base, name)
+    code, planned, said = tunesmith("run", "--dry-run", "--config", config)
+    assert code == 0, said
+    code, _, said = tunesmith("run", "--config", config, "--gate.superior", "false", "--gate.margin", "1.0")
+    assert code in (0, 3), said
+    report = json.loads((config.parent / "report" / "report.json").read_text())
+    method = METHODS[planned["plan"].get("method", "sft")]
+    assert {arm["name"] for arm in report["arms"]} == {"zero-shot", "tuned"}
+    assert method.unit in report["training"]["about"]
+    figures = {"text": {"perplexity"}, "dpo": {"reward_accuracy", "reward_margin"}, "kto": {"reward_margin"}}
+    assert set(report["training"]["figures"]) >= figures.get(name, set())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
-def test_estimate_and_train(tunesmith, base, tmp_path, name):
+def test_estimate_and_train(tunesmith, base, places, name):
     """The estimate counts the steps that training takes; a few rows are learned by heart, where a method has such a proof."""
-    config = project(tmp_path, base, name)
+    config = project(places / name, base, name)
     code, planned, said = tunesmith("estimate", "--config", config)
     assert code == 0, said
     method = METHODS[planned["plan"].get("method", "sft")]
@@ -248,8 +271,8 @@ def test_estimate_and_train(tunesmith, base, tmp_path, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sft", "dpo"])
-def test_who_cannot_learn_is_told(tunesmith, base, tmp_path, name):
-    code, _, said = tunesmith("train", "--overfit", 4, "--config", project(tmp_path, base, name), "--train.learning_rate", "1e-9")
+def test_who_cannot_learn_is_told(tunesmith, base, places, name):
+    code, _, said = tunesmith("train", "--overfit", 4, "--config", project(places / name, base, name), "--train.learning_rate", "1e-9")
     assert code == 1
     assert "data mask" in said
 
@@ -262,8 +285,8 @@ def test_what_draws_its_answers_learns_none_by_heart(tunesmith, base, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "method"), [("sft", "dpo"), ("dpo", "sft"), ("kto", "text"), ("text", "orpo")])
-def test_the_commands_refuse_rows_of_another_kind(tunesmith, base, tmp_path, name, method):
-    code, _, said = tunesmith("estimate", "--config", project(tmp_path, base, name), "--train.method", method)
+def test_the_commands_refuse_rows_of_another_kind(tunesmith, base, places, name, method):
+    code, _, said = tunesmith("estimate", "--config", project(places / name, base, name), "--train.method", method)
     assert code == 2, said
     assert f"method {method} takes" in said
     assert name in said.partition("allowed")[2]
@@ -300,30 +323,10 @@ def test_a_long_document_is_split_and_a_long_pair_is_dropped_or_cut_as_a_whole(t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["text", "dpo", "kto"])
-def test_the_best_weights_are_kept_by_validation_loss(tunesmith, base, tmp_path, name):
-    config = project(tmp_path, base, name)
+def test_the_best_weights_are_kept_by_validation_loss(tunesmith, base, places, name):
+    config = project(places / name, base, name)
     words = ("--train.patience", 1, "--train.epochs", 30, "--train.learning_rate", 0.3)
     code, result, said = tunesmith("train", "--config", config, *words)
     assert code == 0, said
     assert result["early_stopped"]
     assert result["validation"]["loss"] == pytest.approx(result["valid_loss"])
-
-
-# --- the whole of it ----------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["text", "dpo", "ipo", "orpo", "kto", "pairs-kto", "grpo", "distil", "full"])
-def test_run(tunesmith, base, tmp_path, name):
-    """From the rows to the report, which says what the method measures of itself."""
-    config = project(tmp_path, base, name)
-    code, planned, said = tunesmith("run", "--dry-run", "--config", config)
-    assert code == 0, said
-    code, _, said = tunesmith("run", "--config", config, "--gate.superior", "false", "--gate.margin", "1.0")
-    assert code in (0, 3), said
-    report = json.loads((tmp_path / "report" / "report.json").read_text())
-    method = METHODS[planned["plan"].get("method", "sft")]
-    assert {arm["name"] for arm in report["arms"]} == {"zero-shot", "tuned"}
-    assert method.unit in report["training"]["about"]
-    figures = {"text": {"perplexity"}, "dpo": {"reward_accuracy", "reward_margin"}, "kto": {"reward_margin"}}
-    assert set(report["training"]["figures"]) >= figures.get(name, set())

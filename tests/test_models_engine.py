@@ -85,7 +85,7 @@ def served():
 
     models = [Backwards("a"), Backwards("b"), Backwards("c", key="other")]
     with running(create_app({model.name: model for model in models} | {"echo": EchoModel()})) as url:
-        yield openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60), models
+        yield openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=600), models
 
 
 def ask(client, model: str, words: str, **more):

@@ -86,7 +86,7 @@ def serving(folder: Path):
     models, router = Models(store, Catalog(), home=folder), Router()
     lines = served(router, models, {})
     with running(create_app(router, store=store, models=models)) as url:
-        yield openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60), lines
+        yield openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=600), lines
     store.close()
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
+import signal
 
 import pytest
 
+from forked import command, start
 from postgres_parts import PASSWORD
 from tunesmith.core.deployment import Variant
 from tunesmith.core.errors import StoreError
@@ -79,6 +79,13 @@ def worker(store, folder):
     return start(module.MODULE, words, folder / "worker.log", told=store.url)
 
 
+def told_worker(words, url):
+    """The same in a process that has imported what is heavy."""
+    from tunesmith.flow.jobs.worker import main
+
+    main(words, url=url)
+
+
 def ended(client, number):
     """A job once it has ended."""
     return until(lambda: (job := client.fine_tuning.jobs.retrieve(number)).status in ("succeeded", "failed") and job)
@@ -97,7 +104,8 @@ def test_server_jobs_and_batches_with_a_worker_process(database, tmp_path):
 
     store = Store.open(tmp_path / "store", url=database)
     with running_server(tmp_path, store=store) as server:
-        workers = [worker(store, tmp_path) for _ in range(2)]
+        words = ["--store", str(store.folder), "--database", "-", "--lease", "2", "--threads", "1"]
+        workers = [start(told_worker, words, store.url) for _ in range(2)]
         try:
             client, hyper = server.client, {"n_epochs": 1, "batch_size": 4}
             files = [server.upload(chat_rows(first=20 * i)).id for i in range(2)]
@@ -110,7 +118,6 @@ def test_server_jobs_and_batches_with_a_worker_process(database, tmp_path):
         finally:
             for one in workers:
                 one.kill()
-                one.wait()
         assert [job.status for job in done] == ["succeeded", "succeeded"], [job.error for job in done]
         for job in done:
             said = told(client, job.id)
@@ -143,9 +150,9 @@ def test_a_killed_worker_loses_nothing(database, tmp_path):
             assert not any(PASSWORD in word for one in family for word in one.cmdline())
             alive.kill()
             alive.wait()
-            psutil.wait_procs(family, timeout=20)
+            psutil.wait_procs(family)
             assert jobs.retrieve(second).status == "running"
-            alive = worker(store, tmp_path)
+            alive = start(told_worker, ["--store", str(store.folder), "--database", "-", "--lease", "2", "--threads", "1"], store.url)
             undisturbed, killed = ended(client, first), ended(client, second)
         finally:
             alive.kill()
@@ -180,19 +187,20 @@ def test_serve_and_jobs_work_on_the_database_of_the_project(database, tmp_path):
     from api_parts import MODEL, chat_rows
 
     (tmp_path / "tunesmith.yaml").write_text(PROJECT.format(base=tiny.model(tmp_path / "base"), database=database))
-    command, place = [sys.executable, "-m", "tunesmith"], ["--config", str(tmp_path / "tunesmith.yaml"), "--json"]
-    server = subprocess.Popen([*command, "serve", *place, "--port", "0"], stdout=subprocess.PIPE, text=True)
+    server = command(["serve", "--port", "0", "--json"], tmp_path)
     try:
-        client = openai.OpenAI(base_url=server.stdout.readline().split(" at ")[1].split()[0], api_key="none")
+        url = until(lambda: "\n" in server.out and server.out.split(" at ")[1].split()[0], alive=server.alive)
+        client = openai.OpenAI(base_url=url, api_key="none")
         file = client.files.create(file=("rows.jsonl", chat_rows()), purpose="fine-tune")
         job = client.fine_tuning.jobs.create(model=MODEL, training_file=file.id, hyperparameters={"n_epochs": 1})
         done = ended(client, job.id)
         assert done.status == "succeeded", done.error
-        listed = subprocess.run([*command, "jobs", "list", *place], capture_output=True, text=True, check=True)
-        assert job.id in [row["id"] for row in json.loads(listed.stdout)["jobs"]]
+        listed = command(["jobs", "list", "--json"], tmp_path)
+        assert listed.wait() == 0, listed.err
+        assert job.id in [row["id"] for row in json.loads(listed.out)["jobs"]]
     finally:
-        server.terminate()
-        assert server.wait(60) == 0
+        code = server.kill(signal.SIGTERM)
+    assert code == 0
     assert not (tmp_path / ".tunesmith" / "tunesmith.db").exists()
 
 

@@ -35,7 +35,7 @@ serve: {workers: 0}
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return tiny.model(tmp_path_factory.mktemp("base"))
+    return tiny.model(tmp_path_factory.mktemp("base"), context=128)  # too short for the general abilities, which test_eval_findings asks
 
 
 def project(folder: Path, base: Path, adapter: str) -> Path:

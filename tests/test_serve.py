@@ -7,15 +7,14 @@ import os
 import random
 import signal
 import socket
-import subprocess
-import sys
 import threading
-import time
+from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 
+from forked import Running, command, script
 from tunesmith.core.errors import NotFound, StoreError, UsageError
 from tunesmith.core.types import Answer, Interaction, Message, Prompt, Sampling
 from tunesmith.deploy.router import Router
@@ -221,11 +220,16 @@ def test_a_taken_port_and_a_public_host_are_refused():
             listen(host, 0)
 
 
-class Slow(EchoModel):
-    """Takes its time."""
+class Held(EchoModel):
+    """Answers when it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.let = threading.Event(), threading.Event()
 
     def answer(self, prompts: list[Prompt], sampling: Sampling, on_answer=None) -> list[Answer]:
-        time.sleep(0.8)
+        self.asked.set()
+        self.let.wait()
         return super().answer(prompts, sampling, on_answer)
 
 
@@ -242,12 +246,26 @@ BODY = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 def test_open_requests_end_before_the_server_does(store):
     from tunesmith.api.app import create_app, running
 
-    answers = []
-    with running(create_app({"m": Slow()}, store)) as url:
-        thread = threading.Thread(target=lambda: answers.append(httpx.post(url + "/chat/completions", json=BODY)))
-        thread.start()
-        time.sleep(0.3)
-    thread.join()
+    answers, model = [], Held()
+
+    def closed() -> bool:
+        with socket.socket() as attempt:
+            return attempt.connect_ex((address.host, address.port)) != 0
+
+    def ask() -> None:
+        answers.append(httpx.post(url + "/chat/completions", json=BODY, timeout=600))
+
+    def let() -> None:
+        until(closed)  # the server is about to end
+        model.let.set()
+
+    with running(create_app({"m": model}, store)) as url:
+        address, threads = httpx.URL(url), [threading.Thread(target=ask), threading.Thread(target=let)]
+        threads[0].start()
+        until(model.asked.is_set, alive=threads[0].is_alive)
+        threads[1].start()
+    for thread in threads:
+        thread.join()
     assert answers[0].json()["choices"][0]["message"]["content"] == "hello"
     assert status(store)["requests"] == 1
 
@@ -255,8 +273,12 @@ def test_open_requests_end_before_the_server_does(store):
 def test_a_client_that_does_not_wait_is_logged(store):
     from tunesmith.api.app import create_app, running
 
-    with running(create_app({"m": Slow()}, store)) as url, pytest.raises(httpx.ReadTimeout):
-        httpx.post(url + "/chat/completions", json=BODY, timeout=0.2)
+    model = Held()
+    with running(create_app({"m": model}, store)) as url:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(url + "/chat/completions", json=BODY, timeout=httpx.Timeout(600, read=0.2))
+        until(lambda: status(store)["requests"])
+        model.let.set()
     assert (status(store)["requests"], status(store)["errors"]) == (1, 1)
 
 
@@ -273,37 +295,47 @@ def test_a_broken_model_tells_nothing_of_its_inside_and_is_logged(store, stream)
 
 
 SERVER = """
-import sys, time
+import sys
+from pathlib import Path
 from tunesmith.api.app import ServeConfig, create_app, serve
 from tunesmith.store.store import Store
 from tunesmith.core.types import Answer
 from tunesmith.models.echo import EchoModel
-class Slow(EchoModel):
+from waiting import until
+class Held(EchoModel):
     def answer(self, prompts, sampling, on_answer=None):
-        time.sleep(1.5)
+        until(Path(sys.argv[2]).exists)
         return super().answer(prompts, sampling, on_answer)
 store = Store.open(sys.argv[1])
-serve(create_app({"m": Slow()}, store), ServeConfig(port=0, notice_s=float(sys.argv[2])), on_ready=lambda url: print(url, flush=True))
+serve(create_app({"m": Held()}, store), ServeConfig(port=0, notice_s=float(sys.argv[3])), on_ready=lambda url: print(url, flush=True))
 """
+
+
+def server(folder: Path, *, let: Path, notice_s: float) -> tuple[Running, str]:
+    """A server in a process of its own, which answers once `let` is there, and its URL."""
+    process = script(SERVER, str(folder / "store"), str(let), str(notice_s))
+    return process, until(lambda: process.out.partition("\n")[0] if "\n" in process.out else "", alive=process.alive)
 
 
 @pytest.mark.slow
 def test_sigterm_says_not_ready_first_and_finishes_what_is_open(tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", SERVER, str(tmp_path / "store"), "1"], stdout=subprocess.PIPE, text=True)
-    url = process.stdout.readline().strip()
-    answers = []
-    threads = [
-        threading.Thread(target=lambda: answers.append(httpx.post(url + "/chat/completions", json=BODY, timeout=20))) for _ in range(8)
-    ]
-    for thread in threads:
-        thread.start()
-    time.sleep(0.4)
-    os.kill(process.pid, signal.SIGTERM)
-    time.sleep(0.2)
-    assert httpx.get(url.replace("/v1", "/readyz")).status_code == 503  # it says so while it still takes connections
+    process, url = server(tmp_path, let=tmp_path / "let", notice_s=5)
+    root, answers = url.removesuffix("/v1"), []
+
+    def ask() -> None:
+        answers.append(httpx.post(url + "/chat/completions", json=BODY, timeout=600))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    with httpx.Client(timeout=600) as client:
+        for thread in threads:
+            thread.start()
+        until(lambda: "num_requests_running 8.0\n" in client.get(root + "/metrics").text, alive=process.alive)
+        os.kill(process.pid, signal.SIGTERM)
+        until(lambda: client.get(root + "/readyz").status_code == 503, alive=process.alive)  # it says so while it still takes connections
+    (tmp_path / "let").touch()
     for thread in threads:
         thread.join()
-    assert process.wait(20) == 0
+    assert process.wait() == 0
     assert [answer.status_code for answer in answers] == [200] * 8
     with Store.open(tmp_path / "store").engine.connect() as connection:
         assert connection.exec_driver_sql("SELECT count(*) FROM interactions").scalar() == 8
@@ -311,10 +343,7 @@ def test_sigterm_says_not_ready_first_and_finishes_what_is_open(tmp_path):
 
 @pytest.mark.slow
 def test_kill_loses_no_acknowledged_row(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-c", SERVER.replace("1.5", "0.0"), str(tmp_path / "store"), "0"], stdout=subprocess.PIPE, text=True
-    )
-    url = process.stdout.readline().strip()
+    process, url = server(tmp_path, let=tmp_path, notice_s=0)
     seen = []
 
     def ask():
@@ -328,7 +357,7 @@ def test_kill_loses_no_acknowledged_row(tmp_path):
     threads = [threading.Thread(target=ask) for _ in range(8)]
     for thread in threads:
         thread.start()
-    until(lambda: len(seen) > 50, alive=lambda: process.poll() is None, progress=lambda: len(seen))
+    until(lambda: len(seen) > 50, alive=process.alive, progress=lambda: len(seen))
     process.kill()
     for thread in threads:
         thread.join()
@@ -358,18 +387,17 @@ def test_the_section_serve_and_the_command_line_are_one_record(tmp_path):
     base = tiny.model(tmp_path / "base")
     with running(create_app({"echo": EchoModel()})) as upstream:
         (tmp_path / "tunesmith.yaml").write_text(PROJECT.format(base=base, upstream=upstream))
-        words = [sys.executable, "-m", "tunesmith", "serve", "--config", str(tmp_path / "tunesmith.yaml"), "--port", "0", "--json"]
-        process = subprocess.Popen([*words, "--set", "requests_per_minute=7"], stdout=subprocess.PIPE, text=True)
-        url = process.stdout.readline().split(" at ")[1].split()[0]
+        process = command(["serve", "--port", "0", "--json", "--set", "requests_per_minute=7"], tmp_path)
         try:
-            far = httpx.post(f"{url}/chat/completions", json={**BODY, "model": "far"}, timeout=20)
+            url = until(lambda: "\n" in process.out and process.out.split(" at ")[1].split()[0], alive=process.alive)
+            far = httpx.post(f"{url}/chat/completions", json={**BODY, "model": "far"}, timeout=600)
             assert far.json()["choices"][0]["message"]["content"] == "hello"
             assert far.headers["x-ratelimit-limit-requests"] == "7"
-            mapped = httpx.post(f"{url}/chat/completions", json={**BODY, "model": "gpt-4o-mini", "max_tokens": 2}, timeout=60)
+            mapped = httpx.post(f"{url}/chat/completions", json={**BODY, "model": "gpt-4o-mini", "max_tokens": 2}, timeout=600)
             assert mapped.json()["usage"]["completion_tokens"] <= 2
         finally:
-            process.terminate()
-        assert process.wait(20) == 0
+            code = process.kill(signal.SIGTERM)
+        assert code == 0
 
 
 @pytest.mark.parametrize(
