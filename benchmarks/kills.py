@@ -103,7 +103,7 @@ class Run:
             process.kill(signal.SIGTERM)
 
 
-def create(run: Run, jobs: int, wave: int = 0) -> tuple[list[str], list[str]]:
+def create(run: Run, jobs: int, epochs: int, wave: int = 0) -> tuple[list[str], list[str]]:
     """(file ids, job ids) as acknowledged; each wave makes the same jobs once more."""
     from api_parts import chat_rows
 
@@ -111,7 +111,12 @@ def create(run: Run, jobs: int, wave: int = 0) -> tuple[list[str], list[str]]:
     for i in range(jobs):
         data = {"file": ("a.jsonl", chat_rows(24, first=100 * i))}
         files.append(run.call("POST", "/files", files=data, data={"purpose": "fine-tune"})["id"])
-        body = {"model": MODEL, "training_file": files[-1], "seed": i, "hyperparameters": {"n_epochs": 6, "batch_size": 2, "lora_r": 4}}
+        body = {
+            "model": MODEL,
+            "training_file": files[-1],
+            "seed": i,
+            "hyperparameters": {"n_epochs": epochs, "batch_size": 2, "lora_r": 4},
+        }
         made.append(run.call("POST", "/fine_tuning/jobs", json=body, headers={"idempotency-key": f"job-{wave}-{i}"})["id"])
     return files, made
 
@@ -172,12 +177,12 @@ def kill(run: Run, asked: argparse.Namespace) -> None:
         run.start(name)
 
 
-def undisturbed(folder: Path, base: Path, jobs: int) -> list[Any]:
+def undisturbed(folder: Path, base: Path, jobs: int, epochs: int) -> list[Any]:
     """What the jobs come to when nobody is killed."""
     run = Run(folder, base)
     for name in ("server", "worker"):
         run.start(name)
-    wait(run, made := create(run, jobs)[1], 900)
+    wait(run, made := create(run, jobs, epochs)[1], 900)
     run.end()
     return results(folder, made)
 
@@ -187,7 +192,7 @@ def measure(folder: Path, asked: argparse.Namespace) -> dict[str, Any]:
     import tiny
 
     base = tiny.model(folder / "base")
-    expected = undisturbed(folder / "quiet", base, asked.jobs)
+    expected = undisturbed(folder / "quiet", base, asked.jobs, asked.epochs)
     run, started = Run(folder / "killed", base), time.monotonic()
     for name in ("server", *(f"worker-{i}" for i in range(asked.jobs))):
         run.start(name)
@@ -198,7 +203,7 @@ def measure(folder: Path, asked: argparse.Namespace) -> dict[str, Any]:
     for thread in (killer, *threads):
         thread.start()
     while killer.is_alive() or not made:
-        for found, new in zip((files, made), create(run, asked.jobs, wave=len(made) // asked.jobs), strict=True):
+        for found, new in zip((files, made), create(run, asked.jobs, asked.epochs, wave=len(made) // asked.jobs), strict=True):
             found += new
         wait(run, made, 900)
     killer.join()
@@ -251,6 +256,7 @@ def options(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=3600.0, help="stop killing after so long")
     parser.add_argument("--pause", type=float, default=5.0, help="longest time between two kills, s")
     parser.add_argument("--jobs", type=int, default=4, help="jobs, and workers, at once")
+    parser.add_argument("--epochs", type=int, default=6, help="epochs of a job, each with its checkpoint")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=None)
     return parser.parse_args(words)

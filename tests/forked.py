@@ -3,6 +3,7 @@ and not the seconds in which a new Python imports torch, transformers and peft. 
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -102,6 +103,7 @@ def _run(function: Callable[..., Any], arguments: Sequence[Any], cwd: Path | Non
         os.close(file)
     sys.stdin = (folder / "in").open(encoding="utf-8")
     os.dup2(sys.stdin.fileno(), 0)
+    gc.freeze()  # what is imported stays
     os.environ.clear()
     os.environ.update(environment)
     if cwd is not None:

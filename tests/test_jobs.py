@@ -174,7 +174,7 @@ def rewarded(source_or_metric="fuzzy_match", **hyperparameters):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["supervised", "reinforcement"])
 def test_a_paused_job_keeps_a_checkpoint_and_ends_as_it_would_have(tmp_path, base, kind):
-    settings, steps_each = ({"n_epochs": 10, "batch_size": 2}, 10) if kind == "supervised" else ({"n_epochs": 4, "batch_size": 2}, 6)
+    settings, steps_each = ({"n_epochs": 5, "batch_size": 2}, 20) if kind == "supervised" else ({"n_epochs": 4, "batch_size": 2}, 6)
     rows = (chat_rows if kind == "supervised" else reward_rows)(2 * steps_each)
     method = {"type": kind, kind: {"hyperparameters": settings}} if kind == "supervised" else rewarded(**settings)
     with running_server(tmp_path, base) as server, at_work(server.store) as worker:
@@ -249,7 +249,7 @@ def test_a_poisoned_job_fails_alone_with_its_log(store, base, tmp_path):
 @pytest.mark.slow
 def test_kills_change_nothing(tmp_path, base):
     """Server and worker die again and again under jobs and chats; the script benchmarks/kills.py does the same a hundred times."""
-    found = kills.measure(tmp_path, kills.options(["--kills", "6", "--jobs", "2"]))
+    found = kills.measure(tmp_path, kills.options(["--kills", "6", "--jobs", "2", "--epochs", "3", "--pause", "2.5"]))
     assert (found["kills"], found["lost_files"], found["lost_jobs"], found["lost_log_rows"], found["lost_events"]) == (6, 0, 0, 0, 0)
     assert found["different_results"] == []
     assert found["acknowledged_log_rows"] > 0

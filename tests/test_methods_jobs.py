@@ -39,7 +39,8 @@ def tunesmith(capsys):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     pytest.importorskip("openai")
-    with running_server(tmp_path_factory.mktemp("server")) as server:
+    # Where a client may not say how long an answer is, it is as long as there is room.
+    with running_server(tmp_path_factory.mktemp("server"), tiny.model(tmp_path_factory.mktemp("served"), context=96)) as server:
         yield server
 
 

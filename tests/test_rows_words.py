@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.server
+import io
 import json
 import random
+import shutil
 import sqlite3
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -43,19 +47,27 @@ def base(tmp_path_factory):
     return tiny.model(tmp_path_factory.mktemp("base"))
 
 
+def project(folder: Path, base: Path) -> Path:
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chats()))
+    (folder / "tunesmith.yaml").write_text(YAML.format(base=base))
+    return folder
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch, base):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chats()))
-    (tmp_path / "tunesmith.yaml").write_text(YAML.format(base=base))
-    return tmp_path
+    return project(tmp_path, base)
+
+
+def last_json(out: str) -> dict:
+    return json.loads([line for line in out.splitlines() if line.startswith("{")][-1])
 
 
 def call(capsys, *words: str, code: int = 0) -> dict:
     ended = guarded(app, [*words, "--json"])
     said = capsys.readouterr()
     assert ended == code, said.out + said.err
-    return json.loads([line for line in said.out.splitlines() if line.startswith("{")][-1])
+    return last_json(said.out)
 
 
 def refused(capsys, *words: str, code: int = 2) -> str:
@@ -66,16 +78,48 @@ def ids(capsys, word: str) -> list[str]:
     return [row["id"] for row in call(capsys, "data", "show", word, "-n", "1000")["rows"]]
 
 
-def frozen(capsys) -> dict[str, str]:
-    """Import, clean, split: the ids of the three versions."""
-    made = {"import": call(capsys, "data", "import", "rows.jsonl", "--yes")["version"]["id"]}
-    made["clean"] = call(capsys, "data", "clean")["version"]["id"]
-    return made | {"split": call(capsys, "data", "split")["version"]["id"]}
+def done_once(folder: Path, base: Path, *commands: tuple[str, ...]) -> list[dict]:
+    """What those commands say in a fresh project in `folder`."""
+    project(folder, base)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
+        patch.chdir(folder)
+        made = []
+        for words in commands:
+            assert guarded(app, [*words, "--json"]) == 0
+            made.append(last_json(out.getvalue()))
+    return made
 
 
-def test_import_clean_and_split_give_what_a_run_gives(here, capsys):
+@pytest.fixture(scope="module")
+def frozen(tmp_path_factory, base):
+    """A project whose rows were imported, cleaned and split, and what the three commands said."""
+    folder = tmp_path_factory.mktemp("frozen")
+    return folder, done_once(folder, base, ("data", "import", "rows.jsonl", "--yes"), ("data", "clean"), ("data", "split"))
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory, base):
+    """A project whose run was planned."""
+    folder = tmp_path_factory.mktemp("planned")
+    done_once(folder, base, ("run", "--dry-run"))
+    return folder
+
+
+@pytest.fixture
+def versions(here, frozen) -> dict[str, str]:
+    """A copy of the frozen project, here: the ids of its three versions."""
+    shutil.copytree(frozen[0], here, dirs_exist_ok=True)
+    return dict(zip(("import", "clean", "split"), (said["version"]["id"] for said in frozen[1]), strict=True))
+
+
+@pytest.fixture
+def run_here(here, planned) -> Path:
+    """A copy of the project whose run was planned, here."""
+    return shutil.copytree(planned, here, dirs_exist_ok=True)
+
+
+def test_import_clean_and_split_give_what_a_run_gives(versions, capsys):
     """The same rows in the same parts with the same fates: the steps are the stages."""
-    versions = frozen(capsys)
     call(capsys, "run", "--dry-run")
     for part in PARTS:
         assert ids(capsys, f"{versions['split']}:{part}") == ids(capsys, part) == ids(capsys, f"run:{part}") != []
@@ -89,7 +133,7 @@ def test_import_clean_and_split_give_what_a_run_gives(here, capsys):
     assert of_run["counts"] == {part: len(ids(capsys, part)) for part in PARTS}
 
 
-def test_the_fates_of_a_runs_rows_are_those_of_its_own_tokens(here, capsys):
+def test_the_fates_of_a_runs_rows_are_those_of_its_own_tokens(here, run_here, capsys):
     """Rows that came, were tokenized, and went again: what is told of the run is not of the run in between."""
 
     def ledger() -> list:
@@ -103,9 +147,8 @@ def test_the_fates_of_a_runs_rows_are_those_of_its_own_tokens(here, capsys):
     assert ledger() == before
 
 
-def test_a_version_is_trained_on_estimated_and_evaluated(here, capsys):
+def test_a_version_is_trained_on_estimated_and_evaluated(here, versions, capsys):
     """What is split keeps its parts, whatever the project's section says; what is not is split by it."""
-    versions = frozen(capsys)
     for word in ("latest", versions["split"], versions["split"][:8]):
         call(capsys, "estimate", "--data", word, "--split.test", "0.5")
         shown = call(capsys, "status", "--sources", json.dumps([{"path": word}]), "--split.test", "0.5")["stages"]
@@ -127,14 +170,12 @@ def test_a_version_is_trained_on_estimated_and_evaluated(here, capsys):
 
 
 @pytest.mark.parametrize("word", ["run:test", "test", "run"])
-def test_a_look_at_a_runs_test_rows_is_logged_under_every_word(here, capsys, word):
-    call(capsys, "run", "--dry-run")
+def test_a_look_at_a_runs_test_rows_is_logged_under_every_word(run_here, capsys, word):
     assert call(capsys, "eval", "echo", "--data", word)["evaluations"][0].get("opening", 0) == 1
     assert call(capsys, "eval", "echo", "--data", "run:train")["evaluations"][0].get("opening", 0) == 0
 
 
-def test_the_yaml_takes_the_same_words(here, base, capsys):
-    versions = frozen(capsys)
+def test_the_yaml_takes_the_same_words(here, versions, capsys):
     text = (here / "tunesmith.yaml").read_text()
     for source in ("latest", versions["clean"][:7]):
         (here / "tunesmith.yaml").write_text(text.replace("rows.jsonl", source))
@@ -171,8 +212,7 @@ def test_a_word_that_cannot_be_trained_on_says_why(here, capsys, word, said):
         assert said in told
 
 
-def test_every_word_is_looked_at_and_evaluated_alike(here, capsys):
-    versions = frozen(capsys)
+def test_every_word_is_looked_at_and_evaluated_alike(here, versions, capsys):
     call(capsys, "run", "--dry-run")
     (here / "old").mkdir()
     (here / "old" / "part.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chats(12, seed=9)))
@@ -188,7 +228,7 @@ def test_every_word_is_looked_at_and_evaluated_alike(here, capsys):
 
 
 @pytest.mark.parametrize("word", ["run:test", "run", "latest:test", "latest"])
-def test_the_test_rows_are_sealed_and_judged_alike_by_every_name(here, capsys, word):
+def test_the_test_rows_are_sealed_and_judged_alike_by_every_name(here, run_here, capsys, word):
     """Each look is logged; metrics, length of the answers and clusters are those of the project."""
     (here / "tunesmith.yaml").write_text((here / "tunesmith.yaml").read_text().replace("[exact_match]", "[rougeL, exact_match]"))
     call(capsys, "run", "--dry-run")
@@ -200,8 +240,7 @@ def test_the_test_rows_are_sealed_and_judged_alike_by_every_name(here, capsys, w
     assert (by_part["id"], by_part["intervals"], by_part["asked"]) == (evaluated["id"], evaluated["intervals"], 0)
 
 
-def test_a_model_that_is_not_there_opens_no_sealed_rows(here, capsys):
-    call(capsys, "run", "--dry-run")
+def test_a_model_that_is_not_there_opens_no_sealed_rows(here, run_here, capsys):
     assert "no model 'eco'" in refused(capsys, "eval", "echo", "eco", "--data", "test")
     assert not (here / ".tunesmith" / "openings.jsonl").exists()
 

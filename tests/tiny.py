@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 from pathlib import Path
 
 WORDS = """The credit agreement between Acme Holdings and First Bank of Ohio is dated as of June 3 and was amended in New York.
@@ -20,6 +22,18 @@ KINDS = {
     "gemma2": ("Gemma2Config", {"head_dim": 16, "sliding_window": 10, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0}),
     "gemma3": ("Gemma3TextConfig", {"head_dim": 16, "sliding_window": 9}),
 }
+
+
+@functools.cache
+def libraries() -> None:
+    """Import what models need, once, and let garbage collection leave it alone (a quarter of a second each time)."""
+    import peft
+    import transformers
+
+    assert peft.LoraConfig
+    assert transformers.LlamaForCausalLM
+    gc.collect()
+    gc.freeze()
 
 
 def tokenizer(folder: Path) -> int:
@@ -46,6 +60,7 @@ def model(folder: Path, kind: str = "llama", seed: int = 0, context: int = 256) 
     import torch
     import transformers
 
+    libraries()
     size = tokenizer(folder)
     name, extra = KINDS[kind]
     config = getattr(transformers, name)(

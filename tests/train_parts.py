@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import tiny
 from forked import script
 from tunesmith.core.chat import Rendered
 from tunesmith.train.adapters import Trainable, prepare
@@ -27,6 +28,7 @@ def tiny_base(folder: Path, *, seed: int = 0, **changes: object) -> Path:
     """A two-layer Llama with random weights in float32, saved as safetensors."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    tiny.libraries()
     torch.manual_seed(seed)
     config = LlamaConfig(
         **{
