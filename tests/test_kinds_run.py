@@ -20,7 +20,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return tiny.model(tmp_path_factory.mktemp("base"), context=128)  # too short for the general abilities, which test_eval_findings asks
+    return tiny.model(tmp_path_factory.mktemp("base"))
 
 
 def rows(kind: str) -> list[dict]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import importlib
 from pathlib import Path
 
 WORDS = """The credit agreement between Acme Holdings and First Bank of Ohio is dated as of June 3 and was amended in New York.
@@ -27,11 +28,8 @@ KINDS = {
 @functools.cache
 def libraries() -> None:
     """Import what models need, once, and let garbage collection leave it alone (a quarter of a second each time)."""
-    import peft
-    import transformers
-
-    assert peft.LoraConfig
-    assert transformers.LlamaForCausalLM
+    for name in ("peft", "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama"):
+        importlib.import_module(name)
     gc.collect()
     gc.freeze()
 

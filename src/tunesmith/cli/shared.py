@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -58,6 +59,12 @@ def instead(data: str | None, config: Path, words: Sequence[str]) -> list[str]:
     return ["--sources", json.dumps([{"path": str(Path(data).resolve()) if here else data}]), *words]
 
 
+@functools.cache
+def _command(app: typer.Typer) -> Any:
+    """The application as click has it; made once, which takes longer than a small command."""
+    return typer.main.get_command(app)
+
+
 def guarded(app: typer.Typer, words: Sequence[str]) -> int:
     """Run the command; every expected error becomes one clear message and its documented exit code."""
     from tunesmith.core.errors import TunesmithError
@@ -65,7 +72,7 @@ def guarded(app: typer.Typer, words: Sequence[str]) -> int:
 
     as_json = "--json" in words
     try:
-        result = app(list(words), standalone_mode=False)
+        result = _command(app)(list(words), standalone_mode=False)
     except TunesmithError as error:
         return _say(str(error), error.exit_code, as_json, type(error).__name__)
     except ModuleNotFoundError as error:

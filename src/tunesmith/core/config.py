@@ -17,7 +17,7 @@ import yaml
 from msgspec.inspect import FloatType, StrType
 
 from tunesmith.core.errors import ConfigError
-from tunesmith.core.explain import Path_, explained, inside, kinds, unknown_keys
+from tunesmith.core.explain import Path_, explained, inside, kinds, type_of, unknown_keys
 
 T = TypeVar("T")
 
@@ -79,7 +79,7 @@ def convert(tree: Mapping[str, Any], record: type[T], *, places: Mapping[Path_, 
     if (unknown := unknown_keys(tree, record, places or {})) is not None:
         raise unknown
     try:
-        return msgspec.convert(_numbers(tree, msgspec.inspect.type_info(record)), record)
+        return msgspec.convert(_numbers(tree, type_of(record)), record)
     except (msgspec.ValidationError, ConfigError) as error:
         raise explained(error, record, places or {}) from error
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -17,6 +18,12 @@ _AT = re.compile(r" - at `(?P<path>[^`]*)`$")
 Path_ = tuple[str | int, ...]
 
 
+@cache
+def type_of(record: type) -> Any:
+    """The keys and types of a record; reading its annotations takes longer than reading a file."""
+    return msgspec.inspect.type_info(record)
+
+
 def explained(error: Exception, record: type, places: Mapping[Path_, str]) -> ConfigError:
     """What msgspec or a record refused, with its place, what is allowed there, and the nearest word that is."""
     if isinstance(error, ConfigError):
@@ -25,7 +32,7 @@ def explained(error: Exception, record: type, places: Mapping[Path_, str]) -> Co
     message = str(error)
     at = _AT.search(message)
     message, path = (message[: at.start()], _path(at["path"])) if at else (message, ())
-    info = _at(msgspec.inspect.type_info(record), path)
+    info = _at(type_of(record), path)
     wrong = _WRONG.search(message)
     words = [value for kind in kinds(info) for value in getattr(kind, "values", ())]
     return ConfigError(message, where=_where(path, places), allowed=_allowed(info), remedy=nearest(wrong["value"], words) if wrong else "")
@@ -33,7 +40,7 @@ def explained(error: Exception, record: type, places: Mapping[Path_, str]) -> Co
 
 def unknown_keys(tree: Mapping[str, Any], record: type, places: Mapping[Path_, str]) -> ConfigError | None:
     """One error about every key that no record knows, each with the nearest that is known; None when all are known."""
-    unknown = list(_unknown(tree, msgspec.inspect.type_info(record), ()))
+    unknown = list(_unknown(tree, type_of(record), ()))
     if not unknown:
         return None
     if len(unknown) == 1:
