@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import select
 
 import tiny
-from api_parts import running_server
+from api_parts import TLS, running_server
 from tunesmith.core.deployment import Deployment, Variant
 from tunesmith.core.errors import ConfigError, NotFound
 from tunesmith.core.model_ref import ModelRef
@@ -89,7 +89,7 @@ class Served:
         self.url, self.store = url, store
 
     def post(self, path, body, headers=None, timeout=600):
-        return httpx.post(f"{self.url}/{path}", json=body, headers=headers, timeout=timeout)
+        return httpx.post(f"{self.url}/{path}", json=body, headers=headers, timeout=timeout, verify=TLS)
 
     def chat(self, *turns, model="echo", headers=None, **more):
         """Ask with turns of user and assistant by turns."""
@@ -260,7 +260,7 @@ def test_a_client_that_leaves_is_logged(tmp_path, endpoint, stream):
             httpx.post(f"{url}/{path}", json={"model": "held", "stream": stream, **body}, timeout=0.3)
         served = Served(url, store)
         while not (rows := served.rows()):
-            httpx.get(url.replace("/v1", "/healthz"))
+            httpx.get(url.replace("/v1", "/healthz"), verify=TLS)
         model.let.set()
     store.close()
     (row,) = rows

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 import tiny
+from api_parts import TLS
 from openai_spec import assert_valid, require_spec
 from tunesmith.models.echo import EchoModel
 from tunesmith.store.store import Store
@@ -27,7 +28,7 @@ class Served:
         self.client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=600)
 
     def post(self, body, path="/chat/completions", **more):
-        return httpx.post(self.url + path, json=body, timeout=600, **more)
+        return httpx.post(self.url + path, json=body, timeout=600, verify=TLS, **more)
 
     def rows(self):
         from sqlalchemy import select
@@ -261,12 +262,12 @@ def test_a_client_that_leaves_stops_its_answer(served):
         first = next(iter(stream))
     rows = until(lambda: [row for row in served.rows() if row["id"] == first.id])
     assert rows[0]["status"] in (499, 200)  # 200: the tiny model may have been faster than the goodbye
-    until(lambda: "num_requests_running 0.0\n" in httpx.get(served.root + "/metrics").text)
+    until(lambda: "num_requests_running 0.0\n" in httpx.get(served.root + "/metrics", verify=TLS).text)
 
 
 def test_metrics_count_what_was_asked(served):
     def value(name):
-        lines = httpx.get(served.root + "/metrics").text.splitlines()
+        lines = httpx.get(served.root + "/metrics", verify=TLS).text.splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name) and 'model_name="echo"' in line)
 
     names = ["vllm:generation_tokens_total", "vllm:request_success_total", "vllm:e2e_request_latency_seconds_count"]

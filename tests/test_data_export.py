@@ -271,7 +271,7 @@ def test_tables_and_refusals(tmp_path):
 @pytest.mark.slow
 def test_broken_rows_and_files_never_end_in_a_traceback():
     command = [sys.executable, "-m", "benchmarks.fuzz_data", "5000", "11"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=Path(__file__).parents[1])
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert (found["rows"], found["failed_files"]) == (5000, 0)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import ssl
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import httpx
 import pytest
 
-from api_parts import MODEL, chat_rows, running_server
+from api_parts import MODEL, TLS, chat_rows, running_server
 from faults import faulty
 from tunesmith.core.errors import ConfigError, TrainingError
 from tunesmith.train.openai_job import TAG, Driver, Order, plain_text
 
-TLS = ssl.create_default_context()  # made once: it costs more than all requests of a job
 ORDER = Order(model=MODEL, method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 1}}})
 
 

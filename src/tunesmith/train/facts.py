@@ -9,6 +9,7 @@ import re
 import struct
 import time
 from collections.abc import Iterator, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -164,8 +165,10 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@cache
 def product_rate(device: str, *, bfloat16: bool, hidden: int, seconds: float = 0.15) -> float:
-    """Matrix products at a width of `hidden`: GFLOP per second of one thread, or of the GPU, the best of several runs within `seconds`."""
+    """Matrix products at a width of `hidden`: GFLOP per second of one thread, or of the GPU, the best of several runs within `seconds`.
+    Timed once a process: the machine stays the same, and an estimate is then of the training that follows."""
     import torch
 
     before, rows = torch.get_num_threads(), 1024 if device == "cpu" else 8192
@@ -201,7 +204,7 @@ def _device(plan: Plan) -> str:
 
 
 def gather(plan: Plan, items: Sequence[Item], base: Path) -> Facts:
-    """Everything `resolve` wants to know. Takes about a third of a second (it times matrix products).
+    """Everything `resolve` wants to know. The first time takes about a third of a second (it times matrix products).
 
     Raises ConfigError for a device that is not there, TrainingError for tokens that the base has no embeddings for.
     """
