@@ -75,25 +75,25 @@ class Running:
         return self.process.exitcode
 
 
-def start(function: Callable[..., Any], *arguments: Any, cwd: Path | None = None, stdin: str = "") -> Running:
-    """Call a function of a module in a process of its own; `stdin` is what it reads."""
+def start(function: Callable[..., Any], *arguments: Any, cwd: Path | None = None) -> Running:
+    """Call a function of a module in a process of its own."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(HEAVY)
     folder = Path(tempfile.mkdtemp(prefix="forked"))
-    (folder / "out").touch(), (folder / "err").touch(), (folder / "in").write_text(stdin, "utf-8")
+    (folder / "out").touch(), (folder / "err").touch()
     process = context.Process(target=_run, args=(function, arguments, cwd, folder, dict(os.environ)))
     process.start()
     return Running(process, folder)
 
 
-def command(words: Sequence[str], cwd: Path, stdin: str = "") -> Running:
+def command(words: Sequence[str], cwd: Path) -> Running:
     """`tunesmith WORDS` in a folder."""
-    return start(_command, list(words), cwd=cwd, stdin=stdin)
+    return start(_command, list(words), cwd=cwd)
 
 
-def script(code: str, *words: str, cwd: Path | None = None) -> Running:
+def script(code: str, *words: str) -> Running:
     """Python source as a program; `words` are its arguments."""
-    return start(_script, code, words, cwd=cwd)
+    return start(_script, code, words)
 
 
 def _run(function: Callable[..., Any], arguments: Sequence[Any], cwd: Path | None, folder: Path, environment: dict[str, str]) -> None:
@@ -101,9 +101,7 @@ def _run(function: Callable[..., Any], arguments: Sequence[Any], cwd: Path | Non
         file = os.open(folder / name, os.O_WRONLY | os.O_APPEND)
         os.dup2(file, number)
         os.close(file)
-    sys.stdin = (folder / "in").open(encoding="utf-8")
-    os.dup2(sys.stdin.fileno(), 0)
-    gc.freeze()  # what is imported stays
+    gc.freeze()  # what is imported stays: whoever collects garbage need not look through it
     os.environ.clear()
     os.environ.update(environment)
     if cwd is not None:

@@ -71,7 +71,7 @@ class Held(EchoModel):
 
     def answer(self, prompts: list[Prompt], sampling: Sampling, on_answer=None) -> list[Answer]:
         self.asked.set()
-        assert self.let.wait(60)
+        assert self.let.wait(600)
         return super().answer(prompts, sampling, on_answer)
 
 
@@ -257,7 +257,7 @@ def test_a_client_that_leaves_is_logged(tmp_path, endpoint, stream):
     model, store = Held(), Store.open(tmp_path)
     with running(create_app({"held": model}, store=store)) as url:
         with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{url}/{path}", json={"model": "held", "stream": stream, **body}, timeout=0.3)
+            httpx.post(f"{url}/{path}", json={"model": "held", "stream": stream, **body}, timeout=httpx.Timeout(600, read=0.3))
         served = Served(url, store)
         while not (rows := served.rows()):
             httpx.get(url.replace("/v1", "/healthz"), verify=TLS)

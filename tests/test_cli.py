@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -9,7 +10,6 @@ import sys
 import pytest
 import typer
 
-from forked import command, script
 from tunesmith.cli import app
 from tunesmith.cli.shared import guarded
 from tunesmith.core.errors import UsageError
@@ -272,34 +272,24 @@ def test_every_command_has_an_example_and_json(capsys, command):
 
 
 @pytest.mark.parametrize("command", ["run", "serve"])
-def test_a_missing_package_of_an_extra_is_one_line(here, command):
+def test_a_missing_package_of_an_extra_is_one_line(here, capsys, monkeypatch, command):
     project(here, many(GOOD))
-    program = f"import sys; sys.modules['httptools'] = None; sys.argv = ['tunesmith', '{command}']; from tunesmith.cli import main; main()"
-    done = script(program, cwd=here)
-    assert done.wait() == 2
-    assert done.err.splitlines()[0] == "the package 'httptools' is not installed"
-    assert "tunesmith[serve]" in done.err
-    assert "Traceback" not in done.err
+    monkeypatch.setitem(sys.modules, "httptools", None)
+    code, _, err = call(capsys, command)
+    assert code == 2
+    assert err.splitlines()[0] == "the package 'httptools' is not installed"
+    assert "tunesmith[serve]" in err
 
 
 @pytest.mark.parametrize("said", ["n\n", ""])
-def test_a_question_that_nobody_answers_with_yes_ends_without_a_traceback(here, said):
+def test_a_question_that_nobody_answers_with_yes_ends_without_a_traceback(here, capsys, monkeypatch, said):
     pytest.importorskip("bpe_openai")
     (here / "rows.jsonl").write_text(GOOD)
-    words = [
-        "migrate",
-        "record",
-        "ft:gpt-4o-mini-2024-07-18:a::b",
-        "rows.jsonl",
-        "--api-key",
-        "none",
-        "--base-url",
-        "http://127.0.0.1:9/v1",
-    ]
-    done = command(words, here, said)
-    assert done.wait() == 2
-    assert "--yes" in done.err
-    assert "Traceback" not in done.err
+    monkeypatch.setattr(sys, "stdin", io.StringIO(said))
+    words = ["migrate", "record", "ft:gpt-4o-mini-2024-07-18:a::b", "rows.jsonl", "--api-key", "none"]
+    code, _, err = call(capsys, *words, "--base-url", "http://127.0.0.1:9/v1")
+    assert code == 2
+    assert "--yes" in err
 
 
 def test_a_disk_that_takes_nothing_is_one_clear_message(capsys):

@@ -79,6 +79,16 @@ def worker(store, folder):
     return start(module.MODULE, words, folder / "worker.log", told=store.url)
 
 
+def running(process):
+    """Whether it runs still; one that ended may be waited for by nobody."""
+    import psutil
+
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def told_worker(words, url):
     """The same in a process that has imported what is heavy."""
     from tunesmith.flow.jobs.worker import main
@@ -150,7 +160,7 @@ def test_a_killed_worker_loses_nothing(database, tmp_path):
             assert not any(PASSWORD in word for one in family for word in one.cmdline())
             alive.kill()
             alive.wait()
-            psutil.wait_procs(family)
+            until(lambda: not any(running(process) for process in family))
             assert jobs.retrieve(second).status == "running"
             alive = start(told_worker, ["--store", str(store.folder), "--database", "-", "--lease", "2", "--threads", "1"], store.url)
             undisturbed, killed = ended(client, first), ended(client, second)

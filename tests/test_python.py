@@ -29,7 +29,7 @@ def here(tmp_path_factory):
         said = " ".join(rng.sample(WORDS, 4))
         lines.append({"messages": [{"role": "user", "content": said}, {"role": "assistant", "content": said if i % 2 else "no"}]})
     (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder, tiny.model(tmp_path_factory.mktemp("base"), context=128)  # too short for the general abilities
+    return folder, tiny.model(tmp_path_factory.mktemp("base"), context=192)  # too short for the general abilities
 
 
 @pytest.mark.slow

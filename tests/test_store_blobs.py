@@ -192,7 +192,7 @@ def test_a_job_of_a_worker_process_has_its_files_in_s3(s3, tmp_path):
         adapter = client.files.content(weights[0]).read()
     finally:
         server.terminate()
-        assert server.wait(60) == 0
+        assert server.wait() == 0
     assert Blobs(s3).open(f"files/{weights[0]}").read() == adapter
     store = tmp_path / ".tunesmith"
     assert not (store / "blobs").exists()
