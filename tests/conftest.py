@@ -11,6 +11,8 @@ from postgres_parts import database, postgres  # noqa: F401 - fixtures
 
 # Tests run in several processes; more threads than cores would only get in each other's way. Set before torch is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Where a test asks for more, one that waits for another sleeps: spinning would take the time of whoever it waits for.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def pytest_collection_finish() -> None:
