@@ -56,6 +56,7 @@ def settings(server: Server, name: str) -> dict:
     return json.loads((server.store.folder / reference(server, name).adapter / "adapter_config.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_job_goes_on_from_the_adapter_that_a_job_made(server, first):
     second = trained(server, first.fine_tuned_model)
     base, suffix = second.fine_tuned_model.split(":")[1], second.id[-8:]
@@ -69,12 +70,14 @@ def test_a_job_goes_on_from_the_adapter_that_a_job_made(server, first):
     assert manifest["plan"]["adapter"]["start_from"] == str(server.store.folder / reference(server, first.fine_tuned_model).adapter)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_a_base_too(server, first):
     checkpoint = server.client.fine_tuning.jobs.checkpoints.list(first.id).data[-1].fine_tuned_model_checkpoint
     assert ":ckpt-step-" in checkpoint
     assert trained(server, checkpoint).fine_tuned_model.startswith(f"ft:{MODEL}:default::")
 
 
+@pytest.mark.slow
 def test_whole_weights_are_trained_answer_and_are_a_base(server, whole):
     made = reference(server, whole.fine_tuned_model)
     assert (made.adapter, made.weights) == (None, f"jobs/{whole.id}/run/model")

@@ -127,6 +127,7 @@ def test_bodies_are_valid(server: Server, finished):
     assert_valid("ErrorResponse", server.request("GET", f"{jobs}/ftjob-nobody").json())
 
 
+@pytest.mark.slow
 def test_preferences_are_trained(server: Server):
     method = {"type": "dpo", "dpo": {"hyperparameters": PARAMETERS | {"n_epochs": 1, "beta": 0.2}}}
     job = server.client.fine_tuning.jobs.create(model=MODEL, training_file=server.upload(preference_rows()).id, method=method)
@@ -158,6 +159,7 @@ def with_format(form):
     return {**method, "reinforcement": {**method["reinforcement"], "response_format": form}}
 
 
+@pytest.mark.slow
 def test_graders_are_rewards(server: Server):
     job = server.client.fine_tuning.jobs.create(
         model=MODEL, training_file=server.upload(reward_rows()).id, seed=3,

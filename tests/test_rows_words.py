@@ -147,6 +147,7 @@ def test_the_fates_of_a_runs_rows_are_those_of_its_own_tokens(here, run_here, ca
     assert ledger() == before
 
 
+@pytest.mark.slow
 def test_a_version_is_trained_on_estimated_and_evaluated(here, versions, capsys):
     """What is split keeps its parts, whatever the project's section says; what is not is split by it."""
     for word in ("latest", versions["split"], versions["split"][:8]):

@@ -134,6 +134,7 @@ def test_pickled_weights_are_never_opened(bench):
     assert not (bench.folder / "opened").exists()
 
 
+@pytest.mark.slow
 def test_a_finished_folder_is_left_alone_by_a_plan_that_cannot_be(bench):
     assert bench.train()[0] == 0
     code, _ = bench.train("--fresh", "--train.epochs", "0")
