@@ -242,7 +242,7 @@ print(next(line.split()[1] for line in status.splitlines() if line.startswith("V
     if not Path("/proc/self/status").exists():
         pytest.skip("peak memory is read from /proc")
     peaks = []
-    for length in (100, 12_000):
+    for length in (100, 24_000):
         run = subprocess.run([sys.executable, "-c", made_rows, str(tmp_path), str(length)], capture_output=True, text=True, check=True)
         peaks.append(int(run.stdout) / 1024)
-    assert peaks[1] < peaks[0] + 50, peaks  # MB; there are 59 MB of text more, and as rows more than twice that
+    assert peaks[1] < peaks[0] + 80, peaks  # MB; there are 118 MB of text more, and as rows more than twice that
