@@ -18,10 +18,12 @@ _AT = re.compile(r" - at `(?P<path>[^`]*)`$")
 Path_ = tuple[str | int, ...]
 
 
-@cache
 def type_of(record: type) -> Any:
-    """The keys and types of a record; reading its annotations takes longer than reading a file."""
-    return msgspec.inspect.type_info(record)
+    """The keys and types of a record, read once: its annotations take longer to read than a file."""
+    return _types(record)
+
+
+_types = cache(msgspec.inspect.type_info)
 
 
 def explained(error: Exception, record: type, places: Mapping[Path_, str]) -> ConfigError:
