@@ -172,7 +172,8 @@ def test_embeddings(encoders: Server):
     assert_valid("CreateEmbeddingResponse", raw)
     assert len(raw["data"][0]["embedding"]) == 16
     assert np.dot(raw["data"][0]["embedding"], vectors[0, :16] / np.linalg.norm(vectors[0, :16])) == pytest.approx(1, abs=1e-4)
-    for change, param in [({"input": []}, "input"), ({"input": [""]}, "input"), ({"input": [[-1]]}, "input"), ({"model": "echo"}, "model")]:
+    for change, param in [({"input": []}, "input"), ({"input": [""]}, "input"), ({"input": [[-1]]}, "input"), ({"model": "echo"}, "model"),
+                          ({"input": [15339, 1917]}, "input"), ({"dimensions": 385}, "dimensions")]:  # fmt: skip
         error = encoders.request("POST", "/embeddings", json={"model": "text-embedding-3-small", "input": "x"} | change)
         assert (error.status_code, error.json()["error"]["param"]) == (400, param)
 

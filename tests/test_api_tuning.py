@@ -32,6 +32,7 @@ def finished(server: Server):
     made = server.client.fine_tuning.jobs.create(
         model=MODEL, training_file=server.upload().id, validation_file=server.upload(chat_rows(4, first=100)).id,
         method=supervised(lora_r=4), suffix="my-suffix", seed=7, metadata={"team": "a"},
+        integrations=[{"type": "wandb", "wandb": {"project": "tried"}}],
     )  # fmt: skip
     assert (made.status, made.fine_tuned_model, made.error, made.seed) == ("validating_files", None, None, 7)
     assert made.hyperparameters.learning_rate_multiplier == "auto"
@@ -50,6 +51,7 @@ def test_a_job_succeeds(server: Server, finished):
     assert said[0] == f"Created fine-tuning job: {finished.id}"
     assert said[1].startswith("Validating training file: file-")
     assert said[2:4] == ["Files validated, moving job to queued state", "Fine-tuning job started"]
+    assert "Weights & Biases (project tried) is not used: this server has no WANDB_API_KEY" in said
     assert said[-2:] == [f"New fine-tuned model created: {finished.fine_tuned_model}", "The job has successfully completed"]
     steps = [event for event in server.client.fine_tuning.jobs.list_events(finished.id, limit=1) if event.type == "metrics"]
     trained = [event.data for event in steps if "train_loss" in event.data]

@@ -149,7 +149,7 @@ def test_turns_that_are_marked_not_to_train_have_weight_0(key, shape, tmp_path):
     [
         (say(los=False), "'loss'"),
         (say(loss="no"), "true or false"),
-        (say(reasoning_content="It was dark."), "<think>"),
+        (say(reasoning_content="It was dark.", thinking="It was light."), "differ"),
         (say(mood="calm"), r"ignore: \[mood\]"),
         (say(loss=False, weight=1), "which holds"),
         ({**ask(), "train": True}, "only an assistant"),

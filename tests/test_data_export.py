@@ -129,7 +129,8 @@ def conversations(draw):
         if draw(st.integers(0, 4)) == 0:
             call = ToolCall(id="c1", function=Function(name="f", arguments=draw(TEXT)))
             turns += [Message(role="assistant", tool_calls=(call,)), Message(role="tool", content=draw(TEXT), tool_call_id="c1")]
-        turns.append(Message(role="assistant", content=draw(TEXT), weight=draw(st.sampled_from([None, None, 0, 1]))))
+        turns.append(Message(role="assistant", content=draw(TEXT), weight=draw(st.sampled_from([None, None, 0, 1])),
+                             reasoning_content=draw(st.sampled_from([None, None, "Hm."]))))  # fmt: skip
     return tuple(turns)
 
 
@@ -237,6 +238,33 @@ def test_every_format_is_written_and_detected(tmp_path):
     assert set(FORMATS) - set(WRITERS) == {"interaction"}, "a log is written by a server, not by hand"
     export([row], tmp_path / "bare.jsonl", "chat", extras=False)
     assert json.loads((tmp_path / "bare.jsonl").read_text()).keys() == {"messages"}
+
+
+def test_calls_and_reasoning_are_written_as_the_sdk_takes_them(tmp_path):
+    """Into JSONL and Parquet, whole and strict; schemas that Arrow cannot hold as columns are JSON text."""
+    typed = pytest.importorskip("openai.types.chat")
+    pydantic = pytest.importorskip("pydantic")
+    calls = tuple(ToolCall(id=f"c{i}", function=Function(name="f", arguments="{}")) for i in (1, 2))
+    turns = (
+        Message(role="user", content="q"),
+        Message(role="assistant", tool_calls=calls, reasoning_content="Look."),
+        *(Message(role="tool", content="7", tool_call_id=call.id) for call in calls),
+        Message(role="assistant", content="a", reasoning_content="So."),
+    )
+    tools = tuple(
+        {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": own}}} for own in ({}, {"a": {}})
+    )
+    row = Example(id=example_id(turns, tools), messages=turns, tools=tools)
+    for name in ("chat", "trl"):
+        for ending in (".jsonl", ".parquet"):
+            export([row], tmp_path / f"{name}{ending}", name)
+            assert same(row, collect(Source(path=str(tmp_path / f"{name}{ending}"))).rows[0])
+    export([row], tmp_path / "strict.jsonl", "chat", extras=False)
+    strict = json.loads((tmp_path / "strict.jsonl").read_text())
+    assert "reasoning_content" not in str(strict)
+    for fields in (strict, to_format(row, "chat")):
+        pydantic.TypeAdapter(list[typed.ChatCompletionMessageParam]).validate_python(fields["messages"])
+        pydantic.TypeAdapter(list[typed.ChatCompletionFunctionToolParam]).validate_python(fields["tools"])
 
 
 def test_tables_and_refusals(tmp_path):

@@ -11,8 +11,9 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from starlette.applications import Starlette
@@ -33,14 +34,17 @@ from tunesmith.api import (
     graders,
     models,
     stored_chat,
+    unserved,
     uploads,
     webhooks,
 )
 from tunesmith.api.auth import Auth, Caller
+from tunesmith.api.cors import Cors
 from tunesmith.api.errors import APIError
 from tunesmith.api.guard import Guard
 from tunesmith.api.http import away
 from tunesmith.api.proxy import Proxy
+from tunesmith.api.slow_clients import HeadersInTime
 from tunesmith.api.state import State, state_of
 from tunesmith.core.errors import DataError, TunesmithError, UsageError
 from tunesmith.deploy.answered import Answered
@@ -102,7 +106,13 @@ def create_app(
     app.state.tunesmith = state
     app.add_middleware(Proxy, state=state)
     app.add_middleware(
-        Guard, auth=state.auth, refused=metrics.failed, max_body_bytes=config.max_body_bytes, local_only=is_loopback(config.host)
+        Guard,
+        auth=state.auth,
+        refused=metrics.failed,
+        max_body_bytes=config.max_body_bytes,
+        local_only=is_loopback(config.host),
+        cors=Cors(config.cors_origins),
+        body_s=config.body_s,
     )
     return app
 
@@ -116,6 +126,7 @@ def _routes() -> list[Route]:
         Route("/v1/models/{model:path}", models.retrieve, methods=["GET"]),
         Route("/v1/models/{model:path}", models.delete, methods=["DELETE"]),
         *_stored(),
+        *unserved.routes(),
         Route("/v1/fine_tuning/alpha/graders/run", graders.run, methods=["POST"]),
         Route("/v1/fine_tuning/alpha/graders/validate", graders.validate, methods=["POST"]),
         Route("/healthz", _health, methods=["GET"]),
@@ -279,6 +290,7 @@ def _server(app: Starlette, config: ServeConfig) -> _Server:
         access_log=False,
         server_header=False,
         lifespan="on",
+        http=cast(Any, partial(HeadersInTime, headers_s=config.headers_s)),
         timeout_graceful_shutdown=max(1, round(config.drain_s)),
         timeout_keep_alive=30,
     )

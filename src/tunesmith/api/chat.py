@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from tunesmith.api.exchange import Live, asks, attended, sse, target_of
 from tunesmith.api.http import away, reply
 from tunesmith.api.state import State, state_of
 from tunesmith.core import wire
+from tunesmith.core.chat_request import ChatRequest, chat_request
 from tunesmith.core.types import Answer, Prompt, Sampling
 from tunesmith.deploy.answered import Exchange, outcome_of
 from tunesmith.deploy.engine import Stream
@@ -27,13 +29,15 @@ from tunesmith.flow.jobs.request import check_metadata
 from tunesmith.models.base import Piece, constraint_of
 from tunesmith.store.chats import Chats
 
+_LARGE = 1 << 16  # bytes of a body that is read in a thread
+
 
 @dataclass(slots=True)
 class _Chat:
     """One request on its way."""
 
     state: State
-    request: wire.ChatRequest
+    request: ChatRequest
     exchange: Exchange
     target: Target
     streams: list[Stream]
@@ -69,7 +73,8 @@ class _Chat:
 
     def completion(self, answers: list[Answer]) -> dict[str, Any]:
         """The response's body."""
-        choices = [wire.choice(i, answer, with_logprobs=bool(self.request.logprobs)) for i, answer in enumerate(answers)]
+        asked = self.request
+        choices = [wire.choice(i, answer, with_logprobs=bool(asked.logprobs), older=asked.older) for i, answer in enumerate(answers)]
         return wire.completion(self.identity, choices, _usage(answers))
 
 
@@ -77,17 +82,17 @@ class _Chat:
 async def create(request: Request, exchange: Exchange, body: bytes) -> Response:
     """The endpoint."""
     state = state_of(request)
-    asked, ignored = wire.chat_request(body), {"x-tunesmith-ignored": names} if (names := ",".join(wire.ignored(body))) else {}
+    asked, prompt, names = await state.answering.away(_read, body) if len(body) > _LARGE else _read(body)
+    ignored = {"x-tunesmith-ignored": names} if names else {}
     if asked.store and state.store is None:
         raise wire.BadRequest(
             "'store' is true, and this server keeps no completions", param="store", code="unsupported_value", allowed="false"
         )
     check_metadata(asked.metadata)
-    prompt = asked.prompt()
     exchange.ask(prompt.messages)
     target = await target_of(request, exchange, asked.model)
     chat = _Chat(state, asked, exchange, target, [])
-    _ask(chat, msgspec.structs.replace(prompt, messages=target.instructed(prompt.messages)))
+    await attended(request, _ask(chat, msgspec.structs.replace(prompt, messages=target.instructed(prompt.messages))))
     if asked.stream:
         answers: dict[int, Answer] = {}
         return Live(state, exchange, answers, chat.cancel).response(_events(chat, answers), ignored)
@@ -95,31 +100,37 @@ async def create(request: Request, exchange: Exchange, body: bytes) -> Response:
         whole = await attended(request, asyncio.gather(*(stream.whole() for stream in chat.streams)))
     finally:
         chat.cancel()
-    limited = [_limited(asked, answer) for answer in whole]
+    limited = [_limited(chat, i, answer) for i, answer in enumerate(whole)]
     await chat.end(limited)
     return reply(chat.completion(limited), headers=ignored)
 
 
-def _ask(chat: _Chat, prompt: Prompt) -> None:
-    """Ask for every choice at once."""
+def _read(body: bytes) -> tuple[ChatRequest, Prompt, str]:
+    """The request, its prompt, and the names of its keys that have no effect."""
+    asked = chat_request(body)
+    return asked, asked.prompt(), ",".join(wire.ignored(body))
+
+
+async def _ask(chat: _Chat, prompt: Prompt) -> None:
+    """Ask for every choice at once; returns when the model has taken them, so that what it refuses is told before a stream begins."""
     asked, forced = chat.request, chat.request.must_call
     sampling: Sampling = asked.sampling(chat.state.default_max_tokens, chat.target.defaults)
-    constraint = constraint_of(None if forced else asked.schema, forced, several=asked.parallel_tool_calls is not False)
-    try:
-        for index in range(asked.choices):
-            chat.streams.append(chat.state.answering.ask(chat.target.model, prompt, sampling, index, constraint=constraint))
-    except BaseException:
-        chat.cancel()
-        raise
+    constraint = constraint_of(None if forced else asked.schema, forced, several=asked.several)
+    chat.streams += await chat.state.answering.ask(chat.target.model, prompt, sampling, asked.choices, constraint=constraint)
 
 
-def _limited(request: wire.ChatRequest, answer: Answer) -> Answer:
-    """Nothing where nothing is wanted, one tool call where the client forbids several at a time."""
-    if request.silent:
-        return msgspec.structs.replace(answer, text="", tool_calls=(), finish_reason="length", logprobs=())
-    if request.parallel_tool_calls is False and len(answer.tool_calls) > 1:
-        return msgspec.structs.replace(answer, tool_calls=answer.tool_calls[:1])
-    return answer
+def _limited(chat: _Chat, index: int, answer: Answer) -> Answer:
+    """One tool call where no more are wanted; each with an id that no other call has."""
+    calls = answer.tool_calls if chat.request.several else answer.tool_calls[:1]
+    if not calls:
+        return answer
+    named = tuple(msgspec.structs.replace(call, id=_call_id(chat.exchange.id, index, i)) for i, call in enumerate(calls))
+    return msgspec.structs.replace(answer, tool_calls=named)
+
+
+def _call_id(answer: str, choice: int, number: int) -> str:
+    """Of the answer's own id, so that it is the same in its chunks, in the log and among the stored completions."""
+    return f"call_{hashlib.blake2b(f'{answer}/{choice}/{number}'.encode(), digest_size=12).hexdigest()}"
 
 
 def _usage(answers: list[Answer]) -> dict[str, int]:
@@ -133,16 +144,16 @@ async def _events(chat: _Chat, answers: dict[int, Answer]) -> AsyncGenerator[byt
     async with contextlib.aclosing(_merged(chat.streams)) as pieces:
         async for index, piece in pieces:
             chat.exchange.first_token()
-            if not chat.request.silent and (piece.text or (piece.logprobs and chat.request.logprobs)):
+            if piece.text or (piece.logprobs and chat.request.logprobs):
                 yield sse(_chunk(chat, index, {"content": piece.text}, logprobs=piece.logprobs))
             if piece.answer is None:
                 continue
-            answers[index] = answer = _limited(chat.request, piece.answer)
+            answers[index] = answer = _limited(chat, index, piece.answer)
             if answer.tool_calls:
-                yield sse(_chunk(chat, index, {"tool_calls": wire.tool_calls(answer.tool_calls, indexed=True)}))
+                yield sse(_chunk(chat, index, wire.calls_delta(answer.tool_calls, older=chat.request.older)))
             if len(answers) == len(chat.streams):
                 await chat.end([answers[i] for i in range(len(answers))])
-            yield sse(_chunk(chat, index, {}, finish=answer.finish_reason))
+            yield sse(_chunk(chat, index, {}, finish=wire.finish_of(answer, older=chat.request.older)))
     if chat.request.include_usage:
         yield sse({**_chunk(chat, 0, {}), "choices": [], "usage": _usage([answers[i] for i in range(len(answers))])})
     yield b"data: [DONE]\n\n"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -14,11 +15,12 @@ from tunesmith.api.exchange import Live, asks, attended, sse, target_of
 from tunesmith.api.http import reply
 from tunesmith.api.state import state_of
 from tunesmith.core import wire
+from tunesmith.core.completion_logprobs import LogprobLists, joined, spelled
 from tunesmith.core.types import Answer, Message, Record, Sampling
 from tunesmith.core.wire import BadRequest
 from tunesmith.deploy.answered import Exchange, Outcome, outcome_of
-from tunesmith.deploy.engine import Stream
-from tunesmith.models.base import Model, batching
+from tunesmith.deploy.engine import Answering, Stream
+from tunesmith.models.base import Model, batching, scoring
 
 _MOST_CHOICES, _MOST_PROMPTS = 128, 64
 
@@ -58,7 +60,7 @@ class _Body(Record, frozen=True):
         """How they are drawn. What the request leaves open is as in `defaults`, else as at OpenAI. Ranking needs log-probabilities."""
         limit = defaults.get("max_tokens", 16) if self.max_tokens is None else self.max_tokens
         return Sampling(
-            max_tokens=max(1, int(limit)),
+            max_tokens=int(limit),
             temperature=defaults.get("temperature", 1.0) if self.temperature is None else self.temperature,
             top_p=defaults.get("top_p", 1.0) if self.top_p is None else self.top_p,
             stop=_stops(self),
@@ -92,36 +94,104 @@ def _stops(asked: _Body) -> tuple[str, ...]:
     return (asked.stop,) if isinstance(asked.stop, str) else asked.stop or ()
 
 
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """One prompt: its text as it is shown, its tokens' log-probabilities where these are echoed, and the answers to it on their way."""
+
+    text: str
+    logprobs: list[dict[str, Any]]
+    streams: list[Stream]
+
+
+@dataclass(frozen=True, slots=True)
+class _Completion:
+    """One request on its way."""
+
+    asked: _Body
+    exchange: Exchange
+    prompts: list[_Prompt]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a completion and all chunks of a stream have in common."""
+        return {
+            "id": self.exchange.id,
+            "object": "text_completion",
+            "created": int(self.exchange.created),
+            "model": self.asked.model,
+        }
+
+    @property
+    def streams(self) -> list[Stream]:
+        """Every answer on its way."""
+        return [stream for prompt in self.prompts for stream in prompt.streams]
+
+    def cancel(self) -> None:
+        """Stop what is still being answered."""
+        for stream in self.streams:
+            stream.cancel()
+
+
 @asks("completions", "cmpl")
 async def create(request: Request, exchange: Exchange, body: bytes) -> Response:
     """The endpoint. A variant's instruction has no place here: a text is continued as it is."""
     state, asked = state_of(request), _read(body)
     ignored = {"x-tunesmith-ignored": names} if (names := ",".join(wire.ignored(body))) else {}
     target = await target_of(request, exchange, asked.model)
-    prompts = _prompts(asked.prompt, target.model)
-    texts = [_text_of(target.model, prompt) for prompt in prompts]
+    given = _prompts(asked.prompt, target.model)
+    texts = await state.answering.away(lambda: [_text_of(target.model, prompt) for prompt in given])
     exchange.messages = (Message(role="user", content="\n".join(texts)),)
     sampling = asked.sampling(target.defaults)
-    streams = [state.answering.complete(target.model, prompt, sampling, i) for prompt in prompts for i in range(asked.each)]
-    shown = [text for text in texts for _ in range(asked.choices)]
-    identity = {"id": exchange.id, "object": "text_completion", "created": int(exchange.created), "model": asked.model}
-
-    def cancel() -> None:
-        for stream in streams:
-            stream.cancel()
-
+    made = [_asked(state.answering, target.model, asked, sampling, *pair) for pair in zip(given, texts, strict=True)]
+    completion = _Completion(asked, exchange, await attended(request, _all_or_none(made)))
     if asked.stream:
         live: dict[int, Answer] = {}
-        return Live(state, exchange, live, cancel).response(_events(asked, exchange, identity, streams, shown, live), ignored)
+        return Live(state, exchange, live, completion.cancel).response(_events(completion, live), ignored)
     try:
-        answers = await attended(request, asyncio.gather(*(stream.whole() for stream in streams)))
+        answers = await attended(request, asyncio.gather(*(stream.whole() for stream in completion.streams)))
     finally:
-        cancel()
-    best = [answer for i in range(len(prompts)) for answer in _best(answers[i * asked.each : (i + 1) * asked.each], asked.choices)]
+        completion.cancel()
+    best = [_best(answers[i * asked.each : (i + 1) * asked.each], asked.choices) for i in range(len(given))]
     used = _usage(answers, asked.each)
-    await exchange.end(_outcome(best, used))
-    choices = [_choice(i, answer, asked, before) for i, (answer, before) in enumerate(zip(best, shown, strict=True))]
-    return reply({**identity, "choices": choices, "usage": used}, headers=ignored)
+    await exchange.end(_outcome([answer for several in best for answer in several], used))
+    pairs = [(prompt, answer) for prompt, several in zip(completion.prompts, best, strict=True) for answer in several]
+    choices = [_choice(i, prompt, answer, asked) for i, (prompt, answer) in enumerate(pairs)]
+    return reply({**completion.identity, "choices": choices, "usage": used}, headers=ignored)
+
+
+async def _asked(answering: Answering, model: Model, asked: _Body, sampling: Sampling, given: str | list[int], text: str) -> _Prompt:
+    """Ask for the answers to one prompt, and for the log-probabilities of its tokens where it is echoed with them."""
+    streams = await answering.complete(model, given, sampling, range(asked.each))
+    if not asked.echo:
+        return _Prompt("", [], streams)
+    if asked.logprobs is None or not given:
+        return _Prompt(text, [], streams)
+    try:
+        logprobs = await answering.away(_scored, model, given, asked.logprobs)
+    except BaseException:
+        for stream in streams:
+            stream.cancel()
+        raise
+    return _Prompt(text if isinstance(given, str) else spelled(logprobs), logprobs, streams)
+
+
+def _scored(model: Model, given: str | list[int], top: int) -> list[dict[str, Any]]:
+    engine, scores = batching(model), scoring(model)
+    if engine is None or scores is None:
+        raise BadRequest(f"'{model.name}' tells no log-probabilities of a prompt", param="echo", code="unsupported_value", allowed="false")
+    return scores.prompt_logprobs(engine.encode(given) if isinstance(given, str) else given, top)
+
+
+async def _all_or_none(made: Sequence[Coroutine[Any, Any, _Prompt]]) -> list[_Prompt]:
+    """All prompts once they are asked; when one is refused, the others are stopped."""
+    prompts = await asyncio.gather(*made, return_exceptions=True)
+    refused = [prompt for prompt in prompts if isinstance(prompt, BaseException)]
+    asked = [prompt for prompt in prompts if isinstance(prompt, _Prompt)]
+    for stream in (stream for prompt in asked if refused for stream in prompt.streams):
+        stream.cancel()
+    if refused:
+        raise refused[0]
+    return asked
 
 
 def _outcome(answers: Sequence[Answer], used: Mapping[str, int]) -> Outcome:
@@ -170,46 +240,49 @@ def _text_of(model: Model, prompt: str | list[int]) -> str:
     return prompt if isinstance(prompt, str) else engine.decode(prompt) if engine is not None else ""
 
 
-def _choice(index: int, answer: Answer, asked: _Body, before: str) -> dict[str, Any]:
-    text = "" if asked.max_tokens == 0 else answer.text
-    finish = "length" if asked.max_tokens == 0 or answer.finish_reason == "length" else "stop"
-    logprobs = _logprobs(answer.logprobs, len(before) if asked.echo else 0) if asked.logprobs is not None else None
-    return {"text": before + text if asked.echo else text, "index": index, "logprobs": logprobs, "finish_reason": finish}
+def _choice(index: int, prompt: _Prompt, answer: Answer, asked: _Body) -> dict[str, Any]:
+    lists = LogprobLists(_start(prompt))
+    logprobs = joined(lists.part(prompt.logprobs), lists.part(_drawn(answer))) if asked.logprobs is not None else None
+    return {"text": prompt.text + answer.text, "index": index, "logprobs": logprobs, "finish_reason": _finish(answer)}
 
 
-def _logprobs(tokens: Sequence[dict[str, Any]], offset: int) -> dict[str, Any]:
-    """The older shape: parallel lists."""
-    offsets = []
-    for token in tokens:
-        offsets.append(offset)
-        offset += len(token["token"])
-    return {
-        "tokens": [token["token"] for token in tokens],
-        "token_logprobs": [token["logprob"] for token in tokens],
-        "top_logprobs": [{top["token"]: top["logprob"] for top in token["top_logprobs"]} for token in tokens],
-        "text_offset": offsets,
-    }
+def _drawn(answer: Answer) -> list[dict[str, Any]]:
+    """Every token that was drawn, the one that ended the answer too: clients count them."""
+    return [*answer.logprobs, *([answer.end_logprob] if answer.end_logprob is not None else [])]
 
 
-async def _events(
-    asked: _Body, exchange: Exchange, identity: dict[str, Any], streams: list[Stream], shown: list[str], answers: dict[int, Answer]
-) -> AsyncGenerator[bytes]:
+def _start(prompt: _Prompt) -> int:
+    """Where the first token begins: before the text where the tokenizer puts a space of its own there, behind it where the prompt's tokens
+    are not told."""
+    return len(prompt.text) - len(spelled(prompt.logprobs))
+
+
+def _finish(answer: Answer) -> str:
+    return "length" if answer.finish_reason == "length" else "stop"
+
+
+async def _events(completion: _Completion, answers: dict[int, Answer]) -> AsyncGenerator[bytes]:
     """One choice after the other; each was asked at once, so the later ones wait only here."""
-    for index, (stream, before) in enumerate(zip(streams, shown, strict=True)):
-        if asked.echo and before:
-            yield _event(identity, {"text": before, "index": index, "logprobs": None, "finish_reason": None})
+    asked, exchange, identity = completion.asked, completion.exchange, completion.identity
+    pairs = [(prompt, stream) for prompt in completion.prompts for stream in prompt.streams]
+    for index, (prompt, stream) in enumerate(pairs):
+        lists = LogprobLists(_start(prompt))
+        if prompt.text or prompt.logprobs:
+            shown = lists.part(prompt.logprobs) if prompt.logprobs else None
+            yield _event(identity, {"text": prompt.text, "index": index, "logprobs": shown, "finish_reason": None})
         async for piece in stream:
             exchange.first_token()
-            logprobs = _logprobs(piece.logprobs, 0) if asked.logprobs is not None and piece.logprobs else None
+            end = piece.answer.end_logprob if piece.answer is not None else None
+            entries = [*piece.logprobs, *([end] if end is not None else [])]
+            logprobs = lists.part(entries) if asked.logprobs is not None and entries else None
             if piece.text or logprobs:
                 yield _event(identity, {"text": piece.text, "index": index, "logprobs": logprobs, "finish_reason": None})
             if piece.answer is not None:
                 answers[index] = piece.answer
                 used = _usage(list(answers.values()), asked.choices)
-                if len(answers) == len(streams):
+                if len(answers) == len(pairs):
                     await exchange.end(_outcome(list(answers.values()), used))
-                finish = "length" if piece.answer.finish_reason == "length" else "stop"
-                yield _event(identity, {"text": "", "index": index, "logprobs": None, "finish_reason": finish})
+                yield _event(identity, {"text": "", "index": index, "logprobs": None, "finish_reason": _finish(piece.answer)})
     if asked.stream_options is not None and asked.stream_options.include_usage:
         yield sse({**identity, "choices": [], "usage": _usage(list(answers.values()), asked.choices)})
     yield b"data: [DONE]\n\n"

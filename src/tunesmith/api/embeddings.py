@@ -39,10 +39,10 @@ async def create(request: Request, exchange: Exchange, body: bytes) -> Response:
     encoder = await state.encoder(asked.model)
     exchange.variant = Variant(name=encoder.name, model=ModelRef(base=encoder.name))
     exchange.model_digest = encoder.digest
-    rows = _rows(asked.input, encoder)
+    if asked.dimensions is not None and not 1 <= asked.dimensions <= encoder.size:
+        raise BadRequest(f"'dimensions' is {asked.dimensions}", param="dimensions", code="invalid_value", allowed=f"1 to {encoder.size}")
+    rows = await state.answering.away(_rows, asked.input, encoder)
     exchange.messages = inputs(asked.input)
-    if asked.dimensions is not None and asked.dimensions < 1:
-        raise BadRequest(f"'dimensions' is {asked.dimensions}", param="dimensions", code="invalid_value", allowed="1 or more")
     vectors = await attended(request, away(encoder, rows, asked.dimensions))
     shown: list[Any] = [vector.tolist() for vector in vectors]
     if asked.encoding_format == "base64" and state.base64_embeddings:
@@ -64,8 +64,15 @@ def _rows(given: str | list[Any], encoder: Encoding) -> list[list[int]]:
 def _ids(entry: Any, encoder: Encoding) -> list[int]:
     if isinstance(entry, str) and entry:
         return encoder.ids(entry)
-    if isinstance(entry, list) and entry and all(type(token) is int and 0 <= token < encoder.vocabulary for token in entry):
-        return entry
+    if isinstance(entry, list) and entry and all(type(token) is int and 0 <= token < 1 << 31 for token in entry):
+        if encoder.made(entry):
+            return entry
+        raise BadRequest(
+            f"'input' has token ids {str(entry)[:60]}, which '{encoder.name}' cannot have made: it would read other words",
+            param="input",
+            code="invalid_value",
+            allowed="texts (LangChain: check_embedding_ctx_length=False), or ids of the encoder's own tokenizer with its marks",
+        )
     raise BadRequest(
         f"'input' has the entry {str(entry)[:60]!r}",
         param="input",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import traceback
+from contextvars import ContextVar
 from typing import Any
 
 import msgspec
@@ -16,13 +17,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tunesmith.core import wire
-from tunesmith.core.errors import DataError, NotFound, TunesmithError, UsageError
+from tunesmith.core.errors import ContextExceeded, DataError, NotFound, TunesmithError, UsageError
 from tunesmith.core.terminal import printable
 from tunesmith.deploy.engine import Overloaded
 from tunesmith.deploy.router import Unloaded
 from tunesmith.store.paging import Missing, Refused
 
 _log = logging.getLogger("tunesmith.api")
+# The id of the request that is being answered; what is logged of it and what its client is told name it.
+request_id: ContextVar[str] = ContextVar("request_id", default="")
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "invalid_request_error", 429: "rate_limit_error"}
 
 
@@ -54,6 +57,8 @@ def as_api_error(error: BaseException) -> APIError:
         return APIError(404, error.what, param=error.param, code=error.code)
     if isinstance(error, (wire.BadRequest, Refused)):
         return APIError(400, str(error), param=error.param, code=error.code)
+    if isinstance(error, ContextExceeded):
+        return APIError(400, str(error), param=error.param, code="context_length_exceeded")
     if isinstance(error, NotFound):
         return APIError(404, error.what, param="model", code="model_not_found")
     if isinstance(error, (UsageError, DataError)):
@@ -64,7 +69,8 @@ def as_api_error(error: BaseException) -> APIError:
         return APIError(500, str(error))
     if isinstance(error, RecursionError):
         return APIError(400, "The request is nested too deeply", code="invalid_value")
-    return APIError(500, "The server had an error while processing your request; its log has the details")
+    named = f" of {request_id.get()}" if request_id.get() else ""
+    return APIError(500, f"The server had an error while processing your request; its log has the details{named}")
 
 
 def _words(error: HTTPException) -> str:
@@ -76,7 +82,7 @@ def noted(error: BaseException) -> APIError:
     problem = as_api_error(error)
     if problem.status >= 500:
         trace = "".join(traceback.format_exception(error))
-        _log.error("request failed: %s", printable(f"{problem.message}\n{trace}"))
+        _log.error("request %s failed: %s", request_id.get() or "(none)", printable(f"{problem.message}\n{trace}"))
     return problem
 
 

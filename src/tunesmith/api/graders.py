@@ -71,7 +71,8 @@ def _asker(state: State, project: str) -> Callable[[str, Prompt, Sampling], Answ
     loop = asyncio.get_running_loop()
 
     async def answered(name: str, prompt: Prompt, sampling: Sampling) -> Answer:
-        return await state.answering.ask(await state.find(name, project), prompt, sampling).whole()
+        (stream,) = await state.answering.ask(await state.find(name, project), prompt, sampling)
+        return await stream.whole()
 
     def ask(name: str, prompt: Prompt, sampling: Sampling) -> Answer:
         return asyncio.run_coroutine_threadsafe(answered(name, prompt, sampling), loop).result()

@@ -13,9 +13,11 @@ from typing import Any
 
 from tunesmith.api import errors
 from tunesmith.api.auth import Auth
+from tunesmith.api.cors import Cors, is_preflight
 from tunesmith.api.errors import APIError
 from tunesmith.api.http import Receive, Scope, Send
 from tunesmith.api.limits import MAX_FILE_BYTES, MAX_PART_BYTES
+from tunesmith.api.slow_clients import BodyInTime
 
 _ENVELOPE = 1 << 20  # what a multipart body may have besides the file
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -26,9 +28,11 @@ _JSON = "application/json"
 class Guard:
     """The outermost application. What it refuses is counted by `refused(status)` and leaves no row: a flood must not fill the disk."""
 
-    def __init__(self, app: Any, *, auth: Auth, refused: Callable[[int], None], max_body_bytes: int, local_only: bool) -> None:
+    def __init__(
+        self, app: Any, *, auth: Auth, refused: Callable[[int], None], max_body_bytes: int, local_only: bool, cors: Cors, body_s: float
+    ) -> None:
         self.app, self.auth, self.refused = app, auth, refused
-        self.max_body_bytes, self.local_only = max_body_bytes, local_only
+        self.max_body_bytes, self.local_only, self.cors, self.body_s = max_body_bytes, local_only, cors, body_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request in, or answer it with an error."""
@@ -36,9 +40,10 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        more = [(b"x-request-id", _request_id(headers).encode())]
+        errors.request_id.set(_request_id(headers))
+        more = [(b"x-request-id", errors.request_id.get().encode()), *self.cors.headers(headers.get(b"origin", ""))]
         most = self._most(scope["path"])
-        seen, begun = 0, False
+        seen, begun, in_time = 0, False, BodyInTime(receive, self.body_s)
 
         async def send_with_more(message: MutableMapping[str, Any]) -> None:
             nonlocal begun
@@ -49,7 +54,7 @@ class Guard:
 
         async def counted() -> MutableMapping[str, Any]:
             nonlocal seen
-            message = await receive()
+            message = await in_time()
             seen += len(message.get("body", b""))
             if seen > most:
                 raise _too_large(most)
@@ -57,6 +62,9 @@ class Guard:
 
         try:
             self._check(scope, headers, most)
+            if is_preflight(scope["method"], headers) and self.cors.allows(headers[b"origin"]):
+                await self.cors.preflight(headers)(scope, receive, send_with_more)
+                return
             caller = self.auth.caller(scope["method"], scope["path"], headers)
             if scope["path"].startswith("/v1/"):
                 more += self.auth.spend(caller)
@@ -83,8 +91,11 @@ class Guard:
         if self.local_only and host.strip("[]").lower() not in _LOCAL_NAMES:
             raise APIError(403, f"Host '{host}' is not this machine", code="invalid_host")
         origin = headers.get(b"origin", "")
-        if self.local_only and origin and origin.partition("://")[2].lower() != headers.get(b"host", "").lower():
-            raise APIError(403, f"A page of '{origin[:100]}' may not ask this server", code="invalid_origin")
+        own = origin.partition("://")[2].lower() == headers.get(b"host", "").lower()
+        if self.local_only and origin and not own and not self.cors.allows(origin):
+            raise APIError(
+                403, f"A page of '{origin[:100]}' may not ask this server; serve.cors_origins names those that may", code="invalid_origin"
+            )
         length = headers.get(b"content-length", "0")
         if length.isdigit() and int(length[:18]) > most:
             raise _too_large(most)

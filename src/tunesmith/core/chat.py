@@ -13,7 +13,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,10 @@ from tunesmith.core.types import Document, Example, Function, Labelled, Message,
 
 _REMEDY_ANSWER = "take the white space off the beginning of the answer"
 _REMEDY_TEMPLATE = "end the chat template's generation prompt without what merges with the answer's first letters (a space, for one)"
+_SPACE = "\u2581"  # how tokenizers of the SentencePiece family write a space
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+# What begins a call of a tool in an answer, as `Renderer.parse` reads it.
+CALL_MARKS = ("<tool_call>",)
 _TOOL_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
 
 
@@ -112,8 +116,14 @@ class Renderer:
         return int(self._tokenizer.get_vocab_size())
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of plain text; special tokens are recognised, none is added."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        """Token ids of plain text; special tokens are recognised, none is added. Other threads go on meanwhile: of a batch, the tokenizer
+        lets Python's lock go."""
+        return list(self._tokenizer.encode_batch([text], add_special_tokens=False)[0].ids)
+
+    @cached_property
+    def longest_token(self) -> int:
+        """How many characters one token stands for at most, so that a text's length says how many tokens it has at least."""
+        return max(map(len, self._tokenizer.get_vocab()), default=1)
 
     def ids(self, tokens: Sequence[str]) -> list[int | None]:
         """The id of each token, None for what is none."""
@@ -127,9 +137,31 @@ class Renderer:
         """Each id as the text it stands for, special tokens included: for showing a row."""
         return [str(self._tokenizer.decode([number], skip_special_tokens=False)) for number in ids]
 
+    def word(self, number: int) -> str:
+        """One id as it stands in a text: with the space before it, where the tokenizer writes spaces as a mark of their own."""
+        token = str(self._tokenizer.id_to_token(number))
+        if number in self._added:
+            return token
+        return token.replace(_SPACE, " ") if token.startswith(_SPACE) else self.pieces([number])[0]
+
+    def bytes_of(self, number: int) -> list[int] | None:
+        """The bytes of one id, also where it is a part of a character; None where the tokenizer does not tell."""
+        word = self.word(number)
+        if "\ufffd" not in word:
+            return list(word.encode())
+        token = str(self._tokenizer.id_to_token(number))
+        if fallback := _BYTE.fullmatch(token):
+            return [int(fallback[1], 16)]
+        table = _byte_letters()
+        return [table[letter] for letter in token] if all(letter in table for letter in token) else None
+
     def prompt(self, prompt: Prompt) -> list[int]:
         """The ids that a model is given before it answers: the conversation and the header of its next turn."""
-        return self.encode(self.template.render(prompt.messages, prompt.tools, generation=True))
+        return self.encode(self.text(prompt))
+
+    def text(self, prompt: Prompt) -> str:
+        """The same as text: what the template writes before the model answers."""
+        return self.template.render(prompt.messages, prompt.tools, generation=True)
 
     def example(self, example: Example) -> Rendered:
         """One row as ids and mask. Raises DataError when the template refuses the conversation."""
@@ -228,6 +260,14 @@ class Renderer:
         if not calls:
             return Message(role="assistant", content=text)
         return Message(role="assistant", content=_TOOL_CALL.sub("", text).strip() or None, tool_calls=tuple(calls))
+
+
+@cache
+def _byte_letters() -> dict[str, int]:
+    """The letter by which byte-level tokenizers write each byte (Radford et al. 2019): itself where it can be seen, else one after 255."""
+    seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = [byte for byte in range(256) if byte not in set(seen)]
+    return {chr(byte): byte for byte in seen} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
 
 
 def _merged_tokens(rows: Sequence[tuple[Example, str, int]], of: int) -> DataError:

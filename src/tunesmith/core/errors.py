@@ -4,6 +4,7 @@ TunesmithError              exit 1  something failed; the message says what, whe
 ├── UsageError              exit 2  the caller asked for something that cannot be
 │   ├── ConfigError                 a key or value in tunesmith.yaml, an option or a plan is wrong
 │   ├── MissingExtra                a package that belongs to an extra is not installed
+│   ├── ContextExceeded             a prompt that is longer than what the model reads
 │   └── NotFound                    a name (model, row, run, file) that does not exist
 ├── DataError               exit 1  rows that cannot be used; carries every fault found, not only the first
 ├── SourceUnavailable       exit 1  a download or a service could not be reached
@@ -53,6 +54,19 @@ class ConfigError(UsageError):
 
 class MissingExtra(UsageError):
     """A package that belongs to an extra is not installed."""
+
+
+class ContextExceeded(UsageError):
+    """A prompt of `tokens` tokens (None: more than need be counted) for a model that reads `context`. `param` is where it came."""
+
+    def __init__(self, tokens: int | None, context: int, *, param: str = "messages") -> None:
+        self.tokens, self.context, self.param = tokens, context, param
+        count = "far more" if tokens is None else f"{tokens} tokens"
+        super().__init__(
+            f"This model's maximum context length is {context} tokens. However, your prompt has {count}",
+            allowed=f"1 to {context - 1} tokens, so that one can be answered",
+            remedy="shorten it",
+        )
 
 
 class NotFound(UsageError):

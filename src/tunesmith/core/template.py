@@ -112,21 +112,20 @@ class ChatTemplate:
         """
         try:
             return self._raw(self.messages(messages), list(tools), generation)
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
             roles = " → ".join(message.role for message in messages)
             raise DataError(f"the model's chat template refuses this conversation ({roles}): {error}") from error
 
 
 def _as_template_row(message: Message) -> dict[str, Any]:
-    row: dict[str, Any] = {"role": message.role, "content": message.text if message.content is not None or message.refusal else None}
+    # Never null: templates join it to other text, or write the word None.
+    row: dict[str, Any] = {"role": message.role, "content": message.text}
     if message.tool_calls:
         row["tool_calls"] = [
             {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": _arguments(call.function.arguments)}}
             for call in message.tool_calls
         ]
-    if row["content"] is None and not message.tool_calls:
-        row["content"] = ""
-    for key in ("name", "tool_call_id"):
+    for key in ("name", "tool_call_id", "reasoning_content"):
         if getattr(message, key) is not None:
             row[key] = getattr(message, key)
     return row

@@ -43,7 +43,7 @@ class TextPart(Record, frozen=True):
 class Message(Record, frozen=True):
     """One turn. `weight` 0 takes an assistant message out of the loss; None means 1.
 
-    `content` may be None only beside `tool_calls` or a `refusal`.
+    `content` may be None only beside `tool_calls` or a `refusal`. `reasoning_content` is what an assistant thought before its words.
     """
 
     role: Role
@@ -52,6 +52,7 @@ class Message(Record, frozen=True):
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
     refusal: str | None = None
+    reasoning_content: str | None = None
     weight: Literal[0, 1] | None = None
 
     @property
@@ -145,7 +146,8 @@ class Sampling(Record, frozen=True):
 
 
 class Answer(Record, frozen=True):
-    """What a model said. Times in seconds: until the first token and until the last; `logprobs` in nats, one a token."""
+    """What a model said. Times in seconds: until the first token and until the last; `logprobs` in nats, one a token; `end_logprob` is that
+    of the token which ended it and is no word of it."""
 
     text: str
     finish_reason: Literal["stop", "length", "tool_calls", "content_filter", "error"] = "stop"
@@ -155,6 +157,7 @@ class Answer(Record, frozen=True):
     first_token_s: float | None = None
     total_s: float | None = None
     logprobs: tuple[dict[str, Any], ...] = ()
+    end_logprob: dict[str, Any] | None = None
 
 
 class Score(Record, frozen=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -24,6 +25,7 @@ from tunesmith.data.formats.registry import FORMATS, parse_row
 from tunesmith.data.formats.writing import OWN, own_fields
 from tunesmith.data.sources import without_planted
 
+_OPENAI = ("chat", "dpo", "rft")  # OpenAI refuses a training file that has any other key
 WHOLE = ("tunesmith", "kiln", "label_studio")
 
 
@@ -51,7 +53,7 @@ def export(rows: Iterable[Row], path: str | Path, name: str = "chat", *, extras:
     path = Path(path)
     for row in rows:
         try:
-            fields = to_format(row, name) if extras or name == "tunesmith" else _strict(WRITERS[name](row))
+            fields = to_format(row, name) if extras or name == "tunesmith" else _strict(WRITERS[name](row), name)
         except DataError as error:
             faults.append(Fault(row.origin, "cannot_hold", error.what))
             continue
@@ -67,8 +69,22 @@ def export(rows: Iterable[Row], path: str | Path, name: str = "chat", *, extras:
     return len(made)
 
 
-def _strict(fields: Fields | None) -> Fields | None:
-    return fields and {key: value for key, value in fields.items() if key != OWN}
+def _strict(fields: Fields | None, name: str) -> Fields | None:
+    """The format's own keys; of OpenAI's also without what its turns do not know."""
+    if fields is None:
+        return None
+    own = {key: value for key, value in fields.items() if key != OWN}
+    return _openai(own) if name in _OPENAI else own
+
+
+def _openai(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_openai(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    if "role" in value:
+        return {key: part for key, part in value.items() if key != "reasoning_content"}
+    return {key: part if key == "tools" else _openai(part) for key, part in value.items()}
 
 
 def same(a: Row, b: Row | None) -> bool:
@@ -100,20 +116,31 @@ def _write(made: Sequence[Fields], path: Path, name: str) -> None:
 
 def _write_columns(made: Sequence[Fields], path: Path, name: str) -> None:
     """Parquet with nested columns, as trainers read it. Arrow gives all structs of a column the same keys and plants nulls where a row has
-    none: what would not come back the same is refused."""
+    none: tools that it cannot hold so are JSON text, as data sets have them, and what would not come back the same is refused."""
+    texts = [one | {"tools": msgspec.json.encode(one["tools"]).decode()} if isinstance(one.get("tools"), list) else one for one in made]
+    packed, why = _packed(made, name)
+    if packed is None and any("tools" in one for one in made):
+        packed, why = _packed(texts, name)
+    if packed is None:
+        raise DataError(why, where=str(path), remedy="export as tunesmith, or as .jsonl")
+    with atomic_file(path) as stream:
+        stream.write(packed)
+
+
+def _packed(made: Sequence[Fields], name: str) -> tuple[bytes | None, str]:
+    """The rows as Parquet; None where it would not give them back, with the reason."""
     pa, pq = need("pyarrow", extra="data"), need("pyarrow.parquet", extra="data")
     packed = io.BytesIO()
     try:
         table = pa.Table.from_pylist(_with_all_keys(made))
         pq.write_table(table, packed, compression="zstd")
     except pa.ArrowException as error:
-        raise DataError(f"Parquet cannot hold these rows: {error}", where=str(path), remedy="export as tunesmith, or as .jsonl") from error
+        return None, f"Parquet cannot hold these rows: {error}"
     back = [without_planted(one) for one in table.to_pylist()]
     for number, (one, now) in enumerate(zip(made, back, strict=True), start=1):
         if _other(parse_row(one, name).row, parse_row(now, name).row):
-            raise DataError(f"Parquet's columns would change row {number}", where=str(path), remedy="export as tunesmith, or as .jsonl")
-    with atomic_file(path) as stream:
-        stream.write(packed.getvalue())
+            return None, f"Parquet's columns would change row {number}"
+    return packed.getvalue(), ""
 
 
 def _with_all_keys(made: Sequence[Fields]) -> list[Fields]:

@@ -12,12 +12,18 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
 
 from msgspec.structs import replace
 
-from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.errors import ContextExceeded, TunesmithError, UsageError
 from tunesmith.core.types import Answer, Message, Prompt, Sampling
 from tunesmith.models.base import Asked, Batching, Constraint, Model, Piece, abilities, batching
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_READERS = 4  # threads that render and tokenize prompts
 
 
 class Overloaded(TunesmithError):
@@ -34,14 +40,34 @@ class Stream:
     def __init__(self, cancel: Callable[[Stream], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self._pieces: asyncio.Queue[Piece | BaseException] = asyncio.Queue()
+        self._taken: asyncio.Future[BaseException | None] = self._loop.create_future()
         self._cancel = cancel
 
     def put(self, piece: Piece | BaseException) -> None:
         """Called from the model's thread."""
+        self._tell(self._pieces.put_nowait, piece)
+
+    def taken(self, refusal: BaseException | None = None) -> None:
+        """Called from the model's thread: the row waits for its turn now, or is refused."""
+        self._tell(self._settle, refusal)
+        if refusal is not None:
+            self.put(refusal)
+
+    def _settle(self, refusal: BaseException | None) -> None:
+        if not self._taken.done():
+            self._taken.set_result(refusal)
+
+    def _tell(self, told: Callable[[Any], None], what: Any) -> None:
         try:
-            self._loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
+            self._loop.call_soon_threadsafe(told, what)
         except RuntimeError:
             self.cancel()  # the server's loop is closed: nobody listens
+
+    async def accepted(self) -> None:
+        """Wait until the model has taken the row. Raises what it refuses it with."""
+        refusal = await asyncio.shield(self._taken)
+        if refusal is not None:
+            raise refusal
 
     def cancel(self) -> None:
         """Stop the answer; nothing happens when it has ended."""
@@ -105,8 +131,9 @@ class _Decoding:
     def _add(self, asked: Asked, stream: Stream) -> None:
         try:
             self._streams[self._batch.add(asked)] = stream
+            stream.taken()
         except Exception as error:  # noqa: BLE001 - whatever an engine raises of one row: its client must hear of it, and the thread must live
-            stream.put(error)
+            stream.taken(error)
 
     def _drop(self, stream: Stream) -> None:
         for number in [number for number, other in self._streams.items() if other is stream]:
@@ -136,39 +163,74 @@ class Answering:
         self._decoding: dict[Hashable, _Decoding] = {}
         self._max_waiting = max_waiting
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="answer")
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
         self._lock = threading.Lock()
 
-    def ask(self, model: Model, prompt: Prompt, sampling: Sampling, choice: int = 0, *, constraint: Constraint | None = None) -> Stream:
-        """The answer of `model` as a stream; `choice` tells the n answers to one apart. Raises DataError, UsageError, Overloaded.
+    async def ask(
+        self, model: Model, prompt: Prompt, sampling: Sampling, choices: int = 1, *, constraint: Constraint | None = None
+    ) -> list[Stream]:
+        """The answers of `model` as streams that it has taken, one for each of `choices`. Raises DataError, UsageError, Overloaded.
 
         A model that can be held to a grammar is held to `constraint`; one that takes a schema is asked for it, and others are refused.
+        The prompt is rendered and tokenized in a thread of its own: the loop goes on, however long it is.
         """
         able = abilities(model)
         if constraint is not None and not able.grammar:
             if not able.schema or constraint.schema is None:
                 raise UsageError(f"'{model.name}' cannot be held to a form of answer", allowed="local models; schemas at endpoints")
             prompt, constraint = replace(prompt, response_schema=constraint.schema), None
-        if (engine := batching(model)) is not None:
-            return self._decode(Asked(engine, prompt, engine.encode(prompt), sampling, choice, time.perf_counter(), constraint))
+        engine, since = batching(model), time.perf_counter()
+        if engine is None:
+            return [self._piecewise(model, prompt, _seeded(sampling, choice)) for choice in range(choices)]
+        ids = await self.away(engine.encode, prompt)
+        return await self._decode([Asked(engine, prompt, ids, sampling, choice, since, constraint) for choice in range(choices)])
+
+    async def complete(self, model: Model, given: str | Sequence[int], sampling: Sampling, choices: Sequence[int] = (0,)) -> list[Stream]:
+        """The continuations of a text (or of token ids) without a chat template, as streams that the model has taken; a model that only
+        chats is told it. `choices` number the draws. Raises as `ask`."""
+        prompt = Prompt(messages=(Message(role="user", content=given if isinstance(given, str) else ""),))
+        engine, since = batching(model), time.perf_counter()
+        if engine is None:
+            return [self._piecewise(model, prompt, _seeded(sampling, choice)) for choice in choices]
+        try:
+            ids = await self.away(engine.encode, given) if isinstance(given, str) else list(given)
+            return await self._decode([Asked(engine, prompt, ids, sampling, choice, since) for choice in choices])
+        except ContextExceeded as error:
+            raise ContextExceeded(error.tokens, error.context, param="prompt") from error
+
+    async def away(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run what reads a prompt in a thread, so that other requests go on."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, partial(work, *args, **kwargs))
+
+    def _piecewise(self, model: Model, prompt: Prompt, sampling: Sampling) -> Stream:
+        """The answer of a model that answers whole prompts only, in one piece."""
         stream = Stream(lambda _: None)
-        self._pool.submit(_whole, model, prompt, _seeded(sampling, choice), stream)
+        self._pool.submit(_whole, model, prompt, sampling, stream)
         return stream
 
-    def complete(self, model: Model, given: str | Sequence[int], sampling: Sampling, choice: int = 0) -> Stream:
-        """The continuation of a text (or of token ids) without a chat template; a model that only chats is told it. Raises as `ask`."""
-        prompt = Prompt(messages=(Message(role="user", content=given if isinstance(given, str) else ""),))
-        if (engine := batching(model)) is not None:
-            ids = engine.encode(given) if isinstance(given, str) else list(given)
-            return self._decode(Asked(engine, prompt, ids, sampling, choice, time.perf_counter()))
-        return self.ask(model, prompt, sampling, choice)
-
-    def _decode(self, asked: Asked) -> Stream:
-        decoding = self._decoding_of(asked.model)
+    async def _decode(self, rows: Sequence[Asked]) -> list[Stream]:
+        """Queue rows; returns when the model has taken them all. One that is refused ends the others."""
+        decoding, first = self._decoding_of(rows[0].model), rows[0]
+        context = getattr(first.model, "context", None)
+        if context is not None and len(first.ids) >= context:
+            raise ContextExceeded(len(first.ids), context)
         if decoding.load[1] >= self._max_waiting:
             raise Overloaded(decoding.load[1])
-        stream = Stream(decoding.cancel)
-        decoding.submit(asked, stream)
-        return stream
+        streams = [Stream(decoding.cancel) for _ in rows]
+        if first.sampling.max_tokens == 0:
+            for stream in streams:
+                stream.put(Piece("", (), Answer(text="", finish_reason="length", prompt_tokens=len(first.ids))))
+            return streams
+        try:
+            for asked, stream in zip(rows, streams, strict=True):
+                decoding.submit(asked, stream)
+            for stream in streams:
+                await stream.accepted()
+        except BaseException:
+            for stream in streams:
+                stream.cancel()
+            raise
+        return streams
 
     def load(self) -> tuple[int, int, float]:
         """(rows being answered, rows waiting, largest share of a cache in use)."""
@@ -180,6 +242,7 @@ class Answering:
         for decoding in self._decoding.values():
             decoding.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._readers.shutdown(wait=False, cancel_futures=True)
 
     def _decoding_of(self, model: Batching) -> _Decoding:
         with self._lock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import math
+import re
 
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.types import Record
@@ -70,7 +71,8 @@ class ServeConfig(Record, frozen=True):
     `database` is the URL of a PostgreSQL database that holds the store's tables in place of the SQLite file in its folder, `blobs` a folder
     or a bucket (`s3://BUCKET/PREFIX`) that holds the bytes of files in place of a folder there.
     `upstreams` are names that other servers answer to; `prices` says what the tokens of models here cost, by alias (without it nothing).
-    `requests_per_minute` limits each key. `workers` processes work on fine-tuning jobs.
+    `requests_per_minute` limits each key. `workers` processes work on fine-tuning jobs. Pages of `cors_origins` may ask, others not.
+    A request's headers must come within `headers_s`, its body within `body_s` (a large one may go on at a kilobyte a second).
 
     After SIGTERM the server says that it is not ready, goes on answering for `notice_s`, then takes no new connection and lets what is open
     end within `drain_s`.
@@ -92,6 +94,9 @@ class ServeConfig(Record, frozen=True):
     base64_embeddings: bool = True
     requests_per_minute: int | None = None
     webhooks: tuple[Webhook, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    headers_s: float = 30.0
+    body_s: float = 60.0
     notice_s: float = 0.0
     drain_s: float = 60.0
 
@@ -100,6 +105,10 @@ class ServeConfig(Record, frozen=True):
             came = self.database.partition("://")[0]  # the rest may hold a password
             raise ConfigError(f"'database' begins with '{came}'", where="serve.database", allowed=f"{_DATABASE}USER@HOST/NAME")
         _check_blobs(self.blobs)
+        _check_origins(self.cors_origins)
+        for name in ("headers_s", "body_s"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"'{name}' is {getattr(self, name)}", where=f"serve.{name}", allowed="seconds, more than 0")
         for name, least in (
             ("workers", 0),
             ("max_body_bytes", 1),
@@ -110,6 +119,15 @@ class ServeConfig(Record, frozen=True):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"'{name}' is {value}", where=f"serve.{name}", allowed=f"{least} or more")
+
+
+def _check_origins(origins: tuple[str, ...]) -> None:
+    """Refuse what no browser sends as an origin: it would let nobody in, unsaid."""
+    for origin in origins:
+        if origin != "*" and not re.fullmatch(r"https?://[^/?#@\s]+", origin):
+            raise ConfigError(
+                f"an origin is '{origin}'", where="serve.cors_origins", allowed="http(s)://HOST or http(s)://HOST:PORT without a path, or *"
+            )
 
 
 def _check_blobs(place: str | None) -> None:

@@ -158,6 +158,11 @@ class Scoring(Model, Protocol):
         """(summed negative log-likelihood in nats, scored tokens) of each row of (ids, mask); the ids with mask 1, never the first id."""
         ...
 
+    def prompt_logprobs(self, ids: Sequence[int], top: int) -> list[dict[str, Any]]:
+        """Each id as the API's entry of log-probabilities (`token`, `logprob`, `bytes`, `top_logprobs` with the `top` likeliest in its
+        place); the first, which nothing stands before, with `logprob` None."""
+        ...
+
 
 class Passing(Model, Protocol):
     """A model of another server, to which requests are passed as they came."""
@@ -183,8 +188,17 @@ class Encoding(Protocol):
     @property
     def vocabulary(self) -> int: ...
 
+    @property
+    def size(self) -> int:
+        """How many dimensions its vectors have."""
+        ...
+
     def ids(self, text: str) -> list[int]:
         """The token ids of a text."""
+        ...
+
+    def made(self, ids: Sequence[int]) -> bool:
+        """Whether these ids can be what its own tokenizer gives of a text."""
         ...
 
     def __call__(self, rows: Sequence[Sequence[int]], dimensions: int | None = None) -> npt.NDArray[np.float32]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from tunesmith.core.errors import UsageError
 from tunesmith.core.load import need
+from tunesmith.core.strict_schema import moved
 from tunesmith.models.base import Constraint
 from tunesmith.nets.decoder import Decoder, Engine, Token
 
@@ -24,8 +25,10 @@ def lark(constraint: Constraint) -> str:
     """The constraint as a Lark grammar."""
     if constraint.schema is not None:
         return f"start: value\nvalue: %json {_json(constraint.schema)}"
-    calls = [_call(tool["function"]) for tool in constraint.tools]
-    call = f"call: %json {_json({'anyOf': calls})}"
+    functions = [tool["function"] for tool in constraint.tools]
+    own = {f"p{i}": moved(function.get("parameters") or {"type": "object"}, f"#/$defs/p{i}") for i, function in enumerate(functions)}
+    calls = [_call(function["name"], f"#/$defs/p{i}") for i, function in enumerate(functions)]
+    call = f"call: %json {_json({'anyOf': calls, '$defs': own})}"
     more = "+" if constraint.several else ""
     return f'start: one{more}\none: "<tool_call>" call "</tool_call>"\n{call}'
 
@@ -35,9 +38,9 @@ def _json(schema: dict[str, Any]) -> str:
     return json.dumps({**schema, "x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}})
 
 
-def _call(function: dict[str, Any]) -> dict[str, Any]:
-    """The schema of one call of a function, as models write it."""
-    properties = {"name": {"const": function["name"]}, "arguments": function.get("parameters") or {"type": "object"}}
+def _call(name: str, parameters: str) -> dict[str, Any]:
+    """The schema of one call of a function, as models write it; `parameters` points at the schema of its own."""
+    properties = {"name": {"const": name}, "arguments": {"$ref": parameters}}
     return {"type": "object", "properties": properties, "required": ["name", "arguments"], "additionalProperties": False}
 
 

@@ -49,13 +49,13 @@ class Words:
         if found:
             out, self._held, self.stopped = self._held[: min(found)[0]], "", True
         else:
-            keep = max((_overlap(self._held, word) for word in self._stop), default=0)
+            keep = max((overlap(self._held, word) for word in self._stop), default=0)
             cut = len(self._held) - keep
             out, self._held = self._held[:cut], self._held[cut:]
         self.text += out
         return out
 
 
-def _overlap(text: str, word: str) -> int:
+def overlap(text: str, word: str) -> int:
     """How many characters at the end of `text` may be the beginning of `word`."""
     return next((n for n in range(min(len(word) - 1, len(text)), 0, -1) if text.endswith(word[:n])), 0)

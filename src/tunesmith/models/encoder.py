@@ -35,7 +35,22 @@ class Encoder:
 
     def ids(self, text: str) -> list[int]:
         """The token ids of a text with the encoder's own marks."""
-        return list(self._tokenizer.encode(text).ids)
+        return list(self._tokenizer.encode_batch([text])[0].ids)  # of a batch, Python's lock is let go
+
+    @property
+    def size(self) -> int:
+        """How many dimensions its vectors have."""
+        return int(self._model.config.hidden_size)
+
+    def made(self, ids: Sequence[int]) -> bool:
+        """Whether these can be its tokenizer's: they stand between its own marks, or, where it sets none, they are what it gives of the
+        text that they stand for. Ids of another vocabulary are small numbers too, and would be read as other words."""
+        marks = self.ids("")
+        if not all(0 <= number < self.vocabulary for number in ids):
+            return False
+        if marks:
+            return len(ids) >= len(marks) and (ids[0], ids[-1]) == (marks[0], marks[-1])
+        return self.ids(self._tokenizer.decode(list(ids), skip_special_tokens=False)) == list(ids)
 
     @property
     def vocabulary(self) -> int:
@@ -46,7 +61,7 @@ class Encoder:
         """Unit vectors float32 [rows, dimensions] of token ids; long rows are cut to `max_tokens`, the mark of their end kept, vectors to
         their first `dimensions`."""
         if not rows:
-            return np.zeros((0, dimensions or int(self._model.config.hidden_size)), dtype=np.float32)
+            return np.zeros((0, dimensions or self.size), dtype=np.float32)
         torch = self._torch
         found: list[Any] = [None] * len(rows)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))

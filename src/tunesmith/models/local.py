@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.core.chat import Renderer
 from tunesmith.core.digests import file_digest, files_digest
-from tunesmith.core.errors import NotFound, UsageError
+from tunesmith.core.errors import ContextExceeded, NotFound, UsageError
 from tunesmith.core.load import need
 from tunesmith.core.model_ref import ModelRef
 from tunesmith.core.seal import check_folder
 from tunesmith.core.types import Answer, Message, Prompt, Sampling, digest
 from tunesmith.models.base import Abilities, OnAnswer
 from tunesmith.models.likelihood import likelihoods
-from tunesmith.models.local_answer import Reply
+from tunesmith.models.local_answer import Reply, spell
 from tunesmith.models.trust import refuse_code, refuse_own_attention, trusted
 
 if TYPE_CHECKING:
@@ -114,10 +114,17 @@ class LocalModel:
         return self.renderer.vocabulary
 
     def encode(self, asked: Prompt | str) -> list[int]:
-        """See `Batching`. An empty text becomes the token that ends an answer: something must be continued."""
-        if isinstance(asked, Prompt):
-            return self.renderer.prompt(asked)
-        return self.renderer.encode(asked) or [min(self.renderer.stop_ids)]
+        """See `Batching`. An empty text becomes the token that ends an answer: something must be continued. A text that is too long for the
+        context whatever its tokens are is refused untokenized."""
+        text = self.renderer.text(asked) if isinstance(asked, Prompt) else asked
+        if len(text) > self.context * self.renderer.longest_token:
+            raise ContextExceeded(None, self.context)
+        return self.renderer.encode(text) or [min(self.renderer.stop_ids)]
+
+    @property
+    def context(self) -> int:
+        """How many tokens prompt and answer may have together."""
+        return self.engine.context
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Batching`."""
@@ -202,6 +209,13 @@ class LocalModel:
         from tunesmith.nets.decoder import score
 
         return score(self.engine, rows, self.adapter)
+
+    def prompt_logprobs(self, ids: Sequence[int], top: int) -> list[dict[str, Any]]:
+        """See `Scoring`."""
+        from tunesmith.nets.prompt_scores import prompt_log_probabilities
+
+        first = {"token": self.renderer.word(ids[0]), "logprob": None, "bytes": self.renderer.bytes_of(ids[0]), "top_logprobs": []}
+        return [first, *(spell(one, self.renderer) for one in prompt_log_probabilities(self.engine, ids, self.adapter, top))]
 
 
 @dataclass(slots=True, eq=False)

@@ -85,8 +85,7 @@ class LocalBatch:
         if reply.stopped_early:
             self._decoder.cancel(number)
         answer = reply.answer() if reply.done else None
-        if asked.prompt.tools:  # what may become a tool call is not shown as words
-            text = answer.text if answer else ""
+        text += reply.rest(answer) if answer is not None else ""
         logprobs = tuple(reply.logprobs[given:])
         if answer is not None:
             del self._rows[number]

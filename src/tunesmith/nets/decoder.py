@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunesmith.core.errors import UsageError
+from tunesmith.core.errors import ContextExceeded, UsageError
 from tunesmith.nets.cached_attention import BatchCache, CachedPrefix, DecodePass, ForwardPass, PrefillPass, Segment, SequenceCache
 from tunesmith.nets.multi_lora import Adapters
 from tunesmith.nets.sampling import choose, log_probabilities
@@ -140,11 +140,7 @@ class Decoder:
         """Queue a request; its number comes back with each of its tokens. Raises UsageError when it cannot be answered."""
         room = self.engine.context - len(request.ids)
         if not request.ids or room < 1:
-            raise UsageError(
-                f"the prompt has {len(request.ids)} tokens",
-                allowed=f"1 to {self.engine.context - 1}, the model's context less one",
-                remedy="shorten it",
-            )
+            raise ContextExceeded(len(request.ids), self.engine.context)
         if request.adapter is not None and request.adapter not in self.engine.adapters.loaded:
             raise UsageError(
                 f"no adapter '{request.adapter}' is loaded", allowed=", ".join(sorted(self.engine.adapters.loaded)) or "none is loaded"

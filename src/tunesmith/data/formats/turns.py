@@ -31,7 +31,7 @@ _ASIDE = {
     "model",
     "finish_reason",
 }
-_REASONING = {"reasoning", "reasoning_content", "thinking", "thoughts"}
+_REASONING = ("reasoning_content", "reasoning", "thinking", "thoughts")
 
 
 class Notes:
@@ -86,6 +86,7 @@ def message(raw: Any, path: str, notes: Notes) -> Message | None:
     content = _content(raw.get("content"), f"{path}.content", notes)
     calls = _tool_calls(raw, path, notes)
     fields = {key: _text(raw.get(key), f"{path}.{key}", notes) for key in ("name", "refusal", "tool_call_id")}
+    fields["reasoning_content"] = _reasoning(raw, role, path, notes)
     weight = _weight(raw.get("weight"), role, path, notes)
     if raw.get("audio") is not None:
         notes.fault(f"{path}.audio", "unsupported_content", "audio cannot be trained on; only text can")
@@ -102,6 +103,19 @@ def message(raw: Any, path: str, notes: Notes) -> Message | None:
     return Message(role=role, content=content, tool_calls=calls, weight=weight, **fields)  # type: ignore[arg-type]
 
 
+def _reasoning(raw: dict[str, Any], role: str, path: str, notes: Notes) -> str | None:
+    """What the assistant thought before its words, by whichever name it came; two that differ are a fault."""
+    given = {key: raw[key] for key in _REASONING if raw.get(key) not in (None, "") and key not in notes.ignored}
+    if role != "assistant" or not given:
+        return None
+    first, value = next(iter(given.items()))
+    if any(other != value for other in given.values()):
+        notes.fault(f"{path}.{first}", "reasoning", f"{' and '.join(given)} differ: keep one of them, or leave one out: ignore: [KEY]")
+    if first != "reasoning_content":
+        notes.mend(f"reasoning_from:{first}")
+    return _text(value, f"{path}.{first}", notes)
+
+
 def _check_keys(raw: dict[str, Any], path: str, notes: Notes) -> None:
     """An unknown key is a fault: what it says would be lost, and a lost `weight: 0` would be trained on. What stores and servers write
     beside a turn is left out, and said; `ignore` of the source names more of it."""
@@ -111,11 +125,8 @@ def _check_keys(raw: dict[str, Any], path: str, notes: Notes) -> None:
         elif key in _ASIDE or key in notes.ignored or (key not in _MESSAGE_KEYS and value in ("", [], {})):
             notes.mend(f"message_key:{key}")
         elif key in _REASONING:
-            notes.fault(
-                f"{path}.{key}",
-                "reasoning",
-                f"the turn's '{key}' has no place of its own: write it into content as <think>…</think>, or leave it out: ignore: [{key}]",
-            )
+            if raw.get("role") != "assistant":
+                notes.fault(f"{path}.{key}", "reasoning", f"only an assistant message can have '{key}'; leave it out: ignore: [{key}]")
         elif key not in _MESSAGE_KEYS:
             close = get_close_matches(key, [*_MESSAGE_KEYS, *_TRAINED], n=1, cutoff=0.75)
             hint = f"did you mean '{close[0]}'?" if close else f"if nothing is lost without it: ignore: [{key}]"

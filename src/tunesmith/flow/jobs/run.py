@@ -28,6 +28,7 @@ from tunesmith.data.formats.registry import FORMATS, parse_line
 from tunesmith.flow.jobs.report import Reporter, model_name, result_csv, weight_files
 from tunesmith.flow.jobs.request import option_of, plan
 from tunesmith.flow.jobs.start import anchored
+from tunesmith.flow.jobs.trackers import tracked
 from tunesmith.flow.pipeline.training_stage import with_teacher
 from tunesmith.flow.runner import only_one
 from tunesmith.models.catalog import Catalog
@@ -43,6 +44,7 @@ from tunesmith.train.methods.base import Method
 from tunesmith.train.plan import Plan, ResolvedPlan
 from tunesmith.train.resolve import resolve
 from tunesmith.train.run import Paused, reported
+from tunesmith.train.sinks import several
 
 FEWEST = 10
 _SHOWN_FAULTS = 5
@@ -174,11 +176,12 @@ def _train(lease: Lease, job: Row, rows: Sequence[DataRow], validation: Sequence
         wanted = with_teacher(wanted, models.whole)
         lease.write([*_notes(converted, len(shared), len(held_out)), *more], method=shown)
     tell = Reporter(lease, job, out)
+    sinks = tracked(job, out.parent / "trackers", lambda words: lease.write([{"key": words[:200], "message": words, "level": "warn"}]))
     work: Callable[..., Any] = partial(train, wanted, items, valid)
     if method.graded:
         reward = reward_of(wanted.reinforcement.grader or {}, models.resolve)
         work = partial(reinforce, wanted, tasks_of(ready, items), reward, tasks_of(held_out, valid))
-    result = work(base=base, out=out, on_event=tell, should_stop=lease.pausing)
+    result = work(base=base, out=out, on_event=several(tell, *sinks), should_stop=lease.pausing)
     tell.close()
     _finish(lease, job, out, Path(result.artifact), result.trained_tokens)
 

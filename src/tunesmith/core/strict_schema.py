@@ -1,0 +1,72 @@
+"""JSON Schemas as data: what `strict: true` asks of one, and one put inside another so that its references still hold. Knows nothing
+about requests or grammars."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+# Keywords whose values are schemas: one, a list of them, or one under each name.
+_ONE = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames", "additionalItems")
+_LISTS = ("anyOf", "allOf", "oneOf", "prefixItems", "items")
+_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+
+
+def fault(schema: dict[str, Any]) -> str:
+    """Why a schema is not strict, in OpenAI's words; empty when it is: every object says `additionalProperties: false` and requires each
+    of its properties."""
+    for path, one in _all(schema, ()):
+        kind = one.get("type")
+        if not ("properties" in one or kind == "object" or (isinstance(kind, list) and "object" in kind)):
+            continue
+        context = f"In context={path!r}"
+        if one.get("additionalProperties") is not False:
+            return f"{context}, 'additionalProperties' is required to be supplied and to be false."
+        properties, required = one.get("properties") or {}, one.get("required")
+        missing = [key for key in properties if not isinstance(required, list) or key not in required]
+        if missing:
+            told = "'required' is required to be supplied and to be an array including every key in properties."
+            return f"{context}, {told} Missing '{missing[0]}'."
+    return ""
+
+
+def _all(schema: dict[str, Any], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """The schema and every schema within it, each with the way to it."""
+    waiting = [(path, schema)]
+    while waiting:
+        at, one = waiting.pop()
+        yield at, one
+        waiting += [((*at, *way), part) for way, part in _parts(one)]
+
+
+def _parts(schema: dict[str, Any]) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
+    found: list[tuple[tuple[str, ...], Any]] = [((key,), schema.get(key)) for key in _ONE]
+    for key in _LISTS:
+        several = schema.get(key)
+        found += [((key, str(i)), part) for i, part in enumerate(several)] if isinstance(several, list) else []
+    for key in _NAMED:
+        named = schema.get(key)
+        found += [((key, name), part) for name, part in named.items()] if isinstance(named, dict) else []
+    return [(way, part) for way, part in found if isinstance(part, dict)]
+
+
+def moved(schema: dict[str, Any], root: str) -> dict[str, Any]:
+    """The schema as it stands at the pointer `root` (`#/$defs/…`) of another one: its own references, `#` and `#/…`, begin there."""
+
+    def one(part: Any) -> Any:
+        if not isinstance(part, dict):
+            return part
+        made = {key: _value(key, value) for key, value in part.items() if key not in ("$id", "$schema", "id")}
+        reference = part.get("$ref")
+        if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
+            made["$ref"] = root + reference[1:]
+        return made
+
+    def _value(key: str, value: Any) -> Any:
+        if key in _NAMED and isinstance(value, dict):
+            return {name: one(part) for name, part in value.items()}
+        if key in _LISTS and isinstance(value, list):
+            return [one(part) for part in value]
+        return one(value) if key in _ONE else value
+
+    return dict(one(schema))
