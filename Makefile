@@ -4,7 +4,7 @@ BIN := .venv/bin
 ARGS ?=
 # One process a core, each file in one process; every process computes with one thread (tests/conftest.py).
 PARALLEL ?= -n auto --dist loadfile
-.PHONY: demo test test-fast check bench conformance install clean
+.PHONY: demo test test-fast check bench conformance clients install clean
 
 install: .venv/.ready
 
@@ -39,6 +39,10 @@ bench-%: install
 # openai-python's own API tests, from its source distribution, against our server.
 conformance: install
 	@$(BIN)/python -m benchmarks.conformance $(ARGS)
+
+# Clients of the API, each in an environment of its own, against the real server with a small model.
+clients: install
+	@$(BIN)/python -m benchmarks.clients $(ARGS)
 
 clean:
 	rm -rf .venv .peers
