@@ -152,9 +152,9 @@ def test_schemas_with_definitions_hold_in_forced_tools(served):
     names = {"Booking": Booking, "Other": Day}
     for choice in ("required", {"type": "function", "function": {"name": "Booking"}}):
         (call,) = called(tools=both, tool_choice=choice, **one).tool_calls
-        names[call.function.name].model_validate_json(call.function.arguments)
+        assert names[call.function.name].model_validate_json(call.function.arguments)
     old = called(functions=[tool()["function"]], function_call={"name": "Booking"})
-    Booking.model_validate_json(old.function_call.arguments)
+    assert Booking.model_validate_json(old.function_call.arguments)
 
 
 def test_references_hold_wherever_a_schema_is_moved():
@@ -182,6 +182,12 @@ def test_a_call_that_is_cut_leaves_no_markup(served, limit):
     else:
         assert choice["finish_reason"] == "length"
         assert all(call["function"]["name"] == "Booking" for call in calls)
+
+
+def test_a_stop_string_within_a_call_leaves_no_markup_either(served):
+    answer = served.ask(tools=[tool()], tool_choice="required", max_tokens=100, stop=["when"], parallel_tool_calls=False)
+    choice = answer.json()["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) in ((None, "stop"), ("", "stop"))
 
 
 def test_a_cut_call_is_given_as_far_as_it_came():

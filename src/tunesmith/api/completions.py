@@ -135,10 +135,11 @@ class _Completion:
 @asks("completions", "cmpl")
 async def create(request: Request, exchange: Exchange, body: bytes) -> Response:
     """The endpoint. A variant's instruction has no place here: a text is continued as it is."""
-    state, asked = state_of(request), _read(body)
+    state = state_of(request)
+    asked = await state.answering.away(_read, body)
     ignored = {"x-tunesmith-ignored": names} if (names := ",".join(wire.ignored(body))) else {}
     target = await target_of(request, exchange, asked.model)
-    given = _prompts(asked.prompt, target.model)
+    given = await state.answering.away(_prompts, asked.prompt, target.model)
     texts = await state.answering.away(lambda: [_text_of(target.model, prompt) for prompt in given])
     exchange.messages = (Message(role="user", content="\n".join(texts)),)
     sampling = asked.sampling(target.defaults)
@@ -167,7 +168,7 @@ async def _asked(answering: Answering, model: Model, asked: _Body, sampling: Sam
     if asked.logprobs is None or not given:
         return _Prompt(text, [], streams)
     try:
-        logprobs = await answering.away(_scored, model, given, asked.logprobs)
+        logprobs = await answering.computed(_scored, model, given, asked.logprobs)
     except BaseException:
         for stream in streams:
             stream.cancel()

@@ -30,6 +30,7 @@ class _Function(Record, frozen=True):
 class _Tool(Record, frozen=True):
     type: Literal["function"]
     function: _Function
+    cache_control: Any = None  # some clients mark what may be cached; no meaning here
 
 
 class _StreamOptions(Record, frozen=True):
@@ -83,7 +84,7 @@ class ChatRequest(Record, frozen=True):
         """The tools, whichever way they came; where there are tools already, older functions do not count."""
         if self.older:
             return tuple(_Tool(type="function", function=function) for function in self.functions or ())
-        return self.tools or ()
+        return tuple(msgspec.structs.replace(tool, cache_control=None) for tool in self.tools or ())
 
     @property
     def choice_of_tool(self) -> str | dict[str, Any] | None:

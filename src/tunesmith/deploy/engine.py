@@ -202,6 +202,10 @@ class Answering:
         """Run what reads a prompt in a thread, so that other requests go on."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, partial(work, *args, **kwargs))
 
+    async def computed(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run what computes in a thread, where it takes none from those that read prompts."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(work, *args, **kwargs))
+
     def _piecewise(self, model: Model, prompt: Prompt, sampling: Sampling) -> Stream:
         """The answer of a model that answers whole prompts only, in one piece."""
         stream = Stream(lambda _: None)

@@ -62,13 +62,13 @@ class Reply:
         """What was said, with the tool calls taken out when there were tools. A call that was cut is no words either: it is given as far as
         it came."""
         text, full = self._words.text, self._finish == "length" and not self._words.stopped
-        cut = cut_call(text, CALL_MARKS) if self._prompt.tools and full else None
+        cut = cut_call(text, CALL_MARKS) if self._prompt.tools and (full or self._words.stopped) else None
         text, partly = cut or (text, ())
         said = self._renderer.parse(text) if self._prompt.tools else None
         calls = said.tool_calls if said else ()
         return Answer(
             text=said.text if said and calls else text,
-            finish_reason="length" if cut or (full and not calls) else "tool_calls" if calls else "stop",
+            finish_reason="length" if full and (cut or not calls) else "tool_calls" if calls and not cut else "stop",
             tool_calls=(*calls, *partly),
             prompt_tokens=self._prompt_tokens,
             completion_tokens=self.tokens,

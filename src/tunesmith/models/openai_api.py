@@ -19,7 +19,7 @@ from tunesmith.models.endpoint_answer import NoAnswer, answer_of
 
 _log = logging.getLogger("tunesmith.models")
 # What is left out where a model refuses it: models that reason refuse to be told how to draw, older servers know one name of the limit.
-_LEFT_OUT = ("temperature", "top_p", "max_completion_tokens")
+_LEFT_OUT = ("temperature", "top_p", "seed", "max_completion_tokens")
 _NOT_TAKEN = re.compile(
     r"not\W+supp|unsupp|unknown|unrecog|unexpect|extra|forbid|not\W+permit|not\W+allow|deprecat|cannot|n't\W+supp", re.I
 )
