@@ -172,6 +172,32 @@ def test_references_hold_wherever_a_schema_is_moved():
     }
 
 
+@pytest.mark.parametrize(
+    ("schema", "shut"),
+    [
+        ({"properties": {"a": {}}}, {"properties": {"a": {}}, "additionalProperties": False}),
+        ({"anyOf": [{"properties": {"a": {}}}, {"type": "null"}]}, {"anyOf": [{"properties": {"a": {}}, "additionalProperties": False}, {"type": "null"}]}),
+        ({"type": "object"}, None),
+        ({"properties": {"a": {}}, "additionalProperties": True}, None),
+        ({"properties": {"a": {}}, "patternProperties": {"b": {}}}, None),
+        ({"allOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]}, None),
+        ({"properties": {"a": {}}, "anyOf": [{"properties": {"b": {}}}]}, None),
+    ],
+)  # fmt: skip
+def test_forms_are_closed_where_nothing_that_is_valid_is_lost(schema, shut):
+    from tunesmith.core.strict_schema import closed
+
+    assert closed(schema) == (shut or schema)
+
+
+def test_a_forced_call_adds_no_keys_of_its_own(served):
+    open_tool = {"type": "function", "function": {"name": "when", "parameters": Booking.model_json_schema()}}
+    chosen = {"type": "function", "function": {"name": "when"}}
+    for seed in range(3):
+        choice = served.ask(tools=[open_tool], tool_choice=chosen, max_tokens=100, temperature=1.3, seed=seed).json()["choices"][0]
+        assert json.loads(choice["message"]["tool_calls"][0]["function"]["arguments"]).keys() == {"when"}
+
+
 @pytest.mark.parametrize("limit", range(3, 60, 4))
 def test_a_call_that_is_cut_leaves_no_markup(served, limit):
     choice = served.ask(tools=[tool()], tool_choice="required", max_tokens=limit, parallel_tool_calls=False).json()["choices"][0]

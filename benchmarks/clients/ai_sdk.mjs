@@ -35,7 +35,8 @@ async function tools() {
   );
   const answer = await generateText({ ...asked, model: provider(PLANNER), tools: given, stopWhen: stepCountIs(4) });
   assert(answer.text && seen.join() === "weather,ferry", `${answer.text} ${seen}`);
-  const must = await generateText({ ...asked, maxOutputTokens: 200, tools: given, toolChoice: "required" });
+  const chosen = { type: "tool", toolName: "ferry" };
+  const must = await generateText({ ...asked, maxOutputTokens: 200, tools: given, toolChoice: chosen });
   assert(must.toolCalls.length >= 1, "no call");
 }
 

@@ -31,7 +31,7 @@ def tools_in_a_loop():
     for _ in range(2):
         answer = client().chat.completions.create(response_model=None, model=PLANNER, messages=messages, tools=tools)
         message = answer.choices[0].message
-        messages.append(message)
+        messages.append(message.model_dump())
         for call in message.tool_calls:
             messages.append({"role": "tool", "tool_call_id": call.id, "content": called(call.function.name, call.function.arguments)})
     answer = client().chat.completions.create(response_model=None, model=PLANNER, messages=messages, tools=tools)

@@ -37,7 +37,7 @@ def loop(model, kinds):
 
 
 def tools():
-    messages = loop(chat_model(200), [{"tool_choice": "any"}, {"tool_choice": "ferry", "strict": True}])
+    messages = loop(chat_model(200), [{"tool_choice": "any", "parallel_tool_calls": False}, {"tool_choice": "ferry", "strict": True}])
     assert chat_model().invoke(messages).content
 
 
@@ -48,7 +48,8 @@ def free_tools():
 
 def structured():
     for method in ("json_schema", "function_calling"):
-        assert isinstance(chat_model(200).with_structured_output(Trip, method=method).invoke(QUESTION), Trip)
+        made = chat_model(200).with_structured_output(Trip, method=method, include_raw=True).invoke(QUESTION)
+        assert isinstance(made["parsed"], Trip), made
 
 
 run(chat=chat, stream=stream, tools=tools, free_tools=free_tools, structured=structured)

@@ -39,7 +39,10 @@ def loop(kinds, **more):
 
 
 def forced_tools():
-    messages = loop([{"tool_choice": "required"}, {"tool_choice": {"type": "function", "function": {"name": "ferry"}}}], max_tokens=200)
+    messages = loop(
+        [{"tool_choice": "required", "parallel_tool_calls": False}, {"tool_choice": {"type": "function", "function": {"name": "ferry"}}}],
+        max_tokens=200,
+    )
     assert ask(messages=messages, tools=tools, tool_choice="none").choices[0].message.content
 
 

@@ -49,12 +49,15 @@ def tools():
         seen.append("ferry")
         return RESULTS["ferry"]
 
-    asking = agent(PLANNER, tools=[weather, ferry])
-    result = asyncio.run(Runner.run(asking, QUESTION, max_turns=4))
-    assert result.final_output
-    assert seen == ["weather", "ferry"], seen
-    again = asyncio.run(Runner.run(asking, [*result.to_input_list(), {"role": "user", "content": "And back?"}], max_turns=4))
-    assert again.final_output
+    async def asked():
+        asking = agent(PLANNER, tools=[weather, ferry])
+        result = await Runner.run(asking, QUESTION, max_turns=4)
+        assert result.final_output
+        assert seen == ["weather", "ferry"], seen
+        again = await Runner.run(asking, [*result.to_input_list(), {"role": "user", "content": "And back?"}], max_turns=4)
+        assert again.final_output
+
+    asyncio.run(asked())
 
 
 def structured():

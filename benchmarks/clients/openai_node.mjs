@@ -45,7 +45,7 @@ async function loop(kinds, more) {
   assert(last.choices[0].message.content, JSON.stringify(last));
 }
 
-const forced = () => loop([{ tool_choice: "required" }, { tool_choice: { type: "function", function: { name: "ferry" } } }]);
+const forced = () => loop([{ tool_choice: "required", parallel_tool_calls: false }, { tool_choice: { type: "function", function: { name: "ferry" } } }]);
 const free = () => loop([{}, {}], { model: PLANNER });
 
 async function structured() {

@@ -25,8 +25,9 @@ def stream():
 def tools_in_a_loop():
     """Two calls that must be made, by name and by any name, then an answer in words; each answer is sent back as it came."""
     messages, ids = list(ASKED), []
-    for choice in ("required", {"type": "function", "function": {"name": "ferry"}}):
-        answer = client.chat.completions.create(messages=messages, tools=tools, tool_choice=choice, **asked | {"max_tokens": 200})
+    by_name = {"tool_choice": {"type": "function", "function": {"name": "ferry"}}}
+    for kind in ({"tool_choice": "required", "parallel_tool_calls": False}, by_name):
+        answer = client.chat.completions.create(messages=messages, tools=tools, **kind, **asked | {"max_tokens": 100})
         message = answer.choices[0].message
         assert answer.choices[0].finish_reason == "tool_calls", answer
         messages.append(message.model_dump())

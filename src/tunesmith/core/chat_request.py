@@ -96,8 +96,8 @@ class ChatRequest(Record, frozen=True):
 
     @property
     def several(self) -> bool:
-        """Whether more than one call at a time may be answered."""
-        return self.parallel_tool_calls is not False and not self.older
+        """Whether more than one call at a time may be answered. A function that is chosen by name is called once."""
+        return self.parallel_tool_calls is not False and not self.older and not isinstance(self.tool_choice, dict)
 
     @property
     def schema(self) -> dict[str, Any] | None:
@@ -106,12 +106,12 @@ class ChatRequest(Record, frozen=True):
         if wanted is None or wanted.type == "text":
             return None
         own = (wanted.json_schema or {}).get("schema") if wanted.type == "json_schema" else None
-        return {"type": "object"} if own is None else own
+        return {"type": "object"} if own is None else strict_schema.closed(own)
 
     @property
     def must_call(self) -> tuple[dict[str, Any], ...]:
         """The tools of which one must be called, none when the model is free."""
-        tools, choice = tuple(msgspec.to_builtins(tool) for tool in self.offered), self.choice_of_tool
+        tools, choice = tuple(_held(tool) for tool in self.offered), self.choice_of_tool
         if isinstance(choice, dict):
             return tuple(tool for tool in tools if tool["function"]["name"] == _chosen(choice))
         return tools if choice == "required" else ()
@@ -150,6 +150,14 @@ class ChatRequest(Record, frozen=True):
             seed=self.seed,
             top_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
         )
+
+
+def _held(tool: _Tool) -> dict[str, Any]:
+    """The tool's object, with the parameters that a call is held to."""
+    parameters = tool.function.parameters
+    function = tool.function if parameters is None else msgspec.structs.replace(tool.function, parameters=strict_schema.closed(parameters))
+    plain: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(tool, function=function))
+    return plain
 
 
 def _within(param: str, value: float, low: float, high: float, unit: str = "") -> None:

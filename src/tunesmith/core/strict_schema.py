@@ -3,13 +3,15 @@ about requests or grammars."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 # Keywords whose values are schemas: one, a list of them, or one under each name.
 _ONE = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames", "additionalItems")
 _LISTS = ("anyOf", "allOf", "oneOf", "prefixItems", "items")
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+# What lets one schema speak of the properties of another.
+_COMBINING = ("if", "not", "dependentSchemas", "unevaluatedProperties", "$dynamicRef")
 
 
 def fault(schema: dict[str, Any]) -> str:
@@ -53,20 +55,43 @@ def _parts(schema: dict[str, Any]) -> list[tuple[tuple[str, ...], dict[str, Any]
 def moved(schema: dict[str, Any], root: str) -> dict[str, Any]:
     """The schema as it stands at the pointer `root` (`#/$defs/…`) of another one: its own references, `#` and `#/…`, begin there."""
 
-    def one(part: Any) -> Any:
-        if not isinstance(part, dict):
-            return part
-        made = {key: _value(key, value) for key, value in part.items() if key not in ("$id", "$schema", "id")}
+    def there(part: dict[str, Any]) -> dict[str, Any]:
+        made = {key: value for key, value in part.items() if key not in ("$id", "$schema", "id")}
         reference = part.get("$ref")
         if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
             made["$ref"] = root + reference[1:]
         return made
 
-    def _value(key: str, value: Any) -> Any:
-        if key in _NAMED and isinstance(value, dict):
-            return {name: one(part) for name, part in value.items()}
-        if key in _LISTS and isinstance(value, list):
-            return [one(part) for part in value]
-        return one(value) if key in _ONE else value
+    return _mapped(schema, there)
 
-    return dict(one(schema))
+
+def closed(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema whose objects that list their properties and say nothing of others have no others: whatever satisfies it satisfies the one
+    given. A model that may add keys of its own goes on adding them. A schema that combines others stays as it is: two closed ones
+    would forbid each other's properties."""
+    for _, part in _all(schema, ()):
+        beside = "properties" in part and any(key in part for key in ("anyOf", "oneOf", "$ref"))
+        if beside or len(part.get("allOf", ())) > 1 or any(key in part for key in _COMBINING):
+            return schema
+
+    def shut(part: dict[str, Any]) -> dict[str, Any]:
+        return {"additionalProperties": False, **part} if part.get("properties") and "patternProperties" not in part else part
+
+    return _mapped(schema, shut)
+
+
+def _mapped(schema: dict[str, Any], change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    """The schema with every schema within it, and itself, changed."""
+
+    def one(part: Any) -> Any:
+        return _mapped(part, change) if isinstance(part, dict) else part
+
+    made = dict(schema)
+    for key, value in schema.items():
+        if key in _NAMED and isinstance(value, dict):
+            made[key] = {name: one(part) for name, part in value.items()}
+        elif key in _LISTS and isinstance(value, list):
+            made[key] = [one(part) for part in value]
+        elif key in _ONE:
+            made[key] = one(value)
+    return change(made)
