@@ -377,8 +377,14 @@ def test_pages_stay_apart_and_talk_of_mojibake_stays(tmp_path):
         {"messages": [ask("pages"), say("first\x0csecond\x0bthird\x1fa\x1eb")]},
         {"messages": [ask("What is wrong with Ã¼?"), say("Somebody read ü as Latin-1.")]},
         {"messages": [ask("MÃ¼nchen?"), say("GrÃ¼ÃŸe")]},
+        {"messages": [ask("Ã¨?"), say("Ã¨ is how è looks.")]},
+        {"messages": [ask("Why do I see cafÃ©?"), say("Send it as UTF-8.")]},
+        {"messages": [ask("What is â€œ?"), say("A curly quote, “, of mojibake.")]},
     )
     assert rows[0].messages[1].text == "first\nsecond\nthird a b"
+    assert [turn.text for row in rows[3:] for turn in row.messages] == [
+        "Ã¨?", "Ã¨ is how è looks.", "Why do I see cafÃ©?", "Send it as UTF-8.", "What is â€œ?", "A curly quote, “, of mojibake.",
+    ]  # fmt: skip
     assert rows[1].messages[0].text == "What is wrong with Ã¼?"
     assert [turn.text for turn in rows[2].messages] == ["München?", "Grüße"]
 

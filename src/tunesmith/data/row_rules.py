@@ -49,13 +49,13 @@ _SEPARATOR = re.compile("[\x1c-\x1f]")
 _INVISIBLE = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u200b\u2060\ufeff]")
 
 
-def repaired(text: str, *, keep: Container[str] = ()) -> str:
-    """Text with mojibake undone (ftfy), in Unicode NFC, with line feeds as line ends (also for form feeds) and without invisible control
-    characters. What is in `keep` is no mojibake."""
+def repaired(text: str, *, keep: Container[str] = (), undo: bool = True) -> str:
+    """Text with mojibake undone (ftfy; not without `undo`), in Unicode NFC, with line feeds as line ends (also for form feeds) and without
+    invisible control characters. What is in `keep` is no mojibake."""
     if _is_plain(text):
         return text
     if not text.isascii():
-        if (better := _decoded(text)) != text and not _new_letters(text, better, keep):
+        if undo and (better := _decoded(text)) != text and not _new_letters(text, better, keep):
             text = better
         text = unicodedata.normalize("NFC", text)
     text = _PAGE.sub("\n", text.replace("\r\n", "\n").replace("\r", "\n"))
@@ -68,8 +68,13 @@ def _decoded(text: str) -> str:
 
 
 def _new_letters(text: str, better: str, keep: Container[str]) -> bool:
-    """Whether a letter that undoing mojibake would bring is one that the row writes rightly elsewhere: then the row speaks of mojibake."""
-    return any(c in keep for c in set(better) - set(text) if not c.isascii())
+    """Whether undoing mojibake would bring a letter that the row, or this very text, writes rightly elsewhere: then it speaks of mojibake."""
+    return any(c in keep and better.count(c) > text.count(c) for c in set(better) if not c.isascii())
+
+
+_ENCODINGS = re.compile(
+    r"mojibake|\b(utf-?8|utf-?16|latin-?1|iso-?8859|cp-?1252|windows-?1252|ftfy)\b|char(acter )?(set|encoding)|unicode|\bencod(ed|ing)\b", re.I
+)  # a row that names one shows broken letters on purpose
 
 
 def _is_plain(text: str) -> bool:
@@ -85,8 +90,10 @@ def repair_text(rows: Sequence[Row]) -> Iterator[Change]:
     for i, row in enumerate(rows):
         if all(map(_is_plain, texts_of(row))):
             continue
-        right = {c for text in texts_of(row) if not text.isascii() for c in text if not c.isascii()}
-        better = map_texts(row, lambda text, right=right: repaired(text, keep=right))  # type: ignore[misc]
+        texts = texts_of(row)
+        right = {c for text in texts if not text.isascii() for c in text if not c.isascii()}
+        undo = not any(map(_ENCODINGS.search, texts))
+        better = map_texts(row, lambda text, right=right, undo=undo: repaired(text, keep=right, undo=undo))  # type: ignore[misc]
         if better != row:
             yield Change(i, "mended", "", row=better)
 

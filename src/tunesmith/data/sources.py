@@ -266,10 +266,10 @@ def _csv(file: Path) -> Iterator[Item]:
 def _parquet(file: Path) -> Iterator[Item]:
     pa, pq = need("pyarrow", extra="data"), need("pyarrow.parquet", extra="data")
     try:
-        with pq.ParquetFile(file) as opened:
+        with pq.ParquetFile(file, page_checksum_verification=True) as opened:
             yield from _records(opened.iter_batches(batch_size=5_000))
-    except pa.ArrowException as error:
-        raise DataError(f"not a Parquet file: {error}", where=str(file)) from error
+    except (pa.ArrowException, *_DAMAGED) as error:
+        raise _not_readable(file, "Parquet", error) from error
 
 
 def _arrow(file: Path) -> Iterator[Item]:
@@ -282,17 +282,31 @@ def _arrow(file: Path) -> Iterator[Item]:
                 opened = ipc.open_file(source)
                 batches = (opened.get_batch(i) for i in range(opened.num_record_batches))
             yield from _records(batches)
-    except pa.ArrowException as error:
-        raise DataError(f"not an Arrow file: {error}", where=str(file)) from error
+    except (pa.ArrowException, *_DAMAGED) as error:
+        raise _not_readable(file, "Arrow", error) from error
+
+
+# what Arrow raises on damaged bytes beside its own: of lengths that are none, of texts that are no UTF-8, of names that are not there
+_DAMAGED = (OSError, ValueError, KeyError, IndexError, MemoryError, OverflowError, NotImplementedError)
+
+
+def _not_readable(file: Path, kind: str, error: BaseException) -> DataError:
+    said = str(error).split("\n", 1)[0] or type(error).__name__
+    remedy = "copy or download it again; where another program wrote it, write it again there"
+    return DataError(f"not a whole {kind} file: {said}", where=str(file), remedy=remedy)
 
 
 _MOST_BATCH_BYTES = 1 << 29
 
 
 def _records(batches: Any) -> Iterator[Item]:
-    """Rows of Arrow batches. Texts that Tunesmith keeps as JSON are opened; nulls that stand for 'absent' are left out."""
+    """Rows of Arrow batches. Texts that Tunesmith keeps as JSON are opened; nulls that stand for 'absent' are left out.
+
+    Every batch is validated first: offsets of a damaged file point anywhere, and Arrow follows them to the end of the process.
+    """
     number = 0
     for batch in batches:
+        batch.validate(full=True)
         if batch.nbytes > _MOST_BATCH_BYTES:
             raise DataError(f"{batch.num_rows} rows after row {number} unpack to {batch.nbytes:,} bytes", allowed=f"{_MOST_BATCH_BYTES:,}")
         opened = [name for name in batch.schema.names if name in ("messages", "tools", "meta", "preferred", "non_preferred")]
