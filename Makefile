@@ -4,7 +4,7 @@ BIN := .venv/bin
 ARGS ?=
 # One process a core, each file in one process; every process computes with one thread (tests/conftest.py).
 PARALLEL ?= -n auto --dist loadfile
-.PHONY: demo test test-fast check bench conformance clients install clean
+.PHONY: demo test test-fast check bench conformance clients cases install clean
 
 install: .venv/.ready
 
@@ -43,6 +43,10 @@ conformance: install
 # Clients of the API, each in an environment of its own, against the real server with a small model.
 clients: install
 	@$(BIN)/python -m benchmarks.clients $(ARGS)
+
+# Small inputs of the kinds that real files and clients break software with; ARGS=--folder PATH tries those of a folder too.
+cases: install
+	@$(BIN)/python -m benchmarks.cases $(ARGS)
 
 clean:
 	rm -rf .venv .peers

@@ -42,6 +42,13 @@ def test_only_rows_that_mean_the_same_are_found_with_their_partner():
         overlaps(TRAIN, {"test": ASKED}, SemanticLeakage(threshold=0), by_words, by_words)
 
 
+def test_rows_with_other_numbers_do_not_say_the_same():
+    taught = [row("how much is a refund of 12 and 7", 1)]
+    asked = [row("money back of 12 and 8, how much?", 2), row("money back of 7 and 12, how much?", 3)]
+    found = overlaps(taught, {"test": asked}, SemanticLeakage(), by_words, by_words)["test"]
+    assert (found.found, found.examples[0][0]) == (1, "f:3")
+
+
 def test_candidates_are_kept_across_blocks_of_training_rows():
     many = [row(f"the login of account {i}", i) for i in range(17_000)]
     found = overlaps([*many, row("refund", 17_001)], {"test": [row("money back", 0)]}, SemanticLeakage(), by_words, by_words)

@@ -122,6 +122,13 @@ def test_promptfoo(tmp_path: Path) -> None:
     assert check(found.examples[1], Answer(text="Hello Bob")).value == 0.5
 
 
+def test_promptfoo_tests_that_ask_the_same_and_check_something_else_are_two_rows(tmp_path: Path) -> None:
+    path = tmp_path / "promptfooconfig.yaml"
+    path.write_text("prompts: ['{{q}}']\ntests:\n" + "".join(
+        f"  - {{vars: {{q: left}}, assert: [{{type: contains, value: {value}}}]}}\n" for value in ("left", "right")))  # fmt: skip
+    assert len({row.id for row in promptfoo(path).examples}) == 2
+
+
 def test_promptfoo_names_what_it_cannot_run(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(

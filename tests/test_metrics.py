@@ -197,3 +197,27 @@ def test_one_metric_is_told_with_its_options_and_a_misspelt_one_with_the_nearest
     assert "false positive" in out
     assert guarded(app, ["metrics", "entity_f"]) == 2
     assert "entity_f1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("answer", "right"), [("", "A"), ("", "The"), ("", "?"), ("the", "a"), ("!", "?")])
+def test_no_answer_is_not_the_answer_that_the_normal_form_empties(answer, right) -> None:
+    row = Example(id="x", messages=(Message(role="user", content="Which?"),), reference=right)
+    for name in ("normalized_match", "token_f1"):
+        scores = [metric(name)(row, Answer(text=text)).value for text in (answer, f" {right.lower()} ")]
+        assert scores == [0.0, 1.0]
+
+
+def test_the_interval_of_a_calibrated_model_has_0() -> None:
+    from tunesmith.evaluate.compare import estimate
+
+    rng = np.random.default_rng(2)
+    sure = rng.beta(5, 1, 200)
+    right = rng.random(200) < sure
+    scores = [
+        Score(example_id=str(i), metric="ece", value=0.0, counts=(float(c), float(r)))
+        for i, (c, r) in enumerate(zip(sure, right, strict=True))
+    ]
+    found = estimate(metric("ece"), scores)
+    assert (found.low, found.estimate > 0.02) == (0.0, True)
+    wrong = [Score(example_id=s.example_id, metric="ece", value=0.0, counts=(s.counts[0], 0.0)) for s in scores]
+    assert estimate(metric("ece"), wrong).low > 0.5

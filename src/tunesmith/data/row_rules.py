@@ -68,12 +68,13 @@ def _decoded(text: str) -> str:
 
 
 def _new_letters(text: str, better: str, keep: Container[str]) -> bool:
-    """Whether undoing mojibake would bring a letter that the row, or this very text, writes rightly elsewhere: then it speaks of mojibake."""
+    """Whether undoing mojibake would bring a letter that the row or this very text writes rightly elsewhere: it speaks of mojibake."""
     return any(c in keep and better.count(c) > text.count(c) for c in set(better) if not c.isascii())
 
 
 _ENCODINGS = re.compile(
-    r"mojibake|\b(utf-?8|utf-?16|latin-?1|iso-?8859|cp-?1252|windows-?1252|ftfy)\b|char(acter )?(set|encoding)|unicode|\bencod(ed|ing)\b", re.I
+    r"mojibake|\b(utf-?8|utf-?16|latin-?1|iso-?8859|cp-?1252|windows-?1252|ftfy)\b|char(acter )?(set|encoding)|unicode|\bencod(ed|ing)\b",
+    re.I,
 )  # a row that names one shows broken letters on purpose
 
 

@@ -6,6 +6,7 @@ Another question than near-duplicates: about half of what this finds shares no t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -92,14 +93,16 @@ def overlaps(
 ) -> dict[str, Overlap]:
     """The overlap of each held-out part with the training rows.
 
-    `rough` is cheap and sees every row; `encoder` sees only the pairs that may be near by it. Memory is one block of vectors.
+    `rough` is cheap and sees every row; `encoder` sees only the pairs that may be near by it. Rows with other numbers do not say the same,
+    whatever an encoder makes of them: "12 · 7?" and "12 · 8?", order 4711 and order 4712. Memory is one block of vectors.
     Raises ConfigError for a threshold outside (0, 1].
     """
     if not 0 < settings.threshold <= 1:
         raise ConfigError(f"a cosine of {settings.threshold}", where="split.semantic", allowed="above 0 and up to 1")
     asked = {name: sorted(rows, key=lambda row: row.id)[: settings.most] for name, rows in held_out.items()}
     flat = [row for rows in asked.values() for row in rows]
-    pairs = _candidates([comparison_text(row) for row in flat], train, rough, settings.threshold - SLACK)
+    near = _candidates([comparison_text(row) for row in flat], train, rough, settings.threshold - SLACK)
+    pairs = [(i, j) for i, j in near if _numbers(flat[i]) == _numbers(train[j])]
     best: dict[int, tuple[float, int]] = {}
     for value, (i, j) in zip(_cosines(pairs, flat, train, encoder), pairs, strict=True):
         best[i] = max(best.get(i, (-1.0, 0)), (value, j))
@@ -124,6 +127,10 @@ def gate_overlap(measured: Overlap, settings: SemanticLeakage, name: str) -> Non
             allowed=f"at most {settings.max_share:.1%} (split.semantic.max_share)",
             remedy="clean with semantic_duplicates.action drop, or raise the limit when such rows are not copies",
         )
+
+
+def _numbers(row: Row) -> list[str]:
+    return sorted(re.findall(r"\d+", comparison_text(row)))
 
 
 def _unit(vectors: Floats) -> Floats:

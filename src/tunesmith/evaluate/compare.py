@@ -13,6 +13,7 @@ from tunesmith.core.errors import DataError, UsageError, nearest
 from tunesmith.core.stats import (
     Difference,
     Interval,
+    clipped,
     holm,
     mean_interval,
     paired_difference,
@@ -23,9 +24,10 @@ from tunesmith.core.stats import (
     smallest_detectable,
     with_run_noise,
 )
+from tunesmith.core.stats.records import Floats
 from tunesmith.core.types import Answer, Example, Record, Score
 from tunesmith.evaluate.metrics import Metric
-from tunesmith.evaluate.metrics.base import f1_pool
+from tunesmith.evaluate.metrics.base import Pool, f1_pool
 from tunesmith.evaluate.run import Evaluation
 
 Verdict = Literal["better", "worse", "different", "no difference seen", "cannot tell"]
@@ -107,7 +109,10 @@ def compare(
             remedy="evaluate both on the same --data, then compare those",
         )
     measured = [_measure(own, by_a[own.name], by_b[own.name], clusters or {}, level) for own in wanted]
-    measured = [_noisy(own, runs[own.metric]) if runs and own.metric in runs else own for own in measured]
+    if runs:
+        measured = [
+            _noisy(metric, own, runs[own.metric]) if own.metric in runs else own for metric, own in zip(wanted, measured, strict=True)
+        ]
     tested = [own.difference.p_value for own in measured if own.difference is not None]
     adjusted = iter(holm(tested).tolist())
     judge = partial(_judge, names=names, relevant=relevant)
@@ -189,10 +194,12 @@ def _measure(metric: Metric, a: Mapping[str, Score], b: Mapping[str, Score], clu
     )
 
 
-def _noisy(measured: MetricComparison, runs: tuple[Sequence[float], Sequence[float]]) -> MetricComparison:
+def _noisy(metric: Metric, measured: MetricComparison, runs: tuple[Sequence[float], Sequence[float]]) -> MetricComparison:
     if measured.difference is None:
         return measured
     difference = with_run_noise(measured.difference, *runs)
+    if _bounds(metric):
+        difference = clipped(difference, _span(metric))
     return replace(measured, difference=difference, smallest_detectable=smallest_detectable(difference))
 
 
@@ -239,7 +246,15 @@ def _single(metric: Metric, scores: Sequence[Score], groups: Sequence[Hashable],
     pool = metric.pool(scores)
     if metric.pool is f1_pool:
         return pooled_f1_interval(pool.rows, groups, level=level)
-    return pooled_interval(pool.rows, pool.value, groups, bounds=_bounds(metric), level=level)
+    return _allowing(metric, pool.rows, groups, pooled_interval(pool.rows, pool.value, groups, bounds=_bounds(metric), level=level), pool)
+
+
+def _allowing(metric: Metric, rows: Floats, groups: Sequence[Hashable], found: Interval, pool: Pool) -> Interval:
+    """The interval, with a lower end that allows for what noise alone makes of the value."""
+    if pool.noise is None:
+        return found
+    least = found.estimate - pool.noise(rows.sum(axis=0), len(set(groups)) / len(rows), found.level)
+    return replace(found, low=max(metric.low, min(found.low, least)))
 
 
 def _span(metric: Metric) -> float:
@@ -263,9 +278,13 @@ def _intervals(
         first, second = (pooled_f1_interval(rows, groups, level=level) for rows in sides)
         return first, second, paired_pooled_f1(sides[0], sides[1], groups, level=level)
     bounds = _bounds(metric)
-    first, second = (pooled_interval(rows, value, groups, bounds=bounds, level=level) for rows in sides)
+    first, second = (
+        _allowing(metric, rows, groups, pooled_interval(rows, value, groups, bounds=bounds, level=level), metric.pool(side))
+        for rows, side in zip(sides, (a, b), strict=True)
+    )
     span = bounds[1] - bounds[0] if bounds else max(1.0, abs(first.estimate), abs(second.estimate))
-    return first, second, paired_pooled(sides[0], sides[1], value, groups, span=span, level=level)
+    difference = paired_pooled(sides[0], sides[1], value, groups, span=span, bounded=bounds is not None, level=level)
+    return first, second, difference
 
 
 def _judge(metric: Metric, own: MetricComparison, p_adjusted: float | None, *, names: tuple[str, str], relevant: float) -> MetricComparison:

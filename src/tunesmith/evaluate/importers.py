@@ -194,7 +194,9 @@ def promptfoo(path: Path) -> Imported:
         both = (*(shared.get("assert") or ()), *(test.get("assert") or ()))
         asserted = [_assertion(one, variables, environment, options.get("transform")) for one in both]
         chat = json_value(text) if text.lstrip().startswith("[") else text
-        return _row(_messages(chat), [], where, {"vars": variables, "assert": asserted})
+        row = _row(_messages(chat), [], where, {"vars": variables, "assert": asserted})
+        # two tests may ask the same and check something else
+        return msgspec.structs.replace(row, id=digest(row.id, both, options, size=12))
 
     return Imported(str(body.get("description", path.stem)), _each(pairs, make, "promptfoo test"), [promptfoo_metric()])
 

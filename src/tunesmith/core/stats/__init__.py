@@ -7,9 +7,10 @@ from tunesmith.core.stats.gate import Decision, Gate, GateRule, decide, non_infe
 from tunesmith.core.stats.intervals import clopper_pearson, jeffreys, mean_interval, newcombe, rate_interval, wilson
 from tunesmith.core.stats.judge import post_stratified_mean, ppi_mean
 from tunesmith.core.stats.multiplicity import benjamini_hochberg, holm
-from tunesmith.core.stats.paired import mcnemar, paired_difference, permutation_test, tango
+from tunesmith.core.stats.paired import clipped, mcnemar, paired_difference, permutation_test, tango
 from tunesmith.core.stats.pooled import paired_pooled, paired_pooled_f1, pooled_f1_interval, pooled_interval, row_f1
 from tunesmith.core.stats.power import (
+    power_edge,
     power_means,
     power_non_inferiority,
     sample_size_means,
@@ -34,6 +35,7 @@ __all__ = [
     "bootstrap",
     "bootstrap_mean",
     "bradley_terry",
+    "clipped",
     "clopper_pearson",
     "cohen_kappa",
     "decide",
@@ -54,6 +56,7 @@ __all__ = [
     "pooled_f1_interval",
     "pooled_interval",
     "post_stratified_mean",
+    "power_edge",
     "power_means",
     "power_non_inferiority",
     "ppi_mean",

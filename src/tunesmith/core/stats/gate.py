@@ -6,18 +6,21 @@ price of "cannot tell" when the rows were too few: `sample_size_non_inferiority`
 
 from __future__ import annotations
 
-from math import ceil, isfinite
+from math import ceil, isfinite, sqrt
 from typing import Literal
 
 from msgspec.structs import replace
 
 from tunesmith.core.errors import ConfigError, UsageError
-from tunesmith.core.stats.distributions import t_for, z_cdf, z_for, z_quantile
+from tunesmith.core.stats.distributions import nct_cdf, t_for, z_cdf, z_for, z_quantile
+from tunesmith.core.stats.paired import TANGO
+from tunesmith.core.stats.power import power_edge
 from tunesmith.core.stats.records import Difference
 from tunesmith.core.types import Record
 
 Decision = Literal["pass", "block", "cannot tell"]
 _POWER = 0.8
+_EXACT_UP_TO = 5_000  # rows; beyond, the normal approximation is exact to two figures
 
 
 class GateRule(Record, frozen=True):
@@ -49,8 +52,8 @@ def check_margin(margin: float, superior: bool, *, where: str) -> None:
 
 class Gate(Record, frozen=True):
     """The decision and its reason in words. `power`: the chance to pass, on as many rows, of a model that truly is one margin above the
-    edge (non-inferiority: an equal one; superiority: one better by twice the margin). `rows_needed`: the rows that give it 80 % (None: no
-    number does, the margin is 0). Both None where nothing could be compared."""
+    edge (non-inferiority: an equal one; superiority: one better by twice the margin), exact where rows are right or wrong. `rows_needed`:
+    the rows that give it 80 % (None: no number does, the margin is 0). Both None where nothing could be compared."""
 
     decision: Decision
     margin: float
@@ -74,12 +77,10 @@ def decide(difference: Difference | None, rule: GateRule, *, better: str = "high
     decision: Decision = "pass" if gain.low > rule.edge else "block" if gain.high <= rule.edge else "cannot tell"
     reason = _reason(decision, rule)
     seen = f"{gain.estimate:+.4g} ({100 * gain.level:.3g}% interval {gain.low:+.4g} to {gain.high:+.4g})"
-    needed = _rows_needed(gain, rule.margin)
+    needed = _rows_needed(gain, rule)
     plan = _plan(gain, rule, needed) if decision == "cannot tell" else ""
     sentence = f"The {'gain' if better == 'lower' else 'difference'} is {seen}: {reason}{plan}."
-    return Gate(
-        decision=decision, margin=rule.margin, reason=reason, sentence=sentence, rows_needed=needed, power=_power(gain, rule.margin)
-    )
+    return Gate(decision=decision, margin=rule.margin, reason=reason, sentence=sentence, rows_needed=needed, power=_power(gain, rule))
 
 
 def non_inferiority(difference: Difference, margin: float) -> Gate:
@@ -116,16 +117,33 @@ def _reach(gain: Difference) -> float:
     return z_for(gain.level) if gain.df is None else t_for(gain.level, gain.df)
 
 
-def _rows_needed(gain: Difference, margin: float) -> int | None:
-    if margin == 0 or not isfinite(gain.se):
+def _rows_needed(gain: Difference, rule: GateRule) -> int | None:
+    """The rows that give 80 %: the normal formula's, and then as many more as the power itself asks for."""
+    if rule.margin == 0 or not isfinite(gain.se):
         return None
-    return ceil(gain.n * ((z_for(gain.level) + z_quantile(_POWER)) * gain.se / margin) ** 2)
+    n = ceil(gain.n * ((z_for(gain.level) + z_quantile(_POWER)) * gain.se / rule.margin) ** 2)
+    while n < _EXACT_UP_TO and (_power(gain, rule, max(1, n)) or 0.0) < _POWER:
+        n += max(1, n // 50)
+    return n
 
 
-def _power(gain: Difference, margin: float) -> float | None:
+def _power(gain: Difference, rule: GateRule, n: int | None = None) -> float | None:
+    """The chance to pass over `n` rows (as many as were seen): exact for right/wrong rows that differ as often as these, by the non-central
+    t for other scores."""
     if not isfinite(gain.se):
         return None
-    power = z_cdf(margin / gain.se - _reach(gain)) if gain.se > 0 else float(margin > 0)
+    n = gain.n if n is None else n
+    if gain.method == TANGO and n <= _EXACT_UP_TO:
+        truth, differ = rule.edge + rule.margin, (gain.wins + gain.losses) / gain.n
+        differ = max(differ, abs(truth))
+        return power_edge(n, rule.edge, differ, difference=truth, alpha=1 - gain.level) if differ <= 1 else 0.0
+    se = gain.se * sqrt(gain.n / n)
+    if se <= 0:
+        return float(rule.margin > 0)
+    if gain.df is None:
+        return z_cdf(rule.margin / se - z_for(gain.level))
+    df = max(1.0, gain.df * n / gain.n)
+    power = 1 - nct_cdf(t_for(gain.level, df), df, rule.margin / se)
     return power if isfinite(power) else None
 
 

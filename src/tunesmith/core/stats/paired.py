@@ -10,22 +10,26 @@ from math import sqrt
 from typing import Literal
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import ArrayLike
 
 from tunesmith.core.errors import DataError, UsageError
 from tunesmith.core.stats.clustered import centred, mean_spread
 from tunesmith.core.stats.distributions import binomial_cdf, chi2_tail, t_for, t_p_value, z_for
-from tunesmith.core.stats.intervals import unvarying
+from tunesmith.core.stats.intervals import far_row, unvarying
 from tunesmith.core.stats.records import Clusters, Difference, Floats, Interval, cluster_codes, is_binary, pair, share
+
+TANGO = "McNemar mid-p, Tango"
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike, clusters: Clusters | None = None, level: float = 0.95, span: float = 1.0) -> Difference:
     """Mean of B minus mean of A on the same rows.
 
     0/1 scores: McNemar mid-p and Tango's interval; other scores: paired t; in clusters (of more than one row): CR2 for both
-    (`clustered`). When no row differs from another in its difference there is no standard error: the interval is what `unvarying` says of a
-    scale from 0 to `span`. Raises DataError for missing scores, for fewer than 2 rows (1 for 0/1 scores) and for fewer than 2 clusters;
-    UsageError when the lengths differ.
+    (`clustered`). Where most rows of a scale from 0 to `span` do not differ, the variance has that of one more row that does (`far_row`);
+    an interval of scores within the scale ends at ± `span`. When no row differs from another in its difference there is no standard
+    error: the interval is what `unvarying` says of the scale. Raises DataError for missing scores, for fewer than 2 rows (1 for 0/1
+    scores) and for fewer than 2 clusters; UsageError when the lengths differ.
     """
     before, after = pair(a, b)
     codes = cluster_codes(clusters, before.size)
@@ -37,10 +41,12 @@ def paired_difference(a: ArrayLike, b: ArrayLike, clusters: Clusters | None = No
     variance, units, df = mean_spread(residuals, codes)
     if variance == 0:
         half = unvarying(np.concatenate([before, after]), units, level, span)
-        return _unvarying(before, after, half, None if codes is None else units, level)
+        return within(_unvarying(before, after, half, None if codes is None else units, level), before, after, span)
+    if span > 0 and _on_scale(before, after, span) and 2 * np.count_nonzero(differences) < differences.size:
+        variance += span**2 * far_row(1.0, units)
     se = sqrt(variance)
     half = t_for(level, df) * se
-    return Difference(
+    found = Difference(
         estimate=mean,
         low=mean - half,
         high=mean + half,
@@ -54,6 +60,22 @@ def paired_difference(a: ArrayLike, b: ArrayLike, clusters: Clusters | None = No
         effect_size=mean / float(np.std(differences, ddof=1)),
         **outcomes(before, after),
     )
+    return within(found, before, after, span)
+
+
+def within(difference: Difference, a: Floats, b: Floats, span: float) -> Difference:
+    """The difference with an interval that goes no further than scores on a scale from 0 to `span` can differ; as it is where some of
+    these scores lie outside of the scale."""
+    return clipped(difference, span) if span > 0 and _on_scale(a, b, span) else difference
+
+
+def clipped(difference: Difference, span: float) -> Difference:
+    """The difference with its interval within ± `span`."""
+    return replace(difference, low=max(difference.low, -span), high=min(difference.high, span))
+
+
+def _on_scale(a: Floats, b: Floats, span: float) -> bool:
+    return bool(min(a.min(), b.min()) >= 0 and max(a.max(), b.max()) <= span)
 
 
 def outcomes(a: Floats, b: Floats) -> dict[str, int]:
@@ -91,7 +113,7 @@ def _binary(a: Floats, b: Floats, level: float) -> Difference:
         high=interval.high,
         level=level,
         p_value=mcnemar(wins, losses),
-        method="McNemar mid-p, Tango",
+        method=TANGO,
         se=sqrt(spread / n) if spread > 0 else (interval.high - interval.low) / (2 * z_for(level)),
         n=n,
         effect_size=wins / discordant - 0.5 if discordant else None,

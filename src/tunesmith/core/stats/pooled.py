@@ -18,7 +18,7 @@ from tunesmith.core.stats.bootstrap import cluster_sums
 from tunesmith.core.stats.clustered import spread
 from tunesmith.core.stats.distributions import t_for, t_p_value, z_for
 from tunesmith.core.stats.intervals import score_bounds, wilson
-from tunesmith.core.stats.paired import outcomes
+from tunesmith.core.stats.paired import clipped, outcomes
 from tunesmith.core.stats.records import Clusters, Codes, Difference, Floats, Interval, cluster_codes, finite, share
 
 Value = Callable[[Floats], Floats]
@@ -63,13 +63,14 @@ def paired_pooled(
     clusters: Clusters | None = None,
     *,
     span: float = 1.0,
+    bounded: bool = True,
     size: Value | None = None,
     level: float = 0.95,
 ) -> Difference:
     """`value` of B's sums minus that of A's on the same rows, against t. Wins and losses count rows by their own value.
 
-    `span` is the width of the scale: when no unit changes the difference, the interval is Wilson's bound of "0 of C" times it. Raises as
-    `pooled_interval` does, and UsageError when the tables differ in shape.
+    `span` is the width of the scale, at which a `bounded` interval ends: when no unit changes the difference, the interval is Wilson's
+    bound of "0 of C" times it. Raises as `pooled_interval` does, and UsageError when the tables differ in shape.
     """
     a, b = _table(rows_a, "rows_a"), _table(rows_b, "rows_b")
     if a.shape != b.shape:
@@ -85,7 +86,7 @@ def paired_pooled(
     else:
         half, p_value = wilson(0, units, level).high * span, 1.0 if estimate == 0 else 2.0 ** (1 - units)
         se, df, method = half / z_for(level), float(units - 1), "no variation: Wilson's bound, sign flip"
-    return Difference(
+    found = Difference(
         estimate=estimate,
         low=estimate - half,
         high=estimate + half,
@@ -98,6 +99,7 @@ def paired_pooled(
         clusters=None if codes is None else int(codes.max()) + 1,
         **outcomes(value(a), value(b)),
     )
+    return clipped(found, span) if bounded else found
 
 
 def pooled_f1_interval(counts: ArrayLike, clusters: Clusters | None = None, *, level: float = 0.95) -> Interval:

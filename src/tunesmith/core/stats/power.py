@@ -11,8 +11,10 @@ import numpy as np
 
 from tunesmith.core.errors import UsageError
 from tunesmith.core.stats.distributions import nct_cdf, t_quantile, z_quantile
+from tunesmith.core.stats.paired import TANGO
 from tunesmith.core.stats.records import Difference, share
 
+_FEW = 300  # rows, up to which the normal approximation is off by more than a tenth where the rates are near their ends
 _EXACT_UP_TO = 100_000  # rows; beyond, the normal approximation is exact to three figures
 
 
@@ -95,8 +97,13 @@ def sample_size_non_inferiority(
 
 
 def power_non_inferiority(n: int, margin: float, discordance: float, *, difference: float = 0.0, alpha: float = 0.05) -> float:
-    """The exact chance that Tango's interval over `n` paired right/wrong rows lies above −margin: summed over all counts of wins and
-    losses, whose probabilities are multinomial. The bound lies above −margin where the score statistic at −margin exceeds z (Tango 1998).
+    """The exact chance that Tango's interval over `n` paired right/wrong rows lies above −margin (see `power_edge`)."""
+    return power_edge(n, -margin, discordance, difference=difference, alpha=alpha)
+
+
+def power_edge(n: int, edge: float, discordance: float, *, difference: float, alpha: float = 0.05) -> float:
+    """The exact chance that Tango's interval over `n` paired right/wrong rows lies above `edge`: summed over all counts of wins and
+    losses, whose probabilities are multinomial. The bound lies above the edge where the score statistic there exceeds z (Tango 1998).
     """
     from scipy import special
 
@@ -110,10 +117,10 @@ def power_non_inferiority(n: int, margin: float, discordance: float, *, differen
     with np.errstate(invalid="ignore"):
         log = special.gammaln(n + 1) - special.gammaln(wins + 1) - special.gammaln(losses + 1) - special.gammaln(ties + 1)
         log += special.xlogy(wins, won) + special.xlogy(losses, lost) + special.xlogy(ties, 1 - won - lost)
-    linear = -wins - losses - (2 * n - wins + losses) * margin
-    loss_rate = (np.sqrt(np.maximum(linear**2 - 8 * n * losses * margin * (1 + margin), 0.0)) - linear) / (4 * n)
-    variance = n * (2 * loss_rate - margin * (1 + margin))
-    passes = (ties >= 0) & (wins - losses + n * margin > z_quantile(1 - share(alpha, "alpha") / 2) * np.sqrt(np.maximum(variance, 0.0)))
+    linear = -wins - losses + (2 * n - wins + losses) * edge
+    loss_rate = (np.sqrt(np.maximum(linear**2 + 8 * n * losses * edge * (1 - edge), 0.0)) - linear) / (4 * n)
+    variance = n * (2 * loss_rate + edge * (1 - edge))
+    passes = (ties >= 0) & (wins - losses - n * edge > z_quantile(1 - share(alpha, "alpha") / 2) * np.sqrt(np.maximum(variance, 0.0)))
     return float(np.exp(log[passes]).sum())
 
 
@@ -134,9 +141,18 @@ def smallest_detectable_rates(n: int, discordance: float, *, power: float = 0.8,
 def smallest_detectable(difference: Difference, *, power: float = 0.8) -> float:
     """The smallest true difference that the same rows would show with this power, from the standard error that was measured.
 
-    (t_{1−α/2} + t_power) · se with its degrees of freedom (Bloom 1995); α is 1 − the interval's level.
+    (t_{1−α/2} + t_power) · se with its degrees of freedom (Bloom 1995); α is 1 − the interval's level. For few right/wrong rows, where
+    that says too little, by the exact power of Tango's interval; 1 where not even that would be seen.
     """
-    if difference.df is None:
-        return _z_sum(power, 1 - difference.level) * difference.se
-    edge, reach = t_quantile(0.5 + difference.level / 2, difference.df), t_quantile(share(power, "power"), difference.df)
-    return (edge + reach) * difference.se
+    if difference.df is not None:
+        edge, reach = t_quantile(0.5 + difference.level / 2, difference.df), t_quantile(share(power, "power"), difference.df)
+        return (edge + reach) * difference.se
+    usual = _z_sum(power, 1 - difference.level) * difference.se
+    if difference.method != TANGO or difference.n > _FEW:
+        return usual
+    differ, low, high = (difference.wins + difference.losses) / difference.n, 0.0, 1.0
+    for _ in range(12):
+        middle = (low + high) / 2
+        seen = power_edge(difference.n, 0.0, max(differ, middle), difference=middle, alpha=1 - difference.level) >= power
+        low, high = (low, middle) if seen else (middle, high)
+    return high

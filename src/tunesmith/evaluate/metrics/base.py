@@ -35,10 +35,15 @@ Rate = Callable[[Example, Answer], "float | Measured | None"]
 
 
 class Pool(NamedTuple):
-    """`rows` (examples, statistics) and `value`, which maps sums (…, statistics) to values (…); nan where it is not defined."""
+    """`rows` (examples, statistics) and `value`, which maps sums (…, statistics) to values (…); nan where it is not defined.
+
+    `noise` is for a value that noise alone drives away from its least: from the sums, the share of the rows that stand alone and the
+    level, how far noise may have driven it.
+    """
 
     rows: Floats
     value: Callable[[Floats], Floats]
+    noise: Callable[[Floats, float, float], float] | None = None
 
 
 def ratio(numerator: Floats, denominator: Floats, empty: float = np.nan) -> Floats:

@@ -155,7 +155,8 @@ def brier(correct: str = "normalized_match", pattern: str | None = None) -> Metr
 def ece(bins: int = 15, correct: str = "normalized_match", pattern: str | None = None) -> Metric:
     """Expected calibration error over equal-width bins (Guo 2017, arXiv 1706.04599). Range 0 to 1, lower is better, pooled.
 
-    A row's value is its squared distance, as for `brier`. Biased upwards in small sets: compare only on equal rows.
+    A row's value is its squared distance, as for `brier`. Biased upwards in small sets: compare only on equal rows. The lower end of the
+    interval allows for as much as a calibrated model would show by chance.
     """
 
     def pool(scores: Sequence[Score]) -> Pool:
@@ -164,9 +165,19 @@ def ece(bins: int = 15, correct: str = "normalized_match", pattern: str | None =
             if score.value is not None and score.counts:
                 sure, right = score.counts[:2]
                 rows[i, min(bins - 1, int(sure * bins))] = (1, sure, right)
-        return Pool(rows.reshape(len(scores), -1), lambda sums: _ece(sums.reshape(*sums.shape[:-1], bins, 3)))
+        return Pool(rows.reshape(len(scores), -1), lambda sums: _ece(sums.reshape(*sums.shape[:-1], bins, 3)), _chance_ece)
 
     return Metric(name="ece", rate=_calibration(correct, pattern), better="lower", kind="pooled", pool=pool)
+
+
+def _chance_ece(sums: Floats, alone: float, level: float) -> float:
+    """The expected calibration error that chance alone stays below with this level (one-sided, (1 + level)/2): of the sums (rows,
+    confidence, right) of each bin, whose rates are normal with the binomial's variance at the confidence or at the rate, the larger."""
+    counts, sure, right = sums.reshape(-1, 3)[sums.reshape(-1, 3)[:, 0] > 0].T
+    rates = np.stack([sure / counts, (right + 0.5) / (counts + 1)])
+    deviation = np.sqrt((rates * (1 - rates)).max(axis=0) / (counts * alone))
+    draws = np.abs(np.random.default_rng(0).standard_normal((4_000, counts.size))) @ (deviation * counts / counts.sum())
+    return float(np.quantile(draws, 0.5 + level / 2))
 
 
 def _ece(sums: Floats) -> Floats:

@@ -27,10 +27,13 @@ def references(example: Example) -> tuple[str, ...]:
 
 @lru_cache(maxsize=65536)
 def normalize(text: str) -> str:
-    """SQuAD's normal form in any script (arXiv 1606.05250): NFKC, case folded, no punctuation, no English articles, single spaces."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    bare = "".join(c for c in folded if not unicodedata.category(c).startswith("P"))
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
+    """SQuAD's normal form in any script (arXiv 1606.05250): NFKC, case folded, no punctuation, no English articles, single spaces.
+
+    A text that is nothing but articles ("A", the answer to a multiple-choice question) or punctuation keeps them: no answer is not it.
+    """
+    folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    bare = " ".join("".join(c for c in folded if not unicodedata.category(c).startswith("P")).split())
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split()) or bare or folded
 
 
 @measured("exact_match")
@@ -44,7 +47,8 @@ def exact_match(example: Example, answer: Answer) -> float:
 def normalized_match(example: Example, answer: Answer) -> float:
     """1 when answer and a reference have the same normal form. Range 0 to 1, higher is better, mean.
 
-    The normal form (SQuAD's, in any script) has no case, no punctuation (so no brackets), no English articles, and single spaces.
+    The normal form (SQuAD's, in any script) has no case, no punctuation (so no brackets), no English articles, and single spaces;
+    a text of nothing but articles or punctuation keeps them.
     """
     text = normalize(answer.text)
     return float(any(text == normalize(right) for right in references(example)))
