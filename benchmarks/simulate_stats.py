@@ -1,14 +1,15 @@
 """Simulates the project's statistics against what they promise and writes docs/statistics.md; knows nothing about models or data.
 
-`python benchmarks/simulate_stats.py [--runs 2000] [--out docs/statistics.md]`. Every cell calls the public functions of
-`tunesmith.core.stats` `runs` times on fresh random data; at 2,000 runs a share near .05 has a standard error of .005, one near .8 of .009.
+`python -m benchmarks.simulate_stats [--runs 2000] [--out docs/statistics.md] [--only TITLE …]`; prints `ratio worst_coverage X`. Every
+cell calls the public functions `runs` times on fresh random data; at 2,000 runs a share near .05 has a standard error of .005, one near
+.8 of .009.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,23 @@ def covers(interval: stats.Interval | stats.Difference, truth: float) -> bool:
     return interval.low <= truth <= interval.high
 
 
+COVERED: list[float] = []
+
+
+def noted(value: float) -> float:
+    """A coverage that counts for the worst cell."""
+    COVERED.append(value)
+    return value
+
+
+def held(trial: Callable[[], bool], runs: int) -> float:
+    """The share of trials that hold; where it is near the limit, of five times as many."""
+    hits = [trial() for _ in range(runs)]
+    if np.mean(hits) < 0.945:
+        hits += [trial() for _ in range(4 * runs)]
+    return noted(share(hits))
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     cells = [[f"{x:.3f}" if isinstance(x, float) else str(x) for x in row] for row in rows]
     lines = [head, ["---"] * len(head), *cells]
@@ -46,13 +64,17 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def rates(runs: int, rng: np.random.Generator) -> str:
-    truths, sizes, covered = (0.5, 0.8, 0.95, 0.99), (10, 30, 100, 300, 1000), []
+    from scipy.stats import binom
+
+    truths, sizes = (0.5, 0.8, 0.95, 0.99), (10, 20, 30, 50, 100, 300, 1000)
+    covered: list[list[float]] = []
     for n in sizes:
-        counts = [rng.binomial(n, p, runs) for p in truths]
-        covered.append([share(covers(stats.wilson(int(k), n), p) for k in ks) for p, ks in zip(truths, counts, strict=True)])
+        found = [stats.rate_interval([1.0] * k + [0.0] * (n - k)) for k in range(n + 1)]
+        inside = [np.array([covers(interval, p) for interval in found]) for p in truths]
+        covered.append([noted(float(binom.pmf(np.arange(n + 1), n, p) @ held)) for p, held in zip(truths, inside, strict=True)])
     rows = [[n, *cells] for n, cells in zip(sizes, covered, strict=True)]
     mean, worst = float(np.mean(covered)), float(np.min(covered))
-    return table(["n", *(f"rate {p}" for p in truths)], rows) + f"\n\nMean {mean:.3f} (aim .94 to .965), worst cell {worst:.3f} (aim .905)."
+    return table(["n", *(f"rate {p}" for p in truths)], rows) + f"\n\nMean {mean:.3f} (aim .94 to .965), worst cell {worst:.3f} (aim .93)."
 
 
 def clusters(runs: int, rng: np.random.Generator) -> str:
@@ -73,11 +95,14 @@ def clusters(runs: int, rng: np.random.Generator) -> str:
 def clustered_rates(runs: int, rng: np.random.Generator) -> str:
     rows = []
     for count, size in ((5, 20), (20, 10), (50, 4), (200, 5)):
-        codes, cells = np.repeat(np.arange(count), size), []
+        codes, cells = np.repeat(np.arange(count), size), list[float]()
         for p in (0.5, 0.8, 0.95, 0.99):
             # Beta-binomial clusters with correlation .3.
-            own = rng.beta(p * 7 / 3, (1 - p) * 7 / 3, (runs, count))
-            cells.append(share(covers(stats.rate_interval((rng.random(codes.size) < q[codes]).astype(float), codes), p) for q in own))
+            def trial(p: float = p, codes: NDArray[np.intp] = codes, count: int = count) -> bool:
+                own = rng.beta(p * 7 / 3, (1 - p) * 7 / 3, count)
+                return covers(stats.rate_interval((rng.random(codes.size) < own[codes]).astype(float), codes), p)
+
+            cells.append(held(trial, runs))
         rows.append([f"{count} × {size}", *cells])
     return table(["clusters × rows", *(f"rate {p}" for p in (0.5, 0.8, 0.95, 0.99))], rows)
 
@@ -93,14 +118,14 @@ def paired(runs: int, rng: np.random.Generator) -> str:
     for n, discordance, gap in ((1000, 0.13, 0.03), (1000, 0.04, 0.03), (300, 0.2, 0.05), (100, 0.1, 0.05)):
         same = share(stats.paired_difference(*pairs(n, discordance / 2, discordance / 2, rng)).p_value < 0.05 for _ in range(runs))
         found = [stats.paired_difference(*pairs(n, (discordance + gap) / 2, (discordance - gap) / 2, rng)) for _ in range(runs)]
-        power, covered = share(d.p_value < 0.05 for d in found), share(covers(d, gap) for d in found)
+        power, covered = share(d.p_value < 0.05 for d in found), noted(share(covers(d, gap) for d in found))
         rows.append([f"right/wrong, {discordance:.0%} of rows discordant, true {gap:+.2f}", n, same, power, covered])
     for n in (20, 200):
         a, truth = rng.normal(size=(runs, n)), 0.2
         b = a + rng.normal(size=(runs, n))
         same = share(stats.paired_difference(x, y).p_value < 0.05 for x, y in zip(a, b, strict=True))
         found = [stats.paired_difference(x, y + truth) for x, y in zip(a, b, strict=True)]
-        power, covered = share(d.p_value < 0.05 for d in found), share(covers(d, truth) for d in found)
+        power, covered = share(d.p_value < 0.05 for d in found), noted(share(covers(d, truth) for d in found))
         rows.append([f"normal scores, true {truth:+.2f} sd", n, same, power, covered])
     return table(["scores", "n", "called different when equal", "power", "coverage"], rows)
 
@@ -154,6 +179,8 @@ def judges(runs: int, rng: np.random.Generator) -> str:
                     [(covers(i, truth), i.high - i.low) for i in (stats.rate_interval(human), stats.rate_interval(said), corrected, strata)]
                 )
             means = np.mean(cells, axis=0)
+            noted(float(means[2, 0]))
+            noted(float(means[3, 0]))
             rows.append([name, truth, *(f"{covered:.3f} ({width:.3f})" for covered, width in means)])
     return table(["judge", "true rate", "100 labels alone", "judge alone", "PPI++", "post-stratified"], rows)
 
@@ -184,6 +211,7 @@ def pooled(runs: int, rng: np.random.Generator) -> str:
                 low, high = percentiles(stats.row_f1(sums[:, :3]), 0.95)
                 under, over = percentiles(stats.row_f1(sums[:, 3:]) - stats.row_f1(sums[:, :3]), 0.95)
                 theirs.append((low <= truth <= high, not under <= 0 <= over))
+            noted(float(np.mean(ours, axis=0)[0]))
             rows.append([f"{truth:.2f}", f"{n // size} × {size}", *(float(x) for x in (*np.mean(ours, axis=0), *np.mean(theirs, axis=0)))])
     return table(
         ["true F1", "clusters × rows", "coverage", "called different when equal", "coverage, bootstrap", "called different, bootstrap"],
@@ -233,37 +261,39 @@ def noisy_runs(runs: int, rng: np.random.Generator) -> str:
     return table(["runs a side", "spread between runs", "called different when equal, rows only", "with the noise of the runs"], rows)
 
 
+KAPPAS = (0.0, 0.4, 0.81, 0.95, 0.98)
+
+
 def agreements(runs: int, rng: np.random.Generator) -> str:
     """Two raters: the shares of the categories and kappa give the table. Several: each unit has a truth, each rater sees it with a
     probability and otherwise draws from the shares; then kappa and nominal alpha are that probability squared."""
     rows: list[list[object]] = []
-    few = max(100, runs // 4)
     for shares in ((0.5, 0.5), (0.8, 0.2), (0.97, 0.03), (0.4, 0.3, 0.3)):
         for n in (20, 50, 200):
-            cells: list[float] = []
-            for kappa in (0.0, 0.4, 0.81, 0.95, 0.98):
-                table_ = (1 - kappa) * np.outer(shares, shares) + kappa * np.diag(shares)
-                found = []
-                for counts in rng.multinomial(n, table_.ravel(), few):
-                    pairs_ = np.repeat(np.arange(counts.size), counts)
-                    a, b = np.divmod(pairs_, len(shares))
-                    if np.unique(np.concatenate([a, b])).size > 1:
-                        found.append(covers(stats.cohen_kappa(a.tolist(), b.tolist()), kappa))
-                cells.append(share(found))
+            cells = [held(lambda k=kappa: _two(shares, n, k, rng), runs // 4) for kappa in KAPPAS]  # type: ignore[misc] # noqa: B023
             rows.append([f"Cohen, shares {', '.join(f'{x:g}' for x in shares)}", n, *cells])
     for name, measure in (("Fleiss, 3 raters", stats.fleiss_kappa), ("Krippendorff, 3 raters, some missing", _some_missing)):
         for n in (10, 20, 50):
-            cells = []
-            for kappa in (0.0, 0.4, 0.81, 0.95, 0.98):
-                found = []
-                for _ in range(few):
-                    truth = rng.choice(3, size=n, p=(0.6, 0.3, 0.1))
-                    seen = np.where(rng.random((n, 3)) < kappa**0.5, truth[:, None], rng.choice(3, size=(n, 3), p=(0.6, 0.3, 0.1)))
-                    if np.unique(seen).size > 1:
-                        found.append(covers(measure(seen.tolist()), kappa))
-                cells.append(share(found))
+            cells = [held(lambda k=kappa: _three(measure, n, k, rng), runs // 4) for kappa in KAPPAS]  # type: ignore[misc] # noqa: B023
             rows.append([f"{name}, shares 0.6, 0.3, 0.1", n, *cells])
-    return table(["raters", "units", *(f"κ {k:g}" for k in (0.0, 0.4, 0.81, 0.95, 0.98))], rows)
+    return table(["raters", "units", *(f"κ {k:g}" for k in KAPPAS)], rows)
+
+
+def _two(shares: Sequence[float], n: int, kappa: float, rng: np.random.Generator) -> bool:
+    joint = (1 - kappa) * np.outer(shares, shares) + kappa * np.diag(shares)
+    while True:  # over tables in which kappa is defined
+        counts = rng.multinomial(n, joint.ravel())
+        a, b = np.divmod(np.repeat(np.arange(counts.size), counts), len(shares))
+        if np.unique(np.concatenate([a, b])).size > 1:
+            return covers(stats.cohen_kappa(a.tolist(), b.tolist()), kappa)
+
+
+def _three(measure: Callable[[list[list[int]]], stats.Interval], n: int, kappa: float, rng: np.random.Generator) -> bool:
+    while True:
+        truth = rng.choice(3, size=n, p=(0.6, 0.3, 0.1))
+        seen = np.where(rng.random((n, 3)) < kappa**0.5, truth[:, None], rng.choice(3, size=(n, 3), p=(0.6, 0.3, 0.1)))
+        if np.unique(seen).size > 1:
+            return covers(measure(seen.tolist()), kappa)
 
 
 def _some_missing(ratings: list[list[int]]) -> stats.Interval:
@@ -271,7 +301,95 @@ def _some_missing(ratings: list[list[int]]) -> stats.Interval:
     return stats.krippendorff_alpha([[*row[:2], None if i % 5 == 0 else row[2]] for i, row in enumerate(ratings)])
 
 
+Draw = Callable[[int, np.random.Generator], Floats]
+ENDS: dict[str, tuple[Draw, float]] = {
+    "5 % of rows anywhere, the others 1": (lambda n, rng: np.where(rng.random(n) < 0.05, rng.random(n), 1.0), 0.975),
+    "1 % of rows 0, the others .9 to 1": (lambda n, rng: np.where(rng.random(n) < 0.01, 0.0, rng.uniform(0.9, 1, n)), 0.9405),
+    "beta(5, .2)": (lambda n, rng: rng.beta(5, 0.2, n), 5 / 5.2),
+    "1, ½ or 0 at .9, .05, .05": (lambda n, rng: rng.choice([1.0, 0.5, 0.0], p=[0.9, 0.05, 0.05], size=n), 0.925),
+    "even from 0 to 1": (lambda n, rng: rng.random(n), 0.5),
+}
+
+
+def ends(runs: int, rng: np.random.Generator) -> str:
+    rows: list[list[object]] = []
+    for name, (draw, truth) in ENDS.items():
+        for what, sizes in (("rows", (10, 20, 50, 100, 300)), ("clusters of 10", (5, 8, 10, 20, 50))):
+            each = 1 if what == "rows" else 10
+            codes = [np.repeat(np.arange(n), each) for n in sizes]
+            cells = [
+                held(lambda c=c, n=n: covers(stats.mean_interval(np.repeat(draw(n, rng), each), c), truth), runs)  # type: ignore[misc] # noqa: B023
+                for c, n in zip(codes, sizes, strict=True)
+            ]
+            rows.append([name, what, *(f"{cell:.3f} ({n})" for cell, n in zip(cells, sizes, strict=True))])
+    return table(["scores", "of what", *["coverage (how many)"] * 5], rows)
+
+
+def changes(runs: int, rng: np.random.Generator) -> str:
+    rows: list[list[object]] = []
+    for name, (draw, _) in list(ENDS.items())[:-1]:
+        cells: list[float] = []
+        for n in (20, 50, 100, 300):
+
+            def trial(n: int = n, draw: Draw = draw) -> bool:
+                a = draw(n, rng)
+                b = np.where(rng.random(n) < 0.2, draw(n, rng), a)  # every fifth row is answered anew
+                return covers(stats.paired_difference(a, b), 0.0)
+
+            cells.append(held(trial, runs))
+        rows.append([name, *cells])
+    return table(["scores", *(f"{n} rows" for n in (20, 50, 100, 300))], rows)
+
+
+def calibrations(runs: int, rng: np.random.Generator) -> str:
+    from tunesmith.core.types import Score
+    from tunesmith.evaluate.compare import estimate
+    from tunesmith.evaluate.metrics import metric
+
+    measure, rows = metric("ece"), list[list[object]]()
+    for name, rate in (
+        ("calibrated", lambda c: c),
+        ("right at the square", np.square),
+        ("5 points too sure", lambda c: np.maximum(c - 0.05, 0)),
+    ):
+        cells: list[float] = []
+        for n in (30, 100, 500):
+            many = rng.beta(5, 1, 400_000)
+            bins = np.minimum(14, (many * 15).astype(int))
+            truth = float(np.abs(np.bincount(bins, many - rate(many))).sum() / many.size)
+
+            def trial(n: int = n, rate: Callable[[Floats], Floats] = rate, truth: float = truth) -> bool:
+                sure = rng.beta(5, 1, n)
+                right = rng.random(n) < rate(sure)
+                scores = [Score(example_id=str(i), metric="ece", value=0.0, counts=(float(sure[i]), float(right[i]))) for i in range(n)]
+                found = estimate(measure, scores)
+                return found is not None and found.low <= truth + 1e-9 and truth <= found.high
+
+            cells.append(held(trial, runs // 10))
+        rows.append([name, *cells])
+    return table(["model", "30 rows", "100 rows", "500 rows"], rows)
+
+
 SECTIONS = (
+    (
+        ends,
+        "Scores near the end of their scale",
+        """Mean of scores between 0 and 1, read as a rate over its effective number of rows, with the variance that one more row (or
+cluster) at the far end would add. Without it: .62 to .67 where 1 % of 50 or 100 rows fail, .72 for five clusters of beta(5, .2). In
+clusters every row of a cluster has its score. Scores without an end have ± t standard errors: five clusters whose means are log-normal
+(σ = 1) cover .83.""",
+    ),
+    (
+        changes,
+        "Differences of scores near the end of their scale",
+        "Every fifth row is answered anew, so most do not differ; no true difference. Intervals end at ± the length of the scale.",
+    ),
+    (
+        calibrations,
+        "Expected calibration error",
+        """Confidences are beta(5, 1). Chance alone makes this number larger than 0; the lower end of its interval allows for what chance
+would do to a calibrated model.""",
+    ),
     (
         agreements,
         "Agreement of raters",
@@ -281,9 +399,8 @@ Cohen's kappa has no width where all ratings agree, and a jackknife over 20 unit
     (
         rates,
         "Interval of a rate",
-        """Wilson's interval, share of intervals that contain the true rate. Coverage of any interval of a rate goes up and down with n and
-the rate, because counts are whole; the mean over cells is the promise. At n = 10 and rate .99 the exact coverage is .904: nine right of
-ten happens 9 times in 100 and excludes .99.""",
+        """Modified Wilson (Brown, Cai and DasGupta 2001): exact share of intervals that contain the true rate. It goes up and down with n
+and the rate, because counts are whole. Wilson's own covers .904 at n = 10 and rate .99: nine right of ten exclude .99.""",
     ),
     (
         clusters,
@@ -336,9 +453,9 @@ difference; `with_run_noise` (`tunesmith compare A1,A2,A3 B1,B2,B3`) does not, a
 
 MISSED = """## Aims that are missed
 
-- Interval of a rate: the worst cell of Wilson's interval covers .904 (exact; n = 10, rate .99), the aim is .905. A wider interval would
-  miss the upper aim elsewhere.
 - Clusters of very unequal size with correlation .9 reach 6 % only within simulation error (10,000 runs: .060).
+- Fewer than about ten clusters of values that have no end (seconds, tokens) and are very skewed: .83 instead of .95. Nothing in five
+  numbers shows it; look at the values.
 """
 
 
@@ -359,13 +476,17 @@ def main() -> None:
     error = np.sqrt(0.05 * 0.95 / arguments.runs)
     head = f"""# What the statistics promise, and what they do
 
-Simulated by `python benchmarks/simulate_stats.py --runs {arguments.runs}`: {arguments.runs:,} runs a cell with the functions that every
+Simulated by `python -m benchmarks.simulate_stats --runs {arguments.runs}`: {arguments.runs:,} runs a cell with the functions that every
 report uses (`tunesmith.core.stats`). A share near .05 has a standard error of {error:.3f}. Published numbers and other libraries are
 matched to 1e-6 in `tests/test_stats.py`.
 
 """
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(head + "\n".join([*parts, MISSED]), encoding="utf-8")
+    if COVERED:
+        print(f"{len(COVERED)} cells, standard error of one near .93: {np.sqrt(0.93 * 0.07 / (5 * arguments.runs)):.4f} to "
+              f"{np.sqrt(0.93 * 0.07 / (1.25 * arguments.runs)):.4f}")  # fmt: skip
+        print(f"ratio worst_coverage {min(COVERED):.3f}")
 
 
 def kept(page: str, title: str) -> str:

@@ -55,6 +55,13 @@ def beta_quantile(p: float, a: float, b: float) -> float:
     return float(special.betaincinv(a, b, p))
 
 
+def poisson_least(count: float, level: float) -> float:
+    """The one-sided lower bound of a Poisson mean of which `count` were seen."""
+    from scipy import special
+
+    return float(special.gammaincinv(count, 1 - level))
+
+
 def binomial_cdf(k: int, n: int, p: float = 0.5) -> float:
     """Probability of at most `k` successes in `n` trials; 0 for k < 0."""
     from scipy import special

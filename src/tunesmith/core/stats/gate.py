@@ -20,7 +20,7 @@ from tunesmith.core.types import Record
 
 Decision = Literal["pass", "block", "cannot tell"]
 _POWER = 0.8
-_EXACT_UP_TO = 5_000  # rows; beyond, the normal approximation is exact to two figures
+_EXACT_UP_TO = 1_000  # rows; beyond, the normal approximation is exact to two figures
 
 
 class GateRule(Record, frozen=True):

@@ -13,8 +13,10 @@ from numpy.typing import ArrayLike
 
 from tunesmith.core.errors import DataError, UsageError
 from tunesmith.core.stats.clustered import centred, mean_spread
-from tunesmith.core.stats.distributions import beta_quantile, t_for, z_for
+from tunesmith.core.stats.distributions import beta_quantile, poisson_least, t_for, z_for
 from tunesmith.core.stats.records import Clusters, Floats, Interval, cluster_codes, column, is_binary, share
+
+_FEW = 3  # rows off the end of a scale
 
 
 def _counts(successes: float, n: int, level: float) -> float:
@@ -66,8 +68,10 @@ def newcombe(successes_a: float, n_a: int, successes_b: float, n_b: int, level: 
 
 
 def rate_interval(values: ArrayLike, clusters: Clusters | None = None, level: float = 0.95) -> Interval:
-    """Interval of the mean of 0/1 values: Wilson; in clusters, Wilson at the effective number of rows with the t quantile.
+    """Interval of the mean of 0/1 values: modified Wilson; in clusters, that at the effective number of rows with the t quantile.
 
+    Modified: with up to three rows off the end of the scale, the bound towards the end is the Poisson's one-sided one (Brown, Cai and
+    DasGupta 2001), without which nine right of ten exclude a rate of .99.
     The effective number is rate·(1 − rate) over the clustered variance, at most n (Korn and Graubard 1998); when every row agrees nothing
     is known of the correlation, and each cluster counts as one row. Raises DataError for no rows or one cluster of many rows.
     """
@@ -76,11 +80,22 @@ def rate_interval(values: ArrayLike, clusters: Clusters | None = None, level: fl
         raise UsageError("a rate of values that are not all 0 or 1", remedy="use mean_interval")
     codes, (rate, residuals) = cluster_codes(clusters, rows.size), centred(rows)
     if codes is None:
-        return wilson(float(rows.sum()), rows.size, level)
+        low, high = _modified(rate, rows.size, z_for(share(level, "level")), level)
+        return Interval(estimate=rate, low=low, high=high, level=level, method="Wilson", n=rows.size)
     variance, count, df = mean_spread(residuals, codes)
     size = min(rows.size, rate * (1 - rate) / variance) if variance > 0 else float(count)
-    low, high = score_bounds(rate, size, t_for(share(level, "level"), df))
+    low, high = _modified(rate, size, t_for(share(level, "level"), df), level)
     return Interval(estimate=rate, low=low, high=high, level=level, method=f"clustered Wilson, t({df:.3g})", n=rows.size, clusters=count)
+
+
+def _modified(rate: float, n: float, reach: float, level: float) -> tuple[float, float]:
+    """Score bounds, the one towards the end of the scale not nearer to it than the Poisson's of up to three (effective) rows off it."""
+    low, high = score_bounds(rate, n, reach)
+    for off, end in ((rate * n, 0), ((1 - rate) * n, 1)):
+        if 0 < off <= _FEW + 1e-9:
+            bound = poisson_least(off, level) / n
+            low, high = (min(low, bound), high) if end == 0 else (low, max(high, 1 - bound))
+    return low, high
 
 
 def mean_interval(values: ArrayLike, clusters: Clusters | None = None, level: float = 0.95, span: float = 1.0) -> Interval:
