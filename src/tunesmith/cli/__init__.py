@@ -157,7 +157,8 @@ def demo(
 
     with told(as_json) as progress:
         outcome = run_demo(folder, quick=quick, progress=progress, server=temporary)
-    emit(outcome.summary(), as_json, outcome.text())
+    ratios = [f"ratio demo_minutes {outcome.times['took_s'] / 60:.2f}", f"ratio demo_estimate_error {outcome.times['error']:.2f}"]
+    emit(outcome.summary(), as_json, "\n".join([outcome.text(), *(ratios if outcome.times else [])]))
     if up:
         serve_project(folder / "tunesmith.yaml")
     if not outcome.passed:

@@ -67,6 +67,7 @@ class Estimate(Record, frozen=True):
     """What a run will take. Tokens are per run: `tokens` as rows hold them, `computed_tokens` after packing, `trained_tokens` with loss.
 
     `longest` is the longest row, `largest_pack` what the largest pack computes; `rate` is FLOP/s of this machine's matrix products, timed.
+    `fixed_seconds` of the `seconds` are no steps: loading, saving, testing.
     """
 
     plan: ResolvedPlan
@@ -83,6 +84,7 @@ class Estimate(Record, frozen=True):
     seconds: float
     memory: Memory
     available_bytes: int | None = None
+    fixed_seconds: float = 0.0
 
     @property
     def fits(self) -> bool:
@@ -241,6 +243,7 @@ def estimate(plan: Plan, rows: Sequence[Row], validation: Sequence[Row] = (), *,
     evaluations = (1 + resolved.epochs * (per_epoch / (resolved.eval_every or per_epoch))) if valid else 0
     flops += 2.0 * evaluations * sum(inner * len(row.ids) + head * row.trained for item in valid for row in item.rows)
     rate = machine_rate(facts, resolved)
+    fixed = SECONDS_FIXED + SECONDS_PER_PARAMETER * int(config["parameters"])
     return Estimate(
         plan=resolved,
         reasons=reasons,
@@ -253,7 +256,16 @@ def estimate(plan: Plan, rows: Sequence[Row], validation: Sequence[Row] = (), *,
         largest_pack=largest,
         flops=flops,
         rate=rate,
-        seconds=flops / (rate * EFFICIENCY[resolved.dtype]) + SECONDS_FIXED + SECONDS_PER_PARAMETER * int(config["parameters"]),
+        seconds=flops / (rate * EFFICIENCY[resolved.dtype]) + fixed,
         memory=memory(config, resolved, trainable, largest),
         available_bytes=available_bytes(),
+        fixed_seconds=fixed,
     )
+
+
+def step_seconds(run: Estimate, base: Path, computed: float, trained: float) -> float:
+    """What the formula says of one pass forward and back over so many computed and trained tokens, in seconds."""
+    config = base_shape(base)
+    head = int(config["vocab_size"]) * int(config["hidden_size"])
+    flops = (6.0 if run.plan.adapter.kind == "none" else 4.0) * (inner_parameters(config) * computed + head * trained)
+    return flops / (run.rate * EFFICIENCY[run.plan.dtype])

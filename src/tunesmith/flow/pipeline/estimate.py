@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tunesmith.core.errors import MissingExtra
+from tunesmith.flow.context import TUNED
 from tunesmith.flow.datasets.tokens import lengths, prices, training_cost
+from tunesmith.flow.pipeline.answering_time import answering_seconds
+from tunesmith.flow.pipeline.timing import Speeds, in_words, speeds
 from tunesmith.flow.pipeline.training_stage import taught
 from tunesmith.train import gpus
-from tunesmith.train.estimate import RUNTIME_BYTES, Estimate, answering_bytes, inner_parameters
+from tunesmith.train.estimate import RUNTIME_BYTES, Estimate, answering_bytes
 from tunesmith.train.estimate import estimate as estimate_training
 from tunesmith.train.facts import base_shape
 from tunesmith.train.fit import refuse_what_cannot_fit
@@ -26,12 +29,9 @@ from tunesmith.train.methods import METHODS
 if TYPE_CHECKING:
     from tunesmith.flow.context import ProjectContext
 
-# Shares of the best matrix-product rate that reading prompts and writing answers reach: an estimate must not take as long as the thing.
-# These and the times below were set by the demo (SmolLM2-135M, two idle cores, 2 × 447 GFLOP/s in bfloat16).
-_READ, _WRITE = 0.40, 0.07
 # With an adapter both take longer: its own products come on top, small ones.
 _ADAPTER = 2.0
-# How much of the allowed length an answer fills: an untrained base runs on, one that was shown examples stops early.
+# How much of the allowed length an answer fills where none was seen: an untrained base runs on, one that was shown examples stops early.
 _FILLED = {"zero": 0.5, "shots": 0.05}
 _LOADING_S, _ASKING_S = 5.0, 40.0
 # What the libraries of the data stages keep in the same process.
@@ -54,8 +54,8 @@ class Elsewhere:
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """Seconds by stage, peak bytes by kind of stage, the training room's own estimate, what training alone takes elsewhere, and notes on
-    the rows."""
+    """Seconds by stage, peak bytes by kind of stage, the training room's own estimate, what training alone takes elsewhere, notes on the
+    rows, and what the seconds rest on."""
 
     seconds: dict[str, float]
     memory: dict[str, int]
@@ -63,6 +63,7 @@ class RunEstimate:
     gpu: dict[str, Any] | None = None
     hosted: tuple[dict[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
+    basis: str = ""
 
     def summary(self) -> dict[str, Any]:
         """As plain numbers."""
@@ -70,6 +71,7 @@ class RunEstimate:
         return {
             "seconds": self.seconds,
             "total_s": sum(self.seconds.values()),
+            "basis": self.basis,
             "epochs": training.plan.epochs,
             "steps": training.steps,
             "tokens": training.tokens,
@@ -89,27 +91,25 @@ class RunEstimate:
     def text(self) -> str:
         """In words."""
         training = self.training
-        parts = [f"{name} {_time(seconds)}" for name, seconds in self.seconds.items() if seconds >= 1]
+        parts = [f"{name} {in_words(seconds)}" for name, seconds in self.seconds.items() if seconds >= 1]
         lines = [
-            f"this will take about {_time(sum(self.seconds.values()))} on this machine: {', '.join(parts) or 'nothing long'}",
+            f"this will take about {in_words(sum(self.seconds.values()))} on this machine: {', '.join(parts) or 'nothing long'}",
+            f"({self.basis})",
             f"training: {training.steps} steps in {training.plan.epochs} epochs, {training.tokens:,} tokens "
             f"({training.computed_tokens:,} after packing, {training.trained_tokens:,} with loss)",
             f"memory at the peak: about {', '.join(f'{size / 2**30:.1f} GiB to {name}' for name, size in self.memory.items())}",
         ]
         if self.gpu is not None:
             price = "" if self.gpu["usd"] is None else f", {self.gpu['usd']:.2f} USD"
+            time, size = in_words(self.gpu["seconds"]), self.gpu["memory_bytes"] / 2**30
             lines.append(
-                f"training on one {self.gpu['name']}: about {_time(self.gpu['seconds'])}{price}, {self.gpu['memory_bytes'] / 2**30:.1f} GiB"
+                f"training on one {self.gpu['name']}: about {time}{price}, {size:.1f} GiB"
                 f" (assumed, not measured: {self.gpu['assumed_share']:.0%} of the data sheet's rate)"
             )
         if self.hosted:
             offers = ", ".join(f"{offer['model']} {offer['usd']:.2f} USD" for offer in self.hosted)
             lines.append(f"training at OpenAI, list prices of {self.hosted[0]['as_of']}: {offers}")
         return "\n".join(lines)
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def estimate(context: ProjectContext, waiting: Sequence[str], elsewhere: Elsewhere | None = None) -> RunEstimate:
@@ -125,16 +125,27 @@ def estimate(context: ProjectContext, waiting: Sequence[str], elsewhere: Elsewhe
         refuse_what_cannot_fit(training, base=context.base)
     else:
         gpu = _on_gpu(training, elsewhere.gpu, elsewhere.usd_per_hour, context.base)
-    seconds = {"train": training.seconds} if "train" in waiting else {}
+    seconds = _by_stage(context, waiting, training, Speeds())
+    timed = speeds(context, training, sum(seconds.values())) if gpu is None else Speeds()
+    seconds = _by_stage(context, waiting, training, timed)
+    offers = _offers(context, training.plan.epochs) if elsewhere is not None else ()
+    return RunEstimate(seconds, _memory(context, training), training, gpu, offers, rows_notes(context), timed.basis)
+
+
+def _by_stage(context: ProjectContext, waiting: Sequence[str], training: Estimate, speed: Speeds) -> dict[str, float]:
+    """Seconds of each stage that waits and takes long."""
+    seconds: dict[str, float] = {}
+    if "train" in waiting:
+        seconds["train"] = training.fixed_seconds + (training.seconds - training.fixed_seconds) * speed.train
     for name in waiting:
         if name.startswith("evaluate:"):
-            seconds[name] = _LOADING_S + _answering(context, name.removeprefix("evaluate:"), context.base) / training.rate
+            arm = name.removeprefix("evaluate:")
+            seconds[name] = _LOADING_S + _answering(context, arm, training.rate, speed.filled) * speed.answer
     if "regression" in waiting:
-        seconds["regression"] = _LOADING_S + _SUITE_FLOP / training.rate
+        seconds["regression"] = _LOADING_S + _SUITE_FLOP / training.rate * speed.answer
     if "ask" in waiting:
         seconds["ask"] = _ASKING_S
-    offers = _offers(context, training.plan.epochs) if elsewhere is not None else ()
-    return RunEstimate(seconds, _memory(context, training), training, gpu, offers, rows_notes(context))
+    return seconds
 
 
 def rows_notes(context: ProjectContext) -> tuple[str, ...]:
@@ -182,17 +193,15 @@ def _offers(context: ProjectContext, epochs: int) -> tuple[dict[str, Any], ...]:
     return tuple(sorted((offer for offer in offers if offer is not None), key=lambda offer: float(offer["usd"])))
 
 
-def _answering(context: ProjectContext, arm: str, base: Path) -> float:
-    """FLOP, weighed by what reading and writing reach, to answer the held-out rows. Shared beginnings of prompts are read once."""
-    tokens, config = context.runner.run("tokens").output, base_shape(base)
-    body = inner_parameters(config)
-    head = int(config["hidden_size"]) * int(config["vocab_size"])
-    rows, shared = max(1, len(tokens["lengths"])), tokens["shared_prefix"]
-    count = len(context.rows("test"))
-    own = tokens["train"]["tokens"] / rows - shared
+def _answering(context: ProjectContext, arm: str, rate: float, filled: float | None) -> float:
+    """Seconds to answer the held-out rows by formula. `filled`: what share of it the base's took."""
+    tokens = context.runner.run("tokens").output
+    rows, count = max(1, len(tokens["lengths"])), len(context.rows("test"))
     shots = next((baseline.shots for baseline in context.project.baselines if baseline.name == arm), 0)
-    if arm == "tuned":
+    if arm == TUNED:
         written, factor = tokens["train"]["trained"] / rows or float(tokens["longest_answer"]), _ADAPTER
     else:
-        written, factor = context.sampling().max_tokens * _FILLED["shots" if shots else "zero"], 1.0
-    return float(2 * factor * count * (body * own / _READ + (body + head) * written / _WRITE))
+        usual = _FILLED["shots" if shots else "zero"]
+        share = usual if filled is None else filled if not shots else min(usual, filled)
+        written, factor = context.sampling().max_tokens * share, 1.0
+    return factor * answering_seconds(context, rate, read=count * tokens["train"]["tokens"] / rows, rows=count, written=count * written)

@@ -6,7 +6,7 @@ import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from tunesmith.flow.context import TUNED, ProjectContext
 from tunesmith.flow.last_run import View
 from tunesmith.flow.pipeline.serving_stage import Server
 from tunesmith.flow.pipeline.steps import steps_of
+from tunesmith.flow.pipeline.timing import Expected, in_words
 from tunesmith.flow.project import Project, open_store
 from tunesmith.flow.runner import Done, only_one
 from tunesmith.models.base import Model
@@ -57,6 +58,7 @@ class Outcome:
     report: Path
     stages: list[Done]
     values: dict[str, dict[str, float | None]]
+    times: dict[str, float] = field(default_factory=dict)  # `timing.Expected.outcome`, where something long was done
 
     @property
     def passed(self) -> bool:
@@ -66,13 +68,17 @@ class Outcome:
     def summary(self) -> dict[str, Any]:
         """The outcome as one JSON object."""
         computed = [stage.name for stage in self.stages if not stage.cached]
-        return {"verdict": self.verdict, "decision": self.decision, "report": str(self.report), "values": self.values, "computed": computed}
+        found = {"verdict": self.verdict, "decision": self.decision, "report": str(self.report), "values": self.values}
+        return found | {"computed": computed, "times": self.times}
 
     def text(self) -> str:
         """The outcome in words."""
         computed = [stage.name for stage in self.stages if not stage.cached]
         done = f"computed now: {', '.join(computed)}" if computed else "nothing to do: every stage was already done with these inputs"
-        return f"{self.verdict}\n{done}\nreport: {self.report}"
+        times = ""
+        if self.times:
+            times = f"it took {in_words(self.times['took_s'])}; {in_words(self.times['estimated_s'])} were estimated\n"
+        return f"{self.verdict}\n{done}\n{times}report: {self.report}"
 
 
 def run_pipeline(
@@ -94,9 +100,8 @@ def run_pipeline(
         run = begin(context, made)
         names = [stage.name for stage in context.runner.stages]
         waiting = [name for name in names if context.runner.peek(name) is None]
-        if waiting:
-            _say_beforehand(context, waiting)
-        done = [context.runner.run(name) for name in names]
+        expected = _say_beforehand(context, waiting)
+        done = [_told(context, expected, name) for name in names]
         results = {stage.name: stage for stage in done}
         decision = results["compare"].output["decision"]
         if decision == "pass":
@@ -105,7 +110,8 @@ def run_pipeline(
         _publish(results["report"].folder, report)
         values = {arm: results[f"evaluate:{arm}"].output["values"] for arm in context.arms}
         Runs(context.store).finish(run.id, decision)
-        return Outcome(results["compare"].output["verdict"], decision, report / "report.html", done, values)
+        times = expected.outcome() if expected.said else {}
+        return Outcome(results["compare"].output["verdict"], decision, report / "report.html", done, values, times)
 
 
 def dry_run(project: Project, folder: Path, progress: Progress, elsewhere: Elsewhere | None = None) -> dict[str, Any]:
@@ -187,14 +193,27 @@ def _data(context: ProjectContext) -> None:
         context.runner.run(name)
 
 
-def _say_beforehand(context: ProjectContext, waiting: list[str]) -> None:
+def _say_beforehand(context: ProjectContext, waiting: list[str]) -> Expected:
     """Data first (seconds), then how long the rest will take."""
     from tunesmith.flow.pipeline.estimate import estimate
 
-    _data(context)
     left = [name for name in waiting if name not in _DATA]
-    if any(name == "train" or name.startswith("evaluate:") for name in left):
-        context.progress.say(estimate(context, left).text())
+    if waiting:
+        _data(context)
+    if not any(name == "train" or name.startswith("evaluate:") for name in left):
+        return Expected({})
+    before = estimate(context, left)
+    context.progress.say(before.text())
+    return Expected(dict(before.seconds))
+
+
+def _told(context: ProjectContext, expected: Expected, name: str) -> Done:
+    """The stage done; where it took another time than was said, what is left is said anew."""
+    done = context.runner.run(name)
+    sentence = "" if done.cached else expected.took(name, done.seconds)
+    if sentence:
+        context.progress.say(sentence)
+    return done
 
 
 def _deploy(context: ProjectContext) -> None:
