@@ -155,6 +155,23 @@ def test_a_full_disk_at_a_checkpoint_is_one_error_and_leaves_what_was_there(tmp_
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
+def test_two_trainings_in_one_folder_do_not_meet(tmp_path):
+    import fcntl
+
+    from tunesmith.core.errors import TrainingError
+    from tunesmith.train.loop import train
+    from tunesmith.train.plan import Plan
+
+    (tmp_path / "out").mkdir()
+    other = os.open(tmp_path / "out", os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)  # what a training in another process holds
+    with pytest.raises(TrainingError, match="another process trains into this folder"):
+        train(Plan(), [], base=tmp_path, out=tmp_path / "out")
+    os.close(other)
+    with pytest.raises(TrainingError, match="no model"):
+        train(Plan(), [], base=tmp_path, out=tmp_path / "out")
+
+
 def test_two_that_fill_one_folder_do_not_meet(tmp_path):
     """As two processes that fetch the same model at once."""
     wrong = []

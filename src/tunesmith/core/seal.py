@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from tunesmith.core.atomic import write_atomic
 from tunesmith.core.digests import file_digest
 from tunesmith.core.errors import StoreError
 
@@ -27,7 +28,7 @@ def seal(folder: Path, *, leave_out: tuple[str, ...] = ()) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != SEAL and not set(path.relative_to(folder).parts) & {*leave_out}
     ]
-    (folder / SEAL).write_text("".join(lines), encoding="utf-8")
+    write_atomic(folder / SEAL, "".join(lines))
 
 
 def checked(path: Path) -> Path:

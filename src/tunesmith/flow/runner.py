@@ -107,7 +107,7 @@ class Runner:
         key, folder = self.digests[stage.name], self.folder(stage.name)
         work = unfinished(folder)
         self._go_on(stage.name, folder, work)
-        work.mkdir(parents=True, exist_ok=True)
+        work.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.progress.say(f"{stage.name}: {stage.about}" if stage.about else stage.name)
         started = time.monotonic()
         try:

@@ -29,7 +29,7 @@ from tunesmith.train.objectives import Sums
 from tunesmith.train.plan import Plan, ResolvedPlan
 from tunesmith.train.recovery import Diverged, fall_back, judge
 from tunesmith.train.rollout import Reward, Rollout, Sampler, Task, roll_out, with_advantages
-from tunesmith.train.run import OnEvent, Run, open_run, reported
+from tunesmith.train.run import OnEvent, Run, alone, open_run, reported
 from tunesmith.train.trainer import Trainer
 
 HELD_OUT = -1  # the step whose draws answer the held-out prompts, the same at every evaluation
@@ -60,6 +60,7 @@ class Reinforced(Record, frozen=True):
     recoveries: int = 0
 
 
+@alone
 def reinforce(
     plan: Plan,
     tasks: Sequence[Task],

@@ -24,7 +24,7 @@ from tunesmith.train.packing import epoch_order
 from tunesmith.train.plan import Plan, ResolvedPlan
 from tunesmith.train.recovery import Diverged, fall_back, judge, watched
 from tunesmith.train.reference import references
-from tunesmith.train.run import OnEvent, Run, open_run
+from tunesmith.train.run import OnEvent, Run, alone, open_run
 from tunesmith.train.trainer import Trainer
 from tunesmith.train.validation import Measure, Validation
 
@@ -56,6 +56,7 @@ class TrainResult(Record, frozen=True):
     valid_metric: float | None = None
 
 
+@alone
 def train(
     plan: Plan,
     rows: Sequence[Row],

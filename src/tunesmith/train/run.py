@@ -10,12 +10,14 @@ result.json     written last
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 import msgspec
 import numpy as np
@@ -67,6 +69,36 @@ class Manifest(Record, frozen=True):
     reasons: tuple[Reason, ...]
     facts: Facts
     environment: dict[str, str]
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def alone(work: Callable[P, T]) -> Callable[P, T]:
+    """A training that holds the folder `out` while it lasts: two processes in one folder would take each other's steps for their own. The
+    kernel lets go of it when the process dies. Raises TrainingError when another process has it."""
+
+    @functools.wraps(work)
+    def held(*args: P.args, **kwargs: P.kwargs) -> T:
+        out = Path(cast(Path, kwargs["out"]))
+        out.mkdir(parents=True, exist_ok=True)
+        if os.name != "posix":
+            return work(*args, **kwargs)
+        import fcntl
+
+        place = os.open(out, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            try:
+                fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                remedy = "wait for it, or train into another folder"
+                raise TrainingError("another process trains into this folder", where=str(out), remedy=remedy) from error
+            return work(*args, **kwargs)
+        finally:
+            os.close(place)
+
+    return held
 
 
 def data_digest(items: Sequence[Item]) -> str:

@@ -27,7 +27,8 @@ def label_pair(score: Score) -> tuple[str, str] | None:
 def label_form(text: str) -> str:
     """A label as it is compared: NFKC, case folded, single spaces, no punctuation around it."""
     folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return re.sub(r"^[\W_]+|[\W_]+$", "", folded) or folded
+    words = [place for place, sign in enumerate(folded) if sign.isalnum()]  # a pattern would try each of many signs anew
+    return folded[words[0] : words[-1] + 1] if words else folded
 
 
 def _reader(labels: Sequence[str] | None) -> Callable[[str], str]:

@@ -210,6 +210,7 @@ def main(words: Sequence[str] | None = None, *, url: str | None = None) -> int:
     if asked.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = asked.gpu
     hush()
+    os.umask(0o077)  # what it makes lies in the store, which is its owner's alone
     trust.allow(asked.trust)
     sandbox.accept(asked.python_boundary)
     if asked.parent is not None:
