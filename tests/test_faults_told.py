@@ -46,10 +46,8 @@ def test_no_escape_of_a_row_or_a_name_reaches_the_terminal(tmp_path, capsys, mon
     name = f"n{ESCAPES}"
     for words in (
         ("data", "show", "rows.jsonl"),
-        ("data", "check", "rows.jsonl"),
         ("data", "import", "rows.jsonl", "--yes"),
         ("data", "show", "bad.jsonl"),
-        ("data", "pii", "rows.jsonl"),
         ("init", "rows.jsonl", "--name", name),
         ("eval", name),
         ("data", name),
@@ -85,15 +83,16 @@ def test_a_decompression_bomb_is_one_error(tmp_path, name, monkeypatch, capsys):
     from tunesmith.core import rows
 
     monkeypatch.setattr(rows, "SMALL_BYTES", 1 << 20)
-    bomb(tmp_path / name, 20 << 20, zstandard.compress if name.endswith("zst") else gzip.compress)
+    bomb(tmp_path / name, 4 << 20, zstandard.compress if name.endswith("zst") else gzip.compress)
     code, text = told(capsys, "data", "show", str(tmp_path / name))
     assert code == 1
     assert "unpacks to more than 200 times its size" in text
 
 
 def test_rows_that_repeat_are_no_bomb(tmp_path):
-    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}\n' * 1_000_000))
-    assert sum(1 for _ in read_lines(tmp_path / "rows.jsonl.gz")) == 1_000_000
+    """Packed they are a thousandth; in all they are few."""
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}\n' * 100_000))
+    assert sum(1 for _ in read_lines(tmp_path / "rows.jsonl.gz")) == 100_000
 
 
 def test_a_log_that_is_a_bomb_or_damaged_is_one_error(tmp_path, monkeypatch):
@@ -178,7 +177,7 @@ def test_two_that_fill_one_folder_do_not_meet(tmp_path):
 
     def fill(number):
         try:
-            for _ in range(20):
+            for _ in range(8):
                 with atomic_folder(tmp_path / "model") as work:
                     for name in "abc":
                         (work / name).write_text(str(number))
@@ -204,7 +203,7 @@ def test_two_imports_of_the_same_rows_give_one_version(tmp_path, capsys, monkeyp
     from tunesmith.flow.datasets.imports import imported
 
     line = '{"messages": [{"role": "user", "content": "q%d"}, {"role": "assistant", "content": "a"}]}\n'
-    (tmp_path / "rows.jsonl").write_text("".join(line % i for i in range(500)))
+    (tmp_path / "rows.jsonl").write_text("".join(line % i for i in range(50)))
     made, wrong = [], []
 
     def take():
