@@ -187,6 +187,27 @@ def test_a_kept_answer_that_was_changed_is_asked_again(tmp_path):
     assert Answers(file).get("old").text == "x"
 
 
+def test_a_kept_evaluation_that_was_changed_is_not_reported(tmp_path, capsys, monkeypatch):
+    from tunesmith.cli import app
+    from tunesmith.cli.shared import guarded
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_bytes(chat_rows(12))
+    (tmp_path / "tunesmith.yaml").write_text("name: x\nsources: [{path: rows.jsonl}]\nbase: none\nevaluate: {metrics: [exact_match]}\n")
+    assert guarded(app, ["eval", "echo", "--data", "rows.jsonl", "--json"]) == 0
+    capsys.readouterr()
+    kept = tmp_path / ".tunesmith" / "evaluations"
+    name = next(kept.glob("*/kept.json")).parent.name
+    assert guarded(app, ["report", name]) == 0
+    for file in (kept / name / "evaluation.json", kept / name / "kept.json", *(kept / "rows").glob("*.jsonl")):
+        whole = file.read_bytes()
+        file.write_bytes(whole.replace(b"yes 3", b"yes 4").replace(b'"x"', b'"y"').replace(b'"echo"', b'"ecko"'))
+        assert file.read_bytes() != whole
+        assert guarded(app, ["report", name]) == 1
+        assert f"{file.name}: the file is damaged" in capsys.readouterr().err
+        file.write_bytes(whole)
+
+
 def test_a_stage_that_lost_a_file_or_has_a_damaged_one_is_done_again(tmp_path):
     from tunesmith.core.progress import Silent
     from tunesmith.flow.runner import Runner, Stage

@@ -21,12 +21,13 @@ _REMEDY = "make it again, or put a backup in its place; who changed it on purpos
 _seen: dict[str, tuple[tuple[int, int, int], str]] = {}
 
 
-def seal(folder: Path, *, leave_out: tuple[str, ...] = ()) -> None:
-    """Write down what the folder's files are now. `leave_out` names folders and files in it that look after themselves, or grow."""
+def seal(folder: Path, *, leave_out: tuple[str, ...] = (), only: tuple[str, ...] | None = None) -> None:
+    """Write down what the folder's files are now. `leave_out` names folders and files in it that look after themselves, or grow; `only` are
+    the files of a folder in which others may be somebody else's."""
     lines = [
         f"{file_digest(path)}  {path.stat().st_size}  {path.relative_to(folder).as_posix()}\n"
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != SEAL and not set(path.relative_to(folder).parts) & {*leave_out}
+        for path in (sorted(folder.rglob("*")) if only is None else [folder / name for name in only])
+        if path.is_file() and path.name != SEAL and path.suffix != ".part" and not set(path.relative_to(folder).parts) & {*leave_out}
     ]
     write_atomic(folder / SEAL, "".join(lines))
 

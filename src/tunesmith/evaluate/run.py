@@ -16,6 +16,7 @@ import msgspec
 
 from tunesmith.core.atomic import atomic_file
 from tunesmith.core.errors import ConfigError, StoreError
+from tunesmith.core.seal import checked, seal
 from tunesmith.core.types import Answer, Example, Prompt, Record, Sampling, Score, digest
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.prompts import PromptVariant, as_given
@@ -190,6 +191,7 @@ def evaluate(
     )
     with atomic_file(out / "evaluation.json") as file:
         file.write(msgspec.json.encode(evaluation))
+    seal(out, only=("evaluation.json",))
     return evaluation
 
 
@@ -243,7 +245,7 @@ def load_evaluation(out: Path) -> Evaluation:
     """The finished evaluation in the folder `out`. Raises StoreError when there is none or it is damaged."""
     path = out / "evaluation.json"
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Evaluation)
+        return msgspec.json.decode(checked(path).read_bytes(), type=Evaluation)
     except (OSError, msgspec.DecodeError) as error:
         raise StoreError(
             f"no evaluation can be read: {error}", where=str(path), remedy="run the evaluation; kept answers are not asked again"

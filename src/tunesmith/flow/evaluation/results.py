@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from tunesmith.core.errors import NotFound, UsageError
+from tunesmith.core.errors import NotFound, StoreError, UsageError
 from tunesmith.core.rows import read_jsonl
+from tunesmith.core.seal import checked
 from tunesmith.core.stats import Interval
 from tunesmith.core.types import Example, Record, Sampling
 from tunesmith.evaluate.compare import Comparison, merged
 from tunesmith.evaluate.metrics import Metric, metric
-from tunesmith.evaluate.run import Evaluation, load_evaluation
+from tunesmith.evaluate.run import Evaluation, dataset_digest, load_evaluation
 from tunesmith.flow.evaluation.rows import build
 
 if TYPE_CHECKING:
@@ -111,16 +112,21 @@ def load_kept(folder: Path, name: str) -> Result:
     path = folder / name / "kept.json"
     if not path.is_file():
         raise NotFound(f"no evaluation '{name}'", where=str(folder), remedy="tunesmith report lists them")
-    kept = msgspec.json.decode(path.read_bytes(), type=KeptEvaluation)
+    kept = msgspec.json.decode(checked(path).read_bytes(), type=KeptEvaluation)
     places = [folder / name / f"seed-{seed}" for seed in kept.seeds] or [folder / name]
     rows = folder / "rows" / f"{kept.dataset_digest}.jsonl"
     clusters = rows.with_suffix(".clusters.json")
+    examples = list(read_jsonl(rows, Example))
+    if dataset_digest(examples) != kept.dataset_digest:
+        raise StoreError(
+            "the rows are not those that were asked", where=str(rows), remedy="evaluate again; kept answers are not asked again"
+        )
     return Result(
         kept.model,
         [load_evaluation(place) for place in places],
-        list(read_jsonl(rows, Example)),
+        examples,
         [build(one, kept.options.get(one, {})) for one in kept.metrics],
-        msgspec.json.decode(clusters.read_bytes(), type=dict[str, str]) if clusters.is_file() else {},
+        msgspec.json.decode(checked(clusters).read_bytes(), type=dict[str, str]) if clusters.is_file() else {},
         kept,
     )
 

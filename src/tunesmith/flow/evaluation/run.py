@@ -23,6 +23,7 @@ from tunesmith.core.errors import ConfigError, DataError, NotFound
 from tunesmith.core.progress import Progress
 from tunesmith.core.row_kinds import as_examples, kind_of
 from tunesmith.core.rows import write_jsonl
+from tunesmith.core.seal import seal
 from tunesmith.core.stats import run_noise
 from tunesmith.core.types import Document, Sampling, digest
 from tunesmith.evaluate.compare import estimate, merged
@@ -208,20 +209,21 @@ class _Task:
         kept = self._summary(runs)
         self._keep_rows(kept.dataset_digest)
         write_atomic(out / "kept.json", msgspec.json.encode(kept))
+        seal(out)
         took = time.monotonic() - started
         self.at.progress.say(f"{self.word} on {self.data.name}: {kept.rows} rows, {self.model.asked} asked now, {took:.1f} s")
         return kept
 
     def _open(self) -> None:
         """Log a look at sealed rows, unless this very evaluation is finished: then nothing is looked at anew."""
-        seal, who = self.data.seal, f"eval {self.id}: {self.word}"
-        before = [one.who for one in openings(self.at.log, seal)]
+        sealed, who = self.data.seal, f"eval {self.id}: {self.word}"
+        before = [one.who for one in openings(self.at.log, sealed)]
         if not (self.data.sealed or before):
             return
         if who in before and (self.at.folder / self.id / "kept.json").is_file():
             self.opening = before.index(who) + 1
             return
-        self.opening = open_sealed(self.at.log, seal, who=who, why="tunesmith eval")
+        self.opening = open_sealed(self.at.log, sealed, who=who, why="tunesmith eval")
         self.at.progress.say(f"{self.data.name} is sealed: opening number {self.opening} is logged in {self.at.log}")
 
     def _ask(self, out: Path) -> list[Evaluation]:
@@ -288,3 +290,4 @@ class _Task:
         if clusters:
             own = {row.id: clusters[row.id] for row in self.rows if row.id in clusters}
             write_atomic(folder / f"{name}.clusters.json", msgspec.json.encode(own))
+        seal(folder)
