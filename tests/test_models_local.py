@@ -68,9 +68,7 @@ def generated(model, renderer, prompt: Prompt, count: int = 12) -> list[int]:
 
 def decoded(model: LocalModel, requests, **options) -> list[list[int]]:
     """The ids that one decoder gives for all requests together."""
-    from tunesmith.nets.decoder import Decoder
-
-    decoder = Decoder(model.engine, **options)
+    decoder = model.engine.decoder(**options)
     rows = [decoder.add(request) for request in requests]
     said = {row: [] for row in rows}
     while decoder.busy:

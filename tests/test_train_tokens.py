@@ -93,7 +93,7 @@ def test_plain_peft_and_our_server_give_the_trained_model(base, tmp_path):
         peft = (plain if folder is None else PeftModel.from_pretrained(plain, folder)).eval()
         found = model.nll(pairs)
         assert sum(nats for nats, _ in found) / sum(n for _, n in found) == pytest.approx(_plain_loss(peft, asked), abs=1e-4)
-    engine = served[None].engine
+    engine = served[None].engine.fast
     names = [served[folder].adapter for folder in (None, ours, other, ours)]
     mixed = _mixed(engine, [row.ids.tolist() for row in (asked[0], asked[0], asked[0], asked[1])], names)
     alone = [
@@ -133,25 +133,25 @@ def test_a_paused_run_ends_in_the_same_bytes_and_another_goes_on_from_it(base, t
 
 def test_answers_are_held_to_a_form_beside_an_adapter_with_tokens(base, tmp_path):
     from tunesmith.models.base import Constraint
-    from tunesmith.models.constrain import HeldDecoder
+    from tunesmith.models.constrain import Grammars
 
     pytest.importorskip("llguidance", reason="answers are held to a form by llguidance (extra: serve)")
     model = LocalModel(base, trained(base, tmp_path / "out").artifact, name="m", dtype="float32")
-    decoder, constraint = (
-        HeldDecoder(model.engine, model.base, model.renderer.stop_ids, max_rows=8),
-        Constraint(schema={"enum": ["Bern", "Rome"]}),
-    )
+    decoder, constraint = model.decoder(), Constraint(schema={"enum": ["Bern", "Rome"]})
+    grammars = Grammars(model.base, model.renderer.vocabulary, model.renderer.stop_ids)
     prompt = Prompt(messages=(Message(role="user", content="Where?"),))
     number = decoder.add(model.request(prompt, model.renderer.prompt(prompt), Sampling(max_tokens=30)))
-    decoder.hold(number, constraint)
+    decoder.hold(number, grammars.grammar(constraint))
     said = []
     while decoder.busy:
         said += [token.id for token in decoder.step() if token.finish is None]
     assert model.renderer.decode(said) in ('"Bern"', '"Rome"')
 
 
-def test_rows_of_tokens_beside_lora_on_the_output_layer_are_refused(tmp_path):
+def test_rows_of_tokens_beside_lora_on_the_output_layer_are_computed_by_peft(tmp_path):
+    from peft import PeftModel
     from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM
 
     base = speaking(tmp_path / "base", tied=True)
     ours = trained(base, tmp_path / "out").artifact
@@ -160,9 +160,13 @@ def test_rows_of_tokens_beside_lora_on_the_output_layer_are_refused(tmp_path):
     save_file({name: tensor for name, tensor in load_file(file).items() if "base_layer" not in name}, file)
     for first, second in ((other, ours), (ours, other)):
         model = LocalModel(base, first, name="m", dtype="float32")
-        with pytest.raises(UsageError, match=r"output layer cannot take|changes 'lm_head'"):
-            model.with_adapter(second, "n")
-        assert len(model.nll([([1, 2, 3], [1, 1, 1])])) == 1
+        both = (model, model.with_adapter(second, "n"))
+        assert [one.route.route for one in both] == ["batched", "cached"]
+        for folder, one in zip((first, second), both, strict=True):
+            peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).eval()
+            expected = peft(input_ids=torch.tensor([[1, 2, 3]])).logits[0].log_softmax(-1)
+            truth = -float(expected[0, 2] + expected[1, 3])
+            assert one.nll([([1, 2, 3], [1, 1, 1])])[0][0] == pytest.approx(truth, abs=1e-4)
 
 
 def test_arithmetic_is_counted_without_copying_the_output_layer(base):

@@ -17,7 +17,7 @@ from tunesmith.deploy.serve_config import Elsewhere, ServeConfig
 from tunesmith.flow.jobs import worker
 from tunesmith.flow.last_run import view
 from tunesmith.flow.project import Project, open_store
-from tunesmith.models.base import Model
+from tunesmith.models.base import Model, route_of
 from tunesmith.models.catalog import Catalog
 from tunesmith.models.resolve import Models
 from tunesmith.models.upstream import Upstream
@@ -61,6 +61,8 @@ def serve_project(
             say(line)
         for name, upstream in upstreams.items():
             router.put(name, upstream)
+        for line in slower(router):
+            say(line)
         app = create_app(router, config=settings, store=store, models=models)
         with Processes(worker.MODULE, worker.place(store), settings.workers, store.layout.workers_log, told=store.url):
             answering = ", ".join(name for name, _ in router.listed())
@@ -86,6 +88,16 @@ def served(router: Router, models: Models, upstreams: Mapping[str, Model]) -> li
             for variant in deployment.variants
             if variant.model is not None and variant.model.digest not in ("", loaded[variant.name].digest)
         ]
+    return lines
+
+
+def slower(router: Router) -> list[str]:
+    """Of each model that does not answer on the fastest route: its name, its route and why."""
+    lines = []
+    for model in router.models():
+        route = route_of(model)
+        if route is not None and not route.fastest:
+            lines.append(f"'{model.name}' answers {route.why()}")
     return lines
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from tunesmith.models.connection import Incoming
+    from tunesmith.models.decode_check import DecodeChoice
 
 OnAnswer = Callable[[int, Answer], None]
 
@@ -219,6 +220,12 @@ def ref_of(model: Model) -> ModelRef | None:
     """What a model is written down as; None for one that is not made of weights here."""
     found: ModelRef | None = getattr(model, "ref", None)
     return found
+
+
+def route_of(model: Model) -> DecodeChoice | None:
+    """How a model computes its answers, and why so; None for one that is not made of weights in memory here."""
+    chosen: DecodeChoice | None = getattr(model, "route", None)
+    return chosen
 
 
 def batching(model: Model) -> Batching | None:

@@ -15,7 +15,6 @@ from tunesmith.core.errors import UsageError
 from tunesmith.core.load import need
 from tunesmith.core.strict_schema import moved
 from tunesmith.models.base import Constraint
-from tunesmith.nets.decoder import Decoder, Engine, Token
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,55 +50,30 @@ class Grammars:
         self._library = need("llguidance", extra="serve")
         self._tokenizer = self._library.LLTokenizer(str(base / "tokenizer.json"), n_vocab=size, eos_token=sorted(stop_ids))
 
-    def matcher(self, constraint: Constraint) -> Any:
-        """A fresh automaton. Raises UsageError when the schema cannot be followed, saying why."""
+    def grammar(self, constraint: Constraint) -> Grammar:
+        """A fresh automaton for one answer. Raises UsageError when the schema cannot be followed, saying why."""
         made = self._library.LLMatcher(self._tokenizer, lark(constraint), log_level=0)
         if made.is_error():
             raise UsageError(f"the schema cannot be followed: {made.get_error()[:500]}", allowed="JSON Schema without remote references")
-        return made
+        return Grammar(made)
 
 
-class HeldDecoder(Decoder):
-    """A decoder some of whose rows are held to a grammar. It steps in where the logits of a step become tokens (`Decoder._sample`).
+class Grammar:
+    """Holds one answer to a grammar (see `Held`): an automaton that moves on with each token."""
 
-    `base` is the folder whose tokenizer its grammars are compiled for, `stop_ids` end an answer.
-    """
+    def __init__(self, matcher: Any) -> None:
+        self._matcher = matcher
 
-    def __init__(self, engine: Engine, base: Path, stop_ids: frozenset[int], *, max_rows: int) -> None:
-        super().__init__(engine, max_rows=max_rows)
-        self._base, self._stop_ids = base, stop_ids
-        self._grammars: Grammars | None = None
-        self._matchers: dict[int, Any] = {}
-
-    def hold(self, number: int, constraint: Constraint) -> None:
-        """Hold a row that was just added. Raises UsageError for a schema that cannot be followed."""
-        if self._grammars is None:
-            size = self.engine.model.get_output_embeddings().weight.shape[0]
-            self._grammars = Grammars(self._base, size, self._stop_ids)
-        self._matchers[number] = self._grammars.matcher(constraint)
-
-    def cancel(self, number: int) -> None:
-        """Forget a row."""
-        self._matchers.pop(number, None)
-        super().cancel(number)
-
-    def _sample(self, rows: list[Any], logits: Tensor) -> list[Token]:
+    def masked(self, logits: Tensor, stop_ids: frozenset[int]) -> Tensor:
+        """See `Held.masked`."""
         import torch
 
-        held = [(i, self._matchers[row.number]) for i, row in enumerate(rows) if row.number in self._matchers]
-        if held:
-            logits = logits.clone()
-        for i, matcher in held:
-            allowed = _allowed(matcher, logits.shape[1], rows[i].request.stop_ids)
-            logits[i, torch.from_numpy(~allowed).to(logits.device)] = float("-inf")
-        tokens = super()._sample(rows, logits)
-        for token in tokens:
-            matcher = self._matchers.get(token.sequence)
-            if matcher is not None and token.finish is None:
-                matcher.consume_token(token.id)
-            elif matcher is not None:
-                del self._matchers[token.sequence]
-        return tokens
+        allowed = _allowed(self._matcher, len(logits), stop_ids)
+        return logits.masked_fill(torch.from_numpy(~allowed).to(logits.device), float("-inf"))
+
+    def take(self, token: int) -> None:
+        """See `Held.take`."""
+        self._matcher.consume_token(token)
 
 
 def _allowed(matcher: Any, size: int, stop_ids: frozenset[int]) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -27,14 +27,13 @@ from tunesmith.core.types import Answer, Message, Prompt, Sampling, digest
 from tunesmith.models.base import Abilities, OnAnswer
 from tunesmith.models.likelihood import likelihoods
 from tunesmith.models.local_answer import Reply, spell
-from tunesmith.models.trust import refuse_code, refuse_own_attention, trusted
+from tunesmith.models.trust import refuse_code
 
 if TYPE_CHECKING:
+    from tunesmith.models.decode_check import DecodeChoice
     from tunesmith.models.local_batch import LocalBatch
-    from tunesmith.nets.decoder import Decoder, Engine, Request
-
-# Kinds of layer whose state is not keys and values, so that the decoder cannot hold it.
-_RECURRENT = ("linear_attention", "mamba", "conv", "recurrent")
+    from tunesmith.models.routed import RoutedDecoder, RoutedEngine
+    from tunesmith.nets.sequences import Request
 
 _HEADS = 64  # rendered system messages that are remembered
 
@@ -72,8 +71,7 @@ class LocalModel:
             return None
         path = check_folder(Path(folder).resolve())
         key = f"{path}@{_stamp(path)}"
-        with self.engine.lock:  # between two passes, not within one
-            self.engine.adapters.load(key, path)
+        self.engine.adapters.load(key, path)
         return key
 
     def _ref_of(self, adapter: Path | str | None) -> ModelRef:
@@ -81,8 +79,8 @@ class LocalModel:
         return ModelRef(base=str(self.base.resolve()), adapter=None if adapter is None else str(Path(adapter).resolve()))
 
     @property
-    def engine(self) -> Engine:
-        """The weights, ready for a `Decoder`."""
+    def engine(self) -> RoutedEngine:
+        """The weights, ready for a decoder."""
         return self._loaded.engine
 
     def with_adapter(self, adapter: Path | str | None, name: str, ref: ModelRef | None = None) -> LocalModel:
@@ -136,15 +134,18 @@ class LocalModel:
 
         return LocalBatch(self.engine, self.base, self.renderer.stop_ids, max_rows=self.max_rows)
 
-    def decoder(self) -> Decoder:
-        """A fresh decoder over this model's weights; requests name their adapter."""
-        from tunesmith.nets.decoder import Decoder
+    @property
+    def route(self) -> DecodeChoice:
+        """How this model is computed, and why so."""
+        return self.engine.choices[self.adapter]
 
-        return Decoder(self.engine, max_rows=self.max_rows)
+    def decoder(self) -> RoutedDecoder:
+        """A fresh decoder over this model's weights; requests name their adapter."""
+        return self.engine.decoder(max_rows=self.max_rows)
 
     def request(self, prompt: Prompt, ids: Sequence[int], sampling: Sampling, *, share: int = 0, choice: int = 0) -> Request:
         """The decoder's request for a prompt and its rendered ids; `choice` tells the n answers to one prompt apart."""
-        from tunesmith.nets.decoder import Request
+        from tunesmith.nets.sequences import Request
 
         if prompt.response_schema is not None:
             raise UsageError("a local model cannot be held to a JSON Schema", remedy="ask for it in words, without response_schema")
@@ -206,7 +207,7 @@ class LocalModel:
 
     def nll(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, int]]:
         """(summed negative log-likelihood in nats, scored tokens) of each row of (ids, mask); the ids with mask 1, never the first id."""
-        from tunesmith.nets.decoder import score
+        from tunesmith.nets.sequences import score
 
         return score(self.engine, rows, self.adapter)
 
@@ -220,7 +221,7 @@ class LocalModel:
 
 @dataclass(slots=True, eq=False)
 class _Loaded:
-    engine: Engine
+    engine: RoutedEngine
     dtype: str
     files: list[Path]
     _digest: str = ""
@@ -234,7 +235,8 @@ class _Loaded:
 
 
 def load_engine(base: Path, dtype: str, device: str) -> _Loaded:
-    """The model of a folder, ready for packed decoding. Raises NotFound and UsageError with what the folder lacks or asks for."""
+    """The model of a folder, on the fastest route that computes what transformers does. Raises NotFound and UsageError with what the folder
+    lacks or asks for."""
     config_file, weights = base / "config.json", sorted(base.glob("*.safetensors"))
     if not config_file.is_file() or not weights:
         missing = "config.json" if not config_file.is_file() else "*.safetensors"
@@ -242,45 +244,20 @@ def load_engine(base: Path, dtype: str, device: str) -> _Loaded:
     check_folder(base)
     refuse_code(json.loads(config_file.read_text("utf-8")), config_file)
     torch, transformers = need("torch", extra="local"), need("transformers", extra="local")
-    from tunesmith.nets.cached_attention import NAME, packed_attention
-    from tunesmith.nets.decoder import Engine
+    from tunesmith.models.load_causal import load_causal
+    from tunesmith.models.routed import RoutedEngine
 
-    transformers.AttentionInterface.register(NAME, packed_attention)
     place = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     kind = dtype if dtype != "auto" else _best_dtype(torch, place)
     quiet = transformers.utils.logging
     quiet.disable_progress_bar()
-    own = trusted(base)
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            base, dtype=getattr(torch, kind), attn_implementation=NAME, use_safetensors=True, local_files_only=True, trust_remote_code=own
-        )
-    except (OSError, ValueError, RuntimeError, need("safetensors", extra="local").SafetensorError) as error:
+        model = load_causal(base, dtype=getattr(torch, kind))
+    except (OSError, ValueError, RuntimeError, ImportError, need("safetensors", extra="local").SafetensorError) as error:
         raise UsageError(f"the model cannot be loaded: {error}", where=str(base), remedy="fetch or save it again") from error
     quiet.enable_progress_bar()
-    if not model._supports_attention_backend or any(word in kind for kind in _layer_types(model) for word in _RECURRENT):
-        raise UsageError(
-            f"{type(model).__name__} cannot be decoded here", where=str(base), allowed="models whose layers all attend to keys and values"
-        )
-    engine = Engine(model.to(place).eval().requires_grad_(False))
-    if own:
-        # Rows that are read in one pass would see each other.
-        refuse_own_attention(engine.model, base, lambda: _leak(engine), UsageError)
+    engine = RoutedEngine(model.to(place).eval().requires_grad_(False), base)
     return _Loaded(engine, kind, [config_file, *weights, *sorted(base.glob("*.py"))])
-
-
-def _leak(engine: Engine) -> str:
-    """What is wrong when two rows are read in one pass; nothing where each is read as it is alone."""
-    from tunesmith.nets.decoder import score
-
-    rows = [([1, 2, 3, 4, 5], [1] * 5), ([5, 4, 3, 2, 1], [1] * 5)]
-    together, alone = score(engine, rows, None), [score(engine, [row], None)[0] for row in rows]
-    apart = all(abs(one - other) <= 0.02 * abs(other) for (one, _), (other, _) in zip(together, alone, strict=True))
-    return "" if apart else "two rows in one pass see each other"
-
-
-def _layer_types(model: Any) -> list[str]:
-    return list(getattr(model.config.get_text_config(), "layer_types", None) or ())
 
 
 def _best_dtype(torch: Any, device: str) -> str:

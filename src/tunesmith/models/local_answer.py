@@ -11,7 +11,7 @@ from tunesmith.models.detokenize import Words
 from tunesmith.models.held_calls import SpokenWords, cut_call
 
 if TYPE_CHECKING:
-    from tunesmith.nets.decoder import Token
+    from tunesmith.nets.sequences import Token
 
 
 class Reply:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from tunesmith.core.chat import Renderer
 from tunesmith.core.types import Prompt, Sampling
 from tunesmith.models.base import Asked, Piece
-from tunesmith.models.constrain import HeldDecoder
+from tunesmith.models.constrain import Grammars
 from tunesmith.models.local_answer import Reply
 
 if TYPE_CHECKING:
-    from tunesmith.nets.decoder import Engine, Request
+    from tunesmith.models.routed import RoutedEngine
+    from tunesmith.nets.sequences import Request
 
 
 class _Sibling(Protocol):
@@ -29,8 +31,9 @@ class _Sibling(Protocol):
 class LocalBatch:
     """See `Batch`. What prompts begin with alike (tools, system messages) is read once."""
 
-    def __init__(self, engine: Engine, base: Path, stop_ids: frozenset[int], *, max_rows: int) -> None:
-        self._decoder = HeldDecoder(engine, base, stop_ids, max_rows=max_rows)
+    def __init__(self, engine: RoutedEngine, base: Path, stop_ids: frozenset[int], *, max_rows: int) -> None:
+        self._decoder = engine.decoder(max_rows=max_rows)
+        self._base, self._stop_ids = base, stop_ids
         self._rows: dict[int, tuple[Asked, Reply, int]] = {}  # the last is how many log-probabilities were given out
 
     @property
@@ -55,13 +58,19 @@ class LocalBatch:
         number = self._decoder.add(request)
         if asked.constraint is not None:
             try:
-                self._decoder.hold(number, asked.constraint)
+                self._decoder.hold(number, self._grammars.grammar(asked.constraint))
             except BaseException:
                 self._decoder.cancel(number)
                 raise
         reply = Reply(model.renderer, asked.prompt, asked.sampling, prompt_tokens=len(asked.ids), started=asked.since)
         self._rows[number] = (asked, reply, 0)
         return number
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        """Compiled for the base's vocabulary, when the first answer is held to a form."""
+        size = self._decoder.engine.model.get_output_embeddings().weight.shape[0]
+        return Grammars(self._base, size, self._stop_ids)
 
     def cancel(self, number: int) -> None:
         """See `Batch`."""

@@ -5,11 +5,11 @@ A base is asked for by name in many places (training, evaluation, serving, a tea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.errors import UsageError
 
 # Keys of config.json that make a loader run code of the model's folder, and those that make it fetch or choose other code.
 _CODE = ("auto_map", "custom_code", "trust_remote_code")
@@ -59,20 +59,6 @@ def refuse_code(config: dict[str, Any], where: Path) -> None:
             where=str(where),
             allowed="files of the model's own folder",
             remedy="put the files beside the weights, and name them in auto_map without the repository",
-        )
-
-
-def refuse_own_attention(model: Any, base: Path, tried: Callable[[], str], error: type[TunesmithError]) -> None:
-    """Raises `error` for a model whose code attends in its own way: `tried` passes rows through it and says what went wrong, or nothing."""
-    try:
-        said = tried()
-    except Exception as broken:  # noqa: BLE001 - foreign code, which may raise anything
-        said = f"{type(broken).__name__}: {broken}"
-    if said:
-        raise error(
-            f"the attention of {type(model).__name__} is its own, and cannot be replaced: {said}",
-            where=str(base),
-            allowed="code that calls transformers' attention interface (ALL_ATTENTION_FUNCTIONS) and hands its keywords on",
         )
 
 

@@ -25,25 +25,28 @@ _GROWTH = 64  # positions; a cache grows by so many, so that most decoding passe
 
 @dataclass(frozen=True, slots=True)
 class LayerOptions:
-    """How one layer attends: the score's `scale`, a sliding `window` in tokens, the `softcap` of Gemma 2 (None: off)."""
+    """How one layer attends: the score's `scale`, a sliding `window` in tokens, the `softcap` of Gemma 2, the `sinks` [heads] of gpt-oss, a
+    further score of each head that takes weight and gives nothing (None: off)."""
 
     scale: float
     window: int | None = None
     softcap: float | None = None
+    sinks: Tensor | None = None
 
 
 class ForwardPass(Protocol):
     """One forward pass: is handed each layer's queries, keys and values and answers with what attention gives."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: LayerOptions) -> Tensor:
-        """query [heads, N, d], key and value [kv heads, N, d] → [heads, N, d]."""
+        """query [heads, N, d], key [kv heads, N, d] and value [kv heads, N, e] → [heads, N, e]."""
         ...
 
 
 def packed_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> Any:
     """The function that `transformers` calls in each layer: query [1, heads, N, d] → ([1, N, heads, d], None)."""
     forward_pass: ForwardPass = kwargs["forward_pass"]
-    options = LayerOptions(kwargs.get("scaling") or module.head_dim**-0.5, kwargs.get("sliding_window"), kwargs.get("softcap"))
+    scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    options = LayerOptions(scale, kwargs.get("sliding_window"), kwargs.get("softcap"), kwargs.get("s_aux"))
     out = forward_pass.attend(module.layer_idx, query[0], key[0], value[0], options)
     return out.transpose(0, 1).unsqueeze(0), None
 
@@ -94,7 +97,7 @@ class PrefillPass:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: LayerOptions) -> Tensor:
         """See `ForwardPass.attend`."""
-        out = torch.empty_like(query)
+        out = query.new_empty(*query.shape[:2], value.shape[2])
         for segment in self.segments:
             here = slice(segment.begin, segment.end)
             keys, values = segment.cache.write(layer, key[:, here], value[:, here])
@@ -105,7 +108,7 @@ class PrefillPass:
         keys, values = own
         prefix = segment.prefix
         windowed = options.window is not None and options.window < query.shape[1]
-        if prefix is None and segment.start == 0 and options.softcap is None and not windowed:
+        if prefix is None and segment.start == 0 and options.softcap is None and options.sinks is None and not windowed:
             group = query.shape[0] // keys.shape[0]
             keys, values = (half.repeat_interleave(group, 0).unsqueeze(0) for half in (keys, values))
             return F.scaled_dot_product_attention(query.unsqueeze(0), keys, values, is_causal=True, scale=options.scale)[0]
@@ -116,8 +119,9 @@ class PrefillPass:
         if prefix is not None:
             before = None if options.window is None else self._mask(segment, options.window, group, query.device, prefix=len(prefix))
             left = partial_attention(grouped, *prefix.cache.layers[layer], options, before)
-            out = merge(left, (out, weight))
-        return out.reshape(heads, length, width)
+            out, weight = merge(left, (out, weight)), torch.logaddexp(left[1], weight)
+        out = out.reshape(heads, length, -1)
+        return out if options.sinks is None else _sunk(out, weight.reshape(heads, length), options.sinks[:, None])
 
     def _mask(self, segment: Segment, window: int | None, group: int, device: torch.device, prefix: int = 0) -> Tensor:
         """[group × length, keys] additive over the sequence's own tokens (or over its `prefix` tokens): no token sees what follows it."""
@@ -165,6 +169,11 @@ def merge(left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor]) -> Tensor:
     """Two partial attentions over disjoint keys as one: the softmax over both, exactly."""
     share = torch.sigmoid(left[1] - right[1]).unsqueeze(-1)  # the weight that all the keys of the left have together
     return (left[0].float() * share + right[0].float() * (1 - share)).to(left[0].dtype)
+
+
+def _sunk(out: Tensor, weight: Tensor, sinks: Tensor) -> Tensor:
+    """Attention beside sinks: of the softmax over keys and sink, whose value is 0, what the keys keep. `weight` is their log-sum-exp."""
+    return (out.float() * torch.sigmoid(weight - sinks.float()).unsqueeze(-1)).to(out.dtype)
 
 
 class BatchCache:
@@ -245,11 +254,14 @@ class DecodePass:
         by_head = query.reshape(kv_heads, heads // kv_heads, rows, width)
         own = by_head.permute(2, 0, 1, 3).reshape(rows * kv_heads, -1, width)
         out, weight = partial_attention(own, keys, values, options, self._mask(options.window, kv_heads))
-        out = out.reshape(rows, kv_heads, -1, width).permute(1, 2, 0, 3)  # [kv heads, group, rows, d]
+        out = out.reshape(rows, kv_heads, heads // kv_heads, -1).permute(1, 2, 0, 3)  # [kv heads, group, rows, e]
+        weight = weight.reshape(rows, kv_heads, -1).permute(1, 2, 0)
         if self.groups:
-            out = out.contiguous()
-            self._add_prefixes(layer, by_head, (out, weight.reshape(rows, kv_heads, -1).permute(1, 2, 0)), options)
-        return out.reshape(heads, rows, width)
+            out, weight = out.contiguous(), weight.contiguous()
+            self._add_prefixes(layer, by_head, (out, weight), options)
+        if options.sinks is not None:
+            out = _sunk(out, weight, options.sinks.reshape(kv_heads, -1, 1))
+        return out.reshape(heads, rows, -1)
 
     def _add_prefixes(self, layer: int, query: Tensor, own: tuple[Tensor, Tensor], options: LayerOptions) -> None:
         """Merge what each group of sequences sees in its prefix into `own`, in place."""
@@ -260,10 +272,9 @@ class DecodePass:
             mask = None if options.window is None else self._far(prefix, index, options.window, group)
             before, total = partial_attention(part.reshape(kv_heads, -1, width), *prefix.cache.layers[layer], options, mask)
             left = (before.reshape(kv_heads, group, rows, -1), total.reshape(kv_heads, group, rows))
-            if index is None:
-                out.copy_(merge(left, (out, weight)))
-            else:
-                out[:, :, index] = merge(left, (out[:, :, index], weight[:, :, index]))
+            at = slice(None) if index is None else index
+            right = (out[:, :, at], weight[:, :, at])
+            out[:, :, at], weight[:, :, at] = merge(left, right), torch.logaddexp(left[1], right[1])
 
     def _mask(self, window: int | None, kv_heads: int) -> Tensor:
         """[rows × kv heads, 1, keys] additive: what a sequence has not yet generated is not seen, nor what its window has left behind."""

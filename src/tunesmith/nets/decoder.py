@@ -7,85 +7,37 @@ the same result.
 
 from __future__ import annotations
 
-import itertools
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tunesmith.core.errors import ContextExceeded, UsageError
 from tunesmith.nets.cached_attention import BatchCache, CachedPrefix, DecodePass, ForwardPass, PrefillPass, Segment, SequenceCache
 from tunesmith.nets.multi_lora import Adapters
-from tunesmith.nets.sampling import choose, log_probabilities
+from tunesmith.nets.sequences import Request, SequenceDecoder, Token, TokenSequence
 
 _SHORTEST_PREFIX = 16  # tokens; below this, sharing costs more than it saves
+_FEW = 256  # tokens of a prompt whose logits over the whole vocabulary are in memory at once
 _BUSY_CHUNK = 512  # prompt tokens read in one step while other sequences are being decoded, so that their streams do not stall
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """Token ids to continue. `share` is how many of the first ids other requests are likely to begin with too.
-
-    `seed` decides every draw of a sampled sequence; `top_logprobs` None returns none. Ids in `stop_ids` end the sequence and are returned
-    last.
-    """
-
-    ids: Sequence[int]
-    max_tokens: int
-    stop_ids: frozenset[int] = frozenset()
-    adapter: str | None = None
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    top_logprobs: int | None = None
-    share: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """One new token of the sequence that `Decoder.add` numbered so.
-
-    `finish` is set on the last: `stop` (an id of `stop_ids`, which is then `id`) or `length`.
-    """
-
-    sequence: int
-    id: int
-    finish: str | None = None
-    logprob: dict[str, Any] | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Sequence:
-    number: int
-    request: Request
-    generated: list[int] = field(default_factory=list)
-    prefix: CachedPrefix | None = None
-    cache: SequenceCache = field(default_factory=SequenceCache)
-    computed: int = 0  # own tokens (those after the prefix) whose keys and values are in a cache
-
-    @property
-    def start(self) -> int:
-        """Where its own tokens start: the length of the shared prefix."""
-        return len(self.prefix) if self.prefix else 0
-
-    def own_ids(self) -> list[int]:
-        """The ids after the prefix: prompt and answer so far."""
-        return [*self.request.ids[self.start :], *self.generated]
-
-
 class Engine:
-    """A model and its adapters with one lock: a pass at a time, whoever asks."""
+    """A model and its adapters with one lock: a pass at a time, whoever asks. `lock` may be that of other engines on the same weights."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, lock: threading.Lock | None = None) -> None:
         self.model = model
         self.adapters = Adapters(model)
         self.device: torch.device = model.device
-        self.context = int(getattr(model.config.get_text_config(), "max_position_embeddings", 1 << 20))
-        self.lock = threading.Lock()
+        self.context = context_of(model)
+        self.lock = lock or threading.Lock()
+
+    @property
+    def names(self) -> Collection[str]:
+        """See `Computing`."""
+        return self.adapters.loaded
 
     @torch.inference_mode()
     def forward(
@@ -103,58 +55,92 @@ class Engine:
             )
         return out.logits[0].float()
 
+    def prompt_logits(self, ids: Sequence[int], adapter: str | None) -> Iterator[Tensor]:
+        """See `Reading.prompt_logits`."""
+        cache = SequenceCache()
+        for start in range(0, len(ids) - 1, _FEW):
+            chunk = list(ids[start : min(start + _FEW, len(ids) - 1)])
+            places, forward_pass = list(range(start, start + len(chunk))), PrefillPass([Segment(0, len(chunk), start, cache)])
+            yield self.forward(chunk, places, [adapter] * len(chunk), forward_pass, range(len(chunk)))
 
-class Decoder:
-    """Answers requests in batches of at most `max_rows`; `add`, `step` while `busy`, `cancel` at will. One thread at a time.
+    def logps(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], adapter: str | None, chunk: int = 2048) -> list[list[float]]:
+        """Natural log-probabilities of the ids whose mask is 1, for each row of (ids, mask).
+
+        The first id of a row has nothing before it and is never scored. Logits are computed for scored places only.
+        """
+        results: list[list[float]] = [[] for _ in rows]
+        order = sorted((i for i in range(len(rows)) if any(rows[i][1][1:])), key=lambda i: len(rows[i][0]))
+        while order:
+            packed, segments, keep = _Packed(), list[Segment](), list[int]()
+            targets: list[tuple[int, int]] = []  # row and id of each kept place
+            while order and (not segments or len(packed.tokens) + len(rows[order[0]][0]) <= chunk):
+                number = order.pop(0)
+                ids, mask = rows[number]
+                begin = packed.extend(ids, 0, adapter)
+                segments.append(Segment(begin, len(packed.tokens), 0, SequenceCache()))
+                places = [i for i in range(1, len(ids)) if mask[i]]
+                keep.extend(begin + i - 1 for i in places)
+                targets.extend((number, ids[i]) for i in places)
+            logits = self.forward(packed.tokens, packed.positions, packed.owners, PrefillPass(segments), keep)
+            wanted = torch.tensor([number for _, number in targets], device=logits.device)
+            losses = torch.nn.functional.cross_entropy(logits, wanted, reduction="none").tolist()
+            for (number, _), loss in zip(targets, losses, strict=True):
+                results[number].append(-loss)
+        return results
+
+
+def context_of(model: Any) -> int:
+    """How many tokens a model reads; a large number where its configuration has no limit."""
+    said = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(said) if said else 1 << 20
+
+
+class Decoder(SequenceDecoder):
+    """See `SequenceDecoder`.
 
     `chunk` is how many prompt tokens one pass reads, `cache_bytes` how much the keys and values of the batch may take, `prefixes` how many
     shared prefixes are kept.
     """
 
-    def __init__(self, engine: Engine, *, max_rows: int = 64, chunk: int = 2048, cache_bytes: int = 2 << 30, prefixes: int = 16) -> None:
-        self.engine, self.max_rows, self.chunk, self.cache_bytes = engine, max_rows, chunk, cache_bytes
-        self._numbers = itertools.count()
-        self._waiting: deque[_Sequence] = deque()
-        self._prefilling: list[_Sequence] = []
-        self._decoding: list[_Sequence] = []  # sequence i is in slot i of the cache
-        self._cache = BatchCache()
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        max_rows: int = 64,
+        chunk: int = 2048,
+        cache_bytes: int = 2 << 30,
+        prefixes: int = 16,
+        numbers: Iterator[int] | None = None,
+    ) -> None:
+        super().__init__(engine, max_rows=max_rows, numbers=numbers)
+        self.engine, self.chunk, self.cache_bytes = engine, chunk, cache_bytes
+        self._prefilling: list[TokenSequence] = []
+        self._cache = BatchCache()  # sequence i of those being decoded is in its slot i
         self._prefixes: OrderedDict[tuple[str | None, tuple[int, ...]], CachedPrefix] = OrderedDict()
         self._max_prefixes = prefixes
 
     @property
     def busy(self) -> bool:
-        """Whether a step has something to do."""
+        """See `SequenceDecoder`."""
         return bool(self._waiting or self._prefilling or self._decoding)
 
     @property
     def load(self) -> tuple[int, int]:
-        """(sequences that are prefilled or decoded, sequences waiting)."""
+        """See `SequenceDecoder`."""
         return len(self._decoding) + len(self._prefilling), len(self._waiting)
 
     @property
     def cache_use(self) -> float:
-        """The share of `cache_bytes` that is in use."""
+        """See `SequenceDecoder`."""
         return self._cache.bytes / self.cache_bytes
 
-    def add(self, request: Request) -> int:
-        """Queue a request; its number comes back with each of its tokens. Raises UsageError when it cannot be answered."""
-        room = self.engine.context - len(request.ids)
-        if not request.ids or room < 1:
-            raise ContextExceeded(len(request.ids), self.engine.context)
-        if request.adapter is not None and request.adapter not in self.engine.adapters.loaded:
-            raise UsageError(
-                f"no adapter '{request.adapter}' is loaded", allowed=", ".join(sorted(self.engine.adapters.loaded)) or "none is loaded"
-            )
-        sequence = _Sequence(next(self._numbers), request)
-        self._waiting.append(sequence)
-        return sequence.number
-
     def cancel(self, number: int) -> None:
-        """Forget a sequence, wherever it is; nothing happens when it has ended."""
-        for sequence in [sequence for sequence in self._decoding if sequence.number == number]:
-            self._retire(sequence)
+        """See `SequenceDecoder`."""
+        super().cancel(number)
         self._prefilling = [sequence for sequence in self._prefilling if sequence.number != number]
-        self._waiting = deque(sequence for sequence in self._waiting if sequence.number != number)
+
+    def _open(self) -> list[TokenSequence]:
+        return [*super()._open(), *self._prefilling]
 
     def step(self) -> list[Token]:
         """Prefill some prompt tokens, then decode one token more of every sequence that is being answered."""
@@ -209,23 +195,7 @@ class Decoder:
             sequence.computed += 1
         return self._sample(sequences, logits)
 
-    def _sample(self, sequences: list[_Sequence], logits: Tensor) -> list[Token]:
-        """Choose a token for each sequence; those that have ended leave."""
-        draws = [(s.request.temperature, s.request.top_p, s.request.seed, len(s.generated)) for s in sequences]
-        tokens = []
-        for i, (sequence, chosen) in enumerate(zip(sequences, choose(logits, draws), strict=True)):
-            sequence.generated.append(chosen)
-            request, count = sequence.request, len(sequence.generated)
-            top = request.top_logprobs
-            logprob = None if top is None else log_probabilities(logits[i], chosen, top)
-            full = count >= request.max_tokens or len(request.ids) + count >= self.engine.context
-            finish = "stop" if chosen in request.stop_ids else "length" if full else None
-            tokens.append(Token(sequence.number, chosen, finish, logprob))
-            if finish:
-                self._retire(sequence)
-        return tokens
-
-    def _retire(self, sequence: _Sequence) -> None:
+    def _retire(self, sequence: TokenSequence) -> None:
         slot, last = self._decoding.index(sequence), self._decoding[-1]
         if last is not sequence:
             self._cache.move(len(self._decoding) - 1, slot, last.computed)
@@ -238,7 +208,7 @@ class Decoder:
         cache = self._cache
         return 0 if not cache.layers else cache.bytes // (cache.slots * cache.length) * sequences * length
 
-    def _fits(self, sequence: _Sequence) -> bool:
+    def _fits(self, sequence: TokenSequence) -> bool:
         """Whether the batch with this sequence stays within the memory, as far as is known today. An empty batch takes any."""
         sequences = self._decoding + self._prefilling
         longest = max((len(other.own_ids()) for other in [*sequences, sequence]), default=0)
@@ -252,7 +222,7 @@ class Decoder:
                 return
             sequence = max(self._decoding, key=lambda sequence: sequence.number)
             self._retire(sequence)
-            sequence.computed, sequence.cache = 0, SequenceCache()
+            sequence.forget()
             self._waiting.appendleft(sequence)
             self._cache.shrink(len(self._decoding))
 
@@ -301,38 +271,3 @@ class _Packed:
 def _rounded(slots: int) -> int:
     """The next power of two: slots are added in doublings."""
     return 1 << (slots - 1).bit_length()
-
-
-def score(
-    engine: Engine, rows: Sequence[tuple[Sequence[int], Sequence[int]]], adapter: str | None, chunk: int = 2048
-) -> list[tuple[float, int]]:
-    """(summed negative log-likelihood in nats, scored tokens) of each row of (ids, mask), for the ids whose mask is 1.
-
-    The first id of a row has nothing before it and is never scored. Logits are computed for scored places only.
-    """
-    results = [(0.0, 0)] * len(rows)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
-    while order:
-        packed = _Packed()
-        segments: list[Segment] = []
-        keep: list[int] = []
-        targets: list[int] = []
-        owners: list[int] = []
-        while order and (not segments or len(packed.tokens) + len(rows[order[0]][0]) <= chunk):
-            number = order.pop(0)
-            ids, mask = rows[number]
-            if not any(mask[1:]):
-                continue
-            begin = packed.extend(ids, 0, adapter)
-            segments.append(Segment(begin, len(packed.tokens), 0, SequenceCache()))
-            places = [i for i in range(1, len(ids)) if mask[i]]
-            keep.extend(begin + i - 1 for i in places)
-            targets.extend(ids[i] for i in places)
-            owners.extend([number] * len(places))
-        if segments:
-            logits = engine.forward(packed.tokens, packed.positions, packed.owners, PrefillPass(segments), keep)
-            losses = torch.nn.functional.cross_entropy(logits, torch.tensor(targets, device=logits.device), reduction="none").double()
-            for number, loss in zip(owners, losses.tolist(), strict=True):
-                nats, count = results[number]
-                results[number] = (nats + loss, count + 1)
-    return results

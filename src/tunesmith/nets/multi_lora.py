@@ -28,7 +28,6 @@ from tunesmith.core.seal import checked
 _MUST_BE_OFF = (
     "modules_to_save",
     "layer_replication",
-    "fan_in_fan_out",
     "target_parameters",
     "use_qalora",
     "alora_invocation_tokens",
@@ -120,6 +119,14 @@ class AdaptedLinear(_Adapted[Delta]):
     """A linear layer under low-rank updates: x [1, N, in] → [1, N, out]."""
 
     base: nn.Linear
+
+    def __init__(self, base: nn.Module, route: Route, *, head: bool = False) -> None:
+        super().__init__(base, route)
+        self._head = head
+
+    def groups(self) -> Groups:
+        """The output layer's logits are computed for some places only."""
+        return self.route.logits if self._head else self.route.groups
 
     def changed(self, x: Tensor, out: Tensor, change: Delta, index: Tensor | None) -> Tensor:
         """See `_Adapted.changed`."""
@@ -254,16 +261,16 @@ class Adapters:
     def _put(self, name: str, module: str, parts: dict[str, Tensor], scaling: float) -> None:
         layer = self._module(name, module)
         if not isinstance(layer, AdaptedLinear):
-            if not isinstance(layer, nn.Linear):
+            if not isinstance(layer, nn.Linear) and not _is_conv1d(layer):
                 raise UsageError(
                     f"adapter '{name}' changes '{module}', a {type(layer).__name__}",
                     allowed="linear layers",
                     remedy="merge it into the base",
                 )
             parent, _, leaf = module.rpartition(".")
-            layer = AdaptedLinear(layer, self.route)
+            layer = AdaptedLinear(layer, self.route, head=layer is self.model.get_output_embeddings())  # type: ignore[operator]
             setattr(self.model.get_submodule(parent), leaf, layer)
-        weight = layer.weight
+        weight = layer.weight.T if _is_conv1d(layer.base) else layer.weight
         down, up = parts["lora_A"].float(), parts["lora_B"].float() * scaling
         if down.shape[1] != weight.shape[1] or up.shape[0] != weight.shape[0]:
             raise UsageError(
@@ -277,6 +284,11 @@ class Adapters:
             if layer.base.bias is not None:
                 raise UsageError(f"adapter '{name}' is DoRA on '{module}', which has a bias", remedy="merge it into the base")
         layer.changes[name] = Delta(down.to(weight.device, weight.dtype), up.to(weight.device, weight.dtype), gain)
+
+
+def _is_conv1d(layer: nn.Module) -> bool:
+    """Whether a layer is GPT-2's: linear, with its weight stored as [in, out]."""
+    return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf")
 
 
 def _groups(adapters: Sequence[str | None], device: torch.device) -> Groups:

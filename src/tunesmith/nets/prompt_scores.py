@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 
-from tunesmith.nets.cached_attention import PrefillPass, Segment, SequenceCache
-from tunesmith.nets.decoder import Engine
 
-_CHUNK = 256  # tokens a pass: their logits over the whole vocabulary are in memory at once
+class Reading(Protocol):
+    """A model that reads a prompt."""
+
+    def prompt_logits(self, ids: Sequence[int], adapter: str | None) -> Iterator[torch.Tensor]:
+        """Logits float32 [places, V] of the tokens after each id but the last, some places at a time."""
+        ...
 
 
 @torch.inference_mode()
-def prompt_log_probabilities(engine: Engine, ids: Sequence[int], adapter: str | None, top: int) -> list[dict[str, Any]]:
+def prompt_log_probabilities(engine: Reading, ids: Sequence[int], adapter: str | None, top: int) -> list[dict[str, Any]]:
     """For each id after the first what `sampling.log_probabilities` gives of a drawn one: {"id", "logprob" (nats), "top"}."""
-    cache, found = SequenceCache(), []
-    for start in range(0, len(ids) - 1, _CHUNK):
-        chunk = ids[start : min(start + _CHUNK, len(ids) - 1)]
-        places = range(start, start + len(chunk))
-        passed = PrefillPass([Segment(0, len(chunk), start, cache)])
-        logits = engine.forward(list(chunk), list(places), [adapter] * len(chunk), passed, range(len(chunk)))
-        found += _entries(torch.log_softmax(logits.double(), dim=-1), [ids[place + 1] for place in places], top)
+    found: list[dict[str, Any]] = []
+    for logits in engine.prompt_logits(ids, adapter):
+        after = ids[len(found) + 1 :][: len(logits)]
+        found += _entries(torch.log_softmax(logits.double(), dim=-1), after, top)
     return found
 
 

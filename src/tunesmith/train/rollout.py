@@ -5,6 +5,7 @@ Every draw follows from the plan's seed, the step, the prompt and the number of 
 
 from __future__ import annotations
 
+import logging
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,12 +17,22 @@ import torch
 import transformers
 
 from tunesmith.core.chat import Rendered, Renderer
+from tunesmith.core.errors import TrainingError
+from tunesmith.core.types import digest
+from tunesmith.models.decode_check import DecodeChoice, Way, choose, place
 from tunesmith.models.local import row_seed
+from tunesmith.models.routed import turn_of
+from tunesmith.models.trial import RAISED, shown
 from tunesmith.nets.cached_attention import NAME, packed_attention
-from tunesmith.nets.decoder import Decoder, Engine, Request
+from tunesmith.nets.decoder import Decoder, Engine
+from tunesmith.nets.plain_decoder import PlainDecoder, PlainEngine
+from tunesmith.nets.sequences import Request, SequenceDecoder
 from tunesmith.train.adapters import Trainable
 from tunesmith.train.items import Item
 from tunesmith.train.plan import ResolvedPlan
+from tunesmith.train.routes import PLAIN
+
+_log = logging.getLogger("tunesmith.train")
 
 
 class Task(NamedTuple):
@@ -50,16 +61,58 @@ class Sample(NamedTuple):
 
 
 class Sampler:
-    """Draws answers from the model that is being trained, adapter and all, with the decoder that serves."""
+    """Draws answers from the model that is being trained, adapter and all, with the decoders that serve: the fastest that says what
+    transformers says."""
 
     def __init__(self, trainable: Trainable, base: Path, plan: ResolvedPlan) -> None:
         transformers.AttentionInterface.register(NAME, packed_attention)
         self.trainable, self.plan, self.renderer = trainable, plan, Renderer.load(base)
-        self.engine = Engine(trainable.causal)
+        self.fast = Engine(trainable.causal)
+        self.plain = PlainEngine(trainable.causal, self.fast.lock, turn=turn_of(trainable.causal))
+        self._training = (trainable.route, str(trainable.causal.config._attn_implementation))
+        self.choice = self._chosen(base)
+
+    def _chosen(self, base: Path) -> DecodeChoice:
+        """The fastest route. Raises TrainingError where transformers itself cannot read the model."""
+        turn, plan = self.plain.turn, self.plan
+        ways = [Way("cached", lambda: self._decoder("cached"))]
+        if turn is None or plan.max_length <= turn:
+            ways.insert(0, Way("batched", lambda: self._decoder("batched")))
+        kept = place(base, None, self.trainable.causal, digest(plan.adapter, self.trainable.route.name, len(ways)))
+        try:
+            with self._answering("cached"):
+                choice = choose(self.plain, ways, None, kept)
+        except RAISED as error:
+            raise TrainingError(f"transformers itself cannot compute this base: {shown(error)}", where=str(base)) from error
+        if choice.route == "reread":
+            self.plain.reread.add(None)
+        _log.info("answers are drawn %s", choice.why())
+        return choice
+
+    def _decoder(self, route: str) -> SequenceDecoder:
+        """A fresh decoder of that route, for which the model is made ready."""
+        self._lay(route)
+        return Decoder(self.fast) if route == "batched" else PlainDecoder(self.plain)
+
+    def _lay(self, route: str | None) -> None:
+        """Prepare the model for answers on a route; None: for training."""
+        trainable, (own, attention) = self.trainable, self._training
+        wanted = own if route in (None, "batched") else PLAIN
+        if trainable.route is not wanted:
+            trainable.go(wanted)
+        if wanted is own:
+            trainable.causal.set_attn_implementation(NAME if route == "batched" else attention)
 
     def draw(self, tasks: Sequence[Task], count: int, step: int) -> list[Sample]:
         """`count` answers to each task, task after task; another `step`, other draws."""
-        options, decoder = self.plan.reinforcement, Decoder(self.engine)
+        with self._answering(self.choice.route):
+            answers = self._answers(tasks, count, step)
+        owners = [task for task in tasks for _ in range(count)]
+        return [self._sample(task, ids) for task, ids in zip(owners, answers, strict=True)]
+
+    def _answers(self, tasks: Sequence[Task], count: int, step: int) -> list[list[int]]:
+        """The token ids of `count` answers to each task."""
+        options, decoder = self.plan.reinforcement, self._decoder(self.choice.route)
         seed, said = self.plan.seed * 1_000_003 + step, dict[int, list[int]]()
         for task in tasks:
             ids = task.prompt.ids.tolist()
@@ -73,12 +126,10 @@ class Sampler:
                     share=len(ids),
                 )
                 said[decoder.add(request)] = []
-        with self._answering():
-            while decoder.busy:
-                for token in decoder.step():
-                    said[token.sequence].append(token.id)
-        owners = [task for task in tasks for _ in range(count)]
-        return [self._sample(task, ids) for task, ids in zip(owners, said.values(), strict=True)]
+        while decoder.busy:
+            for token in decoder.step():
+                said[token.sequence].append(token.id)
+        return list(said.values())
 
     def _sample(self, task: Task, said: list[int]) -> Sample:
         prompt, answer = task.prompt.ids, np.array(said, np.int32)
@@ -86,12 +137,11 @@ class Sampler:
         return Sample(task, Rendered(task.prompt.example_id, np.concatenate([prompt, answer]), mask), self.renderer.decode(said))
 
     @contextmanager
-    def _answering(self) -> Iterator[None]:
-        """The decoder's attention, no dropout, all threads at one pass."""
-        model, causal, threads = self.trainable.model, self.trainable.causal, torch.get_num_threads()
+    def _answering(self, route: str) -> Iterator[None]:
+        """The model ready for answers on a route, no dropout, all threads at one pass."""
+        model, threads = self.trainable.model, torch.get_num_threads()
         was = model.training
-        before = causal.config._attn_implementation
-        causal.set_attn_implementation(NAME)
+        self._lay(route)
         model.eval()
         torch.set_num_threads(self.plan.threads)
         try:
@@ -99,7 +149,7 @@ class Sampler:
         finally:
             torch.set_num_threads(threads)
             model.train(was)
-            causal.set_attn_implementation(before)
+            self._lay(None)
 
 
 class Group(NamedTuple):

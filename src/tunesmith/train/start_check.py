@@ -22,8 +22,9 @@ import torch
 
 from tunesmith.core.atomic import write_atomic
 from tunesmith.core.chat import Rendered
-from tunesmith.core.errors import TrainingError, TunesmithError
+from tunesmith.core.errors import TrainingError
 from tunesmith.core.types import Record, digest
+from tunesmith.models.trial import RAISED, Tried, shown
 from tunesmith.nets.nf4 import Nf4
 from tunesmith.nets.prefix import first_of_each_kind
 from tunesmith.store.layout import user_folder
@@ -46,30 +47,8 @@ _FLOOR = 1e-2
 # Longer rows are only read, not learned from: their gradient would cost as much as the first steps. Of each row this many targets count.
 _LONG = 192
 _TARGETS = 16
-_RAISED = (RuntimeError, TypeError, ValueError, KeyError, AttributeError, IndexError, NotImplementedError, AssertionError, TunesmithError)
 
 Floats = npt.NDArray[np.float64]
-
-
-class Tried(Record, frozen=True):
-    """A route that was tried: its largest relative deviation from the plain one, or what it raised; `bound` is what was allowed."""
-
-    route: str
-    deviation: float | None = None
-    bound: float | None = None
-    raised: str = ""
-
-    @property
-    def passed(self) -> bool:
-        """Whether it may be taken."""
-        return self.deviation is not None and self.bound is not None and self.deviation <= self.bound
-
-    def sentence(self) -> str:
-        """What was seen, in words."""
-        if self.raised:
-            return f"{self.route} raises {self.raised}"
-        verdict = "equals" if self.passed else "differs from"
-        return f"{self.route} {verdict} transformers' own pass by {self.deviation:.1e} (allowed {self.bound:.0e})"
 
 
 class Choice(Record, frozen=True):
@@ -169,8 +148,8 @@ def _tried(trainable: Any, plan: ResolvedPlan, rows: Sequence[Rendered]) -> Choi
                 break
         unreached = sum(grad is None for grad in plain.grads.values())
         return Choice(route=tried[-1].route, tried=tuple(tried), unreached=unreached)
-    except _RAISED as error:
-        return Choice(route=PLAIN.name, tried=(Tried(route=PLAIN.name, raised=_shown(error)),))
+    except RAISED as error:
+        return Choice(route=PLAIN.name, tried=(Tried(route=PLAIN.name, raised=shown(error)),))
     finally:
         trainable.go(PLAIN)
 
@@ -184,8 +163,8 @@ def _try(trainable: Any, route: Route, rows: Sequence[Rendered], plain: _Measure
     try:
         trainable.go(route)
         return Tried(route=route.name, deviation=_deviation(_measure(trainable, rows), plain), bound=TOLERANCE)
-    except _RAISED as error:
-        return Tried(route=route.name, raised=_shown(error))
+    except RAISED as error:
+        return Tried(route=route.name, raised=shown(error))
     finally:
         trainable.go(PLAIN)
 
@@ -219,10 +198,6 @@ def _in_float32(trainable: Any) -> Iterator[None]:
             tensor.data = data
         for module, dtype in packed:
             module.dtype = dtype
-
-
-def _shown(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"
 
 
 def probe_rows(rows: Sequence[Rendered], trainable: Any) -> list[Rendered]:
