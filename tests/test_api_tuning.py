@@ -443,6 +443,7 @@ def test_permissions(server: Server, finished):
         permissions.list("ft:nobody")
 
 
+@pytest.mark.slow
 def test_a_deleted_model_answers_no_more(server: Server):
     job = server.client.fine_tuning.jobs.create(
         model=MODEL, training_file=server.upload().id, hyperparameters={"n_epochs": 1, "batch_size": 12}

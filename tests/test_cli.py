@@ -271,6 +271,7 @@ def test_every_command_has_an_example_and_json(capsys, command):
     assert "--json" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["run", "serve"])
 def test_a_missing_package_of_an_extra_is_one_line(here, command):
     project(here, many(GOOD))

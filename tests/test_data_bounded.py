@@ -81,6 +81,7 @@ def test_rows_on_disk_are_cleaned_and_divided_as_rows_in_memory(by, near, tmp_pa
     assert parts[0].leakage == parts[1].leakage
 
 
+@pytest.mark.slow
 def test_the_place_of_the_work_changes_nothing(tmp_path):
     rows = stored(tmp_path, made(300), batch=40)
     results = []
@@ -98,6 +99,7 @@ def _spans(rows):
     return [row.origin for row in rows], os.getpid()
 
 
+@pytest.mark.slow
 def test_results_come_in_the_order_of_the_pieces(tmp_path):
     rows = stored(tmp_path, made(100), batch=30)
     for executor in (here, in_processes(2)):

@@ -176,6 +176,7 @@ def test_a_look_at_a_runs_test_rows_is_logged_under_every_word(run_here, capsys,
     assert call(capsys, "eval", "echo", "--data", "run:train")["evaluations"][0].get("opening", 0) == 0
 
 
+@pytest.mark.slow
 def test_the_yaml_takes_the_same_words(here, versions, capsys):
     text = (here / "tunesmith.yaml").read_text()
     for source in ("latest", versions["clean"][:7]):
@@ -213,6 +214,7 @@ def test_a_word_that_cannot_be_trained_on_says_why(here, capsys, word, said):
         assert said in told
 
 
+@pytest.mark.slow
 def test_every_word_is_looked_at_and_evaluated_alike(here, versions, capsys):
     call(capsys, "run", "--dry-run")
     (here / "old").mkdir()
@@ -263,6 +265,7 @@ def served(here):
     server.server_close()
 
 
+@pytest.mark.slow
 def test_a_run_takes_urls_and_keeps_what_it_read(here, served, capsys):
     """Read once; a run goes on without the network; read anew on request, and only a changed content is done again."""
     address = f"http://me:secret@127.0.0.1:{served.server_port}/rows.jsonl?token=secret"
@@ -333,6 +336,7 @@ def refused_of_any(capsys, *words: str) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_answered_requests_are_rows(here, capsys):
     """Asked through a real server; trained on as they were when they were read first."""
     import openai

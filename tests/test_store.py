@@ -227,6 +227,6 @@ def test_a_batch_whose_file_was_deleted_before_it_began_has_that_fault(tmp_path)
     for file in made:
         batches.create(project="p", endpoint="/v1/completions", input_file=file, window="24h", metadata=None)
     files.delete(made[0], "p")
-    faults = [batches.read(leased[0])[1] for _ in made if (leased := batches.lease(30)) is not None]
+    faults = [batches.read(leased.row)[1] for _ in made if (leased := batches.lease(30)) is not None]
     assert [[fault["code"] for fault in of_batch] for of_batch in faults] == [["invalid_input_file"], []]
     store.close()

@@ -64,6 +64,7 @@ def base_of(folder, name: str):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_takes_the_fastest_route_that_computes_what_transformers_does(tmp_path, name):
     trainable = prepare(base_of(tmp_path, name), plan(), make_rows(4, low=20, high=60))

@@ -77,6 +77,7 @@ def test_their_rows_are_trained_and_nothing_else_of_the_embeddings(base, tmp_pat
     assert result.trainable_parameters == lora_parameters(base_shape(base), resolved)
 
 
+@pytest.mark.slow
 def test_plain_peft_and_our_server_give_the_trained_model(base, tmp_path):
     """The server answers base, this adapter and one without rows in one batch; each as peft does alone."""
     from peft import PeftModel
@@ -131,6 +132,7 @@ def test_a_paused_run_ends_in_the_same_bytes_and_another_goes_on_from_it(base, t
         trained(base, tmp_path / "without", adapter=Adapter(start_from=str(whole)))
 
 
+@pytest.mark.slow
 def test_answers_are_held_to_a_form_beside_an_adapter_with_tokens(base, tmp_path):
     from tunesmith.models.base import Constraint
     from tunesmith.models.constrain import Grammars
@@ -199,6 +201,7 @@ def test_tokens_that_are_not_there_are_refused(base, tmp_path):
     assert "resize_token_embeddings" in refused.value.remedy
 
 
+@pytest.mark.slow
 def test_an_adapter_of_a_larger_vocabulary_is_not_served(base, tmp_path):
     ours = trained(base, tmp_path / "out").artifact
     with pytest.raises(UsageError, match=r"numbers up to token \d+ for"):

@@ -171,6 +171,7 @@ def test_it_is_trained_and_asked_as_any_other(base, tmp_path):
     assert said == [answer.text for answer in other.answer(asked, Sampling(max_tokens=8))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("own", "route", "answers"),
     [
