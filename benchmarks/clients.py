@@ -194,7 +194,8 @@ def computed(folder: Path) -> list[tuple[float, bool]]:
     for context, continuation in PAIRS:
         whole = tokenizer.encode(context + continuation, add_special_tokens=False)
         before = tokenizer.encode(context, add_special_tokens=False) if context else []
-        ids = whole if before else [tokenizer.eos_token_id, *whole]
+        first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        ids = whole if before else [first, *whole]
         start = len(before) or 1
         with torch.inference_mode():
             log_p = torch.log_softmax(model(torch.tensor([ids])).logits[0].double(), -1)

@@ -389,7 +389,7 @@ def test_dimensions_are_had_or_refused(served, wanted, status):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("words", [600, 60_000])
+@pytest.mark.parametrize("words", [600, 6_000, 60_000])  # counted, counted at the beginning, not counted
 def test_a_prompt_that_is_too_long_is_refused_before_anything_is_sent(served, words, stream):
     for path, body in (
         ("/chat/completions", {"messages": [{"role": "user", "content": "word " * words}]}),

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from tunesmith.models.routed import RoutedDecoder, RoutedEngine
     from tunesmith.nets.sequences import Request
 
+# A text of so many characters a token is more than most models' contexts hold; a text that is cut there has some tokens more or less.
+_CHARACTERS, _CUT = 8, 64
 _HEADS = 64  # rendered system messages that are remembered
 
 
@@ -113,9 +115,12 @@ class LocalModel:
 
     def encode(self, asked: Prompt | str) -> list[int]:
         """See `Batching`. An empty text becomes the token that ends an answer: something must be continued. A text that is too long for the
-        context whatever its tokens are is refused untokenized."""
+        context is refused when that is certain: whatever its tokens are, or by those of its beginning."""
         text = self.renderer.text(asked) if isinstance(asked, Prompt) else asked
         if len(text) > self.context * self.renderer.longest_token:
+            raise ContextExceeded(None, self.context)
+        begin = self.context * _CHARACTERS
+        if len(text) > 2 * begin and len(self.renderer.encode(text[:begin])) > self.context + _CUT:
             raise ContextExceeded(None, self.context)
         return self.renderer.encode(text) or [min(self.renderer.stop_ids)]
 
