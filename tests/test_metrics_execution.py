@@ -141,6 +141,8 @@ def test_a_bad_pattern_takes_no_longer_than_its_time() -> None:
     slow = rated("regex", "x", "a" * 40 + "b", pattern=r"(a+)+$")
     assert slow.value is None or slow.value == 0
     assert rated("regex", r"(x+x+)+y", "x" * 5000).value in (None, 0)
+    assert rated("regex", "9" * 5000, "x").value is None
+    assert rated("json_fields", '{"a": 1}', "[" * 1500).value == 0
     assert rated("json_valid", "x", "```\n" + "\n" * 50_000 + "{", fence=True).value == 0
     assert rated("json_valid", "x", '```json\n\n {"a": 1}\n\n```\n', fence=True).value == 1
 

@@ -11,7 +11,7 @@ from typing import Any
 from tunesmith.core.errors import DataError, UsageError
 from tunesmith.core.load import need
 
-SEARCH_S = 2.0
+SEARCH_S, MOST_CHARACTERS = 2.0, 2_000
 
 
 class Pattern:
@@ -19,6 +19,8 @@ class Pattern:
 
     def __init__(self, pattern: str, seconds: float = SEARCH_S) -> None:
         self.text, self._seconds = pattern, seconds
+        if len(pattern) > MOST_CHARACTERS:  # of very long ones the reading alone takes seconds
+            raise UsageError(f"the pattern has {len(pattern)} characters", allowed=f"at most {MOST_CHARACTERS}")
         library = need("regex", extra="eval")
         try:
             self._compiled = library.compile(pattern)

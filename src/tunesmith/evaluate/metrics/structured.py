@@ -24,7 +24,10 @@ def parsed(text: str, fence: bool = False) -> Any:
     Raises ValueError; NaN is refused (RFC 8259).
     """
     inside = _unfenced(text) if fence else None
-    return json.loads(text if inside is None else inside, parse_constant=_refuse)
+    try:
+        return json.loads(text if inside is None else inside, parse_constant=_refuse)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def _unfenced(text: str) -> str | None:
