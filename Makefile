@@ -10,9 +10,10 @@ install: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "installing torch, then Tunesmith and its tools into .venv (a few minutes, once)"
-	@$(BIN)/python -m pip install --quiet torch==2.13.0
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@echo "1 of 2: torch into .venv (once; each module is compiled when it is first used)"
+	@$(BIN)/python -m pip install --no-compile --disable-pip-version-check torch==2.13.0
+	@echo "2 of 2: Tunesmith and its tools into .venv"
+	@$(BIN)/python -m pip install --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 demo: install

@@ -150,3 +150,21 @@ def test_scalars_are_those_of_yaml_1_2(tmp_path):
         (("z",), 12),
         (("w",), 0.5),
     ]
+
+
+def test_several_wrong_values_are_told_at_once(tmp_path):
+    from tunesmith.flow.project import load_project
+
+    file = tmp_path / "tunesmith.yaml"
+    file.write_text(
+        "name: x\nsources: [{path: rows.jsonl}]\nbase: b\ntrain:\n  epochs: [1]\n  seed: 1.5\n  method: stf\nsplit:\n  test: wide\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_project(file, ["--gate.margin", "-1", "--serve.port=high"])
+    said = str(caught.value)
+    assert "values are wrong" in said
+    for place in (":5: train.epochs", ":6: train.seed", ":7: train.method", ":9: split.test", "--gate.margin", "--serve.port"):
+        assert place in said
+    assert "did you mean 'sft'" in said
+    with pytest.raises(ConfigError, match=r":5: train.epochs: Expected"):
+        load_project(file, ["--train.seed", "1", "--train.method", "sft", "--split.test", "0.2"])

@@ -16,7 +16,7 @@ from tunesmith.deploy.router import Router
 from tunesmith.deploy.serve_config import Elsewhere, ServeConfig
 from tunesmith.flow.jobs import worker
 from tunesmith.flow.last_run import view
-from tunesmith.flow.project import Project, open_store
+from tunesmith.flow.project import DEFAULT_FILE, Project, open_store, without_file
 from tunesmith.models.base import Model, route_of
 from tunesmith.models.catalog import Catalog
 from tunesmith.models.resolve import Models
@@ -35,7 +35,7 @@ def serve_project(
     as_written: bool = False,
 ) -> None:
     """Serve the project's base as the last run had it, every deployed alias, its upstreams and the fine-tuning API; blocks until SIGTERM
-    or ctrl-C.
+    or ctrl-C. Without a project the first of `names` is the base.
 
     Each alias answers with the model that its deployment names, on that model's own base. One that cannot be loaded is said, answers 503
     and keeps no other from being served. `overrides` are `--serve.key value` as on the command line; `names` are further names for models
@@ -44,10 +44,15 @@ def serve_project(
     """
     from tunesmith.api.app import create_app, listen, serve
 
-    seen = view(file, beside=overrides, as_written=as_written)
-    project, home = seen.project, file.resolve().parent
-    if seen.overrides:
-        say(seen.text())
+    home = file.resolve().parent
+    if file == DEFAULT_FILE and not file.exists():
+        project = without_file(next(iter((names or {}).values()), None), overrides)
+        say(f"no {file} here: serving '{project.base}'; requests, files and jobs are kept in {project.store}/")
+    else:
+        seen = view(file, beside=overrides, as_written=as_written)
+        project = seen.project
+        if seen.overrides:
+            say(seen.text())
     settings = _settings(project, names or {})
     store = open_store(project, home)
     try:

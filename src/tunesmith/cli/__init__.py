@@ -41,7 +41,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    # --max_length is --max-length, everywhere
+    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": lambda word: word.replace("_", "-")},
 )
 app.add_typer(monitor_app, name="monitor")
 app.add_typer(jobs_app, name="jobs")
@@ -115,7 +116,11 @@ def run(
 ) -> None:
     """Walk the circle that tunesmith.yaml describes; what is already done is not done again.
 
+    Any key of the file can be overridden for this run: --SECTION.KEY VALUE, as often as needed, with - or _ in its words; shares may be 5%,
+    lists are YAML. The keys: tunesmith schema. What a run was made with is remembered; a changed value redoes only what follows from it.
+
     Example: tunesmith run --train.epochs 2
+    Example: tunesmith run --base smollm2-360m --train.learning-rate 1e-4 --evaluate.metrics '[exact_match, token_f1]'
     """
     from tunesmith.flow.last_run import written_name
     from tunesmith.flow.pipeline.run import Made, run_pipeline

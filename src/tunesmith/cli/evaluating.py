@@ -1,4 +1,4 @@
-"""Commands that measure: eval, compare, gate, report. Words that a command does not know are keys of its records: --max_tokens 64."""
+"""Commands that measure: eval, compare, gate, report. Words that a command does not know are keys of its records: --max-tokens 64."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def evaluate(
     """Ask models every row and rate the answers, each number with its interval; what was answered is never asked again.
 
     A MODEL is a catalogue name, a folder, BASE+ADAPTER, a deployed alias, URL#MODEL, openai:MODEL or echo. More options: --options --judge
-    --criterion --format --map --limit --max_tokens --temperature --seed --instruction --shots --by --shots_from --concurrency --rate
-    --sealed. `eval plan` takes --difference --margin --discordance --power --alpha --rows --design_effect.
+    --criterion --format --map --limit --max-tokens --temperature --seed --instruction --shots --by --shots-from --concurrency --rate
+    --sealed. `eval plan` takes --difference --margin --discordance --power --alpha --rows --design-effect.
 
     Example: tunesmith eval smollm2-135m my-alias --data test --metrics exact_match
     Example: tunesmith eval plan --difference 0.05 --discordance 0.2

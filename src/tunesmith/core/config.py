@@ -6,6 +6,7 @@ file, the line and the nearest known key of each.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
@@ -17,7 +18,7 @@ import yaml
 from msgspec.inspect import FloatType, StrType
 
 from tunesmith.core.errors import ConfigError
-from tunesmith.core.explain import Path_, explained, inside, kinds, type_of, unknown_keys
+from tunesmith.core.explain import Path_, explained, inside, kinds, place_of, type_of, unknown_keys
 
 T = TypeVar("T")
 
@@ -78,10 +79,55 @@ def convert(tree: Mapping[str, Any], record: type[T], *, places: Mapping[Path_, 
     `places` knows by the path of the key."""
     if (unknown := unknown_keys(tree, record, places or {})) is not None:
         raise unknown
+    plain = _numbers(tree, type_of(record))
     try:
-        return msgspec.convert(_numbers(tree, type_of(record)), record)
+        return msgspec.convert(plain, record)
     except (msgspec.ValidationError, ConfigError) as error:
-        raise explained(error, record, places or {}) from error
+        raise _together([explained(each, record, places or {}) for each in _every(error, plain, record)], places or {}) from error
+
+
+_MOST = 20  # wrong values that are told at once
+
+
+def _every(error: Exception, tree: Any, record: type[T]) -> list[Exception]:
+    """The error, and those that stand behind it: a value that is wrong is left out, until what is left fits or nothing more can be
+    left out."""
+    errors, tree, path = [error], copy.deepcopy(tree), place_of(error)
+    while len(errors) < _MOST and _left_out(tree, path):
+        try:
+            msgspec.convert(tree, record)
+        except (msgspec.ValidationError, ConfigError) as another:
+            if "missing required field" in str(another):  # it is the one that was left out
+                break
+            errors.append(another)
+            path = place_of(another)
+        else:
+            break
+    return errors
+
+
+def _left_out(tree: Any, path: Path_) -> bool:
+    """Take the value at `path` out of the tree; False where there is none."""
+    try:
+        for part in path[:-1]:
+            tree = tree[part]
+        if path and path[-1] != "...":
+            del tree[path[-1]]
+            return True
+    except (KeyError, IndexError, TypeError):
+        pass
+    return False
+
+
+def _together(errors: Sequence[ConfigError], places: Mapping[Path_, str]) -> ConfigError:
+    """Several mistakes as one error, a line each; one alone as it is."""
+    if len(errors) == 1:
+        return errors[0]
+    lines = []
+    for error in errors:
+        allowed = f"; allowed: {error.allowed}" if error.allowed else ""
+        lines.append(f"  {error.where}: {error.what}{allowed}" + (f"; {error.remedy}" if error.remedy else ""))
+    return ConfigError("\n".join([f"{len(errors)} values are wrong", *lines]), where=places.get((), errors[0].where))
 
 
 def _numbers(value: Any, info: Any) -> Any:

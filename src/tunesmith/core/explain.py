@@ -40,6 +40,14 @@ def explained(error: Exception, record: type, places: Mapping[Path_, str]) -> Co
     return ConfigError(message, where=_where(path, places), allowed=_allowed(info), remedy=nearest(wrong["value"], words) if wrong else "")
 
 
+def place_of(error: Exception) -> Path_:
+    """The path of the key that msgspec or a record refused; empty where it names none."""
+    if isinstance(error, ConfigError):
+        return tuple(error.where.split(".")) if error.where else ()
+    at = _AT.search(str(error))
+    return _path(at["path"]) if at else ()
+
+
 def unknown_keys(tree: Mapping[str, Any], record: type, places: Mapping[Path_, str]) -> ConfigError | None:
     """One error about every key that no record knows, each with the nearest that is known; None when all are known."""
     unknown = list(_unknown(tree, type_of(record), ()))

@@ -1,15 +1,19 @@
-"""How long work tells a person where it is; knows nothing about the work. On a terminal there are bars, in a pipe plain lines."""
+"""How long work tells a person where it is; knows nothing about the work. On a terminal there are bars, in a pipe plain lines, one at
+least every `EVERY_S` seconds."""
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 import warnings
 from types import TracebackType
 from typing import Any, Protocol
 
 from tunesmith.core.terminal import printable
+
+EVERY_S = 30.0
 
 
 class Progress(Protocol):
@@ -34,10 +38,10 @@ class Terminal:
     """Bars and sentences on standard error, so that standard output stays clean; bars only where it is a terminal, and drawn only while one
     moves: what a command asks at the terminal is not painted over."""
 
-    def __init__(self) -> None:
+    def __init__(self, every_s: float = EVERY_S) -> None:
         self._live: Any = None
         self._tasks: dict[str, Any] = {}
-        self._started = time.monotonic()
+        self._beat = _Beat(every_s)
 
     def __enter__(self) -> Terminal:
         if sys.stderr.isatty():
@@ -46,9 +50,12 @@ class Terminal:
 
             columns = (TextColumn("  {task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
             self._live = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+        else:
+            self._beat.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._beat.stop()
         if self._live is not None:
             self._live.stop()
 
@@ -59,12 +66,13 @@ class Terminal:
         if self._live is not None:
             self._live.console.print(text, markup=False, highlight=False)
         else:
-            print(text, file=sys.stderr, flush=True)
+            self._beat.say(text)
 
     def bar(self, label: str, done: float, total: float) -> None:
         """Move (or start) the bar with that label."""
         label = printable(label)
         if self._live is None:
+            self._beat.move(label, done, total)
             return
         if not self._tasks:
             self._live.start()
@@ -81,6 +89,51 @@ class Terminal:
         self._tasks.clear()
         if self._live is not None:
             self._live.stop()
+
+
+class _Beat:
+    """Lines for a pipe: what is said, and after so many silent seconds where the work is."""
+
+    def __init__(self, every_s: float) -> None:
+        self.every_s = every_s
+        self._lock, self._stopping = threading.Lock(), threading.Event()
+        self._started = self._last = time.monotonic()
+        self._at, self._moved = "", (self._started, 0.0)
+
+    def start(self) -> None:
+        self._last = time.monotonic()
+        threading.Thread(target=self._run, name="progress", daemon=True).start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    def say(self, text: str) -> None:
+        with self._lock:
+            self._at = f"still at: {text.strip()}"
+            self._print(text)
+
+    def move(self, label: str, done: float, total: float) -> None:
+        with self._lock:
+            if not self._at.startswith(f"{label}: "):
+                self._moved = (time.monotonic(), done)
+            began, first = self._moved
+            left = (time.monotonic() - began) * (total - done) / (done - first) if total > done > first else 0.0
+            of = f" of {total:,.0f} ({done / total:.0%})" if total else ""
+            self._at = f"{label}: {done:,.0f}{of}" + (f", about {_spell(left)} left" if left else "")
+
+    def _print(self, text: str) -> None:
+        self._last = time.monotonic()
+        print(text, file=sys.stderr, flush=True)
+
+    def _run(self) -> None:
+        while not self._stopping.wait(max(0.01, self._last + self.every_s - time.monotonic())):
+            with self._lock:
+                if time.monotonic() - self._last >= self.every_s and not self._stopping.is_set():
+                    self._print(f"  … {self._at or 'working'}, {_spell(time.monotonic() - self._started)} so far")
+
+
+def _spell(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 # Read by the libraries when they are loaded. Threads that wait by spinning collapse when another program wants the same cores; the

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import yaml
 
 from tunesmith.core.atomic import write_atomic
-from tunesmith.core.config import load, parse_overrides
+from tunesmith.core.config import convert, load, parse_overrides
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.stats.gate import GateRule
 from tunesmith.core.types import Record
@@ -121,6 +122,18 @@ def fitted(project: Project) -> Project:
             remedy="baselines: [{name: base}]",
         )
     return msgspec.structs.replace(project, baselines=baselines, evaluate=msgspec.structs.replace(project.evaluate, metrics=metrics))
+
+
+def without_file(base: str | None, overrides: Sequence[str] = ()) -> Project:
+    """What is served where there is no project: the base alone. Raises ConfigError where none is named."""
+    if base is None:
+        raise ConfigError(
+            f"no file '{DEFAULT_FILE}' here", remedy="tunesmith init writes one; without a project: tunesmith serve --name NAME=BASE"
+        )
+    tree: dict[str, Any] = {"name": "served", "sources": [{"path": "none"}], "base": base}
+    for key, value in parse_overrides(overrides):
+        tree.setdefault("serve", {})[key[-1]] = value
+    return convert(tree, Project, places={(): "the command line"})
 
 
 def open_store(project: Project, folder: Path) -> Store:

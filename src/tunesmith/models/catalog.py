@@ -25,7 +25,7 @@ from tunesmith.core.errors import NotFound, SourceUnavailable, StoreError, neare
 from tunesmith.core.load import need
 from tunesmith.core.seal import seal
 from tunesmith.core.types import Record
-from tunesmith.models.download import Progress, fetch_wheel
+from tunesmith.models.download import Announced, Progress, fetch_wheel
 from tunesmith.models.trust import asked_as
 from tunesmith.store.layout import user_folder
 
@@ -82,7 +82,7 @@ class Catalog:
     """The catalogue over a folder of downloads (default: the user's data folder). `progress(label, done, total)` counts bytes."""
 
     def __init__(self, folder: Path | None = None, progress: Progress | None = None) -> None:
-        self.folder, self._progress = folder or user_folder(), progress
+        self.folder, self._progress = folder or user_folder(), progress or Announced()
 
     @cached_property
     def listing(self) -> Listing:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +12,27 @@ import httpx
 
 from tunesmith.core.digests import sha256_of
 from tunesmith.core.errors import SourceUnavailable, StoreError
+from tunesmith.core.progress import EVERY_S
 
 # (label, bytes done, bytes in all)
 Progress = Callable[[str, int, int], None]
+
+
+class Announced:
+    """The progress of downloads where nobody shows a bar: a line on standard error when one begins, and then every half minute."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, float] = {}
+
+    def __call__(self, label: str, done: int, total: int) -> None:
+        """Say it, or nothing where it was said a moment ago."""
+        last, now = self._told.get(label), time.monotonic()
+        if last is not None and now - last < EVERY_S:
+            return
+        self._told[label] = now
+        size = f", {total / 1e6:,.0f} MB" if total else ""
+        text = f"fetching {label} (once{size})" if last is None and total else f"{label}: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB"
+        print(text if total else label, file=sys.stderr, flush=True)
 
 
 def index_url() -> str:

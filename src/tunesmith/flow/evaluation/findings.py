@@ -24,10 +24,12 @@ from tunesmith.flow.runner import Output
 from tunesmith.pages.render import render
 
 if TYPE_CHECKING:
+    from tunesmith.evaluate.compare import MetricComparison
     from tunesmith.evaluate.run import Evaluation
 
 ROWS = 20  # of each ability: a look at each, and a fair view of all together
 _SHOWN_SLICES = 10
+_SIDES = 3  # slices among what was lost, the worst first
 
 
 def regression(context: ProjectContext, work: Path) -> Output:
@@ -99,6 +101,8 @@ def findings(context: ProjectContext) -> dict[str, Any]:
         "metric": metrics[0].name,
         "against": best,
         "answers": _answers(one, table, metrics[0].better, done.output if done else {}, groups),
+        "gained": _gained(one, table, metrics[0].better, done.output if done else {}),
+        "lost": _lost(one, table, metrics[0].better, done.output if done else {}),
         "slices": [_slice(line, metrics[0].better) for line in table[:_SHOWN_SLICES]],
         "slices_tested": sum(line.difference is not None for line in table),
         "slices_small": sum(line.difference is None for line in table),
@@ -107,6 +111,45 @@ def findings(context: ProjectContext) -> dict[str, Any]:
         "failed": sum(group["rows"] for group in groups),
         "openings": [{"who": opening.who, "why": opening.why, "time": opening.time} for opening in looked],
     }
+
+
+def _gained(one: MetricComparison, table: list[Slice], better: str, broke: Output) -> list[str]:
+    """What the tuned model does better, a line each, the main metric first."""
+    up = -1 if better == "lower" else 1
+    lines = [_moved(one)] if one.difference is not None and up * one.difference.estimate > 0 else []
+    lines += [f"{len(one.won)} held-out rows answered better"] if one.won else []
+    better_ = [line.name for line in table if line.p_adjusted is not None and line.p_adjusted < 0.05 and not _worse(line, better)]
+    lines += [f"surely better in {', '.join(better_)}"] if better_ else []
+    together = broke.get("together")
+    return lines + ([_general(together, "rose")] if together and together["difference"] > 0 else [])
+
+
+def _lost(one: MetricComparison, table: list[Slice], better: str, broke: Output) -> list[str]:
+    """What it does worse or may do worse, a line each; few rows are no reason to keep silent."""
+    up = -1 if better == "lower" else 1
+    together = broke.get("together")
+    lines = [_moved(one)] if one.difference is not None and up * one.difference.estimate < 0 else []
+    lines += [_general(together, "fell")] if together and together["difference"] < 0 else []
+    lines += ["what it forgot of its general abilities was not measured"] if not together else []
+    lines += [f"{len(one.lost)} held-out rows answered worse"] if one.lost else []
+    fell = [line for line in table if line.a is not None and line.b is not None and up * (line.b - line.a) < 0]
+    for line in sorted(fell, key=lambda line: up * ((line.b or 0.0) - (line.a or 0.0)))[:_SIDES]:
+        sure = "surely" if _worse(line, better) else "few rows: not sure"
+        lines.append(f"{line.dimension} {line.name}: {line.a:.3f} → {line.b:.3f} over {line.n} rows ({sure})")
+    return lines
+
+
+def _moved(one: MetricComparison) -> str:
+    d = one.difference
+    if d is None or one.a is None or one.b is None:
+        return one.sentence
+    interval = f"{d.estimate:+.3f}, {100 * d.level:.3g}% interval {d.low:+.3f} to {d.high:+.3f}"
+    return f"{one.metric}: {one.a.estimate:.3f} → {one.b.estimate:.3f} ({interval})"
+
+
+def _general(together: dict[str, Any], went: str) -> str:
+    sure = "surely" if together["p_value"] < 0.05 else "not sure"
+    return f"general abilities {went}: {together['before']:.3f} → {together['after']:.3f} over {together['rows']} rows ({sure})"
 
 
 def _worse(line: Slice, better: str) -> bool:
@@ -119,7 +162,9 @@ def _worse(line: Slice, better: str) -> bool:
 def _slice(line: Slice, better: str) -> dict[str, Any]:
     d = line.difference
     sure = line.p_adjusted is not None and line.p_adjusted < 0.05
-    verdict = "too few rows" if d is None else "worse" if _worse(line, better) else "better" if sure else "cannot tell"
+    fell = line.a is not None and line.b is not None and (line.b - line.a) * (-1 if better == "lower" else 1) < 0
+    few = "worse, few rows" if fell else "too few rows"
+    verdict = few if d is None else "worse" if _worse(line, better) else "better" if sure else "cannot tell"
     return {
         "slice": f"{line.dimension}: {line.name}",
         "rows": line.n,

@@ -177,7 +177,7 @@ def _data(context: ProjectContext, outputs: dict[str, Output]) -> dict[str, Any]
     answers = [f"{count} rows answer “{answer[:60]}”" for answer, count in split["answers"][:3]]
     return {
         "inputs": outputs["collect"]["inputs"],
-        "ledger": str(ledger),
+        "ledger": str(ledger.relative_to(context.folder)) if ledger.is_relative_to(context.folder) else ledger.name,
         "fates": [{"fate": fate, "rule": rule, "rows": rows} for (fate, rule), rows in sorted(fates.items(), key=lambda item: -item[1])],
         "split": split["splits"],
         "test_clusters": len({of[row] for row in test}),
