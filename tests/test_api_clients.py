@@ -193,12 +193,12 @@ def test_forms_are_closed_where_nothing_that_is_valid_is_lost(schema, shut):
 def test_a_forced_call_adds_no_keys_of_its_own(served):
     open_tool = {"type": "function", "function": {"name": "when", "parameters": Booking.model_json_schema()}}
     chosen = {"type": "function", "function": {"name": "when"}}
-    for seed in range(3):
+    for seed in range(2):
         choice = served.ask(tools=[open_tool], tool_choice=chosen, max_tokens=100, temperature=1.3, seed=seed).json()["choices"][0]
         assert json.loads(choice["message"]["tool_calls"][0]["function"]["arguments"]).keys() == {"when"}
 
 
-@pytest.mark.parametrize("limit", range(3, 60, 4))
+@pytest.mark.parametrize("limit", [3, 14, 30, 44])
 def test_a_call_that_is_cut_leaves_no_markup(served, limit):
     choice = served.ask(tools=[tool()], tool_choice="required", max_tokens=limit, parallel_tool_calls=False).json()["choices"][0]
     assert "tool_call" not in (choice["message"]["content"] or "")
@@ -346,7 +346,7 @@ def test_the_token_that_ends_an_answer_is_counted_among_the_log_probabilities(se
     from transformers import AutoModelForCausalLM
 
     (end,) = served.local.renderer.stop_ids
-    pairs = torch.cartesian_prod(torch.arange(3, 300), torch.arange(60, 100))
+    pairs = torch.cartesian_prod(torch.arange(3, 300), torch.arange(60, 90))
     with torch.inference_mode():
         next_ids = AutoModelForCausalLM.from_pretrained(served.local.base, dtype=torch.float32)(pairs).logits[:, -1].argmax(-1)
     prompt = pairs[int((next_ids == end).nonzero()[0])].tolist()
@@ -402,7 +402,7 @@ def test_a_prompt_that_is_too_long_is_refused_before_anything_is_sent(served, wo
 
 
 def test_others_are_answered_while_a_huge_prompt_is_read(served):
-    huge = threading.Thread(target=served.ask, args=({"role": "user", "content": "\u00e9a" * (5 << 20)},))
+    huge = threading.Thread(target=served.ask, args=({"role": "user", "content": "\u00e9a" * (2 << 20)},))
     huge.start()
     times = 0
     while huge.is_alive():
