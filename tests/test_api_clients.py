@@ -247,18 +247,6 @@ def test_words_stream_when_tools_are_given(served):
     assert sum(map(bool, pieces)) > 3
 
 
-def test_words_before_a_call_go_out_and_the_call_does_not():
-    from tunesmith.models.held_calls import SpokenWords
-
-    text = "I look < it up. \n<tool_call>{}</tool_call> "
-    for size in (1, 2, 5, 100):
-        words = SpokenWords(("<tool_call>",))
-        out = "".join(words.push(text[at : at + size]) for at in range(0, len(text), size))
-        assert out == "I look < it up."
-        assert words.rest("I look < it up.") == ""
-    assert words.rest(text) == text[len(out) :]
-
-
 @pytest.mark.parametrize(
     ("schema", "said"),
     [

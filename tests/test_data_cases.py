@@ -149,6 +149,7 @@ def test_turns_that_are_marked_not_to_train_have_weight_0(key, shape, tmp_path):
     [
         (say(los=False), "'loss'"),
         (say(loss="no"), "true or false"),
+        ({**ask(), "reasoning_content": "It was dark."}, "only an assistant message can have 'reasoning_content'"),
         (say(reasoning_content="It was dark.", thinking="It was light."), "differ"),
         (say(mood="calm"), r"ignore: \[mood\]"),
         (say(loss=False, weight=1), "which holds"),
@@ -158,6 +159,14 @@ def test_turns_that_are_marked_not_to_train_have_weight_0(key, shape, tmp_path):
 def test_a_key_of_a_turn_that_would_be_lost_is_a_fault(turn, message, tmp_path):
     with pytest.raises(DataError, match=message):
         read(tmp_path, {"messages": [ask(), turn, say()]})
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking", "thoughts"])
+def test_thoughts_stay_beside_the_words(key, tmp_path):
+    row = {"messages": [ask(), say(**{key: "It was dark."})]}
+    turn = read(tmp_path, row).rows[0].messages[1]
+    assert (turn.content, turn.reasoning_content) == (say()["content"], "It was dark.")
+    assert read(tmp_path, row, ignore=(key,)).rows[0].messages[1].reasoning_content is None
 
 
 def test_keys_that_may_be_left_out(tmp_path):

@@ -144,6 +144,8 @@ async def _events(chat: _Chat, answers: dict[int, Answer]) -> AsyncGenerator[byt
     async with contextlib.aclosing(_merged(chat.streams)) as pieces:
         async for index, piece in pieces:
             chat.exchange.first_token()
+            if piece.thoughts:
+                yield sse(_chunk(chat, index, {"reasoning_content": piece.thoughts}))
             if piece.text or (piece.logprobs and chat.request.logprobs):
                 yield sse(_chunk(chat, index, {"content": piece.text}, logprobs=piece.logprobs))
             if piece.answer is None:

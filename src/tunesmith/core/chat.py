@@ -15,25 +15,24 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from tunesmith.core.errors import DataError, Fault, NotFound
-from tunesmith.core.json_text import json_value
 from tunesmith.core.load import need
-from tunesmith.core.template import FALLBACK, ChatTemplate
+from tunesmith.core.reading import Reader
+from tunesmith.core.template import FALLBACK, PROBE_CALL, PROBE_TOOL, ChatTemplate
+from tunesmith.core.thinking import open_tail
+from tunesmith.core.turns import Turn, Turns
 from tunesmith.core.types import Document, Example, Function, Labelled, Message, Preference, Prompt, ToolCall
 
 _REMEDY_ANSWER = "take the white space off the beginning of the answer"
 _REMEDY_TEMPLATE = "end the chat template's generation prompt without what merges with the answer's first letters (a space, for one)"
 _SPACE = "\u2581"  # how tokenizers of the SentencePiece family write a space
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
-# What begins a call of a tool in an answer, as `Renderer.parse` reads it.
-CALL_MARKS = ("<tool_call>",)
-_TOOL_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +55,19 @@ class Rendered:
         return self if lost <= 0 else replace(self, ids=self.ids[:max_length], mask=self.mask[:max_length], cut=lost)
 
 
+class _Group(NamedTuple):
+    """A text, the turns that are trained in it and their places in the conversation."""
+
+    text: str
+    turns: list[Turn]
+    places: list[int]
+
+
 class Renderer:
     """A tokenizer and a chat template that belong together. Make one with `Renderer.load(folder)`."""
 
-    def __init__(self, tokenizer_json: dict[str, Any], template: str, tokens: dict[str, str]) -> None:
+    def __init__(self, tokenizer_json: dict[str, Any], template: str, tokens: dict[str, str], ends: Sequence[int] = ()) -> None:
+        """`ends` are the ids that the model's generation config ends an answer with."""
         tokenizers = need("tokenizers", extra="local")
         self.template = ChatTemplate(template, tokens)
         self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(_exact_offsets(tokenizer_json)))
@@ -70,9 +78,12 @@ class Renderer:
         self._special = [token["content"] for token in tokenizer_json.get("added_tokens", ()) if token.get("special")]
         identity = json.dumps([tokenizer_json, template, tokens], sort_keys=True, ensure_ascii=False)
         self.digest = hashlib.blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-        self.end_of_turn = self._find_end_of_turn(tokens)
+        known = [token for token in (self._tokenizer.id_to_token(number) for number in ends) if token]
+        stops = self._find_stops([*known, *([tokens["eos_token"]] if tokens.get("eos_token") else [])], bool(known))
+        self.end_of_turn = stops[0]
         self.end_of_text = tokens.get("eos_token") or self.end_of_turn
-        self.stop_ids = frozenset(self._ids_of(self.end_of_turn, tokens.get("eos_token", "")))
+        self.stop_ids = frozenset(self._ids_of(*stops))
+        self.turns = Turns(self.template, stops, self.end_of_turn)
 
     @classmethod
     def load(cls, folder: Path | str) -> Renderer:
@@ -91,24 +102,56 @@ class Renderer:
         template: str | None = template_file.read_text("utf-8") if template_file.is_file() else _configured_template(config)
         tokens = {name: _token_text(config[name]) for name in ("bos_token", "eos_token", "pad_token", "unk_token") if config.get(name)}
         tokens = {"bos_token": "", "eos_token": "", **tokens}
-        return cls(json.loads((folder / "tokenizer.json").read_text("utf-8")), template or FALLBACK, tokens)
+        return cls(json.loads((folder / "tokenizer.json").read_text("utf-8")), template or FALLBACK, tokens, _generation_ends(folder))
 
     def _ids_of(self, *tokens: str) -> Iterable[int]:
         return (number for number in (self._tokenizer.token_to_id(token) for token in tokens if token) if number is not None)
 
-    def _find_end_of_turn(self, tokens: dict[str, str]) -> str:
-        """The special token that the template puts after an assistant's words: asked of the template itself."""
-        said = self.template.render([Message(role="user", content="⟨u⟩"), Message(role="assistant", content="⟨a⟩")])
-        tail = said.rpartition("⟨a⟩")[2]
-        found = [(tail.find(token), token) for token in {*self._special, tokens["eos_token"]} if token and token in tail]
-        if not found:
+    def _find_stops(self, known: list[str], configured: bool) -> list[str]:
+        """The tokens that end an answer, the one behind an assistant's words first: those of the generation config and the end of text,
+        and what the template itself puts behind words and behind calls, where it puts none of them."""
+        ask = Message(role="user", content="⟨u⟩")
+        words = self._probed([ask, Message(role="assistant", content="⟨a⟩")]).rpartition("⟨a⟩")[2]
+        own = [token for token in self._in_order(words) if token not in known]
+        own = [token for token in own if words.rstrip().endswith(token)] or own
+        stops = [*[token for token in self._in_order(words, known) if configured], *own[:1], *known]
+        if not configured and not self._in_order(words, [*self._special, *known]):
             raise DataError(
                 "the chat template closes the assistant's turn with no special token, so a model trained on it would never stop",
                 where="chat template",
-                allowed="a template that ends each assistant turn with a special token or the tokenizer's eos_token",
+                allowed="a template that ends each assistant turn with a special token, or a generation_config.json with an eos_token_id",
                 remedy="add the end-of-turn token to the template",
             )
-        return str(min(found)[1])
+        if configured and stops[0] in known:
+            stops = [token for token in stops if token in known]
+        stops += self._behind_call(ask, stops)
+        return list(dict.fromkeys(stops))
+
+    def _probed(self, messages: Sequence[Message]) -> str:
+        """What the template makes of the messages; some are for tools alone."""
+        try:
+            return self.template.render(messages)
+        except DataError as error:
+            try:
+                return self.template.render(messages, [PROBE_TOOL])
+            except DataError:
+                raise error from None
+
+    def _behind_call(self, ask: Message, stops: Sequence[str]) -> list[str]:
+        """The special token with which the template closes a call of a tool, where it is none of `stops`."""
+        if self.template.call_form is None:
+            return []
+        try:
+            text = self.template.render([ask, Message(role="assistant", tool_calls=(PROBE_CALL,))], [PROBE_TOOL])
+        except DataError:
+            return []
+        tail = text.rpartition("find_town")[2].rstrip()
+        last = next((token for token in sorted(self._special, key=len, reverse=True) if tail.endswith(token)), None)
+        return [last] if last and not any(stop in tail for stop in stops) else []
+
+    def _in_order(self, text: str, tokens: Iterable[str] = ()) -> list[str]:
+        """The special tokens (or `tokens`) that stand in the text, in the order of their first places."""
+        return [token for at, token in sorted((text.find(token), token) for token in {*(tokens or self._special)} if token) if at >= 0]
 
     @property
     def vocabulary(self) -> int:
@@ -169,7 +212,7 @@ class Renderer:
 
     def examples(self, examples: Sequence[Example]) -> list[Rendered]:
         """Many rows, tokenized in one parallel call. Raises DataError for a row whose tokens are not those that serving would send."""
-        found = [self._spans(example) for example in examples]
+        found = self._all_spans(examples)
         texts = [text for text, _ in found]
         encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
         rows, merged = [], []
@@ -181,6 +224,28 @@ class Renderer:
         if merged:
             raise _merged_tokens(merged, len(rows))
         return rows
+
+    def answered(self, text: str, prompt: Prompt) -> Message:
+        """What a model said to a prompt (see `parse`): calls are looked for when the prompt has tools."""
+        inside = open_tail(self.template.render(prompt.messages, prompt.tools, generation=True)) is not None
+        return self.parse(text, prompt.tools, inside=inside)
+
+    def _all_spans(self, examples: Sequence[Example]) -> list[tuple[str, list[tuple[int, int]]]]:
+        """The text and the trained spans of each row; one error names every row that cannot be rendered."""
+        found, refused = [], []
+        for example in examples:
+            try:
+                found.append(self._spans(example))
+            except DataError as error:
+                refused.append(error)
+        if not refused:
+            return found
+        first = refused[0]
+        if len(refused) == 1:
+            raise first
+        faults = [Fault(error.where, "not_rendered", error.what) for error in refused]
+        what = f"{len(refused)} of {len(examples)} rows cannot be rendered: {first.what}"
+        raise DataError(what, faults=faults, allowed=first.allowed, remedy=first.remedy) from first
 
     def pair(self, preference: Preference) -> tuple[Rendered, Rendered]:
         """A preference row as (preferred, non-preferred); only the answer carries loss."""
@@ -203,27 +268,68 @@ class Renderer:
         ended = [ids if ids[-len(end) :] == end else [*ids, *end] for ids in (encoding.ids for encoding in encodings)]
         return [Rendered(row.id, np.array(ids, np.int32), np.ones(len(ids), np.uint8)) for row, ids in zip(rows, ended, strict=True)]
 
+    def _groups(self, example: Example) -> list[_Group]:
+        """The row as the texts that hold its trained turns as serving asks for them: one, or several where the template writes a turn
+        otherwise once others follow."""
+        messages, tools = example.messages, example.tools
+        places = [i for i, message in enumerate(messages) if message.role == "assistant" and message.weight != 0]
+        turns = {i: self._turn(example, i) for i in places}
+        full = self.template.render(messages, tools)
+        if all(full.startswith(turn.text) for turn in turns.values()):
+            return [_Group(full, [turns[i] for i in places], places)]
+        groups = []
+        while places:
+            text = turns[places[-1]].text
+            held = [i for i in places if text.startswith(turns[i].text)]
+            groups.append(_Group(text, [turns[i] for i in held], held))
+            places = [i for i in places if i not in held]
+        return groups[::-1]
+
+    def _groups_or_none(self, example: Example) -> list[_Group]:
+        """None for a row that cannot be rendered at all: rendering it says why, beside all others."""
+        try:
+            return self._groups(example)
+        except DataError:
+            return []
+
+    def _turn(self, example: Example, i: int) -> Turn:
+        try:
+            return self.turns.turn(example.messages, example.tools, i)
+        except DataError as error:
+            where = f"{example.origin or f'row {example.id}'}, turn {i + 1}"
+            raise DataError(error.what, where=where, allowed=error.allowed, remedy=error.remedy) from error
+
+    def apart(self, examples: Sequence[Example]) -> tuple[list[Example], str]:
+        """The rows with each turn trained as serving asks for it, and what is to be said when that made more rows of them.
+
+        Some templates write a turn otherwise once others follow: without its thoughts, with another end. What such a turn was asked with
+        and must then be is a row of its own, in which the turns before it are only read.
+        """
+        rows: list[Example] = []
+        split = 0
+        for example in examples:
+            several = sum(message.role == "assistant" and message.weight != 0 for message in example.messages) > 1
+            groups = self._groups_or_none(example) if several else []
+            split += len(groups) > 1
+            rows += [_part_of(example, group.places) for group in groups] if len(groups) > 1 else [example]
+        what = f"{split} of {len(examples)} conversations became {len(rows) - len(examples) + split} rows"
+        why = "the chat template writes a turn otherwise once others follow (its thoughts, its end), so each is trained as it is asked for"
+        return rows, f"{what}: {why}" if split else ""
+
     def _spans(self, example: Example) -> tuple[str, list[tuple[int, int]]]:
         """The whole conversation as text and the character spans that are trained."""
-        messages, tools = example.messages, example.tools
-        full = self.template.render(messages, tools)
-        spans: list[tuple[int, int]] = []
-        for i, message in enumerate(messages):
-            if message.role != "assistant" or message.weight == 0:
-                continue
-            start = self._start(full, example, i)
-            if start is None:
-                raise DataError(
-                    f"the chat template rewrites earlier turns, so turn {i + 1} cannot be told from its context",
-                    where=f"row {example.id}",
-                    remedy=f"give turn {i + 1} weight 0, or split the row so that each trained turn is the last one",
-                )
-            until = self.template.render(messages[: i + 1], tools)
-            whole = full.startswith(until)
-            closing = full.rfind(self.end_of_turn, start, len(until)) if whole else full.find(self.end_of_turn, start)
-            end = closing + len(self.end_of_turn) if closing >= 0 else len(until)
-            spans.append((start, end))
-        return full, spans
+        groups = self._groups(example)
+        if len(groups) > 1:
+            last = groups[-1].places[-1]
+            inside = next(i for group in groups for i in group.places if i != last)
+            raise DataError(
+                f"the chat template rewrites earlier turns, so turn {inside + 1} stands otherwise in the row than serving asks for it",
+                where=example.origin or f"row {example.id}",
+                remedy=f"give turn {inside + 1} weight 0, or split the row so that each trained turn is the last one",
+            )
+        if not groups:
+            return self.template.render(example.messages, example.tools), []
+        return groups[0].text, [(len(turn.prompt), len(turn.text)) for turn in groups[0].turns]
 
     def _merges(self, text: str, ids: list[int], offsets: list[tuple[int, int]], start: int) -> bool:
         """Whether the prompt before an answer is cut into other tokens than without the answer, as serving sends it.
@@ -235,31 +341,25 @@ class Renderer:
         alone = self._alone(text[offsets[first][0] : start])
         return ids[first : first + len(alone)] != alone
 
-    def _start(self, full: str, example: Example, i: int) -> int | None:
-        """Where the words of turn `i` begin: at the end of the prompt that inference would send, and where the template writes earlier
-        turns differently (or the assistant speaks first), where a mark put in place of the words would stand."""
-        before, mark = example.messages[:i], "⟨assistant’s words⟩"
-        prompt = self.template.render(before, example.tools, generation=True) if before else None
-        if prompt is not None and full.startswith(prompt):
-            return len(prompt)
-        marked = msgspec.structs.replace(example.messages[i], content=mark)
-        head, found, _ = self.template.render((*before, marked, *example.messages[i + 1 :]), example.tools).partition(mark)
-        return len(head) if found and full.startswith(head) else None
+    @cached_property
+    def reader(self) -> Reader:
+        """Reads answers back by how the template writes them."""
+        return Reader(self.turns, self._special)
 
-    def parse(self, text: str) -> Message:
-        """What a model said, as an assistant message: tool calls in `<tool_call>{…}</tool_call>` are taken out of the words."""
-        calls = []
-        for number, found in enumerate(_TOOL_CALL.findall(text)):
-            try:
-                said = json_value(found)
-                arguments = said.get("arguments", said.get("parameters", {}))
-                words = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-                calls.append(ToolCall(id=f"call_{number}", function=Function(name=str(said["name"]), arguments=words)))
-            except (json.JSONDecodeError, KeyError, AttributeError):
-                return Message(role="assistant", content=text)
-        if not calls:
-            return Message(role="assistant", content=text)
-        return Message(role="assistant", content=_TOOL_CALL.sub("", text).strip() or None, tool_calls=tuple(calls))
+    def raw(self, ids: Sequence[int]) -> str:
+        """The text of the ids with its special tokens, as `parse` takes it."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+
+    def parse(self, text: str, tools: Sequence[dict[str, Any]] | None = None, *, inside: bool = False) -> Message:
+        """What a model said, as an assistant message: thoughts apart, calls of `tools` (None: of any) taken out of the words. `inside`: the
+        prompt had begun the thoughts."""
+        said = self.reader.read(text, tools, inside=inside)
+        calls = tuple(
+            ToolCall(id=f"call_{i}", function=Function(name=call.name, arguments=json.dumps(call.arguments, ensure_ascii=False)))
+            for i, call in enumerate(said.calls)
+        )
+        words = said.words if said.words or not calls else None
+        return Message(role="assistant", content=words, tool_calls=calls, reasoning_content=said.reasoning or None)
 
 
 @cache
@@ -289,6 +389,12 @@ def _merged_tokens(rows: Sequence[tuple[Example, str, int]], of: int) -> DataErr
     )
 
 
+def _part_of(example: Example, places: Sequence[int]) -> Example:
+    """The conversation up to the last of these turns, which alone are trained."""
+    turns = (m if i in places else replace_weight(m, 0) for i, m in enumerate(example.messages[: places[-1] + 1]))
+    return msgspec.structs.replace(example, messages=tuple(turns))
+
+
 def _answered(row: Preference | Labelled, answer: Message) -> Example:
     """The row's prompt with one answer, which alone is trained."""
     prompt = tuple(replace_weight(message, 0) for message in row.messages)
@@ -312,6 +418,13 @@ def _exact_offsets(node: Any) -> Any:
     if isinstance(node, dict):
         return {key: False if key == "trim_offsets" else _exact_offsets(value) for key, value in node.items()}
     return [_exact_offsets(value) for value in node] if isinstance(node, list) else node
+
+
+def _generation_ends(folder: Path) -> list[int]:
+    """The ids that the generation config ends an answer with."""
+    file = folder / "generation_config.json"
+    ends = json.loads(file.read_text("utf-8")).get("eos_token_id") if file.is_file() else None
+    return [] if ends is None else [int(end) for end in ends] if isinstance(ends, list) else [int(ends)]
 
 
 def _configured_template(config: dict[str, Any]) -> str | None:

@@ -146,10 +146,14 @@ class Sampling(Record, frozen=True):
 
 
 class Answer(Record, frozen=True):
-    """What a model said. Times in seconds: until the first token and until the last; `logprobs` in nats, one a token; `end_logprob` is that
-    of the token which ended it and is no word of it."""
+    """What a model said; `text` is the answer without the thoughts before it, which are `reasoning_content`.
+
+    Times in seconds: until the first token and until the last; `logprobs` in nats, one a token; `end_logprob` is that of the token which
+    ended it and is no word of it.
+    """
 
     text: str
+    reasoning_content: str = ""
     finish_reason: Literal["stop", "length", "tool_calls", "content_filter", "error"] = "stop"
     tool_calls: tuple[ToolCall, ...] = ()
     prompt_tokens: int = 0

@@ -196,6 +196,8 @@ def finish_of(answer: Answer, *, older: bool) -> str:
 def choice(index: int, answer: Answer, *, with_logprobs: bool, older: bool = False) -> dict[str, Any]:
     """One finished choice of a chat completion; `older`: a call is the message's `function_call`."""
     message: dict[str, Any] = {"role": "assistant", "content": answer.text or (None if answer.tool_calls else ""), "refusal": None}
+    if answer.reasoning_content:
+        message["reasoning_content"] = answer.reasoning_content
     if answer.tool_calls:
         message |= {"function_call": _function(answer.tool_calls[0])} if older else {"tool_calls": tool_calls(answer.tool_calls)}
     logprobs = {"content": list(answer.logprobs), "refusal": None} if with_logprobs else None

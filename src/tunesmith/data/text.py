@@ -97,8 +97,8 @@ def map_texts(row: Row, change: Callable[[str], str], *, arguments: bool = False
                 msgspec.structs.replace(call, function=Function(name=call.function.name, arguments=change(call.function.arguments)))
                 for call in calls
             )
-        refusal = None if message.refusal is None else change(message.refusal)
-        return msgspec.structs.replace(message, content=content, tool_calls=calls, refusal=refusal)
+        aside = {key: None if (text := getattr(message, key)) is None else change(text) for key in ("refusal", "reasoning_content")}
+        return msgspec.structs.replace(message, content=content, tool_calls=calls, **aside)
 
     return changed(row, turn, change)
 
@@ -113,8 +113,7 @@ def texts_of(row: Row) -> list[str]:
         elif turn.content is not None:
             found += [part.text for part in turn.content]
         found += [call.function.arguments for call in turn.tool_calls]
-        if turn.refusal is not None:
-            found.append(turn.refusal)
+        found += [text for text in (turn.refusal, turn.reasoning_content) if text is not None]
     if isinstance(row, Example) and row.reference is not None:
         found.append(row.reference)
     if isinstance(row, Document):

@@ -194,7 +194,7 @@ class Answering:
             return [self._piecewise(model, prompt, _seeded(sampling, choice)) for choice in choices]
         try:
             ids = await self.away(engine.encode, given) if isinstance(given, str) else list(given)
-            return await self._decode([Asked(engine, prompt, ids, sampling, choice, since) for choice in choices])
+            return await self._decode([Asked(engine, prompt, ids, sampling, choice, since, plain=True) for choice in choices])
         except ContextExceeded as error:
             raise ContextExceeded(error.tokens, error.context, param="prompt") from error
 

@@ -76,8 +76,8 @@ def constraint_of(schema: dict[str, Any] | None, tools: Sequence[dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One row for a batch: who is asked, the prompt and its token ids, how to draw, which of the n answers to one prompt it is, and since
-    when it waits (`time.perf_counter`)."""
+    """One row for a batch: who is asked, the prompt and its token ids, how to draw, which of the n answers to one prompt it is, since
+    when it waits (`time.perf_counter`), what it is held to; `plain`: a text is continued, in which thoughts and calls are words."""
 
     model: Batching
     prompt: Prompt
@@ -86,15 +86,18 @@ class Asked:
     choice: int
     since: float
     constraint: Constraint | None = None
+    plain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some words of an answer, the log-probabilities that came with them, and on the last piece the whole answer."""
+    """Some words of an answer (or of the thoughts before it), the log-probabilities that came with them, and on the last piece the whole
+    answer."""
 
     text: str
     logprobs: tuple[dict[str, Any], ...] = ()
     answer: Answer | None = None
+    thoughts: str = ""
 
 
 class Batch(Protocol):

@@ -40,6 +40,7 @@ def answer_of(body: bytes, *, seconds: float, where: str) -> Answer:
     reason = "tool_calls" if calls and choice.get("finish_reason") in ("function_call", None) else choice.get("finish_reason")
     return Answer(
         text=_text(message.get("content")) or _text(message.get("refusal")),
+        reasoning_content=_text(message.get("reasoning_content")) or _text(message.get("reasoning")),
         finish_reason=cast(Any, reason if reason in _REASONS else "stop"),
         tool_calls=calls,
         prompt_tokens=int(usage.get("prompt_tokens") or 0),

@@ -1,5 +1,5 @@
-"""The words of an answer while calls of tools may be in it: words go out as they come, what may be a call waits until the end. Knows
-nothing about models, and nothing about how calls are written but how they begin.
+"""A call of a tool in which an answer was cut: the words before it, and the call as far as it came. Knows nothing about models, and
+nothing about how calls are written but how they begin.
 """
 
 from __future__ import annotations
@@ -15,38 +15,6 @@ from tunesmith.models.detokenize import overlap
 _SHORTEST = 2  # characters of a mark that was cut which are taken for one: a "<" alone may be what was meant
 _NAME = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")')
 _ARGUMENTS = re.compile(r'\s*,\s*"(?:arguments|parameters)"\s*:\s*')
-
-
-class SpokenWords:
-    """What may be shown of an answer so far. `push` words, get those that are certain to be no call; `marks` begin a call."""
-
-    def __init__(self, marks: Sequence[str]) -> None:
-        self._marks = tuple(marks)
-        self._held = self.shown = ""
-        self._called = False
-
-    def push(self, new: str) -> str:
-        """The words that may go out now; white space waits for what follows it."""
-        self._held += new
-        if self._called:
-            return ""
-        self._called = any(mark in self._held for mark in self._marks)
-        sure = self._held[: min(_place(self._held, mark) for mark in self._marks)]
-        out = sure.rstrip()
-        self._held = self._held[len(out) :]
-        self.shown += out
-        return out
-
-    def rest(self, text: str) -> str:
-        """What is still to be shown when the words of the whole answer are `text`."""
-        shown = self.shown if text.startswith(self.shown) else self.shown.lstrip()
-        return text[len(shown) :] if text.startswith(shown) else ""
-
-
-def _place(text: str, mark: str) -> int:
-    """Where the mark begins, or might begin."""
-    at = text.find(mark)
-    return at if at >= 0 else len(text) - overlap(text, mark)
 
 
 def cut_call(text: str, marks: Sequence[str], ends: Sequence[str] = ("</tool_call>",)) -> tuple[str, tuple[ToolCall, ...]] | None:

@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from tunesmith.core.chat import CALL_MARKS, Renderer
-from tunesmith.core.types import Answer, Prompt, Sampling
+import msgspec
+
+from tunesmith.core.call_syntax import CALLED
+from tunesmith.core.chat import Renderer
+from tunesmith.core.types import Answer, Message, Prompt, Sampling, ToolCall
 from tunesmith.models.detokenize import Words
-from tunesmith.models.held_calls import SpokenWords, cut_call
+from tunesmith.models.held_calls import cut_call
 
 if TYPE_CHECKING:
     from tunesmith.nets.sequences import Token
+
+# A chat's answer; one that is held to a form from its first token on, so without thoughts; a text that is continued.
+Way = Literal["chat", "held", "plain"]
 
 
 class Reply:
     """Collects the tokens of one row. After each `take`, `done` says whether the answer is whole; then `answer` is what was said.
 
     A row that ended by a stop string (`stopped_early`) is still being decoded: the caller cancels it. Times count from `started`.
+    `thoughts` is what the last `take` added to them.
     """
 
-    def __init__(self, renderer: Renderer, prompt: Prompt, sampling: Sampling, *, prompt_tokens: int, started: float) -> None:
+    def __init__(
+        self, renderer: Renderer, prompt: Prompt, sampling: Sampling, *, prompt_tokens: int, started: float, way: Way = "chat"
+    ) -> None:
         self._renderer, self._prompt, self._prompt_tokens, self._started = renderer, prompt, prompt_tokens, started
-        self._words = Words(renderer.decode, sampling.stop)
-        self._spoken = SpokenWords(CALL_MARKS) if prompt.tools else None
+        self._words = Words(renderer.decode if way == "plain" else renderer.raw, sampling.stop)
+        self._inside, self._way = way == "chat" and renderer.reader.begins_inside, way
+        self._given = self._thought = ""
+        self.thoughts = ""
         self._finish: str | None = None
         self.tokens = 0
         self.first_token_s = 0.0
@@ -41,35 +52,48 @@ class Reply:
         return self._words.stopped and self._finish is None
 
     def take(self, token: Token) -> str:
-        """Add a token; returns the words that are certain now, and that are no call of a tool."""
-        new = self._taken(token)
-        return new if self._spoken is None else self._spoken.push(new)
-
-    def _taken(self, token: Token) -> str:
+        """Add a token; returns the words that are certain now, without thoughts, calls of tools and what may become such."""
         self.tokens += 1
         if self.tokens == 1:
             self.first_token_s = time.perf_counter() - self._started
         self._finish = token.finish
         if token.finish == "stop":
             self._end = None if token.logprob is None else spell(token.logprob, self._renderer)
-            return self._words.end()
-        if token.logprob is not None:
-            self.logprobs.append(spell(token.logprob, self._renderer))
-        new = self._words.push(token.id)
-        return new + self._words.end() if token.finish else new
+        else:
+            if token.logprob is not None:
+                self.logprobs.append(spell(token.logprob, self._renderer))
+            self._words.push(token.id)
+        if token.finish:
+            self._words.end()
+        return self._new()
+
+    def _new(self) -> str:
+        """What became certain since the last call."""
+        if self.done:
+            answer = self.answer()
+            words, thoughts = answer.text, answer.reasoning_content
+        elif self._way == "plain":
+            words, thoughts = self._words.text, ""
+        else:
+            part = self._renderer.reader.partial(self._words.text, self._prompt.tools, inside=self._inside)
+            words, thoughts = part.words, part.reasoning
+        given = self._given if words.startswith(self._given) else self._given.lstrip()
+        new = words[len(given) :] if words.startswith(given) else ""
+        self.thoughts = thoughts[len(self._thought) :] if thoughts.startswith(self._thought) else ""
+        self._given += new
+        self._thought += self.thoughts
+        return new
 
     def answer(self) -> Answer:
-        """What was said, with the tool calls taken out when there were tools. A call that was cut is no words either: it is given as far as
-        it came."""
-        text, full = self._words.text, self._finish == "length" and not self._words.stopped
-        cut = cut_call(text, CALL_MARKS) if self._prompt.tools and (full or self._words.stopped) else None
-        text, partly = cut or (text, ())
-        said = self._renderer.parse(text) if self._prompt.tools else None
-        calls = said.tool_calls if said else ()
+        """What was said: thoughts apart, and calls of tools taken out when there were tools. A call that was cut is no words either: it is
+        given as far as it came."""
+        full = self._finish == "length" and not self._words.stopped
+        said, partly, cut = self._read(full or self._words.stopped)
         return Answer(
-            text=said.text if said and calls else text,
-            finish_reason="length" if full and (cut or not calls) else "tool_calls" if calls and not cut else "stop",
-            tool_calls=(*calls, *partly),
+            text=said.text,
+            reasoning_content=said.reasoning_content or "",
+            finish_reason="length" if full and (cut or not said.tool_calls) else "tool_calls" if said.tool_calls and not cut else "stop",
+            tool_calls=(*said.tool_calls, *partly),
             prompt_tokens=self._prompt_tokens,
             completion_tokens=self.tokens,
             first_token_s=self.first_token_s,
@@ -78,9 +102,19 @@ class Reply:
             end_logprob=self._end,
         )
 
-    def rest(self, answer: Answer) -> str:
-        """The words of the whole answer that `take` has not given."""
-        return "" if self._spoken is None else self._spoken.rest(answer.text)
+    def _read(self, ended_early: bool) -> tuple[Message, tuple[ToolCall, ...], bool]:
+        """The message; the call in which it was cut, as far as it came; whether it was cut in one."""
+        text, tools = self._words.text, self._prompt.tools
+        if self._way == "plain":
+            return Message(role="assistant", content=text), (), False
+        reader = self._renderer.reader
+        cut = cut_call(text, (CALLED,)) if tools and ended_early else None
+        text, partly = cut or (text, ())
+        said = self._renderer.parse(text, tools, inside=self._inside)
+        if tools and ended_early and not said.tool_calls and any(mark in text for mark in reader.call_marks):
+            words = reader.partial(text, tools, inside=self._inside).words
+            return msgspec.structs.replace(said, content=words), partly, True
+        return said, partly, cut is not None
 
 
 def spell(logprob: dict[str, Any], renderer: Renderer) -> dict[str, Any]:

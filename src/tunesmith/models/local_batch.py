@@ -11,7 +11,7 @@ from tunesmith.core.chat import Renderer
 from tunesmith.core.types import Prompt, Sampling
 from tunesmith.models.base import Asked, Piece
 from tunesmith.models.constrain import Grammars
-from tunesmith.models.local_answer import Reply
+from tunesmith.models.local_answer import Reply, Way
 
 if TYPE_CHECKING:
     from tunesmith.models.routed import RoutedEngine
@@ -62,7 +62,8 @@ class LocalBatch:
             except BaseException:
                 self._decoder.cancel(number)
                 raise
-        reply = Reply(model.renderer, asked.prompt, asked.sampling, prompt_tokens=len(asked.ids), started=asked.since)
+        way: Way = "plain" if asked.plain else "chat" if asked.constraint is None else "held"
+        reply = Reply(model.renderer, asked.prompt, asked.sampling, prompt_tokens=len(asked.ids), started=asked.since, way=way)
         self._rows[number] = (asked, reply, 0)
         return number
 
@@ -94,10 +95,9 @@ class LocalBatch:
         if reply.stopped_early:
             self._decoder.cancel(number)
         answer = reply.answer() if reply.done else None
-        text += reply.rest(answer) if answer is not None else ""
         logprobs = tuple(reply.logprobs[given:])
         if answer is not None:
             del self._rows[number]
         else:
             self._rows[number] = (asked, reply, given + len(logprobs))
-        return Piece(text, logprobs, answer) if text or logprobs or answer is not None else None
+        return Piece(text, logprobs, answer, reply.thoughts) if text or reply.thoughts or logprobs or answer is not None else None

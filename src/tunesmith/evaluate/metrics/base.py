@@ -13,11 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.core.errors import ConfigError, NotFound, TunesmithError, nearest
 from tunesmith.core.load import resolve
+from tunesmith.core.thinking import parted
 from tunesmith.core.types import Answer, Example, Record, Score
 
 Floats = NDArray[np.float64]
@@ -102,7 +104,7 @@ class Metric:
         if answer.finish_reason == "error":
             return self._score(example, Measured(None, detail="the model gave no answer"))
         try:
-            return self._score(example, self.rate(example, answer))
+            return self._score(example, self.rate(*without_thoughts(example, answer)))
         except TunesmithError:
             raise
         except Exception as error:  # a user's function may raise anything: passed on with the row it happened at
@@ -114,7 +116,8 @@ class Metric:
         if self.many is None:
             return [self(example, answer) for example, answer in zip(examples, answers, strict=True)]
         there = [i for i, answer in enumerate(answers) if answer.finish_reason != "error"]
-        rated = self.many([examples[i] for i in there], [answers[i] for i in there])
+        spoken = [without_thoughts(examples[i], answers[i]) for i in there]
+        rated = self.many([example for example, _ in spoken], [answer for _, answer in spoken])
         found = dict(zip(there, rated, strict=True))
         missing = Measured(None, detail="the model gave no answer")
         return [self._score(example, found.get(i, missing)) for i, example in enumerate(examples)]
@@ -140,6 +143,17 @@ class Metric:
         if result.value is not None and np.isnan(result.value):
             result = result._replace(value=None, detail=result.detail or "not a number")
         return Score(example_id=example.id, metric=self.name, value=result.value, counts=result.counts, detail=result.detail)
+
+
+def without_thoughts(example: Example, answer: Answer) -> tuple[Example, Answer]:
+    """Both as they are rated: what stands in <think>…</think> before an answer is no part of it, in an answer as in a reference."""
+    wanted, said = parted(example.answer, inside=False), parted(answer.text, inside=False)
+    if wanted.reasoning is not None:
+        example = msgspec.structs.replace(example, reference=wanted.rest)
+    if said.reasoning is not None:
+        thoughts = answer.reasoning_content or said.reasoning
+        answer = msgspec.structs.replace(answer, text=said.rest, reasoning_content=thoughts)
+    return example, answer
 
 
 _makers: dict[str, Callable[..., Metric]] = {}

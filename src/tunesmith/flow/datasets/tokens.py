@@ -50,16 +50,20 @@ def price_of(model: str) -> Price | None:
 
 
 def mask(row: Row, renderer: Renderer, max_length: int | None = None) -> list[dict[str, Any]]:
-    """The row as the base sees it, token by token; a preference pair gives two, a document is raw text. Each: what it is, its
-    tokens (id, text, state), counts.
+    """The row as the base sees it, token by token; a preference pair gives two, a conversation one or, where the template writes a turn
+    otherwise once others follow, several; a document is raw text. Each: what it is, its tokens (id, text, state), counts.
 
     State: `trained` (carries loss), `context` (read only), `cut` (beyond `max_length`, lost).
     """
     if isinstance(row, Preference):
         preferred, other = renderer.pair(row)
         sides = [("preferred", preferred), ("non_preferred", other)]
+    elif isinstance(row, Document):
+        sides = [("row", renderer.documents([row])[0])]
     else:
-        sides = [("row", renderer.documents([row])[0] if isinstance(row, Document) else renderer.example(as_example(row)))]
+        parts, _ = renderer.apart([as_example(row)])
+        names = ["row"] if len(parts) == 1 else [f"row, up to turn {len(part.messages)}" for part in parts]
+        sides = list(zip(names, renderer.examples(parts), strict=True))
     return [{"side": name, **_masked(one, renderer, max_length)} for name, one in sides]
 
 

@@ -39,7 +39,7 @@ from tunesmith.store.paging import Missing, Row
 from tunesmith.store.store import Store
 from tunesmith.train.facts import gather
 from tunesmith.train.items import Item, apart
-from tunesmith.train.methods import JOB_METHODS, METHODS, taken
+from tunesmith.train.methods import JOB_METHODS, METHODS, ready
 from tunesmith.train.methods.base import Method
 from tunesmith.train.plan import Plan, ResolvedPlan
 from tunesmith.train.resolve import resolve
@@ -168,8 +168,8 @@ def _train(lease: Lease, job: Row, rows: Sequence[DataRow], validation: Sequence
         lease.fail("model_not_available", str(error), "model")
         return
     method, renderer, wanted = JOB_METHODS[job["method"]["type"]], Renderer.load(base), _begun(out)
-    (ready, converted), (held_out, _) = (taken(method.name, some) for some in (rows, validation))
-    items, valid = method.render(renderer, ready), method.render(renderer, held_out)
+    (asked, converted), (held_out, _) = (ready(method.name, some, renderer) for some in (rows, validation))
+    items, valid = method.render(renderer, asked), method.render(renderer, held_out)
     valid, shared = apart(items, valid)
     if wanted is None:
         wanted, shown, more = _planned(job, method, items, base, threads, models)
@@ -180,7 +180,7 @@ def _train(lease: Lease, job: Row, rows: Sequence[DataRow], validation: Sequence
     work: Callable[..., Any] = partial(train, wanted, items, valid)
     if method.graded:
         reward = reward_of(wanted.reinforcement.grader or {}, models.resolve)
-        work = partial(reinforce, wanted, tasks_of(ready, items), reward, tasks_of(held_out, valid))
+        work = partial(reinforce, wanted, tasks_of(asked, items), reward, tasks_of(held_out, valid))
     result = work(base=base, out=out, on_event=several(tell, *sinks), should_stop=lease.pausing)
     tell.close()
     _finish(lease, job, out, Path(result.artifact), result.trained_tokens)

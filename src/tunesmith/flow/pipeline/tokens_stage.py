@@ -16,7 +16,7 @@ from tunesmith.data.ledger import Ledger
 from tunesmith.flow.sources import rows as rows_of
 from tunesmith.train.facts import base_shape
 from tunesmith.train.items import Item, fitted, save_items, split
-from tunesmith.train.methods import METHODS, taken
+from tunesmith.train.methods import METHODS, ready
 from tunesmith.train.methods.base import Method
 from tunesmith.train.plan import Plan
 
@@ -32,7 +32,7 @@ def tokenize(split_folder: Path, base: Path, plan: Plan, work: Path, say: Callab
     ledger, limit = Ledger.read(split_folder / "ledger.jsonl"), _limit(plan, method, positions)
     facts: dict[str, Any] = {"template": renderer.digest}
     for part in ("train", "validation"):
-        rows, converted = taken(plan.method, rows_of(split_folder, part))
+        rows, converted = ready(plan.method, rows_of(split_folder, part), renderer)
         if part == "train" and converted:
             say(f"  {converted}")
             facts["converted"] = converted

@@ -6,14 +6,18 @@ Nobody else asks which method a plan has; they ask its record.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.row_kinds import NAMES
 from tunesmith.core.rows import Row
+from tunesmith.core.types import Example
 from tunesmith.train.methods import distil, dpo, grpo, kto, orpo, sft, text
-from tunesmith.train.methods.base import Method
+from tunesmith.train.methods.base import Method, render_chats
 from tunesmith.train.plan import MethodName, Plan
+
+if TYPE_CHECKING:
+    from tunesmith.core.chat import Renderer
 
 METHODS: dict[MethodName, Method] = {file.METHOD.name: file.METHOD for file in (sft, text, dpo, orpo, kto, grpo, distil)}
 # By the name that a fine-tuning job gives it.
@@ -43,6 +47,18 @@ def taken(name: MethodName, rows: Sequence[Row]) -> tuple[list[Row], str]:
         ready += converted
         note = method.converted
     return ready, note
+
+
+def ready(name: MethodName, rows: Sequence[Row], renderer: Renderer) -> tuple[list[Row], str]:
+    """The rows as the method takes them and as the base is asked for them (`Renderer.apart`), and what is to be said of both.
+
+    Raises ConfigError naming the methods that fit.
+    """
+    taken_rows, note = taken(name, rows)
+    if METHODS[name].render is not render_chats:
+        return taken_rows, note
+    chats, split = renderer.apart([row for row in taken_rows if isinstance(row, Example)])
+    return list(chats), "; ".join(filter(None, (note, split)))
 
 
 def token_inputs(plan: Plan) -> tuple[Any, ...]:
