@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
+import signal
+import subprocess
 import sys
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -70,3 +74,32 @@ def test_options_take_both_kinds_of_dashes(option: str, tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     assert guarded(app, ["eval", "echo", option, "validation", "--max-tokens", "8", "--max_tokens", "8"]) == 2
     assert "unknown" not in capsys.readouterr().err
+
+
+def test_ctrl_c_does_not_wait_for_a_server_that_does_not_answer(tmp_path: Path) -> None:
+    asked, ended = threading.Event(), threading.Event()
+
+    class Slow(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.set()
+            ended.wait()  # it answers nobody before the command has ended
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    words = ["eval", f"http://127.0.0.1:{server.server_port}/v1#m", "--data", "rows.jsonl"]
+    process = subprocess.Popen([sys.executable, "-m", "tunesmith", *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    try:
+        assert asked.wait(120)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+    finally:
+        ended.set()
+        process.kill()
+        server.shutdown()
+    assert process.returncode == 130
+    assert "interrupted; what is finished is kept" in said

@@ -234,10 +234,17 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
+# Servers and workers end by their own rules: what is open may be answered first.
+_DRAINING = {"serve", "work", "--serve"}
+
+
 def main() -> None:
     """Entry point of the `tunesmith` command."""
+    from tunesmith.cli.interrupt import watch
     from tunesmith.cli.shared import guarded
     from tunesmith.core.progress import hush
 
     hush()
+    if not _DRAINING.intersection(sys.argv[1:]):
+        watch()
     sys.exit(guarded(app, sys.argv[1:]))
