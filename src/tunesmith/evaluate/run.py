@@ -122,6 +122,7 @@ class Answers:
 
     def keep(self, key: str, answer: Answer, seconds: float) -> None:
         """Append one answer; a later one under the same key is dropped. Raises StoreError when the disk refuses."""
+        answer = msgspec.json.decode(msgspec.json.encode(answer), type=Answer)  # as it will be read: a time of 0 is 0.0 then
         line = _Line(key=key, answer=answer, s=round(seconds, 6), digest=digest(answer))
         with self._lock:
             if key in self._known:
