@@ -8,15 +8,21 @@ import numpy as np
 import pytest
 import torch
 
+import tiny
+from tunesmith.core.chat import Renderer
 from tunesmith.core.errors import UsageError
+from tunesmith.core.types import Example, Message, Prompt, Sampling
+from tunesmith.evaluate.run import evaluate
 from tunesmith.models import decode_check
 from tunesmith.models.load_causal import load_causal
-from tunesmith.models.local import load_engine
+from tunesmith.models.local import LocalModel, load_engine
 from tunesmith.models.routed import RoutedEngine
 from tunesmith.nets import cached_attention
 from tunesmith.nets.decoder import Engine
 from tunesmith.nets.plain_decoder import PlainEngine
 from tunesmith.nets.sequences import Request, score
+from tunesmith.train.loop import train
+from tunesmith.train.plan import Plan
 
 VOCABULARY = 97
 SIZES = {
@@ -231,3 +237,39 @@ def test_an_adapter_that_lacks_what_it_names_is_refused(tmp_path):
     with pytest.raises(UsageError, match="the adapter has no"):
         engine.adapters.load("tuned", folder)
     assert engine.adapters.loaded == {}
+
+
+SAID = {"Who signed it?": "First Bank of Ohio", "Say yes or no.": "no", "List the entities.": "Acme Holdings"}
+
+
+def test_a_base_with_states_is_trained_evaluated_and_served(tmp_path):
+    openai = pytest.importorskip("openai")
+    pytest.importorskip("llguidance", reason="answers are held to a form by llguidance (extra: serve)")
+    from tunesmith.api.app import create_app, running
+    from tunesmith.evaluate.metrics import metric
+
+    base = tiny.model(tmp_path / "base", "lfm2")
+    turns = [(Message(role="user", content=asked), Message(role="assistant", content=answer)) for asked, answer in SAID.items()]
+    examples = [Example(id=str(i), messages=both) for i, both in enumerate(turns)]
+    plan = Plan(epochs=12, batch_size=3, learning_rate=0.02, dtype="float32", threads=1)
+    result = train(plan, Renderer.load(base).examples(examples), base=base, out=tmp_path / "run")
+    tuned = LocalModel(base, result.artifact, name="tuned", dtype="float32")
+    assert tuned.route.route == "cached"
+    rated = evaluate(tuned, examples, [metric("exact_match")], sampling=Sampling(max_tokens=20), out=tmp_path / "evaluation")
+    assert rated.values["exact_match"] == 1.0
+    models = {"base": tuned.with_adapter(None, "base"), "tuned": tuned}
+    with running(create_app(models)) as url:
+        client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=600)
+        asked = {"model": "tuned", "messages": [{"role": "user", "content": "Who signed it?"}], "temperature": 0}
+        assert client.chat.completions.create(**asked, logprobs=True).choices[0].message.content == "First Bank of Ohio"
+        stream = client.chat.completions.create(**asked, stream=True)
+        assert "".join(piece.choices[0].delta.content or "" for piece in stream if piece.choices) == "First Bank of Ohio"
+        other = client.chat.completions.create(**asked | {"model": "base", "max_tokens": 8})
+        assert other.choices[0].message.content != "First Bank of Ohio"
+        form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["Bern", "Rome"]}, "strict": True}}
+        held = client.chat.completions.create(**asked | {"response_format": form, "max_tokens": 30})
+        assert held.choices[0].message.content in ('"Bern"', '"Rome"')
+        prompt = Renderer.load(base).prompt(Prompt(messages=turns[0][:1]))
+        scored = client.completions.create(model="tuned", prompt=prompt, echo=True, logprobs=1, max_tokens=0).choices[0].logprobs
+        (nats, _) = tuned.nll([(prompt, [1] * len(prompt))])[0]
+        assert -sum(scored.token_logprobs[1:]) == pytest.approx(nats, rel=1e-4)

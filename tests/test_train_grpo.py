@@ -32,6 +32,7 @@ from tunesmith.train.microbatch import Batch, gradients, lanes
 from tunesmith.train.plan import Adapter, Plan, Reinforcement, ResolvedReinforcement
 from tunesmith.train.resolve import check
 from tunesmith.train.rollout import Graded, Sampler, Task, advantages, roll_out
+from tunesmith.train.routes import PLAIN
 from tunesmith.train.run import Paused
 
 PEER = Path(__file__).parents[1] / ".peers" / "trl" / "bin" / "python"
@@ -204,16 +205,20 @@ def test_on_policy_the_gradient_is_reinforce_and_nothing_is_clipped(base):
         torch.testing.assert_close(slope, remembered[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_the_sampler_draws_from_the_model_as_it_stands_and_repeats_itself(base):
+@pytest.mark.parametrize(("kind", "route", "answers"), [("llama", "fused", "batched"), ("lfm2", "rows", "cached")])
+def test_the_sampler_draws_from_the_model_as_it_stands_and_repeats_itself(tmp_path, kind, route, answers):
+    base = tiny.model(tmp_path, kind)
     resolved = plan(method="grpo", reinforcement=ResolvedReinforcement(samples=4, max_tokens=6))
     trainable = awake(base, resolved)
     sampler = Sampler(trainable, base, resolved)
+    assert (trainable.route.name, sampler.choice.route) == (route, answers), sampler.choice.why()
     first, again, other = (sampler.draw(tasks(base, 3), 4, step) for step in (1, 1, 2))
     assert [sample.text for sample in first] == [sample.text for sample in again] != [sample.text for sample in other]
     assert [sample.task.item["number"] for sample in first] == [0] * 4 + [1] * 4 + [2] * 4
     greedy = replace_temperature(resolved, 0.01)
     row = Sampler(trainable, base, greedy).draw(tasks(base, 1), 1, 1)[0].row
-    trainable.causal.set_attn_implementation("eager")
+    assert trainable.route.name == route, "it goes on training as before"
+    trainable.go(PLAIN)
     with torch.no_grad():
         logits = trainable.model.eval()(input_ids=torch.from_numpy(row.ids.astype(np.int64))[None]).logits[0]
     assert logits.argmax(-1)[-row.trained - 1 : -1].tolist() == row.ids[-row.trained :].tolist()

@@ -22,6 +22,7 @@ KINDS = {
     "mistral": ("MistralConfig", {"sliding_window": 12}),
     "gemma2": ("Gemma2Config", {"head_dim": 16, "sliding_window": 10, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0}),
     "gemma3": ("Gemma3TextConfig", {"head_dim": 16, "sliding_window": 9}),
+    "lfm2": ("Lfm2Config", {"layer_types": ["conv", "full_attention"], "block_ff_dim": 96}),  # states, and no decoder of ours
 }
 
 
