@@ -246,6 +246,8 @@ def test_a_base_with_states_is_trained_evaluated_and_served(tmp_path):
     openai = pytest.importorskip("openai")
     pytest.importorskip("llguidance", reason="answers are held to a form by llguidance (extra: serve)")
     from tunesmith.api.app import create_app, running
+    from tunesmith.api.serve import slower
+    from tunesmith.deploy.router import Router
     from tunesmith.evaluate.metrics import metric
 
     base = tiny.model(tmp_path / "base", "lfm2")
@@ -258,6 +260,7 @@ def test_a_base_with_states_is_trained_evaluated_and_served(tmp_path):
     rated = evaluate(tuned, examples, [metric("exact_match")], sampling=Sampling(max_tokens=20), out=tmp_path / "evaluation")
     assert rated.values["exact_match"] == 1.0
     models = {"base": tuned.with_adapter(None, "base"), "tuned": tuned}
+    assert [line.partition(":")[0] for line in slower(Router(models))] == ["'base' answers cached", "'tuned' answers cached"]
     with running(create_app(models)) as url:
         client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=600)
         asked = {"model": "tuned", "messages": [{"role": "user", "content": "Who signed it?"}], "temperature": 0}

@@ -103,21 +103,23 @@ class _Forced:
     """Lets a sequence take the given ids only, and notes how likely each was and how likely the likeliest."""
 
     def __init__(self, ids: Sequence[int]) -> None:
-        self._ids, self.seen = list(ids), list[float]()
+        self._ids, self.seen = list(ids), list[Floats]()
 
     def masked(self, logits: Tensor, stop_ids: frozenset[int]) -> Tensor:
-        wanted = self._ids[len(self.seen) // 2]
-        self.seen += _noted(logits, wanted)
+        wanted = self._ids[len(self.seen)]
+        self.seen.append(_noted(logits[None], [wanted]))
         return torch.full_like(logits, float("-inf")).index_fill_(0, torch.tensor([wanted], device=logits.device), 0.0)
 
     def take(self, token: int) -> None:
         pass
 
 
-def _noted(logits: Tensor, wanted: int) -> list[float]:
-    """How likely the wanted id is, and how likely the likeliest."""
-    logp = torch.log_softmax(logits.double(), -1)
-    return [float(logp[wanted]), float(logp.max())]
+def _noted(logits: Tensor, wanted: Sequence[int]) -> Floats:
+    """How likely the wanted ids are, and how likely the likeliest: [places, 2] from logits [places, V]."""
+    total = torch.logsumexp(logits.double(), -1)
+    own = logits.gather(1, torch.tensor(wanted, device=logits.device)[:, None])[:, 0]
+    found: Floats = (torch.stack([own, logits.max(-1).values], 1).double() - total[:, None]).cpu().numpy()
+    return found
 
 
 class Check:
@@ -132,10 +134,10 @@ class Check:
         self._exact = plain.model.dtype == torch.float32
         least = _FLOAT32 if self._exact else _SHORTER
         with _moved(plain.model):
-            noise = max(self._deviation(self._noted(row, None), whole) for row, whole in short for _ in range(1 if self._exact else 2))
+            noise = max(self._deviation(self._noted(row, None), whole) for row, whole in short)
         self.bound = max(least, min(_NOISE_FACTOR * noise, _NOISE_MOST * least))
         # What comes after a token may change what is said of it: positions that are encoded by a row's length, for one.
-        by_length = plain.turn is not None or max(self._followed(row, whole) for row, whole in short) > self.bound
+        by_length = plain.turn is not None or self._followed(*short[-2]) > self.bound
         self._stepped = {
             name: [
                 self._by_step(row, name) if by_length else whole[-row.steps :]
@@ -146,19 +148,18 @@ class Check:
 
     def _noted(self, row: Probe, name: str | None) -> Floats:
         """What one pass over the row says of its last ids: [places, 2] (see `_noted`)."""
-        logits = self.plain.logits(row.ids, name, last=len(row.scored) + 1)
-        return np.array([_noted(one, wanted) for one, wanted in zip(logits[:-1], row.scored, strict=True)])
+        return _noted(self.plain.logits(row.ids, name, last=len(row.scored) + 1)[:-1], row.scored)
 
     def _by_step(self, row: Probe, name: str | None) -> Floats:
         """What a pass over the ids before each step says of it."""
         places = range(len(row.ids) - row.steps, len(row.ids))
-        return np.array([_noted(self.plain.logits(row.ids[:at], name, last=1)[0], row.ids[at]) for at in places])
+        return np.concatenate([_noted(self.plain.logits(row.ids[:at], name, last=1), [row.ids[at]]) for at in places])
 
     def _followed(self, row: Probe, whole: Floats) -> float:
         """How far transformers' pass is from itself when other tokens follow a row."""
         after = (row.ids[::-1] * 2)[:7]
         logits = self.plain.logits([*row.ids, *after], None, last=len(row.scored) + 1 + len(after))
-        return self._deviation(np.array([_noted(one, wanted) for one, wanted in zip(logits, row.scored, strict=False)]), whole)
+        return self._deviation(_noted(logits[: len(row.scored)], row.scored), whole)
 
     def _deviation(self, own: Floats, expected: Floats) -> float:
         """The relative difference of a row, against at least 1 nat: the largest, or the mean; infinite where a number is none."""
@@ -200,7 +201,7 @@ class Check:
                 open_.append((held, self._stepped[name][i]))
         while decoder.busy:
             decoder.step()
-        return max(self._deviation(np.array(held.seen).reshape(-1, 2), expected) for held, expected in open_)
+        return max(self._deviation(np.concatenate(held.seen), expected) for held, expected in open_)
 
 
 @contextmanager
@@ -218,23 +219,38 @@ def _moved(model: Any) -> Iterator[None]:
         hook.remove()
 
 
-def choose(plain: PlainEngine, ways: Sequence[Way], adapter: str | None, kept: Path, *, limit: int | None = None) -> DecodeChoice:
-    """The first of `ways` that passes, else `reread`; remembered in the file `kept`. What transformers itself raises is raised."""
+Rehearsal = Callable[[bool], tuple[PlainEngine, list[Way]]]
+
+
+def choose(rehearsed: Rehearsal, adapter: str | None, kept: Path, *, limit: int | None = None) -> DecodeChoice:
+    """The first way that passes, else `reread`; remembered in the file `kept`. What transformers itself raises is raised.
+
+    `rehearsed` gives transformers' own engine and the ways to try, cut to as few layers as show every kind of layer (True), or whole.
+    """
     choice = read(kept)
     if choice is None:
-        check = Check(plain, adapter, limit=limit)
-        tried, passed = list[Tried](), list[str]()
-        for way in ways:
-            tried.append(check.tried(way))
-            _log.debug("%s", tried[-1].sentence())
-            passed += [way.route] if tried[-1].passed else []
-            if passed and (passed[0] != "batched" or limit is None or len(passed) == 2):
-                break
-        passed.append("reread")
-        limited = limit is not None and passed[0] == "batched"
-        choice = DecodeChoice(route=passed[0], tried=tuple(tried), limit=limit if limited else None, beyond=passed[1] if limited else "")
+        try:
+            choice = _chosen(*rehearsed(True), adapter, limit)
+        except RAISED:
+            choice = None
+        if choice is None or choice.route == "reread":  # a model that is cut may be none that can be computed
+            choice = _chosen(*rehearsed(False), adapter, limit)
         write_atomic(kept, msgspec.json.encode(choice))
     return choice
+
+
+def _chosen(plain: PlainEngine, ways: Sequence[Way], adapter: str | None, limit: int | None) -> DecodeChoice:
+    check = Check(plain, adapter, limit=limit)
+    tried, passed = list[Tried](), list[str]()
+    for way in ways:
+        tried.append(check.tried(way))
+        _log.debug("%s", tried[-1].sentence())
+        passed += [way.route] if tried[-1].passed else []
+        if passed and (passed[0] != "batched" or limit is None or len(passed) == 2):
+            break
+    passed.append("reread")
+    limited = limit is not None and passed[0] == "batched"
+    return DecodeChoice(route=passed[0], tried=tuple(tried), limit=limit if limited else None, beyond=passed[1] if limited else "")
 
 
 def read(kept: Path) -> DecodeChoice | None:

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from tunesmith.core.errors import UsageError
 from tunesmith.models.decode_check import DecodeChoice, Rows, Way, choose, place, read
 from tunesmith.models.trial import RAISED, Tried, shown
+from tunesmith.nets import prefix
 from tunesmith.nets.cached_attention import NAME, packed_attention
 from tunesmith.nets.decoder import Decoder, Engine, context_of
 from tunesmith.nets.plain_decoder import PlainDecoder, PlainEngine, adapter_digest, twin
@@ -71,11 +72,8 @@ class RoutedEngine:
         Raises UsageError where transformers itself cannot compute it.
         """
         kept = place(self.base, folder, self.model, "" if raised is None else raised.raised)
-        ways, fast = [Way("cached", lambda: PlainDecoder(self.plain))], self.fast
-        if fast is not None and raised is None:
-            ways = [Way("batched", lambda: Decoder(fast, chunk=32), fast.logps), *ways]
         try:
-            choice = choose(self.plain, ways, name, kept, limit=self.plain.turn)
+            choice = choose(lambda cut: self._rehearsed(name, tries_fast=raised is None, cut=cut), name, kept, limit=self.plain.turn)
         except RAISED as error:
             what = "base" if folder is None else "adapter"
             raise UsageError(f"transformers itself cannot compute this {what}: {shown(error)}", where=str(folder or self.base)) from error
@@ -85,6 +83,23 @@ class RoutedEngine:
             self.plain.reread.add(name)
         _log.info("%s%s answers %s", self.base.name, "" if folder is None else f"+{folder.name}", choice.why())
         return choice
+
+    def _rehearsed(self, name: str | None, *, tries_fast: bool, cut: bool) -> tuple[PlainEngine, list[Way]]:
+        """Engines for the check alone, while others answer; `cut` to as few layers as show every kind."""
+        plain, fast = self.plain, self.fast if tries_fast else None
+        try:
+            plain, fast = plain.rehearsal(name), None if fast is None else fast.rehearsal()
+        except RAISED:  # a model that cannot be copied is checked as it is
+            cut = False
+        trees = [*plain.adapters.trees(), *([] if fast is None else [fast.model])]
+        sizes = [prefix.needed(tree) for tree in trees] if cut else [0]
+        if all(sizes):
+            for tree in trees:
+                prefix.cut(tree, max(sizes))
+        ways = [Way("cached", lambda: PlainDecoder(plain))]
+        if fast is not None:
+            ways.insert(0, Way("batched", lambda: Decoder(fast, chunk=32), fast.logps))
+        return plain, ways
 
     def load_adapter(self, name: str, folder: Path) -> None:
         """Load an adapter where it is computed rightly: under our attention, else by peft. Raises UsageError where neither takes it."""

@@ -7,6 +7,7 @@ the same result.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
@@ -38,6 +39,12 @@ class Engine:
     def names(self) -> Collection[str]:
         """See `Computing`."""
         return self.adapters.loaded
+
+    def rehearsal(self) -> Engine:
+        """An engine of its own over the same weights and adapters: what is done to it is not done to this one."""
+        shared: dict[int, Any] = {id(p): p for p in self.model.parameters()}
+        with self.lock:
+            return copy.deepcopy(self, shared | {id(self.lock): threading.Lock()})
 
     @torch.inference_mode()
     def forward(

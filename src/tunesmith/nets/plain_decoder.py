@@ -52,11 +52,23 @@ class PeftAdapters:
             shapes = tensor_shapes(folder)
             # Some ways to begin, and some files, change the base's own weights: those are another's too.
             apart = config.get("init_lora_weights", True) not in _LEAVE_THE_BASE or any("base_layer" in tensor for tensor in shapes)
-            with self._lock:
-                base = copy.deepcopy(self._base) if apart else twin(self._base)
+            try:
+                with self._lock:
+                    base = copy.deepcopy(self._base) if apart else twin(self._base)
+            except (RuntimeError, TypeError) as error:
+                what = f"the base cannot be copied, as an adapter of this kind needs it: {error}"
+                raise UsageError(what, where=str(folder), remedy="merge the adapter into its base") from error
             self._trees[name] = _adapted(base, folder, shapes)
             self.loaded[name] = digest
         return digest
+
+    def lend(self, name: str, tree: Any) -> None:
+        """Take a model that has the adapter in it already."""
+        self.loaded[name], self._trees[name] = "", tree
+
+    def trees(self) -> list[Any]:
+        """The base and every model with an adapter in it."""
+        return list(self._trees.values())
 
     def unload(self, name: str) -> None:
         """Forget an adapter; nothing happens when there is none of that name."""
@@ -140,6 +152,14 @@ class PlainEngine:
     def names(self) -> Collection[str]:
         """See `Computing`."""
         return self.adapters.loaded
+
+    def rehearsal(self, adapter: str | None) -> PlainEngine:
+        """An engine of its own over the same weights, with the base and that adapter: what is done to it is not done to this one."""
+        with self.lock:
+            other = PlainEngine(twin(self.model), turn=self.turn)
+            if adapter is not None:
+                other.adapters.lend(adapter, twin(self.adapters.tree(adapter)))
+        return other
 
     @torch.inference_mode()
     def next_logits(self, sequence: TokenSequence) -> Tensor:

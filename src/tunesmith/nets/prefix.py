@@ -43,23 +43,35 @@ def _stack(model: nn.Module) -> tuple[nn.Module, str, nn.ModuleList] | None:
     return max(lists, key=lambda entry: len(entry[2]), default=None)
 
 
+def needed(model: nn.Module) -> int:
+    """How many of a model's first layers show every kind of layer that it has, two at least; 0 where that is all of them."""
+    stack = _stack(model)
+    if stack is None:
+        return 0
+    kinds = [_kind(layer) for layer in stack[2]]
+    size = max(2, 1 + max(kinds.index(kind) for kind in kinds))
+    return size if size < len(kinds) else 0
+
+
+def cut(model: nn.Module, size: int) -> None:
+    """Leave a model only its first layers."""
+    stack = _stack(model)
+    if stack is not None:
+        setattr(stack[0], stack[1], stack[2][:size])
+
+
 @contextmanager
 def first_of_each_kind(model: nn.Module) -> Iterator[int]:
     """Within, the model has only the first layers, up to the first of its last new kind (two at least); gives their number, or 0.
 
     0: there is no list of layers, or all are needed. A prefix, since layers are also found by their number. Parameters keep their names.
     """
-    stack = _stack(model)
-    if stack is None:
+    stack, size = _stack(model), needed(model)
+    if stack is None or not size:
         yield 0
         return
     owner, name, layers = stack
-    kinds = [_kind(layer) for layer in layers]
-    size = max(2, 1 + max(kinds.index(kind) for kind in kinds))
-    if size >= len(layers):
-        yield 0
-        return
-    setattr(owner, name, layers[:size])
+    cut(model, size)
     try:
         yield size
     finally:

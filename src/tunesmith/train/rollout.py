@@ -81,7 +81,7 @@ class Sampler:
         kept = place(base, None, self.trainable.causal, digest(plan.adapter, self.trainable.route.name, len(ways)))
         try:
             with self._answering("cached"):
-                choice = choose(self.plain, ways, None, kept)
+                choice = choose(lambda _: (self.plain, ways), None, kept)
         except RAISED as error:
             raise TrainingError(f"transformers itself cannot compute this base: {shown(error)}", where=str(base)) from error
         if choice.route == "reread":
