@@ -253,7 +253,7 @@ def test_a_base_with_states_is_trained_evaluated_and_served(tmp_path):
     base = tiny.model(tmp_path / "base", "lfm2")
     turns = [(Message(role="user", content=asked), Message(role="assistant", content=answer)) for asked, answer in SAID.items()]
     examples = [Example(id=str(i), messages=both) for i, both in enumerate(turns)]
-    plan = Plan(epochs=12, batch_size=3, learning_rate=0.02, dtype="float32", threads=1)
+    plan = Plan(epochs=30, batch_size=3, learning_rate=0.02, dtype="float32", threads=1)
     result = train(plan, Renderer.load(base).examples(examples), base=base, out=tmp_path / "run")
     tuned = LocalModel(base, result.artifact, name="tuned", dtype="float32")
     assert tuned.route.route == "cached"
