@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.core import stats
+from tunesmith.core.errors import DataError
 from tunesmith.core.stats.bootstrap import percentiles, resampled_sums
 
 Floats = NDArray[np.float64]
@@ -292,8 +293,10 @@ def _three(measure: Callable[[list[list[int]]], stats.Interval], n: int, kappa: 
     while True:
         truth = rng.choice(3, size=n, p=(0.6, 0.3, 0.1))
         seen = np.where(rng.random((n, 3)) < kappa**0.5, truth[:, None], rng.choice(3, size=(n, 3), p=(0.6, 0.3, 0.1)))
-        if np.unique(seen).size > 1:
+        try:
             return covers(measure(seen.tolist()), kappa)
+        except DataError:  # one category in all ratings: undefined
+            continue
 
 
 def _some_missing(ratings: list[list[int]]) -> stats.Interval:

@@ -91,3 +91,20 @@ def test_a_page_that_does_not_exist_and_a_name_that_a_template_misspells_are_err
 
     with pytest.raises(UndefinedError, match="created"):
         render("evaluation_report", r={"boards": [], "comparisons": [], "failures": None, "openings": []})
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("/home/ann/models/base", "…/base"),
+        ("tunesmith run --config '/home/ann/my shop/tunesmith.yaml'", "tunesmith run --config '…/my shop/tunesmith.yaml'"),
+        ("data/rows.jsonl", "data/rows.jsonl"),
+        ("https://example.org/a/rows.jsonl", "https://example.org/a/rows.jsonl"),
+        ("s3://bucket/a/b", "s3://bucket/a/b"),
+        ("and/or 1/2", "and/or 1/2"),
+    ],
+)
+def test_a_report_names_no_folders_of_this_machine(text, shown):
+    from tunesmith.flow.pipeline.report import without_folders
+
+    assert without_folders({"a": [text]}) == {"a": [shown]}

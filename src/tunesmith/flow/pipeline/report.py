@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import math
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def _report(context: ProjectContext) -> dict[str, Any]:
     return {
         "name": context.project.name,
         "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": _without_secrets(context.command, context.project),
+        "command": without_folders(_without_secrets(context.command, context.project)),
         "left_out": list(context.left_out),
         "versions": {"tunesmith": __version__, **{name: importlib.metadata.version(name) for name in _PACKAGES}},
         "verdict": compared["verdict"],
@@ -71,7 +72,9 @@ def _report(context: ProjectContext) -> dict[str, Any]:
         "questions": outputs["ask"]["questions"],
         "monitoring": [_watched(variant) for variant in outputs["ask"]["monitoring"]["variants"]],
         "stages": [{"name": done.name, "digest": done.digest, "seconds": done.seconds} for done in stages],
-        "configuration": msgspec.yaml.encode(_without_secrets(msgspec.to_builtins(context.project), context.project)).decode(),
+        "configuration": msgspec.yaml.encode(
+            without_folders(_without_secrets(msgspec.to_builtins(context.project), context.project))
+        ).decode(),
         "environment": f"{platform.platform()}\n" + "\n".join(f"{key}: {value}" for key, value in outputs["train"]["environment"].items()),
     }
 
@@ -88,6 +91,18 @@ def _without_secrets(value: Any, project: Project) -> Any:
         value = value.replace(hook.secret, "…") if hook.secret else value
     url = project.serve.database
     return value.replace(url, without_password(url)) if url else value
+
+
+_FOLDERS = re.compile(r"(?<![\w.:/~-])/(?:[^/\s'\"]+/)+(?=[^/\s'\"])")
+
+
+def without_folders(value: Any) -> Any:
+    """A report is sent to others, who have no use for this machine's folders: of absolute paths the last name is left; addresses stay."""
+    if isinstance(value, dict):
+        return {key: without_folders(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folders(one) for one in value]
+    return _FOLDERS.sub("…/", value) if isinstance(value, str) else value
 
 
 def _minutes(seconds: float) -> str:
