@@ -76,7 +76,7 @@ class Renderer:
         self._added = {token["id"] for token in tokenizer_json.get("added_tokens", ())}
         self._alone = lru_cache(maxsize=64)(self.encode)
         self._special = [token["content"] for token in tokenizer_json.get("added_tokens", ()) if token.get("special")]
-        identity = json.dumps([tokenizer_json, template, tokens], sort_keys=True, ensure_ascii=False)
+        identity = json.dumps([tokenizer_json, template, tokens, *([sorted(ends)] if ends else [])], sort_keys=True, ensure_ascii=False)
         self.digest = hashlib.blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
         known = [token for token in (self._tokenizer.id_to_token(number) for number in ends) if token]
         stops = self._find_stops([*known, *([tokens["eos_token"]] if tokens.get("eos_token") else [])], bool(known))

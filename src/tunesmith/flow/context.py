@@ -189,6 +189,7 @@ class ProjectContext:
                 "tokens",
                 (*token_inputs(project.train), self.base_digest),
                 ("split",),
+                version=2,
                 about="token ids and loss masks by the base's own template",
             ),
             *(
