@@ -62,6 +62,11 @@ def streamed(pieces: list[str], whole: str | None) -> None:
     assert "".join(pieces) == whole, (pieces, whole)
 
 
+def spoken(words: str | None) -> None:
+    """An answer in words; a small model may find that all is said."""
+    assert isinstance(words, str), words
+
+
 def run(**checks: Callable[[], Any]) -> None:
     """Run each check; print whether it did what it should."""
     for name, check in checks.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from checks import LIMIT, MODEL, PLANNER, QUESTION, TOOLS, URL, Trip, called, run, streamed
+from checks import LIMIT, MODEL, PLANNER, QUESTION, TOOLS, URL, Trip, called, run, spoken, streamed
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_openai import ChatOpenAI
 
@@ -38,7 +38,7 @@ def loop(model, kinds):
 
 def tools():
     messages = loop(chat_model(200), [{"tool_choice": "any", "parallel_tool_calls": False}, {"tool_choice": "ferry", "strict": True}])
-    assert chat_model().invoke(messages).content
+    spoken(chat_model().invoke(messages).content)
 
 
 def free_tools():

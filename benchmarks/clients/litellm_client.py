@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import litellm
-from checks import ASKED, LIMIT, MODEL, PLANNER, TOOLS, URL, Trip, called, run, streamed
+from checks import ASKED, LIMIT, MODEL, PLANNER, TOOLS, URL, Trip, called, run, spoken, streamed
 
 litellm.suppress_debug_info = True
 tools = [{"type": "function", "function": {"name": name, "parameters": tool.model_json_schema()}} for name, tool in TOOLS.items()]
@@ -43,7 +43,7 @@ def forced_tools():
         [{"tool_choice": "required", "parallel_tool_calls": False}, {"tool_choice": {"type": "function", "function": {"name": "ferry"}}}],
         max_tokens=200,
     )
-    assert ask(messages=messages, tools=tools, tool_choice="none").choices[0].message.content
+    spoken(ask(messages=messages, tools=tools, tool_choice="none").choices[0].message.content)
 
 
 def free_tools():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from checks import ASKED, LIMIT, MODEL, PLANNER, TOOLS, URL, Trip, called, run, streamed
+from checks import ASKED, LIMIT, MODEL, PLANNER, TOOLS, URL, Trip, called, run, spoken, streamed
 from openai import OpenAI, pydantic_function_tool
 
 client = OpenAI(base_url=URL, api_key="none", max_retries=0)
@@ -36,7 +36,7 @@ def tools_in_a_loop():
             ids.append(call.id)
     assert len(set(ids)) == len(ids) >= 2
     answer = client.chat.completions.create(messages=messages, tools=tools, tool_choice="none", **asked)
-    assert answer.choices[0].message.content
+    spoken(answer.choices[0].message.content)
 
 
 def free_tools():
@@ -74,7 +74,7 @@ def functions():
     call = answer.choices[0].message.function_call
     assert answer.choices[0].finish_reason == "function_call"
     result = {"role": "function", "name": call.name, "content": called(call.name, call.arguments)}
-    assert client.chat.completions.create(messages=[*ASKED, answer.choices[0].message, result], **asked).choices[0].message.content
+    spoken(client.chat.completions.create(messages=[*ASKED, answer.choices[0].message, result], **asked).choices[0].message.content)
 
 
 run(chat=chat, stream=stream, tools=tools_in_a_loop, free_tools=free_tools, structured=structured, functions=functions)
