@@ -163,6 +163,7 @@ def pipeline_ours(path: str) -> Work:
     from tunesmith.data.import_stream import intake
     from tunesmith.data.ledger import Ledger
     from tunesmith.data.split import Split, split
+    from tunesmith.flow.clusters import write_clusters
 
     near_duplicates(["a b c", "a b d"], THRESHOLD, compiled=True)
 
@@ -175,6 +176,7 @@ def pipeline_ours(path: str) -> Work:
             parts = split(cleaned.rows, Split(max_leakage=0.01), cleaned.clusters, cleaned.prints)
             for part in ("train", "validation", "test"):
                 write_parquet(folder / f"{part}.parquet", getattr(parts, part))
+            write_clusters(folder, ((row.id, int(number)) for row, number in zip(cleaned.rows, cleaned.clusters, strict=True)))
             ledger.write(folder / "cleaned.jsonl")
             return {"work": taken_in.inputs, "fates": ledger.counts(), "train": len(parts.train)}
 

@@ -131,16 +131,16 @@ FAULTS = (
     ),
     Fault(
         14,
-        TRAIN + "artifact.py",
-        "                trainable.causal.save_pretrained(work)",
-        "                trainable.causal.config.tie_word_embeddings = False\n"
-        "                trainable.causal.lm_head.weight = torch.nn.Parameter(trainable.causal.lm_head.weight.clone())\n"
-        "                trainable.causal.save_pretrained(work)",
+        TRAIN + "checkpoint.py",
+        "    trainable.causal.save_pretrained(folder)",
+        "    trainable.causal.config.tie_word_embeddings = False\n"
+        "    trainable.causal.lm_head.weight = torch.nn.Parameter(trainable.causal.lm_head.weight.clone())\n"
+        "    trainable.causal.save_pretrained(folder)",
         "test_train_traps::test_full_training_keeps_tied_embeddings_tied",
     ),
     Fault(
         15,
-        TRAIN + "artifact.py",
+        TRAIN + "checkpoint.py",
         'TOKENIZER_FILES = ("tokenizer.json", ',
         "TOKENIZER_FILES = (",
         "test_train_traps::test_added_tokens_and_the_template_come_with_the_result",
@@ -148,10 +148,10 @@ FAULTS = (
     Fault(
         16,
         TRAIN + "checkpoint.py",
-        "        trainable.model.save_pretrained(folder)",
-        "        trainable.model.save_pretrained(folder)\n"
-        "        from safetensors.torch import load_file\n"
-        "        save_file({k: v * ('layers.1' not in k) for k, v in load_file(folder / ADAPTER).items()}, folder / ADAPTER)",
+        "    trainable.model.save_pretrained(folder)",
+        "    trainable.model.save_pretrained(folder)\n"
+        "    from safetensors.torch import load_file, save_file\n"
+        "    save_file({k: v * ('layers.1' not in k) for k, v in load_file(folder / ADAPTER).items()}, folder / ADAPTER)",
         "test_train_traps::test_the_saved_adapter_is_whole_and_in_the_form_that_peft_and_vllm_read",
     ),
     Fault(

@@ -62,6 +62,18 @@ def test_errors_pass_too(servers):
     assert row["error"]
 
 
+@pytest.mark.parametrize(("path", "asks"), [
+    ("chat/completions", {"messages": [{"role": "user", "content": "q"}]}), ("completions", {"prompt": "q"}), ("embeddings", {"input": "q"}),
+])  # fmt: skip
+def test_what_another_server_refused_is_logged_with_its_prompt(store, path, asks):
+    said = {"error": {"message": "no", "type": "invalid_request_error", "param": None, "code": None}}
+    statuses = [404, 429, 500]
+    upstream, _ = scripted(*([whole(said).replace(b"200 OK", b"%d No" % status)] for status in statuses))
+    answers, logged = asked(store, upstream, len(statuses), path=path, **asks)
+    assert [answer.status_code for answer in answers] == [row["status"] for row in logged] == statuses
+    assert [json.loads(row["messages"]) for row in logged] == [[{"role": "user", "content": "q"}]] * len(statuses)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_completion_passes_and_is_logged(servers, stream):
     url, store = servers

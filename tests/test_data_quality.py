@@ -170,7 +170,7 @@ def test_vectors_help_where_words_do_not():
 def test_too_few_rows_or_labels_are_refused():
     with pytest.raises(DataError, match="12 rows with 1 different labels"):
         label_errors(["a"] * 12, ["x"] * 12)
-    with pytest.raises(DataError, match="2 texts and 1 labels"):
+    with pytest.raises(DataError, match="2 texts and 1 label"):
         label_errors(["a", "b"], ["x"])
 
 

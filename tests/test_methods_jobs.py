@@ -104,7 +104,11 @@ def test_a_job_of_every_method(server, name):
     said = [event.message for event in server.client.fine_tuning.jobs.list_events(job.id, limit=100)]
     assert any("two labelled rows" in message for message in said) == (name == "kto-pairs")
     asked_for = [{"role": "user", "content": asked(1)}]
-    assert server.client.chat.completions.create(model=job.fine_tuned_model, messages=asked_for).choices[0].finish_reason
+    checkpoint = server.client.fine_tuning.jobs.checkpoints.list(job.id).data[0].fine_tuned_model_checkpoint
+    complete = server.client.chat.completions.create
+    said = [complete(model=model, messages=asked_for, temperature=0).choices[0] for model in (job.fine_tuned_model, checkpoint)]
+    assert said[0].finish_reason
+    assert said[0].message.content == said[1].message.content, "the last checkpoint is the model"
 
 
 @pytest.mark.parametrize(

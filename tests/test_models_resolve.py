@@ -143,6 +143,8 @@ def test_an_alias_that_cannot_be_loaded_is_told_and_keeps_no_other_from_being_se
         with pytest.raises(openai.InternalServerError, match="could not be loaded") as refused:
             asked(client, "second")
         assert refused.value.status_code == 503
+        with pytest.raises(openai.PermissionDeniedError, match="no fine-tuned model"):  # as of every alias, loaded or not
+            client.models.delete("second")
         assert [model.id for model in client.models.list()] == ["first"]
     (line,) = lines
     assert line.startswith("NOT SERVED: 'second'")

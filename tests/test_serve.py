@@ -17,7 +17,7 @@ import pytest
 from forked import Running, command, script
 from tunesmith.core.errors import NotFound, StoreError, UsageError
 from tunesmith.core.types import Answer, Interaction, Message, Prompt, Sampling
-from tunesmith.deploy.router import Router
+from tunesmith.deploy.router import Router, Unloaded
 from tunesmith.models.base import Model
 from tunesmith.models.echo import EchoModel
 from tunesmith.monitor.metrics import Sketch
@@ -204,6 +204,18 @@ def test_routers_name_the_nearest(store):
     router.put("other", EchoModel("other"))
     router.drop("support")
     assert [name for name, _ in router.listed()] == ["other"]
+    router.fail("broken", NotFound("no weights"))
+    with pytest.raises(Unloaded, match="no weights"):
+        router.find("broken")
+    router.drop("broken")
+    with pytest.raises(NotFound, match="does not exist"):
+        router.find("broken")
+    router.fail("other", NotFound("no weights"))
+    router.put("other", EchoModel("other"))  # loaded at the second try: the first is forgotten
+    router.drop("other")
+    with pytest.raises(NotFound, match="does not exist"):
+        router.drop("other")
+    router.put("other", EchoModel("other"))
     assert isinstance(router.find("other"), Model)
 
 

@@ -200,9 +200,7 @@ def test_a_word_that_is_nothing_says_what_it_can_be(project, word, said, capsys)
 def test_in_words_for_people(project, capsys):
     assert guarded(app, ["trace", "bot", "--config", str(project[0] / "tunesmith.yaml")]) == 0
     said = capsys.readouterr().out
-    assert (
-        said.index("comes from") < said.index("data/rows.jsonl:1  question 1") < said.index("led to") < said.index("2 requests, 1 errors")
-    )
+    assert said.index("comes from") < said.index("data/rows.jsonl:1  question 1") < said.index("led to") < said.index("2 requests, 1 error")
     assert "gate passed" in said
 
 

@@ -23,12 +23,12 @@ from tunesmith.data.formats.registry import parse_line
 from tunesmith.flow.pipeline.rewards import item_of, reward_of, tasks_of
 from tunesmith.flow.pipeline.train_only import train_project
 from tunesmith.flow.project import load_project
-from tunesmith.train.checkpoint import save_weights
+from tunesmith.train.checkpoint import save_adapter
 from tunesmith.train.grpo import reinforce
 from tunesmith.train.grpo_loss import GRPO, known_logps, places, token_logps, weight
 from tunesmith.train.items import Item
 from tunesmith.train.methods import METHODS
-from tunesmith.train.microbatch import Batch, gradients, lanes
+from tunesmith.train.microbatch import StepItems, gradients, lanes
 from tunesmith.train.plan import Adapter, Plan, Reinforcement, ResolvedReinforcement
 from tunesmith.train.resolve import check
 from tunesmith.train.rollout import Graded, Sampler, Task, advantages, roll_out
@@ -83,7 +83,7 @@ def batch(trainable, resolved, *, noise=0.6):
     with lanes(resolved) as side:
         logp = token_logps(trainable, items, resolved, side)
     known = np.stack([logp + noise * rng.normal(size=logp.shape), logp + noise * rng.normal(size=logp.shape)], 1).astype(np.float32)
-    return Batch(items, known)
+    return StepItems(items, known)
 
 
 def slopes(trainable, resolved, found, *, on_policy=False):
@@ -147,7 +147,7 @@ def test_the_loss_and_its_gradient_are_trls(base, tmp_path, options):
     resolved = plan(method="grpo", reinforcement=options)
     trainable = awake(base, resolved)
     found = batch(trainable, resolved)
-    save_weights(trainable, tmp_path / "adapter")
+    save_adapter(trainable, tmp_path / "adapter")
     rows = [item.rows[0] for item in found.items]
     job = {
         "base": str(base), "adapter": str(tmp_path / "adapter"), "out": str(tmp_path), "loss": options.loss, "beta": options.beta,
@@ -186,7 +186,7 @@ def test_answers_to_which_all_rewards_are_equal_have_no_gradient(base):
     resolved = plan(method="grpo", reinforcement=ResolvedReinforcement(max_tokens=9))
     trainable = awake(base, resolved)
     found = batch(trainable, resolved)
-    level = Batch([item._replace(label=0.0) for item in found.items], found.reference)
+    level = StepItems([item._replace(label=0.0) for item in found.items], found.reference)
     loss, grads = slopes(trainable, resolved, level)
     assert loss == 0.0
     assert all(not slope.any() for slope in grads.values())
@@ -198,7 +198,7 @@ def test_on_policy_the_gradient_is_reinforce_and_nothing_is_clipped(base):
     trainable = awake(base, resolved)
     found = batch(trainable, resolved)
     with lanes(resolved) as side:
-        found = Batch(found.items, known_logps(trainable, found.items, resolved, side))
+        found = StepItems(found.items, known_logps(trainable, found.items, resolved, side))
     (ours, mine), (other, remembered) = (slopes(trainable, resolved, found, on_policy=value) for value in (True, False))
     assert ours == pytest.approx(other, abs=1e-6)
     for name, slope in mine.items():

@@ -27,7 +27,7 @@ from tunesmith.core.errors import ConfigError, DataError
 from tunesmith.train.items import Item
 from tunesmith.train.loop import train
 from tunesmith.train.packing import pack
-from tunesmith.train.plan import Adapter, Plan, Preference
+from tunesmith.train.plan import Adapter, Plan, PreferencePlan
 from tunesmith.train.resolve import check
 
 
@@ -87,13 +87,13 @@ def batch_of_kto(trainable, rows):
 
 
 OPTIONS = [
-    ("dpo", Preference()),
-    ("dpo", Preference(beta=0.5, label_smoothing=0.1)),
-    ("dpo", Preference(loss="ipo")),
-    ("dpo", Preference(length_normalised=True)),
-    ("dpo", Preference(reference_free=True, sft_weight=0.7)),
-    ("orpo", Preference(beta=0.3)),
-    ("kto", Preference(desirable_weight=1.3, undesirable_weight=0.8)),
+    ("dpo", PreferencePlan()),
+    ("dpo", PreferencePlan(beta=0.5, label_smoothing=0.1)),
+    ("dpo", PreferencePlan(loss="ipo")),
+    ("dpo", PreferencePlan(length_normalised=True)),
+    ("dpo", PreferencePlan(reference_free=True, sft_weight=0.7)),
+    ("orpo", PreferencePlan(beta=0.3)),
+    ("kto", PreferencePlan(desirable_weight=1.3, undesirable_weight=0.8)),
 ]
 
 
@@ -193,9 +193,9 @@ def test_rows_of_another_kind_are_refused(base, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (Plan(preference=Preference(beta=0.2)), "means nothing to method sft"),
-        (Plan(method="dpo", preference=Preference(beta=0.0)), "beta is 0"),
-        (Plan(method="dpo", preference=Preference(label_smoothing=0.5)), "label_smoothing is 0.5"),
+        (Plan(preference=PreferencePlan(beta=0.2)), "means nothing to method sft"),
+        (Plan(method="dpo", preference=PreferencePlan(beta=0.0)), "beta is 0"),
+        (Plan(method="dpo", preference=PreferencePlan(label_smoothing=0.5)), "label_smoothing is 0.5"),
     ],
 )
 def test_preference_options_that_cannot_be_are_refused(wrong, said):

@@ -10,7 +10,7 @@ import pytest
 
 from train_parts import adapter_bytes, make_rows, tiny_base, user_plan
 from tunesmith.core.errors import ConfigError, TrainingError
-from tunesmith.train.checkpoint import State
+from tunesmith.train.checkpoint import TrainingState
 from tunesmith.train.loop import train
 from tunesmith.train.plan import Adapter
 from tunesmith.train.recovery import Fall, falls, rate_factor, spike_limit, watched
@@ -97,7 +97,7 @@ def test_the_rate_of_a_step_follows_from_the_falls_before_it():
 
 
 def first_spike(losses, deviations=8.0):
-    state = State(step=0, identity="")
+    state = TrainingState(step=0, identity="")
     for step, loss in enumerate(losses, 1):
         if loss > spike_limit(state.recent, deviations):
             return step

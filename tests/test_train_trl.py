@@ -17,7 +17,7 @@ from train_parts import VOCABULARY, make_pairs, make_rows, tiny_base, user_plan
 from tunesmith.train.items import Item
 from tunesmith.train.loop import train
 from tunesmith.train.packing import epoch_order
-from tunesmith.train.plan import Adapter, Preference
+from tunesmith.train.plan import Adapter, PreferencePlan
 
 PEER = Path(__file__).parents[1] / ".peers" / "trl" / "bin" / "python"
 pytestmark = [
@@ -77,7 +77,7 @@ def test_sft(base, tmp_path, changes, accumulation):
 
 @pytest.mark.parametrize(
     ("loss_type", "preference"),
-    [("sigmoid", Preference()), ("ipo", Preference(loss="ipo")), ("sigmoid_norm", Preference(length_normalised=True))],
+    [("sigmoid", PreferencePlan()), ("ipo", PreferencePlan(loss="ipo")), ("sigmoid_norm", PreferencePlan(length_normalised=True))],
 )
 def test_dpo(base, tmp_path, loss_type, preference):
     pairs = make_pairs(16)

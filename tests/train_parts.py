@@ -17,7 +17,7 @@ from tunesmith.core.chat import Rendered
 from tunesmith.train.adapters import Trainable, prepare
 from tunesmith.train.items import mismatch
 from tunesmith.train.methods import METHODS
-from tunesmith.train.microbatch import Batch
+from tunesmith.train.microbatch import StepItems
 from tunesmith.train.objectives import report
 from tunesmith.train.plan import Adapter, Plan, ResolvedAdapter, ResolvedPlan
 
@@ -118,7 +118,7 @@ def slope_of(
     return sums, found
 
 
-def batch_of(trainable: Trainable, resolved: ResolvedPlan, rows: list) -> Batch:
+def batch_of(trainable: Trainable, resolved: ResolvedPlan, rows: list) -> StepItems:
     """The rows as a batch whose reference is the trainable with its adapter switched off."""
     from tunesmith.train.microbatch import lanes, row_logps
 
@@ -130,7 +130,7 @@ def batch_of(trainable: Trainable, resolved: ResolvedPlan, rows: list) -> Batch:
     if METHODS[resolved.method].objective(resolved).reference:
         with lanes(resolved) as side, trainable.model.disable_adapter():
             reference = row_logps(trainable, every, resolved, side).reshape(reference.shape)
-    return Batch(items, reference)
+    return StepItems(items, reference)
 
 
 def loss_of(trainable: Trainable, resolved: ResolvedPlan, rows: list) -> dict[str, float]:

@@ -49,7 +49,7 @@ async def delete(request: Request) -> Response:
     if state.store is not None and await away(TunedModels(state.store).delete, name, project):
         state.forget(name)
         return reply({"id": name, "object": "model", "deleted": True})
-    if await _object(state, name, project) is not None:
+    if state.router.known(name) or await _object(state, name, project) is not None:
         raise APIError(403, f"'{name}' is no fine-tuned model of this project", param="model", code="model_not_deletable")
     state.router.find(name)  # raises, with the nearest name
     raise AssertionError(name)

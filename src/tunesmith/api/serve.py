@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from tunesmith.core.deployment import Variant
-from tunesmith.core.errors import NotFound, TunesmithError, UsageError
+from tunesmith.core.errors import NotFound, TunesmithError
+from tunesmith.core.progress import Silent
 from tunesmith.deploy.processes import Processes
 from tunesmith.deploy.router import Router
 from tunesmith.deploy.serve_config import Elsewhere, ServeConfig
+from tunesmith.flow.context import ProjectContext
 from tunesmith.flow.jobs import worker
 from tunesmith.flow.last_run import view
 from tunesmith.flow.project import DEFAULT_FILE, Project, open_store, without_file
+from tunesmith.flow.undeployed import why_undeployed
+from tunesmith.flow.upstreams import key_of
 from tunesmith.models.base import Model, route_of
 from tunesmith.models.catalog import Catalog
-from tunesmith.models.resolve import Models
+from tunesmith.models.resolve import TUNED_WORD, Models
 from tunesmith.models.upstream import Upstream
 from tunesmith.store.deployments import Deployments
 from tunesmith.store.keys import Keys
 from tunesmith.store.store import Store
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
 
 
 def serve_project(
@@ -42,36 +50,59 @@ def serve_project(
     (OpenAI's, for unchanged code). Raises UsageError when the port is taken, or the host can be reached from elsewhere and there is no API
     key; NotFound and SourceUnavailable for the project's own base.
     """
-    from tunesmith.api.app import create_app, listen, serve
+    from tunesmith.api.app import serve
 
-    home = file.resolve().parent
+    with application(file, overrides, say, names=names or {}, as_written=as_written) as served:
+        store, settings = served.store, served.settings
+        with Processes(worker.MODULE, worker.place(store), settings.workers, store.layout.workers_log, told=store.url):
+            answering = ", ".join(name for name, _ in served.router.listed())
+            serve(served.app, settings, on_ready=lambda url: say(f"serving {answering} at {url} (ctrl-C stops)"))
+
+
+@dataclass(frozen=True)
+class Application:
+    """What is about to be served, and over what."""
+
+    app: Starlette
+    settings: ServeConfig
+    router: Router
+    store: Store
+
+
+@contextmanager
+def application(
+    file: Path, overrides: Sequence[str], say: Callable[[str], None], *, names: Mapping[str, str], as_written: bool = False
+) -> Iterator[Application]:
+    """The application that `serve_project` serves, with its models loaded; says what it does not serve. Raises as that does."""
+    from tunesmith.api.app import create_app, listen
+
+    home, seen = file.resolve().parent, None
     if file == DEFAULT_FILE and not file.exists():
-        project = without_file(next(iter((names or {}).values()), None), overrides)
+        project = without_file(next(iter(names.values()), None), overrides)
         say(f"no {file} here: serving '{project.base}'; requests, files and jobs are kept in {project.store}/")
     else:
         seen = view(file, beside=overrides, as_written=as_written)
         project = seen.project
         if seen.overrides:
             say(seen.text())
-    settings = _settings(project, names or {})
+    settings = _settings(project, names)
     store = open_store(project, home)
     try:
         store.blobs.check()
         # A taken port is said before the model is loaded.
         listen(settings.host, settings.port, keyed=Keys(store).exist()).close()
         upstreams = {name: _upstream(name, one) for name, one in settings.upstreams.items()}
-        models = Models(store, Catalog(), home=home)
+        catalog = Catalog()
+        context = ProjectContext(project, home, store, catalog, Silent(), view=seen)
+        models = Models(store, catalog, home=home, run=context.last_trained)
         router = Router({project.base: models.load(models.ref(project.base), project.base)})
         for line in served(router, models, upstreams):
             say(line)
         for name, upstream in upstreams.items():
             router.put(name, upstream)
-        for line in slower(router):
+        for line in [*slower(router), *(absent(router, project, settings, store) if seen else [])]:
             say(line)
-        app = create_app(router, config=settings, store=store, models=models)
-        with Processes(worker.MODULE, worker.place(store), settings.workers, store.layout.workers_log, told=store.url):
-            answering = ", ".join(name for name, _ in router.listed())
-            serve(app, settings, on_ready=lambda url: say(f"serving {answering} at {url} (ctrl-C stops)"))
+        yield Application(create_app(router, config=settings, store=store, models=models), settings, router, store)
     finally:
         store.close()
 
@@ -106,6 +137,17 @@ def slower(router: Router) -> list[str]:
     return lines
 
 
+def absent(router: Router, project: Project, settings: ServeConfig, store: Store) -> list[str]:
+    """Let the router say why the project's alias answers nothing, where it does; what is to be said of it."""
+    alias = project.deploy.alias
+    why = "" if router.known(alias) or alias in settings.names else why_undeployed(project, store)
+    if not why:
+        return []
+    router.explain(alias, why)
+    anyhow = f" (tunesmith serve --name {alias}={TUNED_WORD} serves it under its name)" if TUNED_WORD in why else ""
+    return [f"NOT SERVED: '{alias}': {why}{anyhow}"]
+
+
 def _variant(variant: Variant, alias: str, models: Models, upstreams: Mapping[str, Model]) -> Model:
     if variant.model is not None:
         return models.load(variant.model, alias)
@@ -120,12 +162,7 @@ def _settings(project: Project, names: Mapping[str, str]) -> ServeConfig:
 
 
 def _upstream(name: str, one: Elsewhere) -> Upstream:
-    if one.api_key_from is not None and one.api_key_from not in os.environ:
-        raise UsageError(
-            f"the upstream '{name}' takes its key from {one.api_key_from}, which is not set", remedy=f"export {one.api_key_from}=…"
-        )
-    key = os.environ[one.api_key_from] if one.api_key_from else "none"
-    return Upstream(one.model, base_url=one.base_url, api_key=key, timeout_s=one.timeout_s)
+    return Upstream(one.model, base_url=one.base_url, api_key=key_of(name, one), timeout_s=one.timeout_s)
 
 
 @contextmanager

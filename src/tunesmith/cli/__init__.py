@@ -77,12 +77,15 @@ def init(
 
     Example: tunesmith init support.jsonl --metric exact_match
     """
-    from tunesmith.cli.shared import told
+    from tunesmith.core.errors import ConfigError
     from tunesmith.flow.project import write_template
     from tunesmith.flow.propose import proposal
 
     with told(as_json) as progress:
         seen, rows, fault = _first_look(config, data, progress)
+    if config.exists():
+        besides = f"; and {fault}" if fault else ""
+        raise ConfigError(f"'{config}' is already there{besides}", remedy="edit it, or give another name with --config")
     proposed = proposal(rows)
     write_template(config, path=data, base=base, metric=metric, name=name, proposed=proposed)
     last = f"its rows cannot be read yet:\n{fault}\nmend that, then: tunesmith run" if fault else "look it over, then: tunesmith run"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tunesmith.cli.shared import OVERRIDES, Json, emit, file_option, told
+from tunesmith.core.counted import counted
 from tunesmith.core.terminal import printable
 
 if TYPE_CHECKING:
@@ -165,11 +166,11 @@ def clean(
             "near_duplicate_pairs": len(done.pairs.left),
             "contaminated": len(done.contaminated),
         }
-        words = [f"{len(before.rows)} rows, {len(done.rows)} left"]
+        words = [f"{counted(len(before.rows), 'row')}, {len(done.rows)} left"]
         words += [f"  {rule:<18}{n:>7} rows" for rule, n in ledger.rules().items()]
-        words += [f"  personal data: {kind} in {n} rows" for kind, n in done.personal_data.items()]
+        words += [f"  personal data: {kind} in {counted(n, 'row')}" for kind, n in done.personal_data.items()]
         clusters = len(done.rows) - len(set(done.clusters.tolist()))
-        words += [f"  near-duplicates that stay: {clusters} rows beside the first of their cluster"] if clusters else []
+        words += [f"  near-duplicates that stay: {counted(clusters, 'row')} beside the first of their cluster"] if clusters else []
         emit(result, as_json, "\n".join([*words, version_text(version), "next: tunesmith data split, tunesmith data ledger"]))
 
 
@@ -248,10 +249,12 @@ def mask(
         base = base or desk.settings.base
         if not base:
             raise UsageError(
-                "whose tokens?", allowed="--base NAME or FOLDER", remedy="--base smollm2-135m, or put base: into tunesmith.yaml"
+                "whose tokens?",
+                allowed="--base NAME, a folder, an alias, run",
+                remedy="--base smollm2-135m, or put base: into tunesmith.yaml",
             )
         found = desk.find(data).find(row)
-        sides = tokens.mask(found, Renderer.load(desk.catalog.model(base)), max_length)
+        sides = tokens.mask(found, Renderer.load(desk.tokens_of(base)), max_length)
     if as_json:
         emit({"row": found.id, "origin": found.origin, "base": base, "sides": sides}, True, "")
         return
@@ -346,7 +349,7 @@ def ledger(
         if fate is not None and fate not in get_args(Fate):
             raise UsageError(f"no fate '{fate}'", allowed=", ".join(get_args(Fate)), remedy=nearest(fate, get_args(Fate)))
         lines = [line for line in found.fates if (rule is None or rule in line.rule.split(", ")) and (fate is None or line.fate == fate)]
-        head = [f"{found.name}: {len(found.fates)} rows came in; " + ", ".join(f"{name} {n}" for name, n in fates.items())]
+        head = [f"{found.name}: {counted(len(found.fates), 'row')} came in; " + ", ".join(f"{name} {n}" for name, n in fates.items())]
         head += [f"  {name:<18}{n:>7} rows" for name, n in rules.items()]
         body = [
             f"{line.origin}  {line.fate}" + (f" {line.other}" if line.other else "") + f"  {line.rule}  {line.reason}".rstrip()
@@ -445,4 +448,4 @@ def export(
     with datasets(config, as_json) as desk:
         rows = desk.find(data).part(part)
         n = write(rows, out, format, extras=extras)
-    emit({"written": str(out), "rows": n, "format": format}, as_json, f"wrote {n} rows as {format}: {out}")
+    emit({"written": str(out), "rows": n, "format": format}, as_json, f"wrote {counted(n, 'row')} as {format}: {out}")

@@ -15,6 +15,7 @@ import typer
 
 from tunesmith.cli.data import CONFIG, DataArgument, DataOption, app, datasets
 from tunesmith.cli.shared import OVERRIDES, Json, emit, file_option, shown
+from tunesmith.core.counted import counted
 from tunesmith.core.terminal import printable
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def review(
         if write:
             version, changed = people.reviewed(desk, have)
             result = {"version": msgspec.to_builtins(version), "changed": changed}
-            emit(result, as_json, f"{changed} rows changed or taken out; version {version.id}")
+            emit(result, as_json, f"{counted(changed, 'row')} changed or taken out; version {version.id}")
         elif as_json or not sys.stdin.isatty():
             waiting = people.queue(desk, have, name, rows)
             emit({"annotator": name, "rows": waiting}, as_json, "\n".join(_asking(one) for one in waiting) or "nothing is waiting")
@@ -300,7 +301,7 @@ def contamination(
         have = desk.find(data)
         asked = evaluation_rows(desk, evaluation)
         found = people.leaks(have, asked, Contamination(threshold=threshold, containment=containment))
-    words = [f"{len(found)} of {len(have.rows)} rows hold one of {len(asked)} evaluation items"]
+    words = [f"{len(found)} of {counted(len(have.rows), 'row')} hold one of {len(asked)} evaluation items"]
     for one in found[:rows]:
         how = f"Jaccard {one['jaccard']:.2f}" if one["jaccard"] else f"{one['containment']:.0%} of its word pairs"
         words.append(f"{one['row']} holds {one['item']} ({how})\n    {one['text'][:160]}\n    {one['item_text'][:160]}")
@@ -328,7 +329,7 @@ def pii(
         found = people.personal(desk.find(data), tuple(kinds) if kinds else KINDS, samples=samples)
     words = [f"{found['with_any']} of {found['rows']} rows hold personal data or secrets (persons and addresses are not looked for)"]
     for kind, n in found["kinds"].items():
-        words.append(f"  {kind}: {n} rows")
+        words.append(f"  {kind}: {counted(n, 'row')}")
         words += [
             f"    {one['origin']}  …{one['before']}>>{one['found']}<<{one['after']}…".replace("\n", " ") for one in found["samples"][kind]
         ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tunesmith.cli.shared import OVERRIDES, AsWritten, Json, emit, file_option, told
+from tunesmith.core.counted import counted
 
 if TYPE_CHECKING:
     from tunesmith.flow.evaluation.results import KeptEvaluation
@@ -33,7 +34,6 @@ def evaluate(
     words: Annotated[list[str], typer.Argument(metavar="MODEL…", help="What answers; or `plan`: how many rows a question needs.")],
     data: DATA = None,
     metrics: Annotated[str | None, typer.Option(help="Names, or module:function, with commas between them.")] = None,
-    samples: Annotated[str | None, typer.Option(help="Answers to each question, one a seed; needs --temperature.")] = None,
     price: Annotated[str | None, typer.Option(help="US dollars for a million tokens read and written: 0.15,0.60.")] = None,
     choose_on: Annotated[str | None, typer.Option("--choose-on", help="Pick the best on this data, measure only it on --data.")] = None,
     config: file_option = Path("tunesmith.yaml"),
@@ -43,8 +43,8 @@ def evaluate(
     """Ask models every row and rate the answers, each number with its interval; what was answered is never asked again.
 
     A MODEL is a catalogue name, a folder, BASE+ADAPTER, a deployed alias, URL#MODEL, openai:MODEL or echo. More options: --options --judge
-    --criterion --format --map --limit --max-tokens --temperature --seed --instruction --shots --by --shots-from --concurrency --rate
-    --sealed. `eval plan` takes --difference --margin --discordance --power --alpha --rows --design-effect.
+    --criterion --format --map --limit --max-tokens --temperature --samples --seed --instruction --shots --by --shots-from --concurrency
+    --rate --sealed. `eval plan` takes --difference --margin --discordance --power --alpha --rows --design-effect.
 
     Example: tunesmith eval smollm2-135m my-alias --data test --metrics exact_match
     Example: tunesmith eval plan --difference 0.05 --discordance 0.2
@@ -59,7 +59,7 @@ def evaluate(
         planned = plan(question)
         emit(planned, as_json, planned["text"])
         return
-    given = {"data": data, "metrics": metrics, "samples": samples, "price": price, "choose_on": choose_on}
+    given = {"data": data, "metrics": metrics, "price": price, "choose_on": choose_on}
     (ask,) = options(_words(given) + overrides, Ask)
     with told(as_json) as progress, bench(config, progress, concurrency=ask.concurrency, rate=ask.rate, as_written=as_written) as at:
         found = run_eval(models, ask, at)
@@ -84,7 +84,7 @@ def compare(
     Example: tunesmith compare run:zero-shot run:tuned
     """
     from tunesmith.flow.evaluation.ask import Ask
-    from tunesmith.flow.evaluation.compare import Weigh, compare_results, forgotten, sides
+    from tunesmith.flow.evaluation.compare import Weigh, check, compare_results, forgotten, sides
     from tunesmith.flow.evaluation.options import options, pair, split_words
     from tunesmith.flow.evaluation.run import bench
 
@@ -93,6 +93,7 @@ def compare(
     weigh, ask = options(given + overrides, Weigh, Ask)
     a, b = pair(names)
     with told(as_json) as progress, bench(config, progress, concurrency=ask.concurrency, rate=ask.rate, as_written=as_written) as at:
+        check(weigh, at)
         if ask.data.startswith("suite:"):
             lines = forgotten(a, b, ask, at)
             emit({"abilities": [_plain(line) for line in lines]}, as_json, "\n".join(_ability(line) for line in lines))
@@ -166,6 +167,8 @@ def report(
 ) -> None:
     """The leaderboard of every evaluation in the store, and comparisons with rows side by side: one HTML file, JSON, Markdown.
 
+    Right after a run, without words: its arms, the tuned model against each other one's baseline. `run` writes a report of its own, too.
+
     More options: --slices --level --relevant.
 
     Example: tunesmith report run:zero-shot run:tuned --out report
@@ -179,7 +182,8 @@ def report(
     (weigh,) = options(overrides, Weigh)
     with told(as_json) as progress, bench(config, progress, as_written=as_written) as at:
         found = write_report(names, at, out, weigh)
-    emit({**found, "plan": at.plan}, as_json, f"{markdown(found)}\nreport: {out / 'report.html'}")
+    run = f"\nthe last run's own report: {found['run_report']}" if found["run_report"] else ""
+    emit({**found, "plan": at.plan}, as_json, f"{markdown(found)}\nreport: {out / 'report.html'}{run}")
 
 
 def _words(given: dict[str, str | None]) -> list[str]:
@@ -196,7 +200,7 @@ def _plain(record: Any) -> dict[str, Any]:
 def _table(found: Sequence[KeptEvaluation]) -> list[str]:
     lines = []
     for one in found:
-        lines.append(f"{one.id[:8]}  {one.model} ({one.variant}) on {one.data}, {one.rows} rows{_spent(one)}")
+        lines.append(f"{one.id[:8]}  {one.model} ({one.variant}) on {one.data}, {counted(one.rows, 'row')}{_spent(one)}")
         for name in one.metrics:
             value, interval = one.values[name], one.intervals[name]
             span = f"  {100 * interval.level:.3g}% interval {interval.low:.4g} to {interval.high:.4g}" if interval else ""

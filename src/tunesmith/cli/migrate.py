@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from tunesmith.cli.shared import OVERRIDES, Json, emit, shown, told
+from tunesmith.core.counted import counted
 
 migrate_app = typer.Typer(help="Move fine-tunes here before their provider switches them off.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -74,14 +75,14 @@ def record(
     rows = migrate.prompts_of(prompts, Path("tunesmith.yaml"))
     usd = migrate.most_usd(model, rows, asked.max_tokens)
     if usd is not None:
-        shown(f"{len(rows)} rows, at most {max(usd, 0.01):.2f} USD at OpenAI's prices", err=True)
+        shown(f"{counted(len(rows), 'row')}, at most {max(usd, 0.01):.2f} USD at OpenAI's prices", err=True)
         if not yes:
             typer.confirm("ask the old model?", abort=True, err=True)
     found = migrate.record(old, rows, out, Sampling(max_tokens=asked.max_tokens))
     emit(
         found,
         as_json,
-        f"{found['rows']} answers in {out} ({found['completion_tokens']} tokens written, {found['failed']} without an answer)",
+        f"{counted(found['rows'], 'answer')} in {out} ({found['completion_tokens']} tokens written, {found['failed']} without an answer)",
     )
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from tunesmith.cli.shared import AsWritten, Json, emit, file_option
+from tunesmith.core.counted import counted
 
 monitor_app = typer.Typer(help="What the log of requests says.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -59,12 +60,16 @@ def monitor_status(
     store = open_store(load_project(config), config.resolve().parent)
     found = status(store, since=time.time() - 3600 * hours)
     store.close()
-    lines = [f"{found['requests']} requests, {found['errors']} errors in {hours:g} h"]
+    lines = [f"{counted(found['requests'], 'request')}, {counted(found['errors'], 'error')} in {hours:g} h"]
     lines += [
-        f"  {one['alias']:<20} {one['requests']:>6} requests  {_seconds(one, 'p50')} p50  {_seconds(one, 'p95')} p95"
+        f"  {_who(one):<28} {one['requests']:>6} requests  {_seconds(one, 'p50')} p50  {_seconds(one, 'p95')} p95"
         for one in found["variants"]
     ]
     emit(found, as_json, "\n".join(lines))
+
+
+def _who(variant: dict[str, Any]) -> str:
+    return variant["alias"] if variant["variant"] in ("", variant["alias"]) else f"{variant['alias']} ({variant['variant']})"
 
 
 def _seconds(variant: dict[str, Any], name: str) -> str:

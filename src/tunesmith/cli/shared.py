@@ -15,6 +15,7 @@ import typer
 from tunesmith.core.terminal import printable
 
 if TYPE_CHECKING:
+    from tunesmith.core.errors import TunesmithError
     from tunesmith.core.progress import Progress
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, no progress.")]
@@ -74,7 +75,7 @@ def guarded(app: typer.Typer, words: Sequence[str]) -> int:
     try:
         result = _command(app)(list(words), standalone_mode=False)
     except TunesmithError as error:
-        return _say(str(error), error.exit_code, as_json, type(error).__name__)
+        return _say(f"{error}{_meant(app, words, error)}", error.exit_code, as_json, type(error).__name__)
     except ModuleNotFoundError as error:
         missing = missing_extra(error)
         if missing is None:
@@ -104,6 +105,30 @@ def guarded(app: typer.Typer, words: Sequence[str]) -> int:
     if result == _INTERRUPTED:  # Typer turns ctrl-C into this exit code by itself
         return _say("interrupted; what is finished is kept, run again to continue", _INTERRUPTED, as_json, "Interrupted")
     return result if isinstance(result, int) else 0
+
+
+def _meant(app: typer.Typer, words: Sequence[str], error: TunesmithError) -> str:
+    """The command's own option that was probably meant where the error is about a word that is no option and no key."""
+    import re
+    from difflib import SequenceMatcher, get_close_matches
+
+    typed = {word.partition("=")[0] for word in words if word.startswith("--")}
+    wrong = next((word for word in typed if word == error.where or f"'{word}'" in error.what), None)
+    if wrong is None or not ("unknown" in error.what or "has no value" in error.what):
+        return ""
+    close = [option for option in get_close_matches(wrong, _options_of(app, words), n=1, cutoff=0.7) if option != wrong]
+    key = re.search(r"did you mean '(.*)'", error.remedy)
+    if not close or (key and SequenceMatcher(None, wrong, f"--{key[1]}").ratio() >= SequenceMatcher(None, wrong, close[0]).ratio()):
+        return ""
+    return f"\n  to mend it: did you mean '{close[0]}'?"
+
+
+def _options_of(app: typer.Typer, words: Sequence[str]) -> list[str]:
+    """The options of the command that the words name."""
+    command: Any = typer.main.get_command(app)
+    for word in words:
+        command = getattr(command, "commands", {}).get(word, command)
+    return [option for parameter in command.params for option in parameter.opts if option.startswith("--")]
 
 
 def _say(message: str, code: int, as_json: bool, kind: str) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tunesmith.cli.shared import Json, data_option, emit, file_option, instead, shown, told
+from tunesmith.core.counted import counted
 
 if TYPE_CHECKING:
     from tunesmith.flow.hosted import Provider
@@ -43,7 +44,7 @@ def train(
     config: file_option = Path("tunesmith.yaml"),
     data: data_option = None,
     overfit: Annotated[int, typer.Option(min=0, help="Train on so many rows until they are known by heart: proves that it can learn.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume/--fresh", help="Continue an interrupted run, or forget it.")] = True,
+    resume: Annotated[bool, typer.Option("--resume/--fresh", help="Continue an interrupted run, or train anew.")] = True,
     backend: Annotated[str, typer.Option(help="local, openai:MODEL (or any server that speaks its API), azure:MODEL.")] = "local",
     base_url: Annotated[str | None, typer.Option(help="The provider's address (default: OpenAI, or OPENAI_BASE_URL).")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before a job is paid for.")] = False,
@@ -65,12 +66,12 @@ def train(
     with told(as_json) as progress:
         if overfit:
             found = train_only.overfit(project, folder, progress, overfit)
-            emit(found, as_json, f"it can learn: {found['rows']} rows at {found['train_loss']:.4f} ({found['unit']})")
+            emit(found, as_json, f"it can learn: {counted(found['rows'], 'row')} at {found['train_loss']:.4f} ({found['unit']})")
             return
         made = Made("tunesmith train", tuple(context.args), written_name(config, context.args))
         found = train_only.train_project(project, folder, progress, fresh=not resume, made=made)
     loss = f", validation loss {found['valid_loss']:.3f}" if found["valid_loss"] is not None else ""
-    done = "was already done" if found["cached"] else f"{found['steps']} steps in {found['seconds']:.0f} s"
+    done = "was already done" if found["cached"] else f"{counted(found['steps'], 'step')} in {found['seconds']:.0f} s"
     emit(found, as_json, f"training {done}{loss}\nmodel: {found['artifact']}")
 
 
@@ -99,7 +100,7 @@ def _hosted(project: Project, folder: Path, provider: Provider, *, yes: bool, as
         price = f"about {bill['usd']:.2f} USD" if bill["usd"] is not None else "at a price that is not known here"
         tokens = f"{bill['tokens']:,} tokens" if bill["tokens"] is not None else "an unknown number of tokens"
         cut = f"; {bill['cut']} rows are longer than the provider reads and would be cut" if bill["cut"] else ""
-        shown(f"{bill['rows']} rows, {tokens}, {price}, model {bill['model']}{cut}", err=True)
+        shown(f"{counted(bill['rows'], 'row')}, {tokens}, {price}, model {bill['model']}{cut}", err=True)
         return yes or typer.confirm("create the job?", err=True)
 
     with told(as_json) as progress:

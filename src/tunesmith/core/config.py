@@ -157,14 +157,19 @@ def parse_overrides(words: Sequence[str]) -> list[tuple[tuple[str, ...], Any]]:
             raise ConfigError(f"unexpected '{word}'", allowed="--key.subkey value, with the keys of tunesmith.yaml")
         key, equals, value = word[2:].partition("=")
         if not equals:
-            if not left:
-                raise ConfigError(f"'{word}' has no value", allowed=f"{word} VALUE")
-            value = left.pop(0)
+            value = value_of(word, left)
         try:
             pairs.append((tuple(key.replace("-", "_").split(".")), yaml.load(value, _Loader)))
         except yaml.YAMLError as error:
             raise ConfigError(f"value '{value}' does not parse", where=word) from error
     return pairs
+
+
+def value_of(word: str, left: list[str]) -> str:
+    """The value of an option, taken from the words after it. Raises ConfigError where there is none, or the next is an option."""
+    if not left or left[0].startswith("--"):
+        raise ConfigError(f"'{word}' has no value", allowed=f"{word} VALUE (one that begins with two dashes: {word}=VALUE)")
+    return left.pop(0)
 
 
 def _set(tree: dict[str, Any], key: tuple[str, ...], value: Any) -> None:

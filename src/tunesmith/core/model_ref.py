@@ -11,7 +11,7 @@ from tunesmith.core.errors import ConfigError, NotFound
 from tunesmith.core.types import Record
 
 ADAPTER_SETTINGS = "adapter_config.json"  # what peft writes beside an adapter's weights
-_ARTIFACTS = ("adapter", "model")  # what training leaves in a run's folder: an adapter, or whole weights
+ADAPTER_FOLDER, MODEL_FOLDER = "adapter", "model"  # what training leaves in a run's folder: an adapter, or whole weights
 _MADE_HERE = ("stages", "jobs")  # the folders of a store in which training leaves them
 
 
@@ -56,9 +56,9 @@ class ModelRef(Record, frozen=True):
 
 def artifact_in(run: Path) -> Path:
     """The folder that training left in a run's folder. Raises NotFound when there is none."""
-    folder = next((run / name for name in _ARTIFACTS if (run / name).is_dir()), None)
+    folder = next((run / name for name in (ADAPTER_FOLDER, MODEL_FOLDER) if (run / name).is_dir()), None)
     if folder is None:
-        raise NotFound("no trained model", where=str(run), allowed=" or ".join(_ARTIFACTS), remedy="train it again")
+        raise NotFound("no trained model", where=str(run), allowed=f"{ADAPTER_FOLDER} or {MODEL_FOLDER}", remedy="train it again")
     return folder
 
 

@@ -154,6 +154,55 @@ class StoredRows(Sequence[Row]):
                     yield self._changed.get(place, self._kind) or row
 
 
+class Chained(Sequence[Row]):
+    """Several sequences of rows as one; those that lie in files stay there."""
+
+    def __init__(self, parts: Sequence[Sequence[Row]]) -> None:
+        self._parts = [part for part in parts if len(part)]
+        self._ends = np.cumsum([len(part) for part in self._parts], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __iter__(self) -> Iterator[Row]:
+        return itertools.chain.from_iterable(self._parts)
+
+    @overload
+    def __getitem__(self, at: int) -> Row: ...
+    @overload
+    def __getitem__(self, at: slice) -> Chained: ...
+    def __getitem__(self, at: int | slice) -> Row | Chained:
+        if isinstance(at, slice):
+            return self.taken(np.arange(len(self))[at])
+        place = range(len(self))[at]
+        part = int(np.searchsorted(self._ends, place, "right"))
+        return self._parts[part][place - self._start(part)]
+
+    def taken(self, which: Places) -> Chained:
+        """Those at these ascending places."""
+        bounds = np.searchsorted(which, [0, *self._ends])
+        places = [which[low:high] - self._start(part) for part, (low, high) in enumerate(itertools.pairwise(bounds.tolist()))]
+        return Chained([taken(part, own) for part, own in zip(self._parts, places, strict=True)])
+
+    def pieces(self) -> Iterator[Sequence[Row]]:
+        """The pieces of each part, in their order; of rows in memory slices."""
+        for part in self._parts:
+            if isinstance(part, StoredRows | Chained):
+                yield from part.pieces()
+            else:
+                yield from (part[start : start + STEP] for start in range(0, len(part), STEP))
+
+    def _start(self, part: int) -> int:
+        return int(self._ends[part - 1]) if part else 0
+
+
+def chained(parts: Sequence[Sequence[Row]]) -> Sequence[Row]:
+    """The rows of all parts as one sequence: a list where they are in memory already, else a view of them where they are."""
+    if any(isinstance(part, StoredRows | Chained) for part in parts):
+        return Chained(parts)
+    return [row for part in parts for row in part]
+
+
 class Rewriting:
     """Rows some of which are put right, in ascending order: those of a list in a list of its own, those of a file on disk beside it."""
 
@@ -198,4 +247,4 @@ def rows_of_file(path: str | Path) -> Sequence[Row]:
 
 def taken(rows: Sequence[Row], which: Places) -> Sequence[Row]:
     """The rows at these ascending places: a view of stored rows, else a list."""
-    return rows.taken(which) if isinstance(rows, StoredRows) else [rows[i] for i in which.tolist()]
+    return rows.taken(which) if isinstance(rows, StoredRows | Chained) else [rows[i] for i in which.tolist()]

@@ -15,6 +15,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
+from tunesmith.core.counted import counted
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.row_kinds import is_wanted, turns_of
 from tunesmith.core.rows import Row
@@ -83,7 +84,7 @@ def check(
     the test set. `wanted`: rows of the kind that will be asked (logs, an evaluation set), to see what kinds are missing.
     """
     if tokens is not None and len(tokens) != len(rows):
-        raise ConfigError(f"{len(tokens)} lengths for {len(rows)} rows", allowed="one a row")
+        raise ConfigError(f"{len(tokens)} lengths for {counted(len(rows), 'row')}", allowed="one a row")
     found: list[Advice] = []
     for look in LOOKS:
         found += look(rows)
@@ -152,7 +153,7 @@ def _count(rows: Sequence[Row]) -> Iterator[Advice]:
         yield Advice(
             level="fine",
             code="rows",
-            found=f"{n} rows",
+            found=f"{counted(n, 'row')}",
             do="train on half and on all: each doubling brings a similar gain, so it tells what more would",
         )
 
@@ -188,7 +189,7 @@ def _contradictions(rows: Sequence[Row]) -> Iterator[Advice]:
         yield Advice(
             level="fix" if n > 0.02 * len(rows) else "consider",
             code="contradictions",
-            found=f"{len(groups)} question{'s have' if len(groups) > 1 else ' has'} several answers ({n} rows)",
+            found=f"{len(groups)} question{'s have' if len(groups) > 1 else ' has'} several answers ({counted(n, 'row')})",
             do=do,
             rows=_origins(rows, groups[0]),
         )

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tunesmith.core.counted import counted
 from tunesmith.core.errors import ConfigError
 from tunesmith.data.topics import latent
 
@@ -43,7 +44,7 @@ def choose(
     ConfigError for wrong lengths or values.
     """
     if count < 0:
-        raise ConfigError(f"{count} rows of a pool", allowed="a count from 0")
+        raise ConfigError(f"{counted(count, 'row')} of a pool", allowed="a count from 0")
     unsure, asked_for = _weights("uncertainty", uncertainty, len(pool)), _weights("wanted", wanted, len(pool))
     weight = unsure * asked_for
     ours, theirs = _unit_vectors(pool, known, vectors)
@@ -76,7 +77,7 @@ def _weights(name: str, given: Sequence[float] | None, rows: int) -> Floats:
     if given is None:
         return np.ones(rows)
     if len(given) != rows:
-        raise ConfigError(f"{len(given)} values of {name} for {rows} rows", allowed="one a row")
+        raise ConfigError(f"{len(given)} values of {name} for {counted(rows, 'row')}", allowed="one a row")
     found = np.asarray(given, dtype=np.float64)
     if rows and not (np.isfinite(found).all() and found.min() >= 0 and found.max() <= 1):
         raise ConfigError(f"a value of {name} is no number from 0 to 1", allowed="0 to 1")

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 import numpy as np
 
+from tunesmith.core.counted import counted
 from tunesmith.core.errors import DataError, GateRefused
 from tunesmith.core.map_rows import Executor, here, map_rows
 from tunesmith.core.progress import Progress
@@ -143,7 +144,7 @@ def clean(
     pairs, clusters = near_clusters(state.rows, near, state.prints)
     if near.action == "drop":
         state.lose("near_duplicate", repeating(clusters, pairs, near))
-        none = np.zeros(0, dtype=np.int64)
+        none = np.zeros(0, dtype=np.int32)
         clusters, pairs = np.arange(len(state.rows), dtype=np.int64), Pairs(none, none, np.zeros(0))
     ledger.check(len(ledger), len(state.rows))
     if not len(state.rows):
@@ -277,7 +278,7 @@ def gate_dropped(ledger: Ledger, limit: float | None) -> None:
     lost = sum(n for fate, n in ledger.counts().items() if fate in LOST)
     if lost > limit * len(ledger):
         raise GateRefused(
-            f"cleaning takes out {lost} of {len(ledger)} rows ({lost / len(ledger):.1%})",
+            f"cleaning takes out {lost} of {counted(len(ledger), 'row')} ({lost / len(ledger):.1%})",
             allowed=f"at most {limit:.1%} (max_dropped)",
             remedy=f"look at the ledger or raise max_dropped; rows by rule: {ledger.rules()}",
         )

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
+from tunesmith.core.counted import counted
 from tunesmith.core.errors import ConfigError, DataError, Fault
 from tunesmith.core.row_kinds import kind_of, only
 from tunesmith.core.rows import Row, write_jsonl
@@ -153,12 +154,12 @@ def refuse_invalid(found: Counted, max_invalid: float, rejects: str | Path | Non
     place = f"; all of these rows with their faults: {rejects}" if rejects is not None else ""
     if found.invalid == found.inputs:
         raise DataError(
-            f"none of the {found.inputs} rows can be used{place}", faults=found.faults, remedy="mend them, or name the --format"
+            f"none of the {counted(found.inputs, 'row')} can be used{place}", faults=found.faults, remedy="mend them, or name the --format"
         )
     if found.invalid / found.inputs > max_invalid:
         tenths = -(-1_000 * found.invalid // found.inputs)  # of a percent, rounded up
         raise DataError(
-            f"{found.invalid} of {found.inputs} rows cannot be used{place}",
+            f"{found.invalid} of {counted(found.inputs, 'row')} cannot be used{place}",
             faults=found.faults,
             allowed=f"at most {100 * max_invalid:g}% of the rows (max_invalid)",
             remedy=f"mend them, or accept their loss with max_invalid: {tenths / 10:g}%",

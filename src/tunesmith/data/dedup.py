@@ -17,6 +17,7 @@ from tunesmith.core.load import need
 from tunesmith.data.shingle import Shingles, joined, shingles
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
+Places = np.ndarray[Any, np.dtype[np.int32]]  # of rows: 32 bits hold two thousand million
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 SMALL_ROWS = 20_000  # above, even counting shared shingles costs more than loading the compiled join
@@ -26,8 +27,8 @@ SMALL_PRODUCT = 100_000_000  # multiplications that cost less than compiling wou
 class Pairs(NamedTuple):
     """Similar pairs: `left[k]` < `right[k]` (for two sides: new, old) with `jaccard[k]`; sorted by left, then right."""
 
-    left: Ints
-    right: Ints
+    left: Places
+    right: Places
     jaccard: Floats
 
 
@@ -42,9 +43,13 @@ def near_duplicates(texts: Sequence[str] | Shingles, threshold: float = 0.8, *, 
     distinct = np.flatnonzero((first == np.arange(len(sets))) & (np.diff(sets.starts) > 0))
     left, right, jaccard = _pairs(sets, distinct, np.zeros(len(distinct), dtype=np.uint8), False, threshold, compiled)
     copies = np.flatnonzero((first != np.arange(len(sets))) & (np.diff(sets.starts) > 0))
-    left, right = np.concatenate([np.minimum(left, right), first[copies]]), np.concatenate([np.maximum(left, right), copies])
-    jaccard = np.concatenate([jaccard, np.ones(len(copies))])
-    order = np.argsort(left * len(sets) + right)  # one sort of one number instead of two: no pair comes twice
+    swapped = left > right
+    left[swapped], right[swapped] = right[swapped], left[swapped]
+    if len(copies):
+        left = np.concatenate([left, first[copies].astype(np.int32)])
+        right = np.concatenate([right, copies.astype(np.int32)])
+        jaccard = np.concatenate([jaccard, np.ones(len(copies))])
+    order = np.argsort(left * np.int64(len(sets)) + right)  # one sort of one number instead of two: no pair comes twice
     return Pairs(left[order], right[order], jaccard[order])
 
 
@@ -71,15 +76,21 @@ def matches_across(sets: Shingles, new: Ints, old: Ints, threshold: float, *, co
     left, right, jaccard = _pairs(sets, rows, sides[rows], True, threshold, compiled)
     left_is_new = sides[left] == 0
     news, olds = np.where(left_is_new, left, right), np.where(left_is_new, right, left)
-    index, value = np.full(len(sets), -1, dtype=np.int64), np.zeros(len(sets))
+    place = np.full(len(sets), -1, dtype=np.int32)
+    place[new] = np.arange(n_new, dtype=np.int32)
+    index, value = np.full(n_new, -1, dtype=np.int64), np.zeros(n_new)
     order = np.lexsort((-olds, jaccard))  # the last one written wins: highest value, then lowest index
-    index[news[order]], value[news[order]] = olds[order], jaccard[order]
-    leaders = new[first_new]
-    return index[leaders], value[leaders]
+    index[place[news[order]]], value[place[news[order]]] = olds[order], jaccard[order]
+    return index[first_new], value[first_new]
 
 
 def components(pairs: Pairs, n: int) -> Ints:
     """The cluster of each of n rows: the lowest row index that it is linked to by pairs. int64 (n)."""
+    if n > SMALL_ROWS:  # scipy makes a graph of numbers of 8 bytes each, both ways
+        need("numba", extra="data")
+        from tunesmith.data import join
+
+        return np.asarray(join.lowest_linked(pairs.left, pairs.right, n), dtype=np.int64)
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -110,10 +121,10 @@ def _first_equal(sets: Shingles, compiled: bool | None, rows: Ints) -> Ints:
     )
 
 
-def _pairs(sets: Shingles, rows: Ints, sides: Any, cross: bool, threshold: float, compiled: bool | None) -> tuple[Ints, Ints, Floats]:
+def _pairs(sets: Shingles, rows: Ints, sides: Any, cross: bool, threshold: float, compiled: bool | None) -> tuple[Places, Places, Floats]:
     """Pairs of the given rows (indices into `sets`), in no order."""
     if len(rows) < 2:
-        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0)
+        return np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int32), np.zeros(0)
     if compiled is False or (compiled is None and len(rows) <= SMALL_ROWS):
         found = _pairs_scipy(sets, rows, sides, cross, threshold, SMALL_PRODUCT if compiled is None else None)
         if found is not None:
@@ -129,7 +140,7 @@ def _pairs(sets: Shingles, rows: Ints, sides: Any, cross: bool, threshold: float
 
 def _pairs_scipy(
     sets: Shingles, rows: Ints, sides: Any, cross: bool, threshold: float, limit: int | None
-) -> tuple[Ints, Ints, Floats] | None:
+) -> tuple[Places, Places, Floats] | None:
     """The same by a sparse product, block by block; None when it would take more than `limit` multiplications."""
     from scipy.sparse import csr_array
 
@@ -151,4 +162,4 @@ def _pairs_scipy(
         lefts.append(rows[left[good]])
         rights.append(rows[right[good]])
         values.append(jaccard[good])
-    return np.concatenate(lefts), np.concatenate(rights), np.concatenate(values)
+    return np.concatenate(lefts).astype(np.int32), np.concatenate(rights).astype(np.int32), np.concatenate(values)

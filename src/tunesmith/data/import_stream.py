@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tunesmith.core.atomic import atomic_file
+from tunesmith.core.counted import counted
 from tunesmith.core.digests import RunningDigest
 from tunesmith.core.errors import DataError, Fault
 from tunesmith.core.rows import Row, write_parquet
@@ -102,7 +103,7 @@ def add_up(found: Intake, written: int) -> None:
     lost = sum(n for fate, n in found.fates.items() if fate in LOST)
     if found.fates.total() != found.inputs or found.inputs - lost != written or lost != found.invalid:
         raise DataError(
-            f"the ledger does not add up: {found.inputs} rows came in, {found.invalid} have faults, {written} were written, "
+            f"the ledger does not add up: {counted(found.inputs, 'row')} came in, {found.invalid} have faults, {written} were written, "
             f"and the ledger has {dict(found.fates)}",
             remedy="this is a fault of Tunesmith: please report it",
         )

@@ -142,6 +142,27 @@ def _equal(hashes: Array, starts: Array, i: int, j: int) -> bool:
     return bool(same == size)
 
 
+@_compiled
+def lowest_linked(left: Array, right: Array, n: int) -> Array:
+    """For each of n rows the lowest that it is linked to by pairs, in any number of steps: union by the lower root."""
+    root = np.arange(n, dtype=np.int32)
+    for k in range(len(left)):
+        a, b = left[k], right[k]
+        while root[a] != a:
+            root[a] = root[root[a]]
+            a = root[a]
+        while root[b] != b:
+            root[b] = root[root[b]]
+            b = root[b]
+        if a < b:
+            root[b] = a
+        else:
+            root[a] = b
+    for i in range(n):
+        root[i] = root[root[i]]  # lower rows are settled by now
+    return root
+
+
 @_inlined
 def _ceil(x: float) -> int:
     """Ceiling that forgives rounding: 0.8 · 15 is 12, whatever its last bit says."""
@@ -296,7 +317,7 @@ def join(hashes: Array, starts: Array, order: Array, sides: Array, cross: bool, 
     spans[:, 0] = spans[:, 1] = first[:-1]
     entries = np.empty((first[-1], 2), dtype=np.uint64)  # half of the parities, which settles nearly all, then size and place in `order`
     seen = np.full(len(order), -1, dtype=np.int32)
-    left, right, jaccard = np.empty(1024, dtype=np.int64), np.empty(1024, dtype=np.int64), np.empty(1024, dtype=np.float64)
+    left, right, jaccard = np.empty(1024, dtype=np.int32), np.empty(1024, dtype=np.int32), np.empty(1024, dtype=np.float64)
     found, share = 0, threshold / (1 + threshold)
     # of sets with so many elements together at most so many may differ
     most = np.floor((1 - threshold) / (1 + threshold) * np.arange(2 * sizes.max() + 1) + 1e-6).astype(np.int64)

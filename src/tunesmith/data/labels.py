@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tunesmith.core.counted import counted
 from tunesmith.core.errors import DataError
 from tunesmith.core.text_vectors import weighted
 from tunesmith.data.shingle import shingles
@@ -75,7 +76,7 @@ def label_margins(probability: Floats, given: Sequence[int]) -> Floats:
 
 def _codes(texts: Sequence[str], labels: Sequence[str], folds: int) -> tuple[list[str], Any]:
     if len(texts) != len(labels):
-        raise DataError(f"{len(texts)} texts and {len(labels)} labels", allowed="one label a text")
+        raise DataError(f"{len(texts)} texts and {counted(len(labels), 'label')}", allowed="one label a text")
     names, codes = np.unique(np.asarray(labels, dtype=object).astype(str), return_inverse=True)
     if len(names) < 2 or len(texts) < 2 * folds:
         raise DataError(

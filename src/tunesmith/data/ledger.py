@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from tunesmith.core.counted import counted
 from tunesmith.core.errors import DataError, NotFound, nearest
 from tunesmith.core.origins import Origins
 from tunesmith.core.rows import read_jsonl, write_jsonl
@@ -139,8 +140,8 @@ class Ledger:
         lost = sum(self._fates[fate] for fate in LOST)
         if len(self) != inputs or len(self) - lost != survivors:
             raise DataError(
-                f"the ledger does not add up: {inputs} rows came in and {survivors} are left, "
-                f"but it has {len(self)} lines of which {lost} are lost ({self.counts()})",
+                f"the ledger does not add up: {counted(inputs, 'row')} came in and {survivors} are left, "
+                f"but it has {counted(len(self), 'line')} of which {lost} are lost ({self.counts()})",
                 remedy="this is a fault of a rule or of Tunesmith: please report it with the ledger",
             )
 

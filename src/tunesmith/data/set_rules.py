@@ -117,7 +117,7 @@ def near_clusters(rows: Sequence[Row], settings: NearDuplicates, prints: Fingerp
     """Similar pairs, and the cluster of each row (the place of its first row): linked by similarity or by the same prompt. `prints`: those
     of the rows (None: made here)."""
     if settings.action == "keep":
-        none = np.zeros(0, dtype=np.int64)
+        none = np.zeros(0, dtype=np.int32)
         return Pairs(none, none, np.zeros(0)), np.arange(len(rows), dtype=np.int64)
     prints = fingerprints(rows) if prints is None or prints.sets is None else prints
     assert prints.sets is not None
@@ -126,7 +126,8 @@ def near_clusters(rows: Sequence[Row], settings: NearDuplicates, prints: Fingerp
         return pairs, components(pairs, len(prints))
     first = distinct_places(prints.prompt)
     again = np.flatnonzero((first != np.arange(len(first))) & prints.prompt.any(axis=1))
-    linked = Pairs(np.concatenate([pairs.left, first[again]]), np.concatenate([pairs.right, again]), np.zeros(0))
+    left, right = (np.concatenate([own, more.astype(np.int32)]) for own, more in ((pairs.left, first[again]), (pairs.right, again)))
+    linked = Pairs(left, right, np.zeros(0))
     return pairs, components(linked, len(prints))
 
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tunesmith.core.counted import counted
 from tunesmith.core.errors import ConfigError
 from tunesmith.data.text import folded, normalised
 
@@ -83,7 +84,7 @@ def shingles(texts: Sequence[str], *, size: int = 2, compiled: bool | None = Non
     Memory: 8 bytes a shingle, and a batch of about a million characters. Raises ConfigError when size is not 1 to 8.
     """
     if not 1 <= size <= 8:
-        raise ConfigError(f"a shingle of {size} words", allowed="1 to 8 words")
+        raise ConfigError(f"a shingle of {counted(size, 'word')}", allowed="1 to 8 words")
     compiled = len(texts) >= 5_000 if compiled is None else compiled
     if compiled:
         from tunesmith.data.join import shingle_batch

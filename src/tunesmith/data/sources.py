@@ -24,6 +24,7 @@ from tunesmith.core.errors import ConfigError, DataError, NotFound, SourceUnavai
 from tunesmith.core.load import need
 from tunesmith.core.rows import Line, open_read, read_lines, read_whole
 from tunesmith.core.seal import check_folder
+from tunesmith.core.types import digest
 from tunesmith.data.csv_table import Broken, read_table
 
 PACKED = (".gz", ".zst")
@@ -72,13 +73,29 @@ def _kept_names(folder: Path) -> dict[str, str]:
     return dict(msgspec.json.decode((check_folder(folder) / MANIFEST).read_bytes())["files"])
 
 
+# Parameters of an address that let somebody in, and change with each address that is given out (S3, Google Cloud, Azure, others).
+_SECRET = re.compile(
+    r"(.*[_.-])?(token|secret|password|passwd|pwd|api_?key|key|sig|signature|credentials?|auth|expires)|x-(amz|goog)-.*"
+    r"|awsaccesskeyid|googleaccessid|s[vtekripb]|spr|sdd|ske|sks|skt|skv|skoid|sktid",
+    re.IGNORECASE,
+)
+
+_NAMED = re.compile(r"q-[0-9a-f]{12}")  # a query as a public name has it
+
+
 def public_name(url: str) -> str:
-    """A URL without what may be a secret: user, password and query. A path is what it is."""
+    """A URL without what may be a secret: user, password and query. Of the query a digest stays, without which two addresses that differ
+    there alone would give their rows the same origins; what its name says to be a key or a signature is no part of it. A path is what it
+    is."""
     if "://" not in url:
         return url
     protocol, mark, rest = url.partition("://")
-    host, slash, place = rest.partition("?")[0].partition("/")
-    return f"{protocol}{mark}{host.rpartition('@')[2]}{slash}{place}"
+    address, _, query = rest.partition("?")
+    host, slash, place = address.partition("/")
+    parts = [part for part in query.split("&") if part and not _SECRET.fullmatch(part.partition("=")[0])]
+    named = f"?q-{digest(parts, size=6)}" if parts else ""
+    named = f"?{query}" if _NAMED.fullmatch(query) else named
+    return f"{protocol}{mark}{host.rpartition('@')[2]}{slash}{place}{named}"
 
 
 def without_secrets(text: str) -> str:

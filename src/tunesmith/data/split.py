@@ -16,7 +16,7 @@ import numpy as np
 from tunesmith.core.errors import ConfigError, DataError, GateRefused
 from tunesmith.core.row_kinds import only
 from tunesmith.core.rows import Row
-from tunesmith.core.stored_rows import taken
+from tunesmith.core.stored_rows import chained, taken
 from tunesmith.core.types import Example, Record
 from tunesmith.data.dedup import Ints, Pairs, components, matches_across
 from tunesmith.data.fingerprints import Fingerprints, fingerprints
@@ -175,9 +175,9 @@ def _units(prints: Fingerprints, settings: Split, clusters: Ints | None) -> Ints
             remedy="map a column: map: {group: document}",
         )
     _, first, which = np.unique(prints.group[grouped], return_index=True, return_inverse=True)
-    left, right = [grouped[first][which]], [grouped]
+    left, right = [grouped[first][which].astype(np.int32)], [grouped.astype(np.int32)]
     if clusters is not None:
-        left, right = [*left, clusters], [*right, np.arange(n, dtype=np.int64)]
+        left, right = [*left, clusters.astype(np.int32)], [*right, np.arange(n, dtype=np.int32)]
     linked = components(Pairs(np.concatenate(left), np.concatenate(right), np.zeros(0)), n)
     return np.asarray(np.unique(linked, return_inverse=True)[1], dtype=np.int64)
 
@@ -279,7 +279,7 @@ def leakage(train: Sequence[Row], held_out: Sequence[Row], threshold: float = 0.
 
 def leakages(train: Sequence[Row], held_out: Mapping[str, Sequence[Row]], threshold: float = 0.8) -> dict[str, Leakage]:
     """`leakage` of several held-out parts, with one pass over the training rows."""
-    rows = [*train, *(row for part in held_out.values() for row in part)]
+    rows = chained([train, *held_out.values()])
     ends = np.cumsum([len(train), *map(len, held_out.values())])
     places = {name: np.arange(start, end) for name, start, end in zip(held_out, ends[:-1].tolist(), ends[1:].tolist(), strict=True)}
     return _leakages(rows, fingerprints(rows), np.arange(len(train)), places, threshold)
@@ -289,21 +289,21 @@ def _leakages(rows: Sequence[Row], prints: Fingerprints, train: Ints, held_out: 
     """The leakage of each part; `train` and the parts are places among the rows."""
     new = np.concatenate(list(held_out.values()))
     assert prints.sets is not None
-    index, value = np.full(len(prints), -1, dtype=np.int64), np.zeros(len(prints))
-    index[new], value[new] = matches_across(prints.sets, new, train, threshold)
-    repeated = _repeated(rows, prints, train, new[(value[new] == 1.0) | (np.diff(prints.sets.starts)[new] == 0)])
-    asked = np.unique(prints.question[train])
+    index, value = matches_across(prints.sets, new, train, threshold)
+    repeated = _repeated(rows, prints, train, new[(value == 1.0) | (prints.sets.starts[new + 1] == prints.sets.starts[new])])
+    asked, start = np.unique(prints.question[train]), 0
     measured = {}
     for name, places in held_out.items():
-        near, questions = places[index[places] >= 0], prints.question[places]
-        worst = sorted(near.tolist(), key=lambda i: (-value[i], i))[:10]
+        own, mine, questions = value[start : start + len(places)], index[start : start + len(places)], prints.question[places]
+        near, start = np.flatnonzero(mine >= 0), start + len(places)
+        worst = near[np.lexsort((places[near], -own[near]))][:10].tolist()
         measured[name] = Leakage(
             rows=len(places),
             exact=int(np.isin(places, repeated).sum()),
             near=len(near),
             same_question=int((np.isin(questions, asked) & (questions != 0)).sum()),  # 0: plain text asks nothing
             threshold=threshold,
-            examples=tuple((prints.origins[i], prints.origins[int(index[i])], round(float(value[i]), 4)) for i in worst),
+            examples=tuple((prints.origins[int(places[i])], prints.origins[int(mine[i])], round(float(own[i]), 4)) for i in worst),
         )
     return measured
 

@@ -2,8 +2,8 @@
 nothing about HTTP, and nothing about what was asked.
 
 An endpoint opens an `Exchange` when it knows which model a request names, tells it what it learns, and ends it once. A request that
-names no model is counted only. One that reached no model (its name is unknown, or too many wait) leaves a row without its prompt, so that
-refusing costs little of the disk.
+names no model is counted only. One that reached no model (its name is unknown, or too many wait here) leaves a row without its prompt, so
+that refusing costs little of the disk; what another server refused has its prompt.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Counter(Protocol):
 
 class Outcome(Record, frozen=True):
     """How a request ended. Of several choices the words are the first one's, the tokens all of them; `counted` says whether the tokens are
-    known. `first_token_s` None: not before the end."""
+    known, `reached` whether the request came to a model or to another server. `first_token_s` None: not before the end."""
 
     text: str = ""
     finish_reason: str = "stop"
@@ -52,6 +52,7 @@ class Outcome(Record, frozen=True):
     first_token_s: float | None = None
     status: int = 200
     error: str = ""
+    reached: bool = True
 
 
 def outcome_of(answers: Sequence[Answer], prompt_tokens: int | None = None) -> Outcome:
@@ -68,8 +69,8 @@ def outcome_of(answers: Sequence[Answer], prompt_tokens: int | None = None) -> O
 
 
 def refused(status: int, error: str) -> Outcome:
-    """A request that ended with an error."""
-    return Outcome(finish_reason="error", status=status, error=error, counted=False)
+    """A request that this server ended with an error."""
+    return Outcome(finish_reason="error", status=status, error=error, counted=False, reached=status not in _NOT_ASKED)
 
 
 def client_left(answers: Sequence[Answer] = ()) -> Outcome:
@@ -139,13 +140,12 @@ class Exchange:
     def _row(self, outcome: Outcome) -> Interaction:
         total_s = time.perf_counter() - self.started
         first_s = outcome.first_token_s if outcome.first_token_s is not None else self.first_s
-        asked = self.variant is not None and outcome.status not in _NOT_ASKED
         return Interaction(
             id=self.id,
             created=self.created,
             alias=self.alias,
             variant=self.variant.name if self.variant is not None else "",
-            messages=self.messages if asked else (),
+            messages=self.messages if self.variant is not None and outcome.reached else (),
             answer=outcome.text,
             finish_reason=outcome.finish_reason,
             prompt_tokens=outcome.prompt_tokens,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from tunesmith.core.deployment import Deployment, Variant
 from tunesmith.core.errors import ConfigError, NotFound, TunesmithError, nearest
@@ -13,6 +13,8 @@ from tunesmith.core.model_ref import ModelRef
 from tunesmith.core.types import Message
 from tunesmith.deploy.strategy import choose
 from tunesmith.models.base import Model, passing, ref_of
+
+T = TypeVar("T")
 
 
 class Unloaded(TunesmithError):
@@ -64,6 +66,7 @@ class Router:
     def __init__(self, models: Mapping[str, Model] | None = None) -> None:
         self._entries: dict[str, _Entry] = {}
         self._failed: dict[str, TunesmithError] = {}
+        self._absent: dict[str, str] = {}
         for alias, model in (models or {}).items():
             self.put(alias, model)
 
@@ -83,20 +86,30 @@ class Router:
         """Remember why nothing can answer to a deployed alias; who asks for it is told."""
         self._failed = {**self._failed, alias: error}
 
+    def explain(self, alias: str, why: str) -> None:
+        """Remember why a name that clients may well ask for answers nothing; who asks for it is told."""
+        self._absent = {**self._absent, alias: why}
+
     def _put(self, alias: str, deployment: Deployment, models: Mapping[str, Model]) -> None:
         for model in models.values():
             _ = model.digest
         entry = _Entry(deployment, dict(models), time.time())
+        self._failed = _without(self._failed, alias)
         self._entries = {**self._entries, alias: entry}  # replaced whole: readers in other threads see the old or the new
 
     def drop(self, alias: str) -> None:
-        """Take a name away. Raises NotFound."""
-        self.find(alias)
-        self._entries = {name: entry for name, entry in self._entries.items() if name != alias}
+        """Take a name away, also one whose model could not be loaded. Raises NotFound."""
+        if alias not in self._failed:
+            self.find(alias)
+        self._failed, self._entries = _without(self._failed, alias), _without(self._entries, alias)
 
     def has(self, alias: str) -> bool:
         """Whether something answers to the name."""
         return alias in self._entries
+
+    def known(self, alias: str) -> bool:
+        """Whether the name is served, or would be if its model could be loaded."""
+        return alias in self._entries or alias in self._failed
 
     def target(self, alias: str, key: str = "") -> Target:
         """Who answers a request to `alias` whose user or conversation is `key`. Raises NotFound with the nearest name, Unloaded for an
@@ -105,8 +118,9 @@ class Router:
         if entry is None and alias in self._failed:
             raise Unloaded(f"The model '{alias}' could not be loaded: {self._failed[alias].what}", remedy="see the server's first lines")
         if entry is None:
+            why = f": {self._absent[alias]}" if alias in self._absent else ""
             raise NotFound(
-                f"The model '{alias}' does not exist", allowed=", ".join(self._entries) or "none", remedy=nearest(alias, self._entries)
+                f"The model '{alias}' does not exist{why}", allowed=", ".join(self._entries) or "none", remedy=nearest(alias, self._entries)
             )
         return entry.target(key)
 
@@ -122,6 +136,10 @@ class Router:
         """Every model of every variant."""
         for entry in self._entries.values():
             yield from entry.models.values()
+
+
+def _without(table: Mapping[str, T], name: str) -> dict[str, T]:
+    return {key: value for key, value in table.items() if key != name}
 
 
 def undeployed(model: Any, *, upstream: str | None = None, made: ModelRef | None = None) -> Variant:

@@ -3,26 +3,26 @@ nothing about what a stage does."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from tunesmith.core.errors import ConfigError, NotFound
 from tunesmith.core.model_ref import ModelRef, artifact_in, artifact_ref
 from tunesmith.core.progress import Progress
 from tunesmith.core.row_kinds import as_examples
 from tunesmith.core.rows import Row
-from tunesmith.core.seal import checked
 from tunesmith.core.types import Example, Sampling, digest
 from tunesmith.data.collect import Source
+from tunesmith.flow.clusters import read_clusters
 from tunesmith.flow.last_run import View
 from tunesmith.flow.logged import logged
 from tunesmith.flow.project import Project
 from tunesmith.flow.runner import Runner, Stage
 from tunesmith.flow.sources import Frozen, Place, located, rows
+from tunesmith.flow.upstreams import asked_upstreams
 from tunesmith.models.catalog import Catalog
 from tunesmith.models.resolve import RUN, Models
 from tunesmith.models.weights import Weights
@@ -57,7 +57,8 @@ class ProjectContext:
     def models(self) -> Models:
         """What words mean here as models; one base at a time is in memory."""
         weights = Weights(alone=True, max_rows=self.project.evaluate.batch_size)
-        return Models(self.store, self.catalog, home=self.folder, run=self.last_trained, weights=weights)
+        upstreams = asked_upstreams(self.project.serve.upstreams)
+        return Models(self.store, self.catalog, home=self.folder, run=self.last_trained, upstreams=upstreams, weights=weights)
 
     @cached_property
     def start(self) -> ModelRef:
@@ -228,10 +229,9 @@ class ProjectContext:
         """Whether what the method trains asks nothing, as running text: it is measured by its likelihood."""
         return METHODS[self.project.train.method].evaluated == "likelihood"
 
-    def clusters(self) -> dict[str, str]:
-        """The near-duplicate cluster of each row."""
-        numbers = msgspec.json.decode(checked(self.data.folder("split") / "clusters.json").read_bytes())
-        return {row: str(cluster) for row, cluster in numbers.items()}
+    def clusters(self, rows: Iterable[Row]) -> dict[str, str]:
+        """The near-duplicate cluster of each of these rows."""
+        return read_clusters(self.data.folder("split"), {row.id for row in rows})
 
     def sampling(self) -> Sampling:
         """Greedy answers; as many tokens as the longest training answer needs and a quarter more, where the project says auto."""

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from tunesmith.core.atomic import write_atomic
+from tunesmith.core.counted import counted
 from tunesmith.core.errors import DataError, UsageError
 from tunesmith.core.progress import Progress
 from tunesmith.core.rows import Row
@@ -58,7 +59,7 @@ def train_hosted(project: Project, folder: Path, progress: Progress, provider: P
         split = context.runner.folder("split")
         rows = {part: taken(project.train.method, rows_of(split, part))[0] for part in ("train", "validation")}
         if len(rows["train"]) < LEAST_ROWS:
-            raise DataError(f"{len(rows['train'])} rows to train", allowed=f"at least {LEAST_ROWS} at OpenAI", remedy="add rows")
+            raise DataError(f"{counted(len(rows['train']), 'row')} to train", allowed=f"at least {LEAST_ROWS} at OpenAI", remedy="add rows")
         order = Order(model=provider.model, method=_method(project, method), suffix=provider.suffix)
         work = context.store.layout.hosted(digest(order, context.runner.digests["split"], str(provider.client.base_url), size=8))
         driver = Driver(provider.client, work, lambda event: _tell(progress, event))

@@ -16,8 +16,8 @@ anything else              a file, folder, pattern or URL in any format of the d
 from __future__ import annotations
 
 import glob
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from tunesmith.core.counted import counted
 from tunesmith.core.errors import NotFound, SourceUnavailable, UsageError, nearest
 from tunesmith.core.progress import Progress
 from tunesmith.core.row_kinds import only
@@ -39,11 +40,15 @@ from tunesmith.data.set_rules import near_clusters
 from tunesmith.data.sources import public_name
 from tunesmith.data.split import Split
 from tunesmith.data.version import DatasetVersion
+from tunesmith.evaluate.run import load_evaluation
+from tunesmith.flow.clusters import read_clusters
 from tunesmith.flow.logged import logged
 from tunesmith.flow.project import Project, open_store
 from tunesmith.flow.sources import ALL, PARTS, Frozen, Place, entered, frozen_of, located, log_now, narrowed, relative_to, splits_of_runs
 from tunesmith.models.catalog import Catalog
+from tunesmith.models.resolve import Models
 from tunesmith.store.layout import FOLDER, Layout
+from tunesmith.store.runs import Run, Runs
 from tunesmith.store.store import Row as StoreRow
 from tunesmith.store.store import Store
 
@@ -71,7 +76,7 @@ class Rows:
     """Rows under a name, part by part. `ledger` fits these rows; `last` is the ledger that says the last word about each input row.
 
     `clusters`: row → cluster of rows that are not independent; `metrics` what the rows bring (name → options); `max_tokens` what their
-    answers need (None: nothing is known); `sealed`: each look is logged.
+    answers need (None: nothing is known); `limit`: an evaluation asks at most so many; `sealed`: each look is logged.
     """
 
     name: str
@@ -82,6 +87,7 @@ class Rows:
     clusters: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     max_tokens: int | None = None
+    limit: int | None = None
     sealed: bool = False
 
     @property
@@ -99,7 +105,7 @@ class Rows:
     @property
     def seal(self) -> str:
         """What names sealed rows in the log of openings; the same for a run of the project and for a single evaluation."""
-        return digest([row.id for row in self.rows])
+        return digest([row.id for row in self.rows[: self.limit]])
 
     def part(self, name: str | None) -> Sequence[Row]:
         """The rows of one part (None: of all). Raises NotFound with the parts there are."""
@@ -115,8 +121,8 @@ class Rows:
         origins = {row.origin for row in rows}
         last = narrowed(self.last, origins) if self.last is not None else None
         sealed = self.sealed or (name == "test" and set(self.splits) == set(PARTS))
-        ledger = narrowed(self.ledger, origins)
-        return replace(self, name=f"{self.name}:{name}", splits={name: rows}, ledger=ledger, last=last, sealed=sealed)
+        ledger, limit = narrowed(self.ledger, origins), self.limit if name == "test" else None
+        return replace(self, name=f"{self.name}:{name}", splits={name: rows}, ledger=ledger, last=last, limit=limit, sealed=sealed)
 
     def examples(self) -> list[Example]:
         """All rows as Examples. Raises DataError when they are of another kind."""
@@ -134,12 +140,12 @@ class Rows:
         fits = fits or [row for row in rows if len(word) >= 4 and row.id.startswith(word)]
         if not fits:
             raise NotFound(
-                f"no row '{word}' in {self.name} ({len(rows)} rows)",
+                f"no row '{word}' in {self.name} ({counted(len(rows), 'row')})",
                 allowed=f"an id, an origin such as {rows[0].origin if rows else 'file:line'}, or a number from 1",
                 remedy=nearest(word, [row.origin for row in rows[:5_000]]) or f"tunesmith data why {word} tells what became of it",
             )
         if len({row.origin for row in fits}) > 1 and word != fits[0].id:
-            raise UsageError(f"'{word}' fits {len(fits)} rows", allowed=", ".join(row.origin for row in fits[:5]))
+            raise UsageError(f"'{word}' fits {counted(len(fits), 'row')}", allowed=", ".join(row.origin for row in fits[:5]))
         return fits[0]
 
 
@@ -187,6 +193,22 @@ class RowReader:
             return open_store(self.settings, self.folder)
         return Store.open(self.home)
 
+    @contextmanager
+    def models(self) -> Iterator[Models]:
+        """What words mean as models beside these rows."""
+        context = self.at_work()
+        if not self.layout.database.is_file() and not isinstance(self.settings, Project):
+            yield Models(None, self.catalog, home=self.folder)  # and looking makes no store
+            return
+        with closing(self.store()) as store:
+            yield Models(store, self.catalog, home=self.folder, run=context.last_trained if context is not None else None)
+
+    def tokens_of(self, word: str) -> Path:
+        """The folder whose tokenizer and template a model has, by any word for one that is here; of an adapter its base's. Raises NotFound,
+        UsageError."""
+        with self.models() as models:
+            return models.folders(models.ref(word))[0]
+
     # --- words ---------------------------------------------------------------------------------------------------------------------------
 
     def find(self, word: str = "latest", *, format: str = "auto", mapping: Mapping[str, str] | None = None) -> Rows:
@@ -214,7 +236,7 @@ class RowReader:
         is_source = "://" in word or kind == "catalog" or glob.has_magic(word)
         is_source = is_source or (kind != "latest" and Path(word).expanduser().exists())
         if not is_source and (frozen := frozen_of(word, self.home, self.splits_of_runs)) is not None:
-            return [self._frozen(frozen)]
+            return [self._as_measured(self._frozen(frozen), frozen.folder)]
         if not is_source:
             known = [one.id for one in self.log()]
             remedy = nearest(word, ["latest", "run", *PARTS, *known]) or "tunesmith data log lists versions"
@@ -283,20 +305,37 @@ class RowReader:
         if not fits:
             raise NotFound("this project has no finished run", where=str(self.folder), remedy="tunesmith run")
         rows = replace(self._frozen(fits[0]), name=f"run {fits[0].version.id[:12]}", last=self._tokenized(fits[0]), version=None)
-        rows = self._as_planned(rows) if fits[0].folder == planned else rows
+        rows = self._as_measured(rows, fits[0].folder)
         return replace(rows.narrowed(part), sealed=part == "test") if part else rows
 
     def _as_planned(self, rows: Rows) -> Rows:
         """The rows of the project's split with what its plan knows of them: clusters, metrics, and what their answers need."""
         context = self.at_work()
         assert context is not None
-        clusters = context.clusters()
         return replace(
             rows,
-            clusters={row.id: clusters[row.id] for row in rows.rows},
+            clusters=context.clusters(rows.rows),
             metrics={name: {} for name in context.project.evaluate.metrics},
             max_tokens=context.sampling().max_tokens if context.runner.peek("tokens") is not None else None,
+            limit=context.project.evaluate.limit if "test" in rows.splits else None,
         )
+
+    def _as_measured(self, rows: Rows, folder: Path) -> Rows:
+        """The rows of the split in a stage's folder with what the run that made it knows of them; of a version as they are."""
+        if folder == self._planned():
+            return self._as_planned(rows)
+        if not any(folder == split.folder for split in self.splits_of_runs()):
+            return rows
+        rows = replace(rows, clusters=read_clusters(folder, {row.id for row in rows.rows}), version=None)
+        with closing(self.store()) as store:
+            stages = [key for run in Runs(store).with_digest(folder.name) for key in _measured_by(run)]
+        done = next((self.layout.stage(key) for key in stages if (self.layout.stage(key) / "evaluation.json").is_file()), None)
+        if done is None:
+            settings = self.settings
+            return replace(rows, metrics={name: {} for name in settings.evaluate.metrics}) if isinstance(settings, Project) else rows
+        measured = load_evaluation(done)
+        limit = len(measured.rows) if "test" in rows.splits else None
+        return replace(rows, metrics={name: {} for name in measured.metrics}, max_tokens=measured.sampling.max_tokens, limit=limit)
 
     def _planned(self) -> Path | None:
         context = self.at_work()
@@ -335,10 +374,11 @@ class RowReader:
     # --- sources -------------------------------------------------------------------------------------------------------------------------
 
     def located(self, sources: Sequence[Source]) -> list[Place]:
-        """The sources looked up, answered requests read as they are now. Paths of the command line are relative to where it runs, those
-        of the project to its folder."""
+        """The sources looked up, to be read as they are now: answered requests, URLs and queries too, whatever a run kept of them. Paths of
+        the command line are relative to where it runs, those of the project to its folder."""
         mine = self.from_folder or (isinstance(self.settings, Project) and list(sources) == list(self.settings.sources))
-        return located([self._read_now(source) for source in sources], self.folder if mine else Path(), self.catalog, self.home)
+        now = [self._read_now(source) for source in sources]
+        return located(now, self.folder if mine else Path(), self.catalog, self.home, anew=True)
 
     def _read_now(self, source: Source) -> Source:
         if not source.path.startswith("log:"):
@@ -363,6 +403,11 @@ class RowReader:
                 taken.ledger.add(line)
                 taken.inputs += 1
         return taken
+
+
+def _measured_by(run: Run) -> list[str]:
+    """The digests of the stages in which a run asked its test rows."""
+    return [key for name, key in run.digests.items() if name.startswith("evaluate:")]
 
 
 def taught(rows: Rows) -> Rows:

@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunesmith.core.atomic import put_in_place, unfinished
+import msgspec
+
+from tunesmith.core.atomic import put_in_place, unfinished, write_atomic
 from tunesmith.core.errors import StoreError
 from tunesmith.core.memory import give_back
 from tunesmith.core.progress import Progress
@@ -59,7 +61,8 @@ class Done:
 @dataclass
 class Runner:
     """The stages of one project in their order, over one store. A stage's digest follows from its inputs and the digests of what it
-    needs, never from results, so all of them are known before anything runs. Who only looks needs no `steps`."""
+    needs, never from results, so all of them are known before anything runs. One that was wished anew has how often among its inputs.
+    Who only looks needs no `steps`."""
 
     store: Store
     project: str
@@ -69,9 +72,32 @@ class Runner:
     digests: dict[str, str] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._name()
+
+    def _name(self) -> None:
+        anew = self._anew()
         for stage in self.stages:
-            needed = [self.digests[name] for name in stage.needs]
-            self.digests[stage.name] = digest(stage.name, stage.version, stage.inputs, needed)
+            plain = self._plain(stage)
+            self.digests[stage.name] = digest(plain, anew[plain]) if plain in anew else plain
+
+    def _plain(self, stage: Stage) -> str:
+        """What the stage is called the first time that it is done."""
+        return digest(stage.name, stage.version, stage.inputs, [self.digests[name] for name in stage.needs])
+
+    def _anew(self) -> dict[str, int]:
+        """How often each stage was wished anew, by its first digest."""
+        file = self.store.layout.anew
+        known: dict[str, int] = msgspec.json.decode(file.read_bytes()) if file.is_file() else {}
+        return known
+
+    def begin_anew(self, name: str) -> None:
+        """Forget what was begun of a stage. One that was finished gets another digest, and so does all that needs it: its result stays,
+        since a deployment may answer with it, and nothing that was made of it is taken for made of the next one."""
+        shutil.rmtree(unfinished(self.folder(name)), ignore_errors=True)
+        if self.store.finished(self.digests[name]) is not None:
+            plain, anew = self._plain(next(stage for stage in self.stages if stage.name == name)), self._anew()
+            write_atomic(self.store.layout.anew, msgspec.json.encode({**anew, plain: anew.get(plain, 0) + 1}))
+            self._name()
 
     def folder(self, name: str) -> Path:
         """Where the result of that stage lies (or will lie)."""

@@ -40,6 +40,7 @@ PARTS = ("train", "validation", "test")
 ALL = "all"  # the name of the one part of rows that were not split
 Log = Callable[[str], Iterable[dict[str, Any]]]  # conditions → requests
 _ONLY_EVALUATED = ("suite", "lm-eval", "promptfoo", "openai-evals")
+TRAINED_ON = "latest[:PART], VERSION[:PART], catalog:NAME, log:CONDITIONS, a file, folder, pattern, URL or query"
 _VERSION = re.compile(r"[0-9a-f]{4,40}")
 
 
@@ -118,14 +119,25 @@ class Place:
 
 
 def located(
-    sources: Sequence[Source], folder: Path, catalog: Catalog, store: Path, *, reading: bool = False, log: Log | None = None
+    sources: Sequence[Source],
+    folder: Path,
+    catalog: Catalog,
+    store: Path,
+    *,
+    reading: bool = False,
+    anew: bool = False,
+    log: Log | None = None,
 ) -> list[Place]:
     """The sources looked up; paths are taken from `folder`, versions from the store's folder, requests from the `log`. With `reading` URLs,
-    queries and requests that were not read yet are; without it they stay as they are.
+    queries and requests that were not read yet are; without it they stay as they are. With `anew` URLs and queries are left to whoever
+    takes their rows, whatever was kept of them.
 
     Raises ConfigError for a word that is no source, NotFound for a version that is not there, SourceUnavailable.
     """
-    places = [_place(source, folder, catalog, store, log if reading else None, reading) for source in sources]
+    places = [
+        Place(source) if anew and _is_remote(source) else _place(source, folder, catalog, store, log if reading else None, reading)
+        for source in sources
+    ]
     whole = next((place.frozen for place in places if place.frozen is not None and place.frozen.is_split), None)
     if whole is not None and len(places) > 1:
         raise ConfigError(
@@ -144,18 +156,42 @@ def _place(source: Source, folder: Path, catalog: Catalog, store: Path, log: Log
         raise ConfigError(
             f"'{word}' cannot be trained on: {_why_not(word, kind)}",
             where="sources",
-            allowed="latest[:PART], VERSION[:PART], catalog:NAME, log:CONDITIONS, a file, folder, pattern, URL or query",
+            allowed=TRAINED_ON,
         )
-    if source.query or "://" in word:
+    if _is_remote(source):
         return Place(_kept(source, store, reading))
     if kind == "log":
         return Place(_kept_log(source, store, log))
     if kind == "catalog":
         return Place(msgspec.structs.replace(source, path=str(catalog.dataset(rest))))
     path = folder / Path(word).expanduser()
-    if not path.exists() and (frozen := frozen_of(word, store)) is not None:
-        return Place(source, frozen)
+    if not path.exists():
+        if (frozen := frozen_of(word, store)) is not None:
+            return Place(source, frozen)
+        _refuse_an_id(word, store)
     return Place(msgspec.structs.replace(source, path=str(path)))
+
+
+def _is_remote(source: Source) -> bool:
+    return bool(source.query) or "://" in source.path
+
+
+def _refuse_an_id(word: str, store: Path) -> None:
+    """Raises ConfigError for what looks like the id of a version and is none that can be trained on."""
+    head = word.partition(":")[0]
+    if not _VERSION.fullmatch(head):
+        return
+    root = store / "datasets"
+    known = ", ".join(one.id for one in versions.log(root)[:5]) or "there is none yet"
+    splits = any(Layout(store).stages.glob(f"{head}*/train.parquet"))
+    what = f"'{word}' is the split that a run of this project made of its sources" if splits else f"there is no version '{word}'"
+    remedy = "leave --data away: the project's sources are split so" if splits else "tunesmith data log lists versions"
+    raise ConfigError(
+        f"{what}{', and cannot be trained on by itself' if splits else ', and no file of that name'}",
+        where="sources",
+        allowed=f"{TRAINED_ON}; versions: {known}",
+        remedy=f"{remedy}; tunesmith data import and data split make a version of rows",
+    )
 
 
 def _why_not(word: str, kind: str) -> str:
@@ -222,7 +258,7 @@ def _requests_in(source: Source, folder: Path) -> Source:
 
 def fetch_again(sources: Sequence[Source], store: Path, log: Log) -> list[str]:
     """Read every URL, query and `log:` anew; what they are called, without secrets. What they gave before is replaced."""
-    remote = [source for source in sources if source.query or "://" in source.path]
+    remote = [source for source in sources if _is_remote(source)]
     kept = [_kept(source, store, reading=True, anew=True) for source in remote]
     kept += [_kept_log(source, store, log, anew=True) for source in sources if source.path.startswith("log:")]
     return [manifest.url for source in kept if (manifest := manifest_of(Path(source.path))) is not None]

@@ -5,6 +5,7 @@ Changes nothing; what is no longer recorded is said, not guessed.
     alias, alias@VERSION        a deployment
     ft:NAME, ftjob-ID           a job, or what it made
     file-ID                     an uploaded file
+    run                         the last run
     run's id, stage's digest    a run of the project, or one stage of it
     model's digest              whatever answered with these weights
     data version's id           a frozen version, or the split that a run made
@@ -20,12 +21,14 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import Any
 
+from tunesmith.core.counted import counted
 from tunesmith.core.deployment import Deployment, Variant
-from tunesmith.core.errors import NotFound, UsageError
+from tunesmith.core.errors import NotFound, UsageError, nearest
 from tunesmith.core.model_ref import ModelRef
 from tunesmith.core.types import Interaction, Record
 from tunesmith.data import version as versions
 from tunesmith.flow.trace_data import DataTrace, Link
+from tunesmith.models.resolve import RUN
 from tunesmith.store.deployments import Deployments
 from tunesmith.store.interactions import Interactions, RequestCount
 from tunesmith.store.lineage import Lineage
@@ -34,8 +37,8 @@ from tunesmith.store.runs import Run, Runs
 from tunesmith.store.store import Store
 
 CAN_BE = (
-    "a request's id; ALIAS or ALIAS@VERSION; ft:NAME, ftjob-ID or file-ID; the id of a run; the digest of a stage or a model; the id of a "
-    "data version; a row's id or FILE:LINE. Ids and digests may be given by their beginnings"
+    "a request's id; run (the last one); ALIAS or ALIAS@VERSION; ft:NAME, ftjob-ID or file-ID; the id of a run; the digest of a stage or a "
+    "model; the id of a data version; a row's id or FILE:LINE. Ids and digests may be given by their beginnings"
 )
 _HEX = re.compile(r"[0-9a-f]{4,64}")
 _LEAST_ID = 12  # characters of a request's id that can name it; its prefix alone begins thousands
@@ -81,7 +84,7 @@ def trace(store: Store, word: str, *, rows: int = 5) -> Trace:
     for way in ways:
         if (walked := way(word)) is not None:
             return walked
-    raise NotFound(f"nothing here is called '{word}'", where=str(store.folder), allowed=CAN_BE)
+    raise NotFound(f"nothing here is called '{word}'", where=str(store.folder), allowed=CAN_BE, remedy=tracer.hint(word))
 
 
 class _Tracer:
@@ -92,6 +95,13 @@ class _Tracer:
         self._lineage, self._log = Lineage(store), Interactions(store)
         self._deployments, self._runs = Deployments(store), Runs(store)
         self._data = DataTrace(store, self._lineage, rows)
+
+    def hint(self, word: str) -> str:
+        """What was probably meant by a word that names nothing."""
+        aliases = list(self._deployments.in_force())
+        if close := nearest(word, [*aliases, "run"]):
+            return close
+        return f"tunesmith trace {aliases[0]}, or tunesmith trace run" if aliases else "tunesmith trace run, once there was a run"
 
     # what a word can name
 
@@ -128,6 +138,9 @@ class _Tracer:
 
     def run(self, word: str) -> Trace | None:
         """A run, by its id or the beginning of it; `run:DIGEST` is what a model says of the run that trained it."""
+        if word in RUN:
+            newest = self._runs.newest()
+            return self.run(newest.id) if newest is not None else None
         if word.startswith("run:"):
             return self.stage(word.removeprefix("run:"))
         try:
@@ -357,7 +370,7 @@ class _Tracer:
             yield Link(kind=kind, id=name, text="0 requests", facts={"requests": 0})
             return
         cost = f", ${count.cost_usd:.4f}" if count.cost_usd else ""
-        text = f"{count.requests} requests, {count.errors} errors, {_day(count.first)} to {_day(count.last)}{cost}"
+        text = f"{counted(count.requests, 'request')}, {counted(count.errors, 'error')}, {_day(count.first)} to {_day(count.last)}{cost}"
         facts = {"requests": count.requests, "errors": count.errors, "first": count.first, "last": count.last, "cost_usd": count.cost_usd}
         yield Link(kind=kind, id=name, text=text, facts=facts)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith.core.counted import counted
 from tunesmith.core.row_kinds import prompt_of
 from tunesmith.core.rows import Row as DataRow
 from tunesmith.core.rows import read_jsonl, read_parquet
@@ -68,7 +69,7 @@ class DataTrace:
     def collected(self, stage: Mapping[str, Any]) -> Iterator[Link]:
         """What a run read, and the versions that it read it from."""
         output = stage["output"]
-        text = f"{output.get('inputs', '?')} rows read, {output.get('invalid', 0)} with faults"
+        text = f"{counted(output.get('inputs', '?'), 'row')} read, {output.get('invalid', 0)} with faults"
         yield Link(kind="collected", id=stage["digest"], text=text, facts=dict(output))
         for word in output.get("versions", ()):
             name = str(word).partition(":")[0]
@@ -88,7 +89,7 @@ class DataTrace:
             sources[line.origin.rpartition(":")[0] or line.origin] += 1
         yield Link(kind="ledger", id=name, text=_counted(fates), facts={"fates": dict(fates)})
         for source, count in sources.most_common():
-            yield Link(kind="source", id=source, text=f"{count} rows", facts={"rows": count})
+            yield Link(kind="source", id=source, text=f"{counted(count, 'row')}", facts={"rows": count})
 
     def _examples(self, file: Path) -> Iterator[Link]:
         """Some of the rows, with their origins."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tunesmith.core.counted import counted
 from tunesmith.core.progress import Progress
 
 # What methods that compare answers measure besides the loss.
@@ -39,7 +40,7 @@ class TrainProgress:
             case "spike":
                 return f"step {event['step']}: the loss jumped to {event['train_loss']:.3f}, and no recovery is left"
             case "grading_failed":
-                return f"step {event['step']}: {event['count']} answers could not be graded: {event['why']}"
+                return f"step {event['step']}: {counted(event['count'], 'answer')} could not be graded: {event['why']}"
             case "checkpoint_failed":
                 return f"step {event['step']}: {event['error']}; the run goes on"
             case "early_stopped":

@@ -19,7 +19,7 @@ _ROWS = 16  # that are scored together
 Piece = tuple[list[int], list[int]]
 
 
-class Weights(Protocol):
+class LikelyTokens(Protocol):
     """A model with a renderer and a context that says how likely token ids are."""
 
     renderer: Renderer
@@ -32,7 +32,7 @@ class Weights(Protocol):
         ...
 
 
-def likelihoods(model: Weights, prompts: Sequence[Prompt]) -> Iterator[Answer]:
+def likelihoods(model: LikelyTokens, prompts: Sequence[Prompt]) -> Iterator[Answer]:
     """For each conversation an answer without words and with one entry of log-probabilities: {"nats", "tokens"} of its last turn."""
     for start in range(0, len(prompts), _ROWS):
         pieces = [pieces_of(model.renderer, prompt, int(model.engine.context)) for prompt in prompts[start : start + _ROWS]]

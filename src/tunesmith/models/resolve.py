@@ -39,7 +39,8 @@ from tunesmith.store.store import Store
 if TYPE_CHECKING:
     from tunesmith.models.local import LocalModel
 
-RUN = ("run", "run:tuned")
+TUNED_WORD = "run:tuned"
+RUN = ("run", TUNED_WORD)
 
 
 def is_remote(word: str) -> bool:
@@ -52,8 +53,8 @@ class Models:
     """Words → models, over a catalogue and a store (None: no aliases, no fine-tuned models, no remembered digests).
 
     `home` is the folder in which a project's relative folders lie, `run` gives what its last run trained, `project` is whose fine-tuned
-    models `ft:` means (None: the one that the name says). `upstreams` are the servers that deployments name. At most `concurrency`
-    requests at once go to an endpoint, and `rate` a minute.
+    models `ft:` means (None: the one that the name says). `upstreams` are the servers that deployments name; `absent` says of a word that
+    names nothing why it does not (empty: nobody knows). At most `concurrency` requests at once go to an endpoint, and `rate` a minute.
     """
 
     store: Store | None
@@ -64,6 +65,7 @@ class Models:
     run: Callable[[], ModelRef] | None = None
     project: str | None = None
     upstreams: Mapping[str, Callable[[], Model]] = field(default_factory=dict)
+    absent: Callable[[str], str] = field(default=lambda _: "")
     weights: Weights = field(default_factory=Weights)
 
     def resolve(self, word: str) -> Model:
@@ -82,6 +84,11 @@ class Models:
             assert variant.model is not None
             model = self.lazy(variant.model, word)
         return AsDeployed(model, variant) if variant.instruction is not None else model
+
+    def drawn(self, word: str) -> Mapping[str, float]:
+        """How answers of the word are drawn where nobody says it: the sampling of an alias' variant; empty for any other word."""
+        variant = None if is_remote(word) else self._variant(word)
+        return {} if variant is None else variant.sampling
 
     def ref(self, word: str) -> ModelRef:
         """Which model here the word names; nothing is loaded or fetched. Raises NotFound with what a word can be, UsageError for a word
@@ -238,7 +245,8 @@ class Models:
             f"a deployed alias ({', '.join(aliases) or 'none'}), a catalogue name ({', '.join(names)}), a folder with model.safetensors or "
             "an adapter, a hub id like 'org/name', run, ft:…, BASE+ADAPTER, URL#MODEL, openai:MODEL, echo"
         )
-        raise NotFound(f"no model '{word}'", allowed=allowed, remedy=nearest(word, [*aliases, *names, "run", "echo"]))
+        remedy = self.absent(word) or nearest(word, [*aliases, *names, "run", "echo"])
+        raise NotFound(f"no model '{word}'", allowed=allowed, remedy=remedy)
 
     def _folder(self, word: str) -> Path | None:
         """The folder that a word names: in the project's folder, else where the command runs."""

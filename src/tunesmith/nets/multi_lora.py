@@ -59,7 +59,7 @@ class Delta:
 Groups = list[tuple[str, Tensor | None]]
 
 
-class Route:
+class AdapterGroups:
     """Which tokens of the current pass belong to which adapter: `groups` of (adapter, token indices or None for all).
 
     `logits` is the same for the places whose logits are computed.
@@ -87,7 +87,7 @@ class _Adapted(nn.Module, ABC, Generic[Change]):
     `weight` is the base's, without any adapter. A kind of layer says only how one change is laid over the base's output.
     """
 
-    def __init__(self, base: nn.Module, route: Route) -> None:
+    def __init__(self, base: nn.Module, route: AdapterGroups) -> None:
         super().__init__()
         self.base, self.route = base, route
         self.changes: dict[str, Change] = {}
@@ -120,7 +120,7 @@ class AdaptedLinear(_Adapted[Delta]):
 
     base: nn.Linear
 
-    def __init__(self, base: nn.Module, route: Route, *, head: bool = False) -> None:
+    def __init__(self, base: nn.Module, route: AdapterGroups, *, head: bool = False) -> None:
         super().__init__(base, route)
         self._head = head
 
@@ -165,7 +165,7 @@ class Adapters:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.route = Route()
+        self.route = AdapterGroups()
         self.loaded: dict[str, str] = {}  # name → digest
 
     def load(self, name: str, folder: Path) -> str:
@@ -213,7 +213,7 @@ class Adapters:
                 module.changes.pop(name, None)
 
     def use(self, adapters: Sequence[str | None], keep: Sequence[int], device: torch.device) -> None:
-        """Route a pass: the adapter of each of its tokens (None: the base alone), and the places whose logits are computed."""
+        """AdapterGroups a pass: the adapter of each of its tokens (None: the base alone), and the places whose logits are computed."""
         self.route.groups, self.route.logits = _groups(adapters, device), _groups([adapters[i] for i in keep], device)
 
     def _put_rows(self, name: str, module: str, values: Tensor, tokens: list[int]) -> None:

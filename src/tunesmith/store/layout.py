@@ -92,6 +92,11 @@ class Layout:
         return self.folder / "stages"
 
     @property
+    def anew(self) -> Path:
+        """How often stages were wished anew, by the digest of the first time."""
+        return self.folder / "anew.json"
+
+    @property
     def sources(self) -> Path:
         """What URLs and queries gave."""
         return self.folder / "sources"

@@ -67,6 +67,12 @@ class Runs:
         with self._store.reading() as connection:
             return next((_run(row) for row in connection.execute(query).mappings() if stage is None or stage in row["digests"]), None)
 
+    def newest(self) -> Run | None:
+        """The newest run of all projects of the store, which a word that names none means."""
+        with self._store.reading() as connection:
+            row = connection.execute(sa.select(runs).order_by(runs.c.seq.desc()).limit(1)).mappings().first()
+        return None if row is None else _run(row)
+
     def listed(self, project: str, *, limit: int = 100) -> list[Run]:
         """The runs of a project, the newest first."""
         query = sa.select(runs).where(runs.c.project == project).order_by(runs.c.seq.desc()).limit(limit)

@@ -6,7 +6,6 @@ Knows nothing about plans' meaning or the loop; it is handed losses to compare w
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,13 @@ from safetensors import SafetensorError
 from tunesmith.core.atomic import atomic_folder
 from tunesmith.core.chat import Rendered
 from tunesmith.core.errors import StoreError, TrainingError
+from tunesmith.core.model_ref import ADAPTER_FOLDER, MODEL_FOLDER
 from tunesmith.core.seal import seal
 from tunesmith.core.types import Record
 from tunesmith.train.adapters import Trainable, load_base, quantise_decoder
-from tunesmith.train.checkpoint import save_weights
+from tunesmith.train.checkpoint import copy_tokenizer, save_adapter, save_whole
 from tunesmith.train.plan import ResolvedPlan
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
 # Nats per token between our packed kernels and plain padded transformers; bfloat16 rounds differently in each.
 LOSS_TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}
 
@@ -44,16 +43,14 @@ class SelfTest(Record, frozen=True):
 
 def save_artifact(out: Path, base: Path, trainable: Trainable) -> Path:
     """Write `out/adapter` (peft's format) or `out/model` (full training), with the base's tokenizer and template; returns the folder."""
-    final = out / ("adapter" if trainable.lora else "model")
+    final = out / (ADAPTER_FOLDER if trainable.lora else MODEL_FOLDER)
     try:
         with atomic_folder(final) as work:
             if trainable.lora:
-                save_weights(trainable, work)
+                save_adapter(trainable, work)
+                copy_tokenizer(base, work)
             else:
-                trainable.causal.save_pretrained(work)
-            for name in TOKENIZER_FILES:
-                if (base / name).exists():
-                    shutil.copyfile(base / name, work / name)
+                save_whole(trainable, base, work)
             seal(work)
     except (OSError, SafetensorError) as error:
         raise StoreError(

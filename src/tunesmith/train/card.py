@@ -10,12 +10,14 @@ from pathlib import Path
 
 from tunesmith.core.atomic import write_atomic
 from tunesmith.train.artifact import SelfTest
-from tunesmith.train.checkpoint import State
+from tunesmith.train.checkpoint import TrainingState
 from tunesmith.train.methods import METHODS
 from tunesmith.train.run import Manifest
 
 
-def write_card(folder: Path, base: Path, manifest: Manifest, state: State, scores: Mapping[str, float | None], test: SelfTest) -> None:
+def write_card(
+    folder: Path, base: Path, manifest: Manifest, state: TrainingState, scores: Mapping[str, float | None], test: SelfTest
+) -> None:
     """Write README.md into the artifact's folder, with the header that model hubs read. A score that is None was not measured."""
     plan, facts = manifest.resolved, manifest.facts
     library = "peft" if plan.adapter.kind == "lora" else "transformers"

@@ -1,7 +1,7 @@
 """Checkpoints that survive a kill at any moment: whole or absent, hashed, safetensors and JSON only. Knows nothing about the loop.
 
-A checkpoint holds the trainable weights (an adapter in peft's own format), the optimiser's moments and a few numbers. Randomness needs
-no saving: data order and dropout are functions of seed, epoch and step.
+A checkpoint holds the trainable weights (an adapter in peft's own format, or a whole model in `model/`, so that either can answer), the
+optimiser's moments and a few numbers. Randomness needs no saving: data order and dropout are functions of seed, epoch and step.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from safetensors import SafetensorError
 from tunesmith.core.atomic import atomic_folder, unfinished
 from tunesmith.core.digests import file_digest
 from tunesmith.core.errors import StoreError
+from tunesmith.core.model_ref import MODEL_FOLDER
 from tunesmith.core.seal import seal
 from tunesmith.core.types import Record
-from tunesmith.train.adapters import Trainable
+from tunesmith.train.adapters import Trainable, load_base
 
-ADAPTER, FULL, MOMENTS, STATE = "adapter_model.safetensors", "weights.safetensors", "optimizer.safetensors", "state.json"
+ADAPTER, MOMENTS, STATE = "adapter_model.safetensors", "optimizer.safetensors", "state.json"
+EARLIER_WHOLE = "weights.safetensors"  # of a run that an earlier version began: every weight under its name, without what loads them
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
 
 
-class State(Record, frozen=True):
+class TrainingState(Record, frozen=True):
     """Where a run stands. `identity` names plan + data + base; `files` maps each file to its BLAKE2b; losses in nats per trained token.
     The best evaluation is the one with the best metric where the run has one, else with the lowest loss.
 
@@ -54,14 +57,18 @@ def folder_of(out: Path, step: int) -> Path:
     return out / "checkpoints" / f"checkpoint-{step}"
 
 
-def save(out: Path, trainable: Trainable, optimizer: torch.optim.Optimizer, state: State) -> Path:
+def save(out: Path, base: Path, trainable: Trainable, optimizer: torch.optim.Optimizer, state: TrainingState) -> Path:
     """Write one checkpoint, whole or not at all. Raises StoreError (a full disk); what was there before stays."""
     from safetensors.torch import save_file
 
     final = folder_of(out, state.step)
     try:
         with atomic_folder(final) as work:
-            save_weights(trainable, work)
+            if trainable.lora:
+                save_adapter(trainable, work)
+            else:
+                save_whole(trainable, base, work / MODEL_FOLDER)
+                seal(work / MODEL_FOLDER)  # it may be served from where it lies
             moments = {
                 f"{name}.{key}": value.contiguous()
                 for name, p in trainable.parameters().items()
@@ -69,7 +76,7 @@ def save(out: Path, trainable: Trainable, optimizer: torch.optim.Optimizer, stat
                 if isinstance(value, torch.Tensor)
             }
             save_file(moments, work / MOMENTS)
-            files = {path.name: file_digest(path) for path in sorted(work.iterdir())}
+            files = {path.relative_to(work).as_posix(): file_digest(path) for path in sorted(work.rglob("*")) if path.is_file()}
             (work / STATE).write_bytes(msgspec.json.encode(msgspec.structs.replace(state, files=files)))
             seal(work)
     except (OSError, SafetensorError) as error:  # safetensors says in its own way that the disk is full
@@ -78,15 +85,23 @@ def save(out: Path, trainable: Trainable, optimizer: torch.optim.Optimizer, stat
     return final
 
 
-def save_weights(trainable: Trainable, folder: Path) -> None:
-    """The trainable weights: an adapter as peft writes it, or every weight under its name."""
-    from safetensors.torch import save_file
+def save_adapter(trainable: Trainable, folder: Path) -> None:
+    """The adapter as peft writes it."""
+    trainable.model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty card; the run writes its own
 
-    if trainable.lora:
-        trainable.model.save_pretrained(folder)
-        (folder / "README.md").unlink(missing_ok=True)  # peft's empty card; the run writes its own
-    else:
-        save_file({name: p.detach().contiguous() for name, p in trainable.parameters().items()}, folder / FULL)
+
+def save_whole(trainable: Trainable, base: Path, folder: Path) -> None:
+    """Every weight as transformers writes it, with the base's tokenizer and template: a model that answers."""
+    trainable.causal.save_pretrained(folder)
+    copy_tokenizer(base, folder)
+
+
+def copy_tokenizer(base: Path, folder: Path) -> None:
+    """The base's tokenizer and template, beside weights that were trained with them."""
+    for name in TOKENIZER_FILES:
+        if (base / name).exists():
+            shutil.copyfile(base / name, folder / name)
 
 
 def load_weights(trainable: Trainable, folder: Path) -> None:
@@ -98,7 +113,9 @@ def load_weights(trainable: Trainable, folder: Path) -> None:
 
         set_peft_model_state_dict(trainable.model, load_file(folder / ADAPTER))
         return
-    stored = load_file(folder / FULL)
+    earlier = folder / EARLIER_WHOLE
+    # The names in a file need not be those in memory (fused experts), so what reads it back is what wrote it.
+    stored = load_file(earlier) if earlier.is_file() else dict(load_base(folder / MODEL_FOLDER, torch.float32).named_parameters())
     with torch.no_grad():
         for name, p in trainable.parameters().items():
             p.copy_(stored[name])
@@ -115,10 +132,10 @@ def load(folder: Path, trainable: Trainable, optimizer: torch.optim.Optimizer) -
         optimizer.state[p] = {key: value if key == "step" else value.to(p.device) for key, value in state.items()}
 
 
-def sound(folder: Path) -> State | None:
+def sound(folder: Path) -> TrainingState | None:
     """The state of a checkpoint whose every file is there and unchanged, else None."""
     try:
-        state = msgspec.json.decode((folder / STATE).read_bytes(), type=State)
+        state = msgspec.json.decode((folder / STATE).read_bytes(), type=TrainingState)
         return state if all(file_digest(folder / name) == digest for name, digest in state.files.items()) else None
     except (OSError, msgspec.DecodeError):
         return None
@@ -130,7 +147,7 @@ def found(out: Path) -> list[Path]:
     return sorted(folders, key=lambda p: -int(p.name.rpartition("-")[2]))
 
 
-def newest(out: Path, identity: str) -> tuple[Path, State] | None:
+def newest(out: Path, identity: str) -> tuple[Path, TrainingState] | None:
     """The newest sound checkpoint of this run; broken ones are passed over."""
     for folder in found(out):
         state = sound(folder)
@@ -151,7 +168,7 @@ def prune(out: Path, *, keep: int, best: int | None, epoch_steps: int) -> None:
 
 def _planned(folder: Path) -> bool:
     try:
-        return msgspec.json.decode((folder / STATE).read_bytes(), type=State).planned
+        return msgspec.json.decode((folder / STATE).read_bytes(), type=TrainingState).planned
     except (OSError, msgspec.DecodeError):
         return False
 

@@ -20,16 +20,16 @@ from tunesmith.core.errors import ConfigError, TrainingError
 from tunesmith.core.types import Record, canonical, digest
 from tunesmith.train.artifact import SelfTest
 from tunesmith.train.card import write_card
-from tunesmith.train.checkpoint import State
+from tunesmith.train.checkpoint import TrainingState
 from tunesmith.train.grpo_loss import GRPO, known_logps, weight
 from tunesmith.train.items import Item, refuse_overlap
 from tunesmith.train.methods import METHODS
-from tunesmith.train.microbatch import Batch, Lanes, gradients, lanes
+from tunesmith.train.microbatch import Lanes, StepItems, gradients, lanes
 from tunesmith.train.objectives import Sums
 from tunesmith.train.plan import Plan, ResolvedPlan
 from tunesmith.train.recovery import Diverged, fall_back, judge
 from tunesmith.train.rollout import Reward, Rollout, Sampler, Task, roll_out, with_advantages
-from tunesmith.train.run import OnEvent, Run, alone, open_run, reported
+from tunesmith.train.run import OnEvent, RunFolder, alone, open_run, reported
 from tunesmith.train.trainer import Trainer
 
 HELD_OUT = -1  # the step whose draws answer the held-out prompts, the same at every evaluation
@@ -119,7 +119,7 @@ def _answerable(tasks: Sequence[Task], plan: ResolvedPlan) -> tuple[list[Task], 
 
 
 def _run(
-    run: Run, tasks: tuple[list[Task], list[Task]], reward: Reward, base: Path, side: Lanes, should_stop: Callable[[], bool]
+    run: RunFolder, tasks: tuple[list[Task], list[Task]], reward: Reward, base: Path, side: Lanes, should_stop: Callable[[], bool]
 ) -> Reinforced:
     trainer, (prompts, held_out) = Trainer(run, base, len(tasks[0]), [task.prompt for task in tasks[0]]), tasks
     plan, options, trainable = trainer.plan, trainer.plan.reinforcement, trainer.trainable
@@ -141,7 +141,7 @@ def _run(
         for update in range(options.updates if items else 0):
             objective = GRPO(options, whole, on_policy=options.updates == 1)
             seed = (plan.seed * 1_000_003 + step * options.updates + update) * 1009
-            sums = gradients(trainable, objective, Batch(items, known), plan, side, seed=seed)
+            sums = gradients(trainable, objective, StepItems(items, known), plan, side, seed=seed)
             norm = trainer.clip()
             judge(run, state, step, sums["loss"], norm, trainer.fallen)
             trainer.update(step)
@@ -186,7 +186,7 @@ def _named(prefix: str, figures: dict[str, float]) -> dict[str, Any]:
     return {prefix + name: value for name, value in figures.items()}
 
 
-def _judged(state: State, found: Rollout) -> State:
+def _judged(state: TrainingState, found: Rollout) -> TrainingState:
     """The state after an evaluation, whose metric is the mean reward."""
     if not found.rewards:
         return state
@@ -196,7 +196,7 @@ def _judged(state: State, found: Rollout) -> State:
     return msgspec.structs.replace(state, best_metric=reward, best_step=state.step, stale=0) if better else state
 
 
-def _finish(trainer: Trainer, prompts: Sequence[Task], state: State, side: Lanes) -> Reinforced:
+def _finish(trainer: Trainer, prompts: Sequence[Task], state: TrainingState, side: Lanes) -> Reinforced:
     """Choose the weights to keep, save them, let the artifact test itself."""
     run, events = trainer.run, reported(trainer.run.out)
     steps = [event for event in events if event["event"] == "step"]

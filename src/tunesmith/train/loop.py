@@ -14,17 +14,17 @@ from tunesmith.core.errors import ConfigError
 from tunesmith.core.types import Record
 from tunesmith.train.artifact import SelfTest
 from tunesmith.train.card import write_card
-from tunesmith.train.checkpoint import State
+from tunesmith.train.checkpoint import TrainingState
 from tunesmith.train.facts import machine_rate
 from tunesmith.train.items import Item, Row, mismatch, refuse_overlap, usable
 from tunesmith.train.methods import METHODS
-from tunesmith.train.microbatch import Batch, Lanes, gradients, lanes
+from tunesmith.train.microbatch import Lanes, StepItems, gradients, lanes
 from tunesmith.train.objectives import report
 from tunesmith.train.packing import epoch_order
 from tunesmith.train.plan import Plan, ResolvedPlan
 from tunesmith.train.recovery import Diverged, fall_back, judge, watched
 from tunesmith.train.reference import references
-from tunesmith.train.run import OnEvent, Run, alone, open_run
+from tunesmith.train.run import OnEvent, RunFolder, alone, open_run
 from tunesmith.train.trainer import Trainer
 from tunesmith.train.validation import Measure, Validation
 
@@ -106,7 +106,7 @@ def train(
 
 
 def _run(
-    run: Run,
+    run: RunFolder,
     items: Sequence[Item],
     validation: Sequence[Item],
     base: Path,
@@ -117,7 +117,7 @@ def _run(
     trainer = Trainer(run, base, len(items), [row for item in items for row in item.rows])
     plan, trainable, objective = trainer.plan, trainer.trainable, METHODS[trainer.plan.method].objective(trainer.plan)
     reference = references(run, "train", items, objective, trainable, side)
-    valid_batch = Batch(validation, references(run, "validation", validation, objective, trainable, side))
+    valid_batch = StepItems(validation, references(run, "validation", validation, objective, trainable, side))
     judged = Validation(run, trainable, objective, valid_batch, side, base, measure)
     limit = machine_rate(run.manifest.facts, plan)
     state = trainer.begin(len(validation))
@@ -126,7 +126,7 @@ def _run(
     while not trainer.over(state):
         started, step = time.perf_counter(), state.step + 1
         order = trainer.order(step)
-        batch = Batch([items[i] for i in order], reference[order])
+        batch = StepItems([items[i] for i in order], reference[order])
         # Dropout is a function of seed, step and pack, so that a resumed run repeats it.
         sums = gradients(trainable, objective, batch, plan, side, seed=(plan.seed * 1_000_003 + step) * 1009)
         figures, norm = report(sums), trainer.clip()
@@ -134,7 +134,7 @@ def _run(
         trainer.update(step)
         seconds = time.perf_counter() - started
         tokens = sum(len(row.ids) for item in batch.items for row in item.rows)
-        before = State(step=0, identity="") if trainer.begins_epoch(step) else state
+        before = TrainingState(step=0, identity="") if trainer.begins_epoch(step) else state
         state = msgspec.structs.replace(
             watched(state, figures["loss"]),
             step=step,
@@ -161,7 +161,7 @@ def _run(
     return _finish(trainer, items, state, side, measure)
 
 
-def _finish(trainer: Trainer, items: Sequence[Item], state: State, side: Lanes, measure: Measure | None) -> TrainResult:
+def _finish(trainer: Trainer, items: Sequence[Item], state: TrainingState, side: Lanes, measure: Measure | None) -> TrainResult:
     """Choose the weights to keep, save them, let the artifact test itself."""
     run, plan, valid_loss, valid_metric = trainer.run, trainer.plan, state.valid_loss, state.valid_metric
     if trainer.choose(state) != state.step:

@@ -108,7 +108,7 @@ def row_logps(trainable: Trainable, rows: Sequence[Rendered], plan: ResolvedPlan
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class StepItems:
     """The items of one step or evaluation, with the starting model's log-probabilities float32 [items, rows] (KTO: mismatched last)."""
 
     items: Sequence[Item]
@@ -136,7 +136,7 @@ def _add(total: Sums, sums: Sums) -> Sums:
     return {key: total.get(key, 0.0) + value for key, value in sums.items()}
 
 
-def gradients(trainable: Trainable, objective: Objective, batch: Batch, plan: ResolvedPlan, lanes: Lanes, *, seed: int) -> Sums:
+def gradients(trainable: Trainable, objective: Objective, batch: StepItems, plan: ResolvedPlan, lanes: Lanes, *, seed: int) -> Sums:
     """Put the gradient of the batch's loss into `.grad` of the trainable parameters; return the sums. Dropout follows `seed`."""
     parameters = list(trainable.parameters().values())
     step = batch.step(trainable, objective, plan, lanes)
@@ -156,7 +156,7 @@ def gradients(trainable: Trainable, objective: Objective, batch: Batch, plan: Re
     return total
 
 
-def evaluate(trainable: Trainable, objective: Objective, batch: Batch, plan: ResolvedPlan, lanes: Lanes) -> Sums:
+def evaluate(trainable: Trainable, objective: Objective, batch: StepItems, plan: ResolvedPlan, lanes: Lanes) -> Sums:
     """The sums of the batch with dropout off and no gradients (see `objectives.report`)."""
     trainable.model.eval()
     step = batch.step(trainable, objective, plan, lanes)

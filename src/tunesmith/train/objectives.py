@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from tunesmith.train.items import Item
 from tunesmith.train.loss import Head, chunked_logp, chunked_nll
 from tunesmith.train.packing import Pack
-from tunesmith.train.plan import Preference
+from tunesmith.train.plan import PreferencePlan
 
 Sums = dict[str, float]
 
@@ -86,7 +86,7 @@ class _Pairs:
 
     rows, divergence = 2, False
 
-    def __init__(self, options: Preference) -> None:
+    def __init__(self, options: PreferencePlan) -> None:
         self.options = options
 
     def weight(self, items: Sequence[Item]) -> float:
@@ -99,7 +99,7 @@ class _Pairs:
         return total.view(pairs, 2), count.view(pairs, 2)
 
 
-def dpo_losses(policy: Tensor, reference: Tensor, counts: Tensor, options: Preference) -> tuple[Tensor, Tensor]:
+def dpo_losses(policy: Tensor, reference: Tensor, counts: Tensor, options: PreferencePlan) -> tuple[Tensor, Tensor]:
     """DPO per pair: (loss, reward margin), each [pairs], from Σ log p of (preferred, other) [pairs, 2].
 
     sigmoid: −(1 − ε) log σ(βh) − ε log σ(−βh) with h the difference of the log-ratios (arXiv 2305.18290; ε: conservative DPO).
@@ -117,7 +117,7 @@ def dpo_losses(policy: Tensor, reference: Tensor, counts: Tensor, options: Prefe
     return losses, options.beta * h.detach()
 
 
-def orpo_losses(policy: Tensor, counts: Tensor, options: Preference) -> tuple[Tensor, Tensor]:
+def orpo_losses(policy: Tensor, counts: Tensor, options: PreferencePlan) -> tuple[Tensor, Tensor]:
     """ORPO per pair (arXiv 2403.07691): mean NLL of the preferred answer − β · log σ(log odds ratio); (loss, margin), each [pairs]."""
     mean = policy / counts
     odds = mean - torch.log1p(-mean.exp())
@@ -125,7 +125,7 @@ def orpo_losses(policy: Tensor, counts: Tensor, options: Preference) -> tuple[Te
     return -mean[:, 0] - options.beta * F.logsigmoid(ratio), options.beta * (mean[:, 0] - mean[:, 1]).detach()
 
 
-def kto_losses(ratios: Tensor, desirable: Tensor, divergence: float, options: Preference) -> Tensor:
+def kto_losses(ratios: Tensor, desirable: Tensor, divergence: float, options: PreferencePlan) -> Tensor:
     """KTO per row (arXiv 2402.01306): λ·(1 − σ(±β(log-ratio − divergence))), plus for desirable rows, minus for the others; [rows]."""
     sign = torch.where(desirable, 1.0, -1.0)
     weights = torch.where(desirable, options.desirable_weight, options.undesirable_weight)
@@ -172,7 +172,7 @@ class KTO:
 
     rows, reference, divergence = 1, True, True
 
-    def __init__(self, options: Preference) -> None:
+    def __init__(self, options: PreferencePlan) -> None:
         self.options = options
 
     def weight(self, items: Sequence[Item]) -> float:

@@ -39,7 +39,7 @@ class Adapter(Record, frozen=True):
     trainable_tokens: tuple[str, ...] = ()
 
 
-class Preference(Record, frozen=True):
+class PreferencePlan(Record, frozen=True):
     """Options of the preference methods; each says which method it belongs to.
 
     `beta` (all) is the strength of the pull to the reference, in ORPO the weight of the odds ratio. DPO: `loss` sigmoid (arXiv
@@ -106,7 +106,7 @@ class Plan(Record, frozen=True):
 
     method: MethodName = "sft"
     adapter: Adapter = Adapter()
-    preference: Preference = Preference()
+    preference: PreferencePlan = PreferencePlan()
     reinforcement: Reinforcement = Reinforcement()
     distillation: Distillation = Distillation()
     epochs: int | Auto = "auto"

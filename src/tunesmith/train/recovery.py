@@ -20,8 +20,8 @@ from tunesmith.core.errors import StoreError, TrainingError
 from tunesmith.core.types import Record
 from tunesmith.train import checkpoint
 from tunesmith.train.adapters import Trainable
-from tunesmith.train.checkpoint import State
-from tunesmith.train.run import Run
+from tunesmith.train.checkpoint import TrainingState
+from tunesmith.train.run import RunFolder
 
 # How many of the last losses a new one is compared with, and how many there must be before it is.
 RECENT, SETTLED = 32, 8
@@ -56,7 +56,7 @@ def rate_factor(fallen: tuple[Fall, ...], step: int) -> float:
     return float(0.5 ** sum(fall.back_to < step for fall in fallen))
 
 
-def judge(run: Run, state: State, step: int, loss: float, norm: float, fallen: tuple[Fall, ...]) -> None:
+def judge(run: RunFolder, state: TrainingState, step: int, loss: float, norm: float, fallen: tuple[Fall, ...]) -> None:
     """Raises Diverged for a step whose loss or gradient is not finite or whose loss jumped, TrainingError once no recovery is left.
 
     A jump without a recovery left is only reported.
@@ -88,12 +88,12 @@ def spike_limit(recent: Sequence[float], deviations: float) -> float:
     return max(*recent, median(recent) + max(1.0, deviations * deviation * (1 + FEW / len(recent))))
 
 
-def watched(state: State, loss: float) -> State:
+def watched(state: TrainingState, loss: float) -> TrainingState:
     """The state with the loss among its recent ones."""
     return msgspec.structs.replace(state, recent=(*state.recent, loss)[-RECENT:])
 
 
-def fall_back(run: Run, diverged: Diverged) -> None:
+def fall_back(run: RunFolder, diverged: Diverged) -> None:
     """Go back to the newest sound checkpoint that is older than the update before the failed step, or to the start.
 
     The loss of a step shows what the update before it did, so a checkpoint written right after that update would only fail again. One
@@ -111,10 +111,12 @@ def fall_back(run: Run, diverged: Diverged) -> None:
     run.emit("fell_back", step=back_to, failed_step=diverged.step, why=diverged.why, rate_factor=rate_factor(fallen, back_to + 1))
 
 
-def write_checkpoint(run: Run, trainable: Trainable, optimizer: torch.optim.Optimizer, state: State, per_epoch: int) -> None:
+def write_checkpoint(
+    run: RunFolder, base: Path, trainable: Trainable, optimizer: torch.optim.Optimizer, state: TrainingState, per_epoch: int
+) -> None:
     """Write a checkpoint; a full disk is reported and the run goes on, with the last good one to fall back to."""
     try:
-        folder = checkpoint.save(run.out, trainable, optimizer, state)
+        folder = checkpoint.save(run.out, base, trainable, optimizer, state)
     except StoreError as error:
         run.emit("checkpoint_failed", step=state.step, error=str(error))
         return

@@ -15,10 +15,10 @@ from tunesmith.train.adapters import Trainable
 from tunesmith.train.items import Item
 from tunesmith.train.microbatch import Lanes, Reference, row_logps
 from tunesmith.train.objectives import Objective
-from tunesmith.train.run import Run
+from tunesmith.train.run import RunFolder
 
 
-def references(run: Run, name: str, items: Sequence[Item], objective: Objective, trainable: Trainable, lanes: Lanes) -> Reference:
+def references(run: RunFolder, name: str, items: Sequence[Item], objective: Objective, trainable: Trainable, lanes: Lanes) -> Reference:
     """Σ log p of every row of every item under the starting model, float32 [items, rows]; zeros where the method wants none.
 
     `trainable` must hold the weights that the run starts from.

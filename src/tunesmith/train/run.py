@@ -150,7 +150,7 @@ def reported(out: Path) -> list[dict[str, Any]]:
 
 
 @dataclass(slots=True)
-class Run:
+class RunFolder:
     """One run's folder, open for writing."""
 
     out: Path
@@ -191,7 +191,7 @@ class Run:
 
 def open_run(
     plan: Plan, rows: Sequence[Item], validation: Sequence[Item], base: Path, out: Path, on_event: OnEvent, *, beside: str | None = None
-) -> Run:
+) -> RunFolder:
     """Start a run in `out`, or take over the one that began there: its resolved plan holds, so that "auto" cannot change underway.
 
     `beside` names what the rows come with that is no token of theirs. Raises TrainingError when `out` belongs to another plan, other data
@@ -216,14 +216,14 @@ def open_run(
                 where=str(out),
                 remedy="train into another folder, or remove this one",
             )
-        return Run(out, manifest, on_event)
+        return RunFolder(out, manifest, on_event)
     facts = gather(plan, rows, base)
     resolved, reasons = resolve(plan, facts)
     manifest = Manifest(
         identity=identity, plan=plan, data=data, base=weights, resolved=resolved, reasons=reasons, facts=facts, environment=environment()
     )
     write_atomic(path, msgspec.json.format(msgspec.json.encode(manifest)))
-    return Run(out, manifest, on_event)
+    return RunFolder(out, manifest, on_event)
 
 
 def _difference(manifest: Manifest, plan: Plan, data: str, base: str) -> str:

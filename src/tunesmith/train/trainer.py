@@ -20,14 +20,14 @@ from tunesmith.core.chat import Rendered
 from tunesmith.train import checkpoint
 from tunesmith.train.adapters import groups, prepare
 from tunesmith.train.artifact import SelfTest, save_artifact, self_test
-from tunesmith.train.checkpoint import State
+from tunesmith.train.checkpoint import TrainingState
 from tunesmith.train.items import Item
-from tunesmith.train.microbatch import Batch, Lanes, evaluate
+from tunesmith.train.microbatch import Lanes, StepItems, evaluate
 from tunesmith.train.objectives import SFT, report
 from tunesmith.train.packing import epoch_order
 from tunesmith.train.plan import ResolvedPlan
 from tunesmith.train.recovery import falls, rate_factor, write_checkpoint
-from tunesmith.train.run import Paused, Run
+from tunesmith.train.run import Paused, RunFolder
 
 ROUTE = "route.txt"
 FEW = 4  # rows, the shortest, on which an artifact tests itself
@@ -50,7 +50,7 @@ def kept_route(out: Path) -> str | None:
 class Trainer:
     """One run on its way: the model, its optimiser, and `total` steps over `count` items an epoch."""
 
-    def __init__(self, run: Run, base: Path, count: int, probe: Sequence[Rendered] = ()) -> None:
+    def __init__(self, run: RunFolder, base: Path, count: int, probe: Sequence[Rendered] = ()) -> None:
         self.run, self.base, self.count, self.plan = run, base, count, run.manifest.resolved
         self.trainable = prepare(base, self.plan, probe, route=kept_route(run.out))
         write_atomic(run.out / ROUTE, self.trainable.route.name)  # a run that continues computes as it began
@@ -60,9 +60,9 @@ class Trainer:
         self.total = self.per_epoch * self.plan.epochs
         self.fallen = falls(run.out)
 
-    def begin(self, validation_rows: int) -> State:
+    def begin(self, validation_rows: int) -> TrainingState:
         """Go back to the newest sound checkpoint and report the start; the state there, with step 0 where there was none."""
-        run, plan, state = self.run, self.plan, State(step=0, identity=self.run.identity)
+        run, plan, state = self.run, self.plan, TrainingState(step=0, identity=self.run.identity)
         last = checkpoint.newest(run.out, run.identity)
         if last is not None:
             checkpoint.load(last[0], self.trainable, self.optimizer)
@@ -125,22 +125,23 @@ class Trainer:
         """Whether the plan evaluates after a step."""
         return step == self.total or step % (self.plan.eval_every or self.per_epoch) == 0
 
-    def over(self, state: State) -> bool:
+    def over(self, state: TrainingState) -> bool:
         """Whether the last step was done, or validation has not improved for as long as the plan waits."""
         return state.step >= self.total or (self.plan.patience is not None and state.stale >= self.plan.patience)
 
-    def keep(self, state: State, should_stop: Callable[[], bool]) -> None:
+    def keep(self, state: TrainingState, should_stop: Callable[[], bool]) -> None:
         """End a step: write a checkpoint where the plan has one. Raises Paused, after one, when the run is asked to stop."""
         step, over = state.step, self.over(state)
         pause = not over and should_stop()
         due = over or step % (self.plan.checkpoint_every or self.per_epoch) == 0 or step % self.per_epoch == 0 or state.best_step == step
         if due or pause:
-            write_checkpoint(self.run, self.trainable, self.optimizer, msgspec.structs.replace(state, planned=due), self.per_epoch)
+            kept = msgspec.structs.replace(state, planned=due)
+            write_checkpoint(self.run, self.base, self.trainable, self.optimizer, kept, self.per_epoch)
         if pause:
             self.run.emit("paused", step=step, total_steps=self.total)
             raise Paused(step)
 
-    def choose(self, state: State) -> int:
+    def choose(self, state: TrainingState) -> int:
         """The step whose weights are to be kept, with those weights in the model: the last, or the best where the plan says so."""
         if state.step < self.total:
             self.run.emit("early_stopped", **self.place(state.step), best_step=state.best_step, best_loss=state.best_loss)
@@ -152,11 +153,11 @@ class Trainer:
         checkpoint.load_weights(self.trainable, best)
         return state.best_step or 0
 
-    def save(self, state: State, rows: Sequence[Rendered], side: Lanes) -> tuple[Path, SelfTest]:
+    def save(self, state: TrainingState, rows: Sequence[Rendered], side: Lanes) -> tuple[Path, SelfTest]:
         """Save the model and let the artifact test itself on the shortest of `rows`."""
         folder = save_artifact(self.run.out, self.base, self.trainable)
         few = sorted(rows, key=lambda row: (len(row.ids), row.example_id))[:FEW]
-        batch = Batch([Item((row,)) for row in few], np.zeros((len(few), 1), np.float32))
+        batch = StepItems([Item((row,)) for row in few], np.zeros((len(few), 1), np.float32))
         loss = report(evaluate(self.trainable, SFT(), batch, self.plan, side))["loss"]
         test = self_test(folder, self.base, self.trainable, few, loss, self.plan)
         self.run.emit("saved", step=state.step, folder=str(folder), **msgspec.to_builtins(test))

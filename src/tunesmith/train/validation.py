@@ -16,10 +16,10 @@ import msgspec
 
 from tunesmith.train.adapters import Trainable
 from tunesmith.train.artifact import save_artifact
-from tunesmith.train.checkpoint import State
-from tunesmith.train.microbatch import Batch, Lanes, evaluate
+from tunesmith.train.checkpoint import TrainingState
+from tunesmith.train.microbatch import Lanes, StepItems, evaluate
 from tunesmith.train.objectives import Objective, report
-from tunesmith.train.run import Run
+from tunesmith.train.run import RunFolder
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +35,15 @@ class Measure:
 class Validation:
     """Looks at the model as it is: on `batch` for the loss, through `measure` for the metric, which decides where there is one."""
 
-    run: Run
+    run: RunFolder
     trainable: Trainable
     objective: Objective
-    batch: Batch
+    batch: StepItems
     side: Lanes
     base: Path
     measure: Measure | None
 
-    def look(self, state: State, **place: Any) -> State:
+    def look(self, state: TrainingState, **place: Any) -> TrainingState:
         """Report an evaluation at `place` (step, total_steps, epoch); the state with it, and with the best so far."""
         plan, step = self.run.manifest.resolved, place["step"]
         figures = report(evaluate(self.trainable, self.objective, self.batch, plan, self.side))
@@ -65,7 +65,7 @@ class Validation:
         shutil.rmtree(folder)
         return None if value is None or not math.isfinite(value) else value
 
-    def _is_best(self, state: State) -> bool:
+    def _is_best(self, state: TrainingState) -> bool:
         if state.best_step is None:
             return True
         if self.measure is None:

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from tunesmith.core.atomic import write_atomic
+from tunesmith.core.counted import counted
 from tunesmith.core.errors import NotFound, TunesmithError
 from tunesmith.core.row_kinds import turns_of
 from tunesmith.core.rows import Row
@@ -35,9 +36,9 @@ def checked(datasets: Datasets, data: Rows, *, base: str = "", max_length: int |
     counts: list[int] | None = None
     tokens: dict[str, Any] = {}
     if base:
-        datasets.progress.say(f"counting the tokens of {len(data.rows)} rows for {base}")
+        datasets.progress.say(f"counting the tokens of {counted(len(data.rows), 'row')} for {base}")
         try:
-            counts, tokens = lengths(data.rows, base, datasets.catalog)
+            counts, tokens = lengths(data.rows, base, datasets.tokens_of)
         except NotFound:
             raise
         except TunesmithError as error:  # the check is worth having without a tokenizer; the report says what is missing
@@ -69,7 +70,7 @@ def short(origin: str) -> str:
 def text_of(result: dict[str, Any]) -> str:
     """The result for a terminal: what to do, most valuable first, then what is fine."""
     marks = {"stop": "STOP", "fix": "fix", "consider": "think", "fine": "ok"}
-    lines = [f"{result['numbers']['rows']} rows of {result['data']}: {'usable' if result['usable'] else 'not usable yet'}"]
+    lines = [f"{counted(result['numbers']['rows'], 'row')} of {result['data']}: {'usable' if result['usable'] else 'not usable yet'}"]
     for one in result["advice"]:
         lines.append(f"  {marks[one['level']]:<6}{one['found']}")
         if one.get("do"):
@@ -82,7 +83,7 @@ def text_of(result: dict[str, Any]) -> str:
     price = tokens.get("price")
     if price:
         lines.append(
-            f"  training {price['model']} on all rows, {price['epochs']} epochs: {price['tokens']:,} tokens, about "
+            f"  training {price['model']} on all rows, {counted(price['epochs'], 'epoch')}: {price['tokens']:,} tokens, about "
             f"${price['usd']:.2f} (prices of {price['as_of']})"
         )
     return "\n".join(lines)
@@ -110,7 +111,7 @@ def _bars(result: dict[str, Any]) -> list[dict[str, Any]]:
     labels = list(result["numbers"]["labels"].items())[:25]
     topics = [(" · ".join(one["words"][:4]) or "(no common words)", one["share"] * total) for one in result.get("topics", ())]
     lists: list[tuple[str, str, list[tuple[str, float]]]] = [
-        ("Labels", f"{len(result['numbers']['labels'])} labels; the most common 25 are shown.", labels),
+        ("Labels", f"{counted(len(result['numbers']['labels']), 'label')}; the most common 25 are shown.", labels),
         ("Most common answers", "A model that always gives the first one is the baseline to beat.", result["numbers"]["answers"]),
         ("What it is about", "Groups of rows that share words, named by the words that mark them.", topics[:12]),
     ]

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from tunesmith.core.atomic import write_atomic
+from tunesmith.core.counted import counted
 from tunesmith.core.errors import DataError, UsageError
 from tunesmith.core.row_kinds import prompt_of, tools_of
 from tunesmith.core.rows import Row
@@ -35,8 +36,6 @@ from tunesmith.flow.sources import ALL
 
 if TYPE_CHECKING:
     from tunesmith.models.base import Model
-    from tunesmith.models.local import LocalModel
-
 _LABELS = 100  # more different labels than this are free text
 _LATENT = 128
 
@@ -58,7 +57,7 @@ def suspects(datasets: Datasets, data: Rows, *, encoder: str = "", base: str = "
     questions, answers = [question_of(row) for row in rows], [answer_of(row) for row in rows]
     vectors = embed(questions, datasets.catalog, encoder) if encoder else None
     if known and 2 <= len({labels[i] for i in known}) <= _LABELS:
-        datasets.progress.say(f"confident learning on {len(known)} labels")
+        datasets.progress.say(f"confident learning on {counted(len(known), 'label')}")
         sure = label_errors(
             [questions[i] for i in known], [str(labels[i]) for i in known], vectors=None if vectors is None else vectors[known]
         )
@@ -158,9 +157,9 @@ def omitted(questions: Sequence[str], answers: Sequence[str], *, usual: float = 
 
 def _unexplained(datasets: Datasets, data: Rows, base: str) -> list[Suspect]:
     """Answers whose loss after their question is out of line with their loss alone, under the untrained base."""
-    from tunesmith.models.local import LocalModel
 
-    model: LocalModel = LocalModel(datasets.catalog.model(base), name=base)
+    with datasets.models() as models:
+        model = models.load(models.ref(base), base)
     rows = data.examples()
     places = [i for i, row in enumerate(rows) if row.messages and row.messages[-1].role == "assistant" and row.messages[-1].text]
     alone = [Message(role="user", content=" "), Message(role="assistant", content="")]
@@ -198,7 +197,7 @@ def choose_next(
     theirs = [subject_of(row) for row in known.rows] if known is not None else []
     vectors = None
     if encoder:
-        datasets.progress.say(f"embedding {len(texts) + len(theirs)} questions")
+        datasets.progress.say(f"embedding {counted(len(texts) + len(theirs), 'question')}")
         both = embed([*texts, *theirs], datasets.catalog, encoder)
         vectors = (both[: len(texts)], both[len(texts) :])
     uncertainty = None

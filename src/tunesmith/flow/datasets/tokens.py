@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -15,7 +16,6 @@ from tunesmith.core.row_kinds import answer_turns
 from tunesmith.core.rows import Row
 from tunesmith.core.tokens import OpenAITokens, Tokens, openai_encoding, rendered, row_texts
 from tunesmith.core.types import Document, Example, Message, Preference, Record
-from tunesmith.models.catalog import Catalog
 
 State = Literal["trained", "context", "cut"]
 
@@ -76,17 +76,17 @@ def _masked(one: Rendered, renderer: Renderer, max_length: int | None) -> dict[s
     return {"tokens": tokens, "counts": counts, "trained_before_the_cut": counts["trained"] > 0}
 
 
-def lengths(rows: Sequence[Row], base: str, catalog: Catalog) -> tuple[list[int], dict[str, Any]]:
+def lengths(rows: Sequence[Row], base: str, folder_of: Callable[[str], Path]) -> tuple[list[int], dict[str, Any]]:
     """Tokens of each row as a conversation (of pairs with the preferred answer), and about the counting: engine, why, base.
 
-    `base`: an OpenAI model (counted offline), or what the catalogue takes.
+    `base`: an OpenAI model (counted offline), or any word for a model that is here, whose folder `folder_of` gives.
     Raises NotFound or SourceUnavailable for a base that cannot be had.
     """
     examples = [as_example(row) for row in rows]
     if openai_encoding(base.removeprefix("openai:")) is not None:
         counter = OpenAITokens(base.removeprefix("openai:"))
         return counter.rows(examples).tolist(), {"base": base, "engine": counter.engine, "why": ""}
-    folder = catalog.model(base)
+    folder = folder_of(base)
     tokens = Tokens.load(folder, list(row_texts(examples[:: max(1, len(examples) // 500)])))
     counts = tokens.counts(rendered(Renderer.load(folder).template, examples))
     return counts.tolist(), {"base": base, "engine": tokens.engine, "why": tokens.why}

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from tunesmith.core.config import convert, parse_overrides
+from tunesmith.core.counted import counted
 from tunesmith.core.errors import DataError, NotFound, UsageError
 from tunesmith.core.progress import Progress
 from tunesmith.core.row_kinds import NAMES, kind_of, prompt_of, tools_of, turns_of
@@ -127,7 +128,7 @@ class Datasets(RowReader):
     def cleaned(self, data: Rows, evaluation: Sequence[Row] = (), note: str = "") -> tuple[DatasetVersion, Cleaned, Ledger]:
         """Apply the `clean` section; freezes the rows that are left. Raises GateRefused above `max_dropped`, and nothing is written."""
         ledger = own_ledger(data.ledger)
-        self.progress.say(f"cleaning {len(data.rows)} rows")
+        self.progress.say(f"cleaning {counted(len(data.rows), 'row')}")
         done = cleaned_rows(data.rows, ledger, self.settings.clean, self.catalog, evaluation=evaluation, progress=self.progress)
         recipe = {"step": "clean", "from": data.name, "clean": msgspec.to_builtins(self.settings.clean)}
         recipe["evaluation"] = versions.digest_of(evaluation) if evaluation else None
@@ -136,7 +137,7 @@ class Datasets(RowReader):
     def divided(self, data: Rows, note: str = "") -> tuple[DatasetVersion, Splits]:
         """Split by the `split` section. Near-duplicates are found anew, so that none straddles. Raises GateRefused when parts leak."""
         rows = data.rows
-        self.progress.say(f"finding near-duplicates among {len(rows)} rows")
+        self.progress.say(f"finding near-duplicates among {counted(len(rows), 'row')}")
         clusters = clusters_of(rows, self.settings.clean.near_duplicates)
         wanted = salted(self.settings.split, [name for name in data.splits if len(data.splits) == 1 and name in PARTS])
         parts = divided_rows(rows, clusters, wanted, self.catalog, progress=self.progress)

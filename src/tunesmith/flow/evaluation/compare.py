@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import msgspec
 from msgspec.structs import replace
 
+from tunesmith.core.counted import counted
 from tunesmith.core.errors import DataError, NotFound, UsageError
 from tunesmith.core.rows import read_lines
 from tunesmith.core.stats import Decision, GateRule, Interval, decide, mean_interval
@@ -25,6 +26,7 @@ from tunesmith.evaluate.slices import Slice, Slicer, by_cluster, by_label, by_le
 from tunesmith.flow.evaluation.ask import Ask
 from tunesmith.flow.evaluation.results import Result, load_kept, result
 from tunesmith.flow.evaluation.run import Bench, measure
+from tunesmith.flow.rows import Rows
 
 # Below so many rows, groups of alike questions are too small to be tested.
 _CLUSTERED_FROM = 80
@@ -85,24 +87,31 @@ class Compared:
 
 def sides(a: str, b: str, ask: Ask, at: Bench) -> tuple[Result, Result]:
     """Both results; a word that names none is a model and is evaluated on `ask.data`. `A1,A2,A3` are runs of one model (several seeds)."""
-    first, second = (_side(word, ask, at) for word in (a, b))
+    known = {word: result(word, at.folder, at.context) for side in (a, b) for word in side.split(",")}
+    models = [word for word, found in known.items() if found is None]
+    parts = _to_ask(models, ask, at)
+    if len(parts) > 1:
+        raise UsageError(
+            f"'{ask.data}' has {counted(len(parts), 'part')}", allowed="one data set", remedy="tunesmith compare A B --data suite:general"
+        )
+    measured = {word: load_kept(at.folder, measure(word, parts[0], ask, at).id) for word in models}
+    found = {**{word: one for word, one in known.items() if one is not None}, **measured}
+    first, second = (_together(side, [found[word] for word in side.split(",")]) for side in (a, b))
     return first, _aligned(first, second)
 
 
-def _side(words: str, ask: Ask, at: Bench) -> Result:
-    found = [result(word, at.folder, at.context) or _measured(word, ask, at) for word in words.split(",")]
+def _to_ask(models: Sequence[str], ask: Ask, at: Bench) -> list[Rows]:
+    """The rows that these models are to be asked, none where there is no model. A word that names nothing is told before anybody is asked,
+    or sealed rows are opened. Raises as `Models.resolve` and `Bench.data`."""
+    for word in models:
+        at.models.resolve(word)
+    return at.data(ask.data, ask) if models else []
+
+
+def _together(words: str, found: Sequence[Result]) -> Result:
     if len(found) == 1:
         return found[0]
     return Result(words, [run for one in found for run in one.runs], found[0].examples, found[0].metrics, found[0].clusters)
-
-
-def _measured(word: str, ask: Ask, at: Bench) -> Result:
-    parts = at.data(ask.data, ask)
-    if len(parts) > 1:
-        raise UsageError(
-            f"'{ask.data}' has {len(parts)} parts", allowed="one data set", remedy="tunesmith compare A B --data suite:general"
-        )
-    return load_kept(at.folder, measure(word, parts[0], ask, at).id)
 
 
 def _aligned(a: Result, b: Result) -> Result:
@@ -132,6 +141,16 @@ def _question(row: Example) -> str:
     return digest([(message.role, message.text.strip()) for message in row.prompt])
 
 
+def check(weigh: Weigh, at: Bench) -> None:
+    """Raises, before anybody is asked, what would be raised after it: for a judge that is no model, labels that cannot be read, slices
+    that there are none of."""
+    slicers([], weigh.slices)
+    if weigh.judge:
+        at.models.resolve(weigh.judge)
+    if weigh.human and not Path(weigh.human).is_file():
+        raise NotFound("no labels", where=weigh.human, allowed='JSONL of {"id": row, "b": 1 | 0.5 | 0}')
+
+
 def compare_results(a: Result, b: Result, weigh: Weigh = Weigh(), at: Bench | None = None) -> Compared:
     """B against A on every metric that both have. Raises UsageError when there is none, or a slice is asked for that cannot be made."""
     metrics = [one for one in a.metrics if one.name in {other.name for other in b.metrics}]
@@ -154,7 +173,7 @@ def compare_results(a: Result, b: Result, weigh: Weigh = Weigh(), at: Bench | No
         level=weigh.level,
         runs={name: (x, y) for name, (x, y) in values.items() if x and y} if several else None,
     )
-    notes = [f"{len(a.runs)} and {len(b.runs)} runs: the noise between them is part of every interval."] if several else []
+    notes = [f"{len(a.runs)} and {counted(len(b.runs), 'run')}: the noise between them is part of every interval."] if several else []
     same = bool(a.examples) and [row.example_id for row in first.rows] == [row.example_id for row in second.rows] == [
         e.id for e in a.examples
     ]
@@ -218,7 +237,7 @@ def _labels(path: Path, ids: Sequence[str]) -> list[float | None]:
 
 def forgotten(a: str, b: str, ask: Ask, at: Bench) -> list[Forgotten]:
     """The abilities of a suite, B after A, the worst first."""
-    parts = at.data(ask.data, ask)
+    parts = _to_ask((a, b), ask, at)
     kept = {word: {part.name: load_kept(at.folder, measure(word, part, ask, at).id).whole for part in parts} for word in (a, b)}
     return forgetting(kept[a], kept[b])
 
@@ -237,7 +256,7 @@ class GateLine(Record, frozen=True):
     @property
     def text(self) -> str:
         """The decision in one line."""
-        rows = "" if self.rows_needed is None else f"; about {self.rows_needed} rows for 80 %"
+        rows = "" if self.rows_needed is None else f"; about {counted(self.rows_needed, 'row')} for 80 %"
         power = "" if self.power is None else f" Power {self.power:.0%}{rows}."
         return f"{self.decision}: {self.metric}. {self.sentence}{power}"
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec.structs import replace
 
+from tunesmith.core.counted import counted
 from tunesmith.core.errors import SourceUnavailable
 from tunesmith.core.stats import paired_difference, smallest_detectable
 from tunesmith.core.types import digest
@@ -88,7 +89,7 @@ def findings(context: ProjectContext) -> dict[str, Any]:
     best = context.runner.run("compare").output["best_baseline"]
     found = arm_evaluations(context, [best, TUNED])
     metrics = [metric(name) for name in context.project.evaluate.metrics]
-    clusters = context.clusters()
+    clusters = context.clusters(context.rows("test"))
     rows = [replace(row, group=clusters[row.id]) for row in context.questions("test")]
     table = slices(rows, metrics[:1], slicers(rows, ()), found[TUNED], found[best])
     tuned = Result(TUNED, [found[TUNED]], rows, metrics, clusters)
@@ -185,7 +186,7 @@ def _answers(one: Any, table: list[Slice], better: str, broke: Output, groups: l
     where = f"surely worse in {', '.join(worse)}" if worse else f"surely worse in none of {len(tested)} slices"
     weakest = min((line for line in tested if line.b is not None), key=lambda line: _rank(line, better), default=None)
     if weakest is not None and weakest.b is not None:
-        where += f"; weakest in {weakest.dimension}: {weakest.name} ({weakest.b:.3f} over {weakest.n} rows)"
+        where += f"; weakest in {weakest.dimension}: {weakest.name} ({weakest.b:.3f} over {counted(weakest.n, 'row')})"
     if unsure:
         where += f"; in {unsure} the rows are too few to tell"
     first = max(groups, key=lambda group: group["collect"], default=None)

@@ -7,7 +7,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from tunesmith.core.config import convert, parse_overrides
+from tunesmith.core.config import convert, parse_overrides, value_of
+from tunesmith.core.counted import counted
 from tunesmith.core.errors import ConfigError, UsageError, nearest
 from tunesmith.core.stats import sample_size_non_inferiority, sample_size_paired_rates, smallest_detectable_rates
 from tunesmith.core.types import Record
@@ -29,7 +30,7 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
         elif word in _FLAGS:
             options += [word, left.pop(0) if left and left[0] in ("true", "false") else "true"]
         else:
-            options += [word, *([left.pop(0)] if left else [])]
+            options += [word, *([left.pop(0)] if left and not left[0].startswith("--") else [])]
     return plain, options
 
 
@@ -60,16 +61,14 @@ def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
     while left:
         word, equals, value = left.pop(0).removeprefix("--").partition("=")
         if not equals:
-            if not left:
-                raise ConfigError(f"'--{word}' has no value", allowed=f"--{word} VALUE")
-            value = left.pop(0)
+            value = value_of(f"--{word}", left)
         yield word, value
 
 
 def _value(word: str, raw: str, listed: bool) -> Any:
     """The value as YAML; of a list each part between commas."""
     texts = raw.strip("[]").split(",") if listed else [raw]
-    values = [value for text in texts if text.strip() for _, value in parse_overrides([f"--{word}", text])]
+    values = [value for text in texts if text.strip() for _, value in parse_overrides([f"--{word}={text}"])]
     return values if listed else values[0] if values else None
 
 
@@ -80,7 +79,7 @@ def _is_list(kind: Any) -> bool:
 def pair(words: Sequence[str]) -> tuple[str, str]:
     """The two words. Raises UsageError for more or fewer."""
     if len(words) != 2:
-        raise UsageError(f"{len(words)} words: {' '.join(words)}", allowed="A B: two evaluations or two models")
+        raise UsageError(f"{counted(len(words), 'word')}: {' '.join(words)}", allowed="A B: two evaluations or two models")
     return words[0], words[1]
 
 

@@ -13,14 +13,16 @@ import msgspec
 
 from tunesmith._version import __version__
 from tunesmith.core.atomic import write_atomic
+from tunesmith.core.counted import counted
 from tunesmith.core.errors import NotFound
 from tunesmith.core.types import Example
 from tunesmith.evaluate.failures import collect_next, confusion, failure_groups
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.openings import openings
+from tunesmith.flow.context import TUNED
 from tunesmith.flow.evaluation.compare import Compared, Weigh, compare_results
-from tunesmith.flow.evaluation.results import KeptEvaluation, Result, kept_evaluations, result
-from tunesmith.flow.evaluation.rows import build
+from tunesmith.flow.evaluation.metrics import build
+from tunesmith.flow.evaluation.results import KeptEvaluation, Result, finished_arms, kept_evaluations, result
 from tunesmith.flow.evaluation.run import Bench
 from tunesmith.flow.failures import write_failures
 from tunesmith.pages.render import render
@@ -34,7 +36,8 @@ def write_report(words: Sequence[str], at: Bench, out: Path, weigh: Weigh = Weig
     """Write report.html, report.json, report.md and failures.jsonl (for `data next`) into `out`; returns what report.json holds.
 
     The leaderboard has every kept evaluation. With `words`, the first is the baseline that the others are compared with, at a level that
-    holds for all of those comparisons together (1 − α/k each). Raises NotFound for a word that names no result, and for an empty store.
+    holds for all of those comparisons together (1 − α/k each); where nothing but the project's run was measured, its arms are shown so.
+    Raises NotFound for a word that names no result, and where nothing was measured yet.
     """
     report = collected(words, at, weigh)
     write_atomic(out / "report.json", json.dumps(report, indent=1, default=str))
@@ -48,9 +51,11 @@ def write_report(words: Sequence[str], at: Bench, out: Path, weigh: Weigh = Weig
 def collected(words: Sequence[str], at: Bench, weigh: Weigh) -> dict[str, Any]:
     """Everything that the report shows, as plain JSON."""
     kept = kept_evaluations(at.folder)
+    words = words or ([] if kept else _arms(at))
     named = [_named(word, at) for word in words]
     if not kept and not named:
-        raise NotFound("no evaluation is kept yet", where=str(at.folder), remedy="tunesmith eval MODEL --data FILE")
+        remedy = "tunesmith run measures base and tuned model; tunesmith eval MODEL --data FILE any other"
+        raise NotFound("nothing was measured yet", where=str(at.folder), remedy=remedy)
     shared = msgspec.structs.replace(weigh, level=1 - (1 - weigh.level) / max(1, len(named) - 1))
     looked = openings(at.log)
     return {
@@ -58,6 +63,7 @@ def collected(words: Sequence[str], at: Bench, weigh: Weigh) -> dict[str, Any]:
         "version": __version__,
         "boards": leaderboard(kept),
         "comparisons": [comparison_part(named[0], other, compare_results(named[0], other, shared, at)) for other in named[1:]],
+        "run_report": _run_report(at),
         "failures": failures_part(named[-1], _taught(words[-1], at)) if named else None,
         "openings": [
             {
@@ -68,6 +74,18 @@ def collected(words: Sequence[str], at: Bench, weigh: Weigh) -> dict[str, Any]:
             for one in looked
         ],
     }
+
+
+def _arms(at: Bench) -> list[str]:
+    """The finished arms of the project's run as words, where the tuned model is among them."""
+    arms = finished_arms(at.context) if at.context is not None else []
+    return [f"run:{arm}" for arm in arms] if TUNED in arms else []
+
+
+def _run_report(at: Bench) -> str | None:
+    """Where the project's run has its own report."""
+    page = at.context.folder / at.context.project.report / "report.html" if at.context is not None else None
+    return str(page) if page is not None and page.is_file() else None
 
 
 def _named(word: str, at: Bench) -> Result:
@@ -242,13 +260,13 @@ def markdown(report: dict[str, Any]) -> str:
         lines += [f"### {one['b']} against {one['a']}", "", *[f"- {m['sentence']}" for m in one["metrics"]], ""]
         worse = [s for s in one["slices"] if s["p_adjusted"] is not None and s["p_adjusted"] < 0.05]
         lines += [
-            f"- slice {s['dimension']} = {s['name']} ({s['n']} rows), {s['metric']}: {s['difference']['estimate']:+.3g} "
+            f"- slice {s['dimension']} = {s['name']} ({counted(s['n'], 'row')}), {s['metric']}: {s['difference']['estimate']:+.3g} "
             f"[{s['difference']['low']:+.3g}, {s['difference']['high']:+.3g}], p = {s['p_adjusted']:.2g} (Holm)"
             for s in worse
         ]
         lines += [f"- {one['slices_tested']} slices tested, {len(worse)} differ after correction", ""] if one["slices_tested"] else []
     for board in report["boards"]:
-        lines += [f"### {board['data']} ({board['rows']} rows)", "", "| model | prompt | " + " | ".join(board["metrics"]) + " |"]
+        lines += [f"### {board['data']} ({counted(board['rows'], 'row')})", "", "| model | prompt | " + " | ".join(board["metrics"]) + " |"]
         lines += ["| --- " * (2 + len(board["metrics"])) + "|"]
         lines += [f"| {_plain(e['model'])} | {_plain(e['variant'])} | " + " | ".join(e["cells"]) + " |" for e in board["entries"]]
         lines += ["", board["note"], ""] if board["note"] else [""]

@@ -22,7 +22,7 @@ from tunesmith.core.types import Example, Record, Sampling
 from tunesmith.evaluate.compare import Comparison, merged
 from tunesmith.evaluate.metrics import Metric, metric
 from tunesmith.evaluate.run import Evaluation, dataset_digest, load_evaluation
-from tunesmith.flow.evaluation.rows import build
+from tunesmith.flow.evaluation.metrics import build
 
 if TYPE_CHECKING:
     from tunesmith.flow.context import ProjectContext
@@ -131,12 +131,18 @@ def load_kept(folder: Path, name: str) -> Result:
     )
 
 
+def finished_arms(context: ProjectContext) -> list[str]:
+    """The arms of the project's run that were measured."""
+    return [arm for arm in context.arms if context.runner.peek(f"evaluate:{arm}") is not None]
+
+
 def _arm(arm: str, context: ProjectContext | None) -> Result:
     if context is None or arm not in context.arms or context.runner.peek(f"evaluate:{arm}") is None:
-        done = [one for one in context.arms if context.runner.peek(f"evaluate:{one}")] if context else []
+        done = finished_arms(context) if context else []
         raise NotFound(f"no finished arm '{arm}'", allowed=", ".join(done) or "none yet", remedy="tunesmith run")
     found = load_evaluation(context.runner.folder(f"evaluate:{arm}"))
-    return Result(arm, [found], context.questions("test"), [metric(one) for one in found.metrics], context.clusters())
+    asked = context.questions("test")
+    return Result(arm, [found], asked, [metric(one) for one in found.metrics], context.clusters(asked))
 
 
 def _imported(path: Path) -> Result:

@@ -19,6 +19,7 @@ import msgspec
 from msgspec.structs import replace
 
 from tunesmith.core.atomic import write_atomic
+from tunesmith.core.counted import counted
 from tunesmith.core.errors import ConfigError, DataError, NotFound
 from tunesmith.core.progress import Progress
 from tunesmith.core.row_kinds import as_examples, kind_of
@@ -34,11 +35,13 @@ from tunesmith.evaluate.prompts import PromptVariant, as_given, few_shot, instru
 from tunesmith.evaluate.run import Evaluation, dataset_digest, evaluate
 from tunesmith.flow.context import ProjectContext
 from tunesmith.flow.evaluation.ask import Ask
+from tunesmith.flow.evaluation.metrics import build
 from tunesmith.flow.evaluation.results import KeptEvaluation
-from tunesmith.flow.evaluation.rows import build
 from tunesmith.flow.last_run import view
 from tunesmith.flow.project import open_store
 from tunesmith.flow.rows import RowReader, Rows, Sections, evaluated, taught
+from tunesmith.flow.undeployed import why_undeployed
+from tunesmith.flow.upstreams import asked_upstreams
 from tunesmith.models.around import Metered
 from tunesmith.models.catalog import Catalog
 from tunesmith.models.resolve import Models
@@ -98,7 +101,12 @@ def bench(
         context = ProjectContext(seen.project, folder, store, catalog, progress, view=seen) if seen else None
         reader = RowReader(folder, seen.project if seen else Sections(), progress, catalog, context)
         run = context.last_trained if context else None
-        at = Bench(store, Models(store, catalog, concurrency, rate, home=folder, run=run), progress, reader)
+        models = Models(store, catalog, concurrency, rate, home=folder, run=run)
+        if seen is not None:
+            project = seen.project
+            models.upstreams = asked_upstreams(project.serve.upstreams, concurrency, rate)
+            models.absent = lambda word: why_undeployed(project, store) if word == project.deploy.alias else ""
+        at = Bench(store, models, progress, reader)
         yield at
         if at.plan is not None:
             progress.say(at.plan["text"])
@@ -113,11 +121,12 @@ def run_eval(words: Sequence[str], ask: Ask, at: Bench) -> list[KeptEvaluation]:
     chosen = list(dict.fromkeys(words))
     for word in chosen:
         at.models.resolve(word)  # a word that names no model is told before another one is asked, or sealed rows are opened
+    parts = at.data(ask.data, ask)  # as data that is none
     found: list[KeptEvaluation] = []
     if ask.choose_on:
         found = [measure(word, part, ask, at) for part in at.data(ask.choose_on, ask) for word in chosen]
         chosen = list(dict.fromkeys([chosen[0], winner(found).model]))
-    return found + [measure(word, part, ask, at) for part in at.data(ask.data, ask) for word in chosen]
+    return found + [measure(word, part, ask, at) for part in parts for word in chosen]
 
 
 def winner(found: Sequence[KeptEvaluation]) -> KeptEvaluation:
@@ -150,15 +159,17 @@ class _Task:
     at: Bench
     model: Metered = field(init=False)
     metrics: list[Metric] = field(init=False)
+    sampling: Sampling = field(init=False)
     opening: int = 0
 
     def __post_init__(self) -> None:
-        self.rows = as_examples(self.data.rows)[: self.ask.limit]
+        self.rows = as_examples(self.data.rows)[: self.data.limit if self.ask.limit is None else self.ask.limit]
         self.documents = kind_of(self.data.rows) is Document
         self.metrics = [build(name, own, self.at.models, self.at.folder / "answers" / "judge.jsonl") for name, own in self.options.items()]
         self.by_likelihood = by_likelihood(self.metrics, documents=self.documents)
         model = self.at.models.resolve(self.word)
         self.model = Metered(Likelihood.of(model) if self.by_likelihood else model)
+        self.sampling = self._sampling()
 
     @cached_property
     def options(self) -> dict[str, dict[str, Any]]:
@@ -189,11 +200,14 @@ class _Task:
         except OSError as error:
             raise NotFound(f"no instruction can be read: {error.strerror}", where=ask.instruction[1:]) from error
 
-    @property
-    def sampling(self) -> Sampling:
-        """How the first sample is drawn."""
-        cap = self.ask.max_tokens or self.data.max_tokens or 256
-        return Sampling(max_tokens=cap, temperature=self.ask.temperature, seed=self.ask.seed if self.ask.temperature > 0 else None)
+    def _sampling(self) -> Sampling:
+        """How the first sample is drawn: as asked for, else as the deployed variant draws, else greedily. Raises ConfigError."""
+        ask, own = self.ask, self.at.models.drawn(self.word)
+        cap = ask.max_tokens or int(own.get("max_tokens", 0)) or self.data.max_tokens or 256
+        temperature = own.get("temperature", 0.0) if ask.temperature is None else ask.temperature
+        ask.check_samples(temperature)
+        seed = ask.seed if temperature > 0 else None
+        return Sampling(max_tokens=cap, temperature=temperature, top_p=own.get("top_p", 1.0) if temperature > 0 else 1.0, seed=seed)
 
     @cached_property
     def id(self) -> str:
@@ -211,7 +225,7 @@ class _Task:
         write_atomic(out / "kept.json", msgspec.json.encode(kept))
         seal(out)
         took = time.monotonic() - started
-        self.at.progress.say(f"{self.word} on {self.data.name}: {kept.rows} rows, {self.model.asked} asked now, {took:.1f} s")
+        self.at.progress.say(f"{self.word} on {self.data.name}: {counted(kept.rows, 'row')}, {self.model.asked} asked now, {took:.1f} s")
         return kept
 
     def _open(self) -> None:
@@ -245,7 +259,7 @@ class _Task:
                 on_progress=tell,
             )
 
-        if self.ask.temperature <= 0:
+        if self.sampling.temperature <= 0:
             return [one(self.sampling, out)]
         seeds = range(self.ask.seed, self.ask.seed + self.ask.samples)
         return [one(replace(self.sampling, seed=seed), out / f"seed-{seed}") for seed in seeds]

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.atomic import atomic_folder
-from tunesmith.core.model_ref import ADAPTER_SETTINGS, artifact_ref
+from tunesmith.core.counted import counted
+from tunesmith.core.model_ref import ADAPTER_SETTINGS, MODEL_FOLDER, artifact_ref
 from tunesmith.core.seal import checked, seal
 from tunesmith.store.files import Files
 from tunesmith.store.jobs import Lease
@@ -24,7 +25,7 @@ from tunesmith.store.store import Store
 from tunesmith.train.run import reported
 
 KEPT = 3
-_WEIGHTS = (ADAPTER_SETTINGS, "adapter_model.safetensors", "weights.safetensors")
+_WEIGHTS = (ADAPTER_SETTINGS, "adapter_model.safetensors", "weights.safetensors")  # the last of a run that an earlier version began
 _QUIET_S = 0.2  # steps that follow each other faster are written together
 
 
@@ -59,7 +60,7 @@ class Reporter:
         elif kind == "checkpoint_failed":
             self._say(f"no checkpoint:{step}", f"No checkpoint: {event['error']}", level="warn")
         elif kind == "grading_failed":
-            message = f"Step {step}: {event['count']} answers could not be graded and are left out: {event['why']}"
+            message = f"Step {step}: {counted(event['count'], 'answer')} could not be graded and are left out: {event['why']}"
             self._say(f"ungraded:{step}", message, level="warn")
         elif kind == "paused":
             self._values = {"step": step, "estimated_finish": None}
@@ -97,6 +98,8 @@ class Reporter:
         copy = self._out.parent / "paused" / folder.name
         if not copy.is_dir():
             with atomic_folder(copy) as work:
+                if (folder / MODEL_FOLDER).is_dir():
+                    shutil.copytree(folder / MODEL_FOLDER, work / MODEL_FOLDER, copy_function=_copy_checked)
                 for name in _WEIGHTS:
                     if (folder / name).is_file():
                         shutil.copyfile(checked(folder / name), work / name)
@@ -105,13 +108,19 @@ class Reporter:
 
     def _keep(self, step: int, folder: Path, metrics: dict[str, Any]) -> None:
         store, job = self._lease.store, self._job
-        model = artifact_ref(job["base"], folder, store.folder, made_by=f"job:{job['id']}")
-        copies, name = weight_files(store, job, folder, f"step-{step}-"), f"{model_name(job)}:ckpt-step-{step}"
-        self._lease.keep_checkpoint(step, name, metrics, copies, model if model.adapter else None)
+        place = folder / MODEL_FOLDER if (folder / MODEL_FOLDER).is_dir() else folder
+        model = artifact_ref(job["base"], place, store.folder, made_by=f"job:{job['id']}")
+        copies, name = weight_files(store, job, place, f"step-{step}-"), f"{model_name(job)}:ckpt-step-{step}"
+        answers = model.adapter is not None or place.name == MODEL_FOLDER
+        self._lease.keep_checkpoint(step, name, metrics, copies, model if answers else None)
 
     def _forget(self, step: int) -> None:
         self._lease.forget_checkpoint(step)
         shutil.rmtree(self._out.parent / "paused" / f"checkpoint-{step}", ignore_errors=True)
+
+
+def _copy_checked(source: str, target: str) -> str:
+    return str(shutil.copyfile(checked(Path(source)), target))
 
 
 # What the loop calls a figure → what the API calls it; the loop's other figures keep their names.

@@ -18,6 +18,7 @@ import msgspec
 
 from tunesmith.core.atomic import atomic_file, write_atomic
 from tunesmith.core.chat import Renderer
+from tunesmith.core.counted import counted
 from tunesmith.core.digests import sha256_of
 from tunesmith.core.errors import DataError, NotFound, TrainingError, UsageError
 from tunesmith.core.model_ref import ModelRef, artifact_ref
@@ -113,7 +114,7 @@ def read_rows(store: Store, job: Row, param: str) -> list[DataRow]:
         raise BadFile(code, f"The file cannot be read: {error.what}", param) from error
     if faults:
         shown = "; ".join(faults[:_SHOWN_FAULTS])
-        raise BadFile(code, f"The job failed due to an invalid {param.replace('_', ' ')}: {len(faults)} lines. {shown}", param)
+        raise BadFile(code, f"The job failed due to an invalid {param.replace('_', ' ')}: {counted(len(faults), 'line')}. {shown}", param)
     if param == "training_file" and seen < FEWEST:
         raise BadFile("invalid_n_examples", f"Training file has {seen} example(s), but must have at least {FEWEST} examples", param)
     return rows

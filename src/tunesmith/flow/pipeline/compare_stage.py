@@ -20,7 +20,7 @@ def judge(context: ProjectContext, work: Path) -> Output:
     metrics = [metric(name) for name in context.project.evaluate.metrics]
     found = arm_evaluations(context, context.arms)
     tuned, baselines = found.pop(TUNED), found
-    clusters = context.clusters()
+    clusters = context.clusters(context.rows("test"))
     comparisons = {arm: _against(arm, baseline, tuned, metrics, clusters) for arm, baseline in baselines.items()}
     (work / "comparisons.json").write_bytes(msgspec.json.encode(comparisons))
     best = _best(baselines, metrics[0])

@@ -7,14 +7,14 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
+from tunesmith.core.counted import counted
 from tunesmith.core.errors import DataError
 from tunesmith.core.rows import Row, write_jsonl, write_parquet
-from tunesmith.core.stored_rows import StoredRows
+from tunesmith.core.stored_rows import StoredRows, chained
 from tunesmith.data.import_stream import Intake, intake
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.summary import summary as summary_of
+from tunesmith.flow.clusters import write_clusters
 from tunesmith.flow.datasets.leaks import as_plain
 from tunesmith.flow.datasets.prepared import cleaned_rows, clusters_of, divided_rows, given_parts, salted
 from tunesmith.flow.runner import Output
@@ -65,7 +65,7 @@ def clean_and_split(context: ProjectContext, work: Path) -> Output:
         parts = divided_rows(rows, clusters, salted(project.split, again), catalog, prints=cleaned.prints)
     else:
         train, validation, test = (given.rows(part) for part in PARTS)
-        rows = [*train, *validation, *test]
+        rows = chained([train, validation, test])
         clusters = clusters_of(rows, project.clean.near_duplicates)
         parts = given_parts(train, validation, test, given.name, project.split.semantic, catalog)
         context.progress.say(parts.notes[0])
@@ -73,12 +73,11 @@ def clean_and_split(context: ProjectContext, work: Path) -> Output:
         write_parquet(work / f"{name}.parquet", getattr(parts, name))
         if not getattr(parts, name):
             raise DataError(
-                f"the split leaves no {name} rows ({len(rows)} rows in all)",
+                f"the split leaves no {name} rows ({counted(len(rows), 'row')} in all)",
                 where="split",
                 remedy="add rows, or change the shares; a data set of a few dozen rows cannot be split three ways",
             )
-    numbers = {row.id: int(cluster) for row, cluster in zip(rows, clusters, strict=True)}
-    (work / "clusters.json").write_bytes(msgspec.json.encode(numbers))
+    write_clusters(work, ((row.id, int(cluster)) for row, cluster in zip(rows, clusters, strict=True)))
     ledger.write(work / "ledger.jsonl")
     told = {**summary_of(rows, ledger=ledger, clusters=clusters, splits=parts), "meaning": as_plain(parts.meaning)}
     return told if given is None else {**told, "version": given.version.id}

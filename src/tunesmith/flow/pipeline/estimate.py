@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from tunesmith.core.counted import counted
 from tunesmith.core.errors import MissingExtra
 from tunesmith.flow.context import TUNED
 from tunesmith.flow.datasets.tokens import lengths, prices, training_cost
@@ -95,7 +96,7 @@ class RunEstimate:
         lines = [
             f"this will take about {in_words(sum(self.seconds.values()))} on this machine: {', '.join(parts) or 'nothing long'}",
             f"({self.basis})",
-            f"training: {training.steps} steps in {training.plan.epochs} epochs, {training.tokens:,} tokens "
+            f"training: {counted(training.steps, 'step')} in {counted(training.plan.epochs, 'epoch')}, {training.tokens:,} tokens "
             f"({training.computed_tokens:,} after packing, {training.trained_tokens:,} with loss)",
             f"memory at the peak: about {', '.join(f'{size / 2**30:.1f} GiB to {name}' for name, size in self.memory.items())}",
         ]
@@ -187,7 +188,7 @@ def _offers(context: ProjectContext, epochs: int) -> tuple[dict[str, Any], ...]:
         return ()
     rows = context.rows("train")
     try:
-        offers = [training_cost(lengths(rows, model, context.catalog)[0], model, epochs) for model in prices().models]
+        offers = [training_cost(lengths(rows, model, context.catalog.model)[0], model, epochs) for model in prices().models]
     except MissingExtra:
         return ()
     return tuple(sorted((offer for offer in offers if offer is not None), key=lambda offer: float(offer["usd"])))

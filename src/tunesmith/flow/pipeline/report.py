@@ -15,6 +15,7 @@ import msgspec
 
 from tunesmith._version import __version__
 from tunesmith.core.atomic import write_atomic
+from tunesmith.core.counted import counted
 from tunesmith.evaluate.compare import Comparison
 from tunesmith.evaluate.metrics import metric
 from tunesmith.flow.context import TUNED, ProjectContext
@@ -182,7 +183,7 @@ def _data(context: ProjectContext, outputs: dict[str, Output]) -> dict[str, Any]
     split, tokens = outputs["split"], outputs["tokens"]
     clusters, leakage = split["clusters"], split["leakage"]["test"]
     test = {row.id for row in context.questions("test")}
-    of = context.clusters()
+    of = context.clusters(context.rows("test"))
     ledger = context.runner.folder("tokens") / "ledger.jsonl"
     fates: dict[tuple[str, str], int] = {}
     for text in ledger.read_text("utf-8").splitlines():
@@ -236,7 +237,7 @@ def _training(context: ProjectContext, output: Output) -> dict[str, Any]:
     more = "".join(f", {key.replace('_', ' ')} {value:.3f}" for key, value in figures.items())
     return {
         "figures": figures,
-        "about": f"{output['rows']} rows, {output['epochs']} epochs, {output['steps']} steps, {size}, "
+        "about": f"{counted(output['rows'], 'row')}, {counted(output['epochs'], 'epoch')}, {counted(output['steps'], 'step')}, {size}, "
         f"{_minutes(output['seconds'])}{loss}{more}.",
         "figure": figure,
         "unit": unit,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -27,23 +28,24 @@ Server = Callable[[Mapping[str, Model], Store], AbstractContextManager[str]]
 
 
 def ask(context: ProjectContext, server: Server, work: Path) -> Output:
-    """Serve both models, ask held-out rows of both, and return what was said and what monitoring saw of it."""
+    """Serve both models, ask held-out rows of both, and return what was said and what monitoring saw of it. The log is the stage's own:
+    nobody's questions are in it, and rows of the test part come into none from which people train."""
     from tunesmith.monitor.status import status
 
     openai = need("openai", extra="openai")
-    started = time.time()
     tokens, asked = context.sampling().max_tokens, _chosen(context.questions("test"), context.project.deploy.questions)
     questions = [_beginning(row) if context.documents else Question(row.prompt, row.prompt[-1].text, row.answer) for row in asked]
     said: dict[str, list[dict[str, Any]]] = {}
-    for names in _together(context):
-        with server({name: load() for name, load in names.items()}, context.store) as url:
-            client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
-            said |= {name: [_answer(client, question, name, tokens) for question in questions] for name in names}
+    with TemporaryDirectory(dir=work) as folder, closing(Store.open(folder)) as log:
+        for names in _together(context):
+            with server({name: load() for name, load in names.items()}, log) as url:
+                client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
+                said |= {name: [_answer(client, question, name, tokens) for question in questions] for name in names}
+        seen = status(log)
     answers = [
         {"asked": question.asked, "reference": question.reference, "answers": [each[i] for each in said.values()]}
         for i, question in enumerate(questions)
     ]
-    seen = status(context.store, since=started)
     return {"questions": answers, "monitoring": seen}
 
 

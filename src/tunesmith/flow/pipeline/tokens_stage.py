@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tunesmith.core.chat import Rendered, Renderer
+from tunesmith.core.counted import counted
 from tunesmith.core.errors import DataError
 from tunesmith.core.rows import Row
 from tunesmith.data.ledger import Ledger
@@ -89,7 +90,7 @@ def _refuse_untrained(items: Sequence[Item], rendered: Sequence[Item], plan: Pla
     shortest = min((max(len(row.ids) for row in item.rows) for item in rendered if item.rows[0].trained), default=None)
     mend = "rows need an assistant turn whose weight is not 0"
     if shortest is not None:
-        mend = f"max_length is {plan.max_length}, and the shortest of {len(rendered)} rows has {shortest} tokens"
+        mend = f"max_length is {plan.max_length}, and the shortest of {counted(len(rendered), 'row')} has {shortest} tokens"
     raise DataError("no token of any row would be trained", where="mask gate", remedy=mend)
 
 

@@ -8,10 +8,9 @@ from typing import Any
 
 import msgspec
 
-from tunesmith.core.atomic import unfinished
+from tunesmith.core.counted import counted
 from tunesmith.core.errors import TrainingError, UsageError
 from tunesmith.core.progress import Progress
-from tunesmith.flow.context import ProjectContext
 from tunesmith.flow.pipeline.run import Made, begin, opened
 from tunesmith.flow.pipeline.training_stage import taught
 from tunesmith.flow.project import Project
@@ -31,10 +30,10 @@ _NO_LOSS = 0.01  # so little is nothing to halve
 def train_project(
     project: Project, folder: Path, progress: Progress, *, fresh: bool = False, made: Made = Made(command="tunesmith train")
 ) -> dict[str, Any]:
-    """Prepare the data and train; an interrupted run continues. `fresh` forgets an unfinished or finished run first."""
+    """Prepare the data and train; an interrupted run continues. `fresh` begins anew (`Runner.begin_anew`)."""
     with opened(project, folder, progress) as context, only_one(context.store.folder):
         if fresh:
-            _forget(context)
+            context.runner.begin_anew("train")
         run = begin(context, made, ("collect", "split", "tokens", "train"))
         done = context.runner.run("train")
         Runs(context.store).finish(run.id)
@@ -69,7 +68,7 @@ def overfit(project: Project, folder: Path, progress: Progress, rows: int) -> di
     proof = {"rows": len(few), "steps": result.steps, "first_loss": losses[0], "train_loss": result.train_loss, "unit": method.unit}
     if result.train_loss > bound:
         raise TrainingError(
-            f"after {result.steps} steps on {len(few)} rows the loss is {result.train_loss:.3f} ({method.unit})",
+            f"after {counted(result.steps, 'step')} on {counted(len(few), 'row')} the loss is {result.train_loss:.3f} ({method.unit})",
             allowed=f"below {bound:.3g}",
             remedy="look at `tunesmith data mask`, then at learning_rate and adapter.targets",
         )
@@ -88,9 +87,3 @@ def _by_heart(plan: Plan, few: list[Item], base: Path) -> Plan:
 def _learned(method: Method, first_loss: float) -> float:
     """The loss below which the rows are known by heart. A pipeline that can learn drives the loss of a few rows far below a guess."""
     return method.learned_nats if method.learned_nats is not None else max(_NO_LOSS, first_loss / 2)
-
-
-def _forget(context: ProjectContext) -> None:
-    folder = context.runner.folder("train")
-    for place in (folder, unfinished(folder)):
-        shutil.rmtree(place, ignore_errors=True)
