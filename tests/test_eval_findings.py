@@ -13,7 +13,10 @@ from test_run import project
 from tunesmith.cli import app
 from tunesmith.cli.shared import guarded
 from tunesmith.core.progress import Silent
-from tunesmith.flow.evaluation.findings import findings, findings_html
+from tunesmith.core.types import Score
+from tunesmith.evaluate.compare import compare
+from tunesmith.evaluate.slices import Slice
+from tunesmith.flow.evaluation.findings import _gained, _lost, findings, findings_html
 from tunesmith.flow.evaluation.results import arm_evaluations
 from tunesmith.flow.pipeline.run import opened
 from tunesmith.flow.project import load_project
@@ -49,6 +52,8 @@ def test_six_questions_have_answers(context):
     found = findings(context)
     assert list(found["answers"]) == ["better", "by how much", "sure", "where not", "what broke", "what next"]
     assert "interval" in found["answers"]["sure"]
+    sides = found["lost"] if together["difference"] < 0 else found["gained"]
+    assert together["difference"] == 0 or any(line.startswith("general abilities") for line in sides)
     tested = [line for line in found["slices"] if line["difference"]]
     assert all(line["p_adjusted"] is not None for line in tested)
     assert found["slices_tested"] >= len(tested)
@@ -110,3 +115,15 @@ def test_arms_of_the_run_are_compared_and_gated(context, capsys):
     code, told = call(context, capsys, "compare", "run:zero-shot", "run:best")
     assert code == 2
     assert "tuned" in told["error"]["message"]
+
+
+def test_few_rows_that_fell_from_1_to_0_are_among_what_was_lost():
+    base, tuned = [0.0] * 8 + [1.0] * 4, [1.0] * 10 + [0.0] * 2
+    one = compare(*([Score(example_id=str(i), metric="m", value=v) for i, v in enumerate(side)] for side in (base, tuned))).metric("m")
+    table = [Slice(dimension="label", name="politics", metric="m", n=2, a=1.0, b=0.0)]
+    fell = {"together": {"difference": -0.15, "p_value": 0.001, "before": 0.217, "after": 0.058, "rows": 120}}
+    gained, lost = _gained(one, table, "higher", fell), _lost(one, table, "higher", fell)
+    assert gained[0].startswith("m: 0.333 → 0.833 (+0.500, 95% interval")
+    assert lost[0] == "general abilities fell: 0.217 → 0.058 over 120 rows (surely)"
+    assert "2 held-out rows answered worse" in lost
+    assert "label politics: 1.000 → 0.000 over 2 rows (few rows: not sure)" in lost
