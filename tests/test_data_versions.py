@@ -226,7 +226,7 @@ def test_a_difference_is_one_of_content_wherever_rows_stand():
     found = version.diff({"all": old}, {"all": shifted})
     assert ([one.after for one in found.added], found.removed, found.changed, found.moved) == ([shifted[0]], [], [], [])
     renamed = [msgspec.structs.replace(one, origin=one.origin.replace("f:", "g:")) for one in old]
-    assert version.diff({"all": old}, {"all": renamed}) == version.Difference([], [], [], [])
+    assert version.diff({"all": old}, {"all": renamed}) == version.VersionDifference([], [], [], [])
     twice = [*old, msgspec.structs.replace(old[3], origin="f:99")]
     assert [one.origin for one in version.diff({"all": old}, {"all": twice}).added] == ["f:99"]
     edited = [*old[:5], msgspec.structs.replace(old[5], meta={"seen": 1}), *old[6:]]

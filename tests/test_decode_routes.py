@@ -20,7 +20,7 @@ from tunesmith.models.routed import RoutedEngine
 from tunesmith.nets import cached_attention
 from tunesmith.nets.decoder import Engine
 from tunesmith.nets.plain_decoder import PlainEngine
-from tunesmith.nets.sequences import Request, score
+from tunesmith.nets.sequences import DecodeRequest, score
 from tunesmith.train.loop import train
 from tunesmith.train.plan import Plan
 
@@ -122,7 +122,7 @@ def greedy(model, ids: list[int], count: int) -> list[tuple[int, float]]:
 def answered(engine: RoutedEngine, asked: list[tuple[list[int], str | None]], count: int) -> list[list[tuple[int, float]]]:
     """The ids and log-probabilities that one decoder gives for all rows together."""
     decoder = engine.decoder()
-    told = {decoder.add(Request(ids=ids, max_tokens=count, adapter=name, top_logprobs=0, share=16)): [] for ids, name in asked}
+    told = {decoder.add(DecodeRequest(ids=ids, max_tokens=count, adapter=name, top_logprobs=0, share=16)): [] for ids, name in asked}
     while decoder.busy:
         for token in decoder.step():
             told[token.sequence].append((token.id, token.logprob["logprob"]))
@@ -210,7 +210,7 @@ def test_it_is_checked_once_and_an_adapter_of_another_kind_for_itself(tmp_path, 
 
     made = []
 
-    class Counted(decode_check.Check):
+    class Counted(decode_check.DecodeCheck):
         def __init__(self, plain, adapter, **options):
             made.append(adapter)
             super().__init__(plain, adapter, **options)

@@ -10,7 +10,7 @@ import pytest
 import tiny
 from train_parts import make_rows, tiny_base, user_plan
 from tunesmith.core.errors import NotFound, TrainingError
-from tunesmith.flow.pipeline.estimate import Elsewhere
+from tunesmith.flow.pipeline.estimate import OtherMachine
 from tunesmith.train import fit, gpus
 from tunesmith.train.estimate import CACHE_BYTES, POOL_HOLES, Memory, estimate, lora_parameters, memory
 from tunesmith.train.facts import base_shape
@@ -114,7 +114,7 @@ def test_a_named_gpu_is_estimated_from_its_data_sheet(tmp_path):
     with pytest.raises(TrainingError, match=r"15\.\d GB and 14\.4 GB can be used on one T4"):
         gpus.refuse_what_cannot_fit(found, over, base=base)
     with pytest.raises(NotFound, match="no GPU 'H900'") as caught:
-        Elsewhere(gpu="H900")
+        OtherMachine(gpu="H900")
     assert "A100" in str(caught.value)
 
 

@@ -21,7 +21,7 @@ from tunesmith.models import trust
 from tunesmith.models.catalog import Catalog
 from tunesmith.models.local import LocalModel
 from tunesmith.models.resolve import Models
-from tunesmith.nets.sequences import Request
+from tunesmith.nets.sequences import DecodeRequest
 from tunesmith.store.deployments import Deployments
 from tunesmith.store.jobs import Jobs
 from tunesmith.store.store import Store
@@ -192,7 +192,7 @@ def test_attention_of_its_own_is_trained_and_answers_on_slower_routes(tmp_path, 
     row = rows(base)[0].ids.tolist()
     truth = model.engine.model(input_ids=torch.tensor([row]), use_cache=False).logits[0, -1]
     decoder = model.decoder()
-    decoder.add(Request(ids=row, max_tokens=1))
+    decoder.add(DecodeRequest(ids=row, max_tokens=1))
     assert decoder.step()[0].id == int(truth.argmax())
 
 

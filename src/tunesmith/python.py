@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tunesmith.evaluate.run import Evaluation
     from tunesmith.flow.evaluation.compare import GateLine
     from tunesmith.flow.evaluation.run import Bench
-    from tunesmith.flow.pipeline.run import Outcome
+    from tunesmith.flow.pipeline.run import RunOutcome
     from tunesmith.models.base import Model
 
 FILE = "tunesmith.yaml"
@@ -74,17 +74,17 @@ def finetune(config: str | Path = FILE, changes: Changes = AS_WRITTEN, *, progre
     ['artifact', 'cached', 'train_loss']
     """
     from tunesmith.flow.last_run import written_name
-    from tunesmith.flow.pipeline.run import Made
+    from tunesmith.flow.pipeline.run import RunCommand
     from tunesmith.flow.pipeline.train_only import train_project
     from tunesmith.flow.project import load_project
 
     words = _words(changes)
-    made = Made("tunesmith train", tuple(words), written_name(Path(config), words))
+    made = RunCommand("tunesmith train", tuple(words), written_name(Path(config), words))
     with _telling(progress) as telling:
         return train_project(load_project(Path(config), words), _folder(config), telling, made=made)
 
 
-def run(config: str | Path = FILE, changes: Changes = AS_WRITTEN, *, progress: bool = False) -> Outcome:
+def run(config: str | Path = FILE, changes: Changes = AS_WRITTEN, *, progress: bool = False) -> RunOutcome:
     """Walk the whole circle; `verdict`, `decision`, `values` and the place of the `report`. What is done is not done again.
 
     >>> outcome = tunesmith.run(changes={"train.epochs": 1})
@@ -93,11 +93,11 @@ def run(config: str | Path = FILE, changes: Changes = AS_WRITTEN, *, progress: b
     """
     from tunesmith.api.serve import temporary
     from tunesmith.flow.last_run import written_name
-    from tunesmith.flow.pipeline.run import Made, run_pipeline
+    from tunesmith.flow.pipeline.run import RunCommand, run_pipeline
     from tunesmith.flow.project import load_project
 
     words = _words(changes)
-    made = Made("tunesmith run", tuple(words), written_name(Path(config), words))
+    made = RunCommand("tunesmith run", tuple(words), written_name(Path(config), words))
     with _telling(progress) as telling:
         return run_pipeline(load_project(Path(config), words), _folder(config), telling, temporary, made=made)
 

@@ -21,7 +21,7 @@ from tunesmith.core.types import Record
 from tunesmith.core.wire import BadRequest
 from tunesmith.flow.jobs.request import check_metadata
 from tunesmith.store.batch_lease import AnsweredLine, BatchLease, LeaseLost
-from tunesmith.store.batches import ENDPOINTS, UNSERVED, Batches, Line, batch_object, output_line
+from tunesmith.store.batches import ENDPOINTS, UNSERVED, Batches, BatchLine, batch_object, output_line
 from tunesmith.store.paging import Row
 from tunesmith.store.store import Store
 
@@ -148,8 +148,8 @@ async def _answer(app: Any, batches: Batches, lease: BatchLease) -> None:
     await away(lease.finish, "expired" if left else "completed")
 
 
-async def _ask(client: httpx.AsyncClient, part: Sequence[tuple[int, Line]]) -> list[AnsweredLine]:
-    async def answered(number: int, line: Line) -> AnsweredLine:
+async def _ask(client: httpx.AsyncClient, part: Sequence[tuple[int, BatchLine]]) -> list[AnsweredLine]:
+    async def answered(number: int, line: BatchLine) -> AnsweredLine:
         body = {key: value for key, value in line.body.items() if key != "stream"}
         answer = await client.post(line.url, content=msgspec.json.encode(body), headers={"content-type": "application/json"})
         tokens = _tokens(answer.content) if answer.status_code == 200 else (0, 0)

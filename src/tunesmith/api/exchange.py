@@ -38,7 +38,7 @@ class ClientLeft(Exception):
     """Nobody waits for the answer any longer."""
 
 
-def opened(state: State, scope: MutableMapping[str, Any], endpoint: str, prefix: str, head: wire.Head) -> Exchange:
+def opened(state: State, scope: MutableMapping[str, Any], endpoint: str, prefix: str, head: wire.RequestHead) -> Exchange:
     """The exchange of a request whose body begins as `head` says; the header `x-conversation-id` names a conversation too."""
     exchange = state.answered.open(endpoint, prefix, head.model[:_LONGEST_NAME], scope["state"]["project"])
     exchange.user_key, exchange.conversation = head.user, head.conversation

@@ -63,7 +63,7 @@ class Proxy:
         else:
             await self.app(scope, _again(body, receive), send)
 
-    async def _pass(self, scope: Scope, body: bytes, head: wire.Head, receive: Receive, first: Target) -> Response | Streamed | None:
+    async def _pass(self, scope: Scope, body: bytes, head: wire.RequestHead, receive: Receive, first: Target) -> Response | Streamed | None:
         """The other server's answer; None when the strategy chooses a model here once it is known who asks. `first` is whom it would
         choose for nobody in particular."""
         path = scope["path"]

@@ -126,7 +126,7 @@ def run(
     Example: tunesmith run --base smollm2-360m --train.learning-rate 1e-4 --evaluate.metrics '[exact_match, token_f1]'
     """
     from tunesmith.flow.last_run import written_name
-    from tunesmith.flow.pipeline.run import Made, run_pipeline
+    from tunesmith.flow.pipeline.run import RunCommand, run_pipeline
     from tunesmith.flow.pipeline.run import dry_run as plan_only
     from tunesmith.flow.project import DEFAULT_FILE, load_project
 
@@ -139,7 +139,7 @@ def run(
     from tunesmith.api.serve import temporary  # before any work, so that a missing package is said at once
 
     command = "tunesmith run" if config == DEFAULT_FILE else f"tunesmith run --config {shlex.quote(str(config))}"
-    made = Made(command, tuple(context.args), written_name(config, context.args))
+    made = RunCommand(command, tuple(context.args), written_name(config, context.args))
     with told(as_json) as progress:
         outcome = run_pipeline(project, config.resolve().parent, progress, temporary, made=made)
     emit(outcome.summary(), as_json, outcome.text())

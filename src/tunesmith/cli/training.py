@@ -27,13 +27,13 @@ def estimate(
 
     Example: tunesmith estimate --gpu H100 --usd-per-hour 2.5 --train.adapter.r 64
     """
-    from tunesmith.flow.pipeline.estimate import Elsewhere
+    from tunesmith.flow.pipeline.estimate import OtherMachine
     from tunesmith.flow.pipeline.run import dry_run
     from tunesmith.flow.project import load_project
 
     with told(as_json) as progress:
         found = dry_run(
-            load_project(config, instead(data, config, context.args)), config.resolve().parent, progress, Elsewhere(gpu, usd_per_hour)
+            load_project(config, instead(data, config, context.args)), config.resolve().parent, progress, OtherMachine(gpu, usd_per_hour)
         )
     reasons = [f"  {one['field']} = {one['value']}: {one['why']} ({one['source']})" for one in found["reasons"]]
     emit(found, as_json, "\n".join([found["text"], *reasons]))
@@ -56,7 +56,7 @@ def train(
     """
     from tunesmith.flow.last_run import written_name
     from tunesmith.flow.pipeline import train_only
-    from tunesmith.flow.pipeline.run import Made
+    from tunesmith.flow.pipeline.run import RunCommand
     from tunesmith.flow.project import load_project
 
     project, folder = load_project(config, instead(data, config, context.args)), config.resolve().parent
@@ -68,7 +68,7 @@ def train(
             found = train_only.overfit(project, folder, progress, overfit)
             emit(found, as_json, f"it can learn: {counted(found['rows'], 'row')} at {found['train_loss']:.4f} ({found['unit']})")
             return
-        made = Made("tunesmith train", tuple(context.args), written_name(config, context.args))
+        made = RunCommand("tunesmith train", tuple(context.args), written_name(config, context.args))
         found = train_only.train_project(project, folder, progress, fresh=not resume, made=made)
     loss = f", validation loss {found['valid_loss']:.3f}" if found["valid_loss"] is not None else ""
     done = "was already done" if found["cached"] else f"{counted(found['steps'], 'step')} in {found['seconds']:.0f} s"

@@ -56,7 +56,7 @@ def ignored(body: bytes) -> list[str]:
     return take_ignored(decode_object(body)) if any(key.encode() in body for key in IGNORED) else []
 
 
-class Head(msgspec.Struct, frozen=True):
+class RequestHead(msgspec.Struct, frozen=True):
     """What a request's body says of itself, whatever it asks for. `user` is the client's word for who asks, `conversation` for what it
     goes on with; each None where the body has none, or no text."""
 
@@ -76,15 +76,15 @@ _named = msgspec.json.Decoder(_Named)
 _LONGEST_KEY = 512
 
 
-def head_of(body: bytes) -> Head:
+def head_of(body: bytes) -> RequestHead:
     """A look ahead that refuses nothing: of a body that is no JSON object, an empty head. `safety_identifier` is OpenAI's later word for
     `user`; a conversation is named in `metadata`, as `conversation` or `conversation_id`."""
     try:
         named = _named.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return Head()
+        return RequestHead()
     about = named.metadata if isinstance(named.metadata, dict) else {}
-    return Head(
+    return RequestHead(
         model=named.model if isinstance(named.model, str) else "",
         user=_text(named.safety_identifier) or _text(named.user),
         conversation=_text(about.get("conversation")) or _text(about.get("conversation_id")),

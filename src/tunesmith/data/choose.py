@@ -18,7 +18,7 @@ from tunesmith.data.topics import latent
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
-class Choice(NamedTuple):
+class RowToLabel(NamedTuple):
     """A row to label: its index in the pool, its uncertainty and how much it is wanted (0 to 1), its distance (1 − cosine) to all that was
     known or chosen."""
 
@@ -36,7 +36,7 @@ def choose(
     uncertainty: Sequence[float] | None = None,
     wanted: Sequence[float] | None = None,
     vectors: tuple[Floats, Floats] | None = None,
-) -> list[Choice]:
+) -> list[RowToLabel]:
     """Up to `count` rows of the pool in the order in which they should be labelled. Deterministic.
 
     `uncertainty`: for each row of the pool, from 0 (sure) to 1; None treats all alike. `wanted`: the same for how much rows like it are
@@ -51,12 +51,12 @@ def choose(
     distance = np.full(len(pool), 2.0)
     for begin in range(0, len(theirs), 1_000):
         distance = np.minimum(distance, 1 - (ours @ theirs[begin : begin + 1_000].T).max(axis=1))
-    chosen: list[Choice] = []
+    chosen: list[RowToLabel] = []
     left = np.ones(len(pool), dtype=bool)
     for _ in range(min(count, len(pool))):
         value = np.where(left, weight * np.maximum(distance, 1e-9), -1.0)
         best = int(value.argmax())
-        chosen.append(Choice(best, float(unsure[best]), float(asked_for[best]), float(distance[best])))
+        chosen.append(RowToLabel(best, float(unsure[best]), float(asked_for[best]), float(distance[best])))
         left[best] = False
         distance = np.minimum(distance, 1 - ours @ ours[best])
     return chosen

@@ -23,7 +23,7 @@ from tunesmith.core.row_kinds import identified, only
 from tunesmith.core.rows import Row
 from tunesmith.core.stored_rows import Rewriting, taken
 from tunesmith.core.types import Example, Fate, Record
-from tunesmith.data.contamination import Contamination, Held, contaminated
+from tunesmith.data.contamination import Contamination, HeldOutRow, contaminated
 from tunesmith.data.dedup import Ints, Pairs
 from tunesmith.data.fingerprints import COMPILED_ROWS, Fingerprints, Gathered, Look, Seen
 from tunesmith.data.ledger import LOST, Ledger
@@ -107,7 +107,7 @@ class Cleaned:
     pairs: Pairs
     prints: Fingerprints
     personal_data: dict[str, int] = field(default_factory=dict)
-    contaminated: list[Held] = field(default_factory=list)
+    contaminated: list[HeldOutRow] = field(default_factory=list)
 
     @property
     def examples(self) -> list[Example]:
@@ -163,7 +163,7 @@ class Mark(NamedTuple):
     row: str | None
 
 
-class Piece(NamedTuple):
+class CleanedPiece(NamedTuple):
     """What became of one piece of rows: how many it had, the places that are left, the rows that changed, what is to be marked (with the
     origins), how many rows had each kind of personal data, and what was seen of the rows that are left."""
 
@@ -189,7 +189,7 @@ class ByRow:
     def __reduce__(self) -> tuple[Any, ...]:
         return ByRow, (self.settings, self.look)  # the rules are functions of functions, made anew where it arrives
 
-    def __call__(self, piece: Sequence[Row]) -> Piece:
+    def __call__(self, piece: Sequence[Row]) -> CleanedPiece:
         """What the rules make of a piece."""
         origins = list(piece)
         now: list[Row | None] = list(origins)
@@ -198,7 +198,7 @@ class ByRow:
         left = [i for i, row in enumerate(now) if row is not None]
         changed = [(i, row) for i, row in enumerate(now) if row is not None and row is not origins[i]]
         seen = self.look(row for row in now if row is not None)
-        return Piece(len(now), left, changed, [(origins[mark.at].origin, mark) for mark in marks], personal, seen)
+        return CleanedPiece(len(now), left, changed, [(origins[mark.at].origin, mark) for mark in marks], personal, seen)
 
 
 def apply_rule(rows: list[Row | None], name: str, rule: Rule, personal: Counter[str]) -> list[Mark]:

@@ -23,7 +23,7 @@ from tunesmith.data.formats.registry import Parsed, check_format, detect, parse_
 from tunesmith.data.formats.turns import Notes
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.no_gc import no_cycles
-from tunesmith.data.sources import Item, Unread, is_text, read_items
+from tunesmith.data.sources import SourceItem, Unread, is_text, read_items
 
 SAMPLE = 200  # rows that the format is detected from
 
@@ -49,7 +49,7 @@ class Source(Record, frozen=True):
     query: str = ""
 
 
-class Incoming(NamedTuple):
+class IncomingRow(NamedTuple):
     """One input row: where it is, the record (None when it has faults), its faults, its mends, its text for the rejects, and the byte of
     its file (unpacked) that it begins at, where it is a line."""
 
@@ -132,7 +132,7 @@ def collect(
     return found
 
 
-def faults_of(incoming: Incoming) -> list[Fault]:
+def faults_of(incoming: IncomingRow) -> list[Fault]:
     """The faults of one row with its place."""
     return [Fault(incoming.origin, code, message) for code, message in incoming.faults]
 
@@ -168,7 +168,7 @@ def refuse_invalid(found: Counted, max_invalid: float, rejects: str | Path | Non
 
 def stream_all(
     sources: Source | Sequence[Source], formats: dict[str, str], named: Callable[[str], str] = lambda path: path
-) -> Iterator[Incoming]:
+) -> Iterator[IncomingRow]:
     """The rows of all sources, one by one; `named` says what a file is called in origins.
 
     Raises as `stream`, and DataError for a source without rows or a file that is named twice.
@@ -191,7 +191,7 @@ def stream_all(
             )
 
 
-def stream(source: Source, formats: dict[str, str] | None = None, named: Callable[[str], str] = lambda path: path) -> Iterator[Incoming]:
+def stream(source: Source, formats: dict[str, str] | None = None, named: Callable[[str], str] = lambda path: path) -> Iterator[IncomingRow]:
     """The rows of one source, one by one, in bounded memory. `formats` is told the format of each file, `named` says what it is called.
 
     Raises NotFound, ConfigError, or DataError when the source cannot be read or its format is not recognised.
@@ -216,10 +216,10 @@ def stream(source: Source, formats: dict[str, str] | None = None, named: Callabl
                 again = f"its id {parsed.row.meta['id']!r} was already used at {twice}"
                 hint = "where it names a document and not a row: unique_ids: false"
                 parsed = Parsed(None, (("duplicate_id", f"{again}; {hint}"),))
-            yield Incoming(origin, *parsed, item.data if not isinstance(item.data, Unread) else b"", item.offset)
+            yield IncomingRow(origin, *parsed, item.data if not isinstance(item.data, Unread) else b"", item.offset)
 
 
-def _parse(item: Item, name: str, source: Source, origin: str) -> Parsed:
+def _parse(item: SourceItem, name: str, source: Source, origin: str) -> Parsed:
     if isinstance(item.data, Unread):
         return Parsed(None, ((item.data.code, item.data.message),))
     if isinstance(item.data, dict):
@@ -227,8 +227,8 @@ def _parse(item: Item, name: str, source: Source, origin: str) -> Parsed:
     return parse_line(item.data, name, mapping=source.map, origin=origin, ignored=source.ignore)
 
 
-def _peek(items: Iterator[Item]) -> tuple[list[Item], Iterator[Item]]:
-    sample: list[Item] = []
+def _peek(items: Iterator[SourceItem]) -> tuple[list[SourceItem], Iterator[SourceItem]]:
+    sample: list[SourceItem] = []
     for item in items:
         sample.append(item)
         if len(sample) >= SAMPLE:
@@ -236,12 +236,12 @@ def _peek(items: Iterator[Item]) -> tuple[list[Item], Iterator[Item]]:
     return sample, items
 
 
-def _chain(sample: list[Item], rest: Iterator[Item]) -> Iterator[Item]:
+def _chain(sample: list[SourceItem], rest: Iterator[SourceItem]) -> Iterator[SourceItem]:
     yield from sample
     yield from rest
 
 
-def _detect(sample: list[Item], source: Source, path: str) -> str:
+def _detect(sample: list[SourceItem], source: Source, path: str) -> str:
     rows: list[dict[str, Any]] = []
     faults: list[Fault] = []
     for item in sample:

@@ -30,7 +30,7 @@ class Contamination(Record, frozen=True):
     threshold: float = 0.8
 
 
-class Held(NamedTuple):
+class HeldOutRow(NamedTuple):
     """Training row `row` holds evaluation item `item`: the weighted share of the item's word pairs in it, and the wholes' Jaccard (0 below
     the threshold)."""
 
@@ -40,13 +40,13 @@ class Held(NamedTuple):
     jaccard: float
 
 
-def contaminated(train: Sequence[Row], evaluation: Sequence[Row], settings: Contamination, size: int = PIECE) -> list[Held]:
+def contaminated(train: Sequence[Row], evaluation: Sequence[Row], settings: Contamination, size: int = PIECE) -> list[HeldOutRow]:
     """For each training row that holds an evaluation item the item that it holds most of, by row. They are seen `size` at a time."""
     items = [subject_of(row) for row in evaluation]
     wholes, pairs, runs = shingles([comparison_text(row) for row in evaluation]), shingles(items), shingles(items, size=RUN)
     known = np.unique(pairs.hashes)
     times = np.zeros(len(known), dtype=np.int64)
-    held: dict[int, Held] = {}
+    held: dict[int, HeldOutRow] = {}
     shared: list[tuple[int, int, Any]] = []  # row, item, and which of the item's pairs the row has
     for start, piece in zip(range(0, len(train), size), pieces_of(train, size), strict=True):
         texts = [comparison_text(row) for row in piece]
@@ -54,7 +54,7 @@ def contaminated(train: Sequence[Row], evaluation: Sequence[Row], settings: Cont
         times += np.bincount(_places(known, mine.hashes), minlength=len(known))
         index, value = best_matches(mine, wholes, settings.threshold)
         for i in np.flatnonzero(index >= 0).tolist():
-            held[start + i] = Held(start + i, int(index[i]), 1.0, float(value[i]))
+            held[start + i] = HeldOutRow(start + i, int(index[i]), 1.0, float(value[i]))
         for i, j in _candidates(shingles(texts, size=RUN), runs, pairs):
             shared.append((start + i, j, np.isin(_set(pairs, j), _set(mine, i), assume_unique=True)))
     weights = _rarity(known, times, pairs, len(train) + len(items))
@@ -64,7 +64,7 @@ def contaminated(train: Sequence[Row], evaluation: Sequence[Row], settings: Cont
         weight = weights[pairs.starts[j] : pairs.starts[j + 1]]
         share = float(weight[which].sum() / weight.sum())
         if share >= settings.containment and (i not in held or share > held[i].containment):
-            held[i] = Held(i, j, share, 0.0)
+            held[i] = HeldOutRow(i, j, share, 0.0)
     return [held[i] for i in sorted(held)]
 
 

@@ -19,10 +19,10 @@ from tunesmith.core.errors import DataError
 from tunesmith.core.rows import write_jsonl
 from tunesmith.core.seal import seal
 from tunesmith.core.types import Record
-from tunesmith.data.sources import MANIFEST, Item, download, public_name, read_items
+from tunesmith.data.sources import MANIFEST, SourceItem, download, public_name, read_items
 
 
-class Manifest(Record, frozen=True):
+class FetchedManifest(Record, frozen=True):
     """What was read: its name without secrets, seconds since 1970, a digest of all bytes, and file → the name its rows are known by."""
 
     url: str
@@ -31,7 +31,7 @@ class Manifest(Record, frozen=True):
     files: dict[str, str]
 
 
-def fetch(path: str, query: str, folder: Path) -> Manifest:
+def fetch(path: str, query: str, folder: Path) -> FetchedManifest:
     """Read the URL (or the query's rows) into `folder`, which is there whole or as it was. Raises as `sources.read_items`."""
     with atomic_folder(folder) as work:
         if query:
@@ -44,7 +44,7 @@ def fetch(path: str, query: str, folder: Path) -> Manifest:
         return _sealed(work, name, named)
 
 
-def keep_rows(name: str, rows: Iterable[dict[str, Any]], folder: Path) -> Manifest:
+def keep_rows(name: str, rows: Iterable[dict[str, Any]], folder: Path) -> FetchedManifest:
     """Keep rows that came from elsewhere under a name, as JSONL; the folder is there whole or as it was. Raises DataError for no rows:
     kept, they would hide those that come later."""
     with atomic_folder(folder) as work:
@@ -53,14 +53,14 @@ def keep_rows(name: str, rows: Iterable[dict[str, Any]], folder: Path) -> Manife
         return _sealed(work, name, {"rows.jsonl": name})
 
 
-def _sealed(work: Path, name: str, named: dict[str, str]) -> Manifest:
-    manifest = Manifest(url=name, read=time.time(), digest=_digest(work, named), files=named)
+def _sealed(work: Path, name: str, named: dict[str, str]) -> FetchedManifest:
+    manifest = FetchedManifest(url=name, read=time.time(), digest=_digest(work, named), files=named)
     write_atomic(work / MANIFEST, msgspec.json.encode(manifest))
     seal(work)
     return manifest
 
 
-def _row(item: Item) -> dict[str, Any]:
+def _row(item: SourceItem) -> dict[str, Any]:
     if not isinstance(item.data, dict):
         raise DataError("the query gave something else than rows", remedy="select columns by name")
     return item.data
@@ -74,10 +74,10 @@ def _digest(folder: Path, names: dict[str, str]) -> str:
     return total.hexdigest()
 
 
-def manifest_of(folder: Path) -> Manifest | None:
+def manifest_of(folder: Path) -> FetchedManifest | None:
     """What was kept in the folder; None where it is no such folder. Raises DataError when it is damaged."""
     try:
-        return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+        return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=FetchedManifest)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except msgspec.DecodeError as error:

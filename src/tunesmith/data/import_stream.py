@@ -18,14 +18,14 @@ from tunesmith.core.digests import RunningDigest
 from tunesmith.core.errors import DataError, Fault
 from tunesmith.core.rows import Row, write_parquet
 from tunesmith.core.types import Fate, LedgerLine, canonical
-from tunesmith.data.collect import Incoming, Source, faults_of, refuse_invalid, stream_all
+from tunesmith.data.collect import IncomingRow, Source, faults_of, refuse_invalid, stream_all
 from tunesmith.data.ledger import LOST
 from tunesmith.data.no_gc import no_cycles
 
 FAULTS = 1_000  # that are kept to be shown; all are in the rejects
 TOLD_EVERY = 1_000  # rows
 
-OnIncoming = Callable[[Incoming], None]
+OnIncoming = Callable[[IncomingRow], None]
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Intake:
         """How many good rows there are."""
         return self.inputs - self.invalid
 
-    def enter(self, incoming: Incoming) -> LedgerLine:
+    def enter(self, incoming: IncomingRow) -> LedgerLine:
         """Count one row; its line of the ledger."""
         line = incoming.fate
         self.inputs += 1

@@ -16,7 +16,7 @@ from typing import Literal
 
 from tunesmith.core.errors import ConfigError, nearest
 from tunesmith.core.types import Record
-from tunesmith.data.pii_patterns import Span, search
+from tunesmith.data.pii_patterns import PersonalSpan, search
 
 KINDS = ("email", "phone", "card", "iban", "ip", "date_of_birth", "ssn", "api_key", "jwt", "private_key", "password")
 BATCH_CHARS = 400_000
@@ -35,17 +35,17 @@ class PersonalData(Record, frozen=True):
     salt: str = "tunesmith"
 
 
-def find(text: str, kinds: Sequence[str] = KINDS) -> list[Span]:
+def find(text: str, kinds: Sequence[str] = KINDS) -> list[PersonalSpan]:
     """What is in one text, by place; spans do not overlap."""
     return find_all([text], kinds)[0]
 
 
-def find_all(texts: Sequence[str], kinds: Sequence[str] = KINDS) -> list[list[Span]]:
+def find_all(texts: Sequence[str], kinds: Sequence[str] = KINDS) -> list[list[PersonalSpan]]:
     """What is in each text, by place. Raises ConfigError for an unknown kind."""
     for kind in kinds:
         if kind not in KINDS:
             raise ConfigError(f"no kind of personal data is called '{kind}'", allowed=", ".join(KINDS), remedy=nearest(kind, KINDS))
-    found: list[list[Span]] = [[] for _ in texts]
+    found: list[list[PersonalSpan]] = [[] for _ in texts]
     wanted = frozenset(kinds)
     plain = [text.isascii() for text in texts]
     # apart: one letter beyond ASCII makes a joined text two to four times as wide, and every search in it slower
@@ -58,7 +58,7 @@ def find_all(texts: Sequence[str], kinds: Sequence[str] = KINDS) -> list[list[Sp
                     end = span.end
                     if span.kind in wanted:
                         at = bisect_right(starts, span.start) - 1
-                        found[which[first + at]].append(Span(span.kind, span.start - starts[at], span.end - starts[at]))
+                        found[which[first + at]].append(PersonalSpan(span.kind, span.start - starts[at], span.end - starts[at]))
     return found
 
 
@@ -77,7 +77,7 @@ def _batches(texts: Sequence[str]) -> Iterator[tuple[int, list[int], str]]:
 # --- taking it out -------------------------------------------------------------------------------------------------------------------
 
 
-def replace(text: str, spans: Sequence[Span], *, salt: str | None = None) -> str:
+def replace(text: str, spans: Sequence[PersonalSpan], *, salt: str | None = None) -> str:
     """The text with each span as `<KIND>`, or with a `salt` as `<KIND_xxxxxx>`: six hex digits of HMAC-SHA-256 over the value, written
     without spaces and in lower case, so that one value has one name in every row, file and run."""
     parts, at = [], 0
@@ -91,6 +91,6 @@ def replace(text: str, spans: Sequence[Span], *, salt: str | None = None) -> str
     return "".join([*parts, text[at:]])
 
 
-def count(found: Sequence[Sequence[Span]]) -> dict[str, int]:
+def count(found: Sequence[Sequence[PersonalSpan]]) -> dict[str, int]:
     """How many rows have each kind, most first."""
     return dict(Counter(kind for spans in found for kind in {span.kind for span in spans}).most_common())

@@ -16,7 +16,7 @@ import numpy as np
 _SUREST = ("private_key", "jwt", "api_key", "email", "iban", "ip", "card", "ssn", "date_of_birth", "password", "phone")
 
 
-class Span(NamedTuple):
+class PersonalSpan(NamedTuple):
     """One thing found: its kind, and `text[start:end]`."""
 
     kind: str
@@ -24,7 +24,7 @@ class Span(NamedTuple):
     end: int
 
 
-def search(text: str) -> list[Span]:
+def search(text: str) -> list[PersonalSpan]:
     """Everything in the joined text by place; of what overlaps at one place the kinds that are surest come first."""
     folded = text.replace("İ", "I").lower()  # the one letter that grows when lowered; places must stay
     found = [*_anchored(text), *_emails(text), *_ibans(text), *_ip6(text)]
@@ -75,20 +75,20 @@ def _word(c: str) -> bool:
     return c.isalnum() or c == "_"
 
 
-def _anchored(text: str) -> Iterator[Span]:
+def _anchored(text: str) -> Iterator[PersonalSpan]:
     for kind, literal, pattern in _COMPILED:
         back = _BEFORE.get(literal, 0)
         for at in _places(text, literal):
             begin = at - back
             if begin >= 0 and (begin == 0 or not _word(text[begin - 1])) and (match := pattern.match(text, at)):
-                yield Span(kind, begin, match.end())
+                yield PersonalSpan(kind, begin, match.end())
 
 
 _LOCAL = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]{1,64}\Z")
 _DOMAIN = re.compile(r"(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.)+[^\W\d_]{2,24}(?![\w-])")
 
 
-def _emails(text: str) -> Iterator[Span]:
+def _emails(text: str) -> Iterator[PersonalSpan]:
     end = 0  # of the address before: the next one begins behind it
     for at in _places(text, "@"):
         local = _LOCAL.search(text[max(end, at - 64) : at])
@@ -97,7 +97,7 @@ def _emails(text: str) -> Iterator[Span]:
             begin = at - len(local[0].lstrip(".'/=`|{}"))
             if begin < at and text[at - 1] != ".":
                 end = domain.end()
-                yield Span("email", begin, end)
+                yield PersonalSpan("email", begin, end)
 
 
 # --- things that are numbers -------------------------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ def luhn_valid(digits: str) -> bool:
     return total % 10 == 0
 
 
-def _ibans(text: str) -> Iterator[Span]:
+def _ibans(text: str) -> Iterator[PersonalSpan]:
     end = 0
     for at in _country_codes(text):
         match = _IBAN.match(text, at) if at >= end else None
@@ -138,7 +138,7 @@ def _ibans(text: str) -> Iterator[Span]:
         for kept in range(len(words), 0, -1):  # words after the number can look like a part of it
             value = " ".join(words[:kept])
             if iban_valid(value):
-                yield Span("iban", match.start(), match.start() + len(value))
+                yield PersonalSpan("iban", match.start(), match.start() + len(value))
                 break
 
 
@@ -177,7 +177,7 @@ _DATE = re.compile(
 )
 
 
-def _numbers(text: str, lower: str) -> Iterator[Span]:
+def _numbers(text: str, lower: str) -> Iterator[PersonalSpan]:
     """Cards, machine addresses, social security numbers and phones, within runs of digits only."""
     end = 0
     for run in _RUN.finditer(text):
@@ -187,12 +187,12 @@ def _numbers(text: str, lower: str) -> Iterator[Span]:
         for kind, pattern, good in _NUMERIC:
             for match in pattern.finditer(text, begin, end):
                 if match.start() < run.end() and good(match[0]):
-                    yield Span(kind, match.start(), match.end())
+                    yield PersonalSpan(kind, match.start(), match.end())
         for match in _BARE.finditer(text, run.start(), run.end()):
             before = lower[max(0, run.start() - 34) : run.start()]
             if _is_phone(match[0]) and _CALLING.search(before):
                 opened = match.start() == run.start() and text[run.start() - 1 : run.start()] == "(" and ")" in match[0]
-                yield Span("phone", match.start() - opened, match.end())
+                yield PersonalSpan("phone", match.start() - opened, match.end())
         end = run.end()
 
 
@@ -225,7 +225,7 @@ _COLONS = re.compile(r":[0-9A-Fa-f]{0,4}:")
 _HEXES = "0123456789abcdefABCDEF:"
 
 
-def _ip6(text: str) -> Iterator[Span]:
+def _ip6(text: str) -> Iterator[PersonalSpan]:
     end = 0
     for match in _COLONS.finditer(text):
         begin = match.start()
@@ -238,7 +238,7 @@ def _ip6(text: str) -> Iterator[Span]:
             end += 1
         value = text[begin:end].rstrip(":") if not text[begin:end].endswith("::") else text[begin:end]
         if value.count(":") >= 2 and len(value) >= 6 and not _word(text[end : end + 1] or " ") and _parses(value):
-            yield Span("ip", begin, begin + len(value))
+            yield PersonalSpan("ip", begin, begin + len(value))
 
 
 def _parses(value: str) -> bool:
@@ -279,17 +279,17 @@ _BIRTH_ANCHORS = (
 )
 
 
-def _births(text: str, lower: str) -> Iterator[Span]:
+def _births(text: str, lower: str) -> Iterator[PersonalSpan]:
     seen = set()
     for anchor in _BIRTH_ANCHORS:
         for at in _places(lower, anchor):
             match = _BIRTH.search(lower, max(0, at - 1), at + 70)
             if anchor == "birth" and (earlier := _BIRTHDAY.search(lower[max(0, at - 48) : at])) and lower.startswith("birthday", at):
                 begin = max(0, at - 48)
-                yield Span("date_of_birth", begin + earlier.start("date"), begin + earlier.end("date"))
+                yield PersonalSpan("date_of_birth", begin + earlier.start("date"), begin + earlier.end("date"))
             if match and match.start("date") not in seen and match.start() <= at:
                 seen.add(match.start("date"))
-                yield Span("date_of_birth", match.start("date"), match.end("date"))
+                yield PersonalSpan("date_of_birth", match.start("date"), match.end("date"))
 
 
 _PASSWORD = re.compile(
@@ -298,7 +298,7 @@ _PASSWORD = re.compile(
 )
 
 
-def _passwords(text: str, lower: str) -> Iterator[Span]:
+def _passwords(text: str, lower: str) -> Iterator[PersonalSpan]:
     for anchor, back in (("key", 12), ("secret", 0), ("token", 12), ("passw", 0)):
         for at in _places(lower, anchor):
             near = lower[at : at + 24]
@@ -308,4 +308,4 @@ def _passwords(text: str, lower: str) -> Iterator[Span]:
             if match and match.start() <= at < match.start("value"):
                 value = text[match.start("value") : match.end("value")]
                 if any(c.isdigit() for c in value) and any(c.isalpha() for c in value):
-                    yield Span("password", match.start("value"), match.end("value"))
+                    yield PersonalSpan("password", match.start("value"), match.end("value"))

@@ -18,7 +18,7 @@ from tunesmith.core.errors import DataError, UsageError
 from tunesmith.core.rows import Row, read_lines
 from tunesmith.core.stats import Interval, cohen_kappa, fleiss_kappa, krippendorff_alpha
 from tunesmith.core.types import Document, Labelled, Message, Preference, Record, canonical
-from tunesmith.data.row_rules import Change, Rule
+from tunesmith.data.row_rules import RowChange, Rule
 
 
 class Verdict(Record, frozen=True):
@@ -87,7 +87,7 @@ def waiting(rows: Sequence[Row], said: Sequence[Verdict], annotator: str, first:
 def reviewed(said: Sequence[Verdict]) -> Rule:
     """The verdicts as a rule for `clean.apply`: the majority decides (a tie rejects nothing), the latest edit of a majority is taken."""
 
-    def rule(rows: Sequence[Row]) -> Iterator[Change]:
+    def rule(rows: Sequence[Row]) -> Iterator[RowChange]:
         by_row: dict[str, list[Verdict]] = {}
         for verdict in said:
             by_row.setdefault(verdict.row, []).append(verdict)
@@ -96,10 +96,12 @@ def reviewed(said: Sequence[Verdict]) -> Rule:
             rejects = [one for one in here if one.action == "reject"]
             edits = [one for one in here if one.action == "edit"]
             if 2 * len(rejects) > len(here):
-                yield Change(i, "dropped", f"rejected by {', '.join(one.annotator for one in rejects)}{_comments(rejects)}")
+                yield RowChange(i, "dropped", f"rejected by {', '.join(one.annotator for one in rejects)}{_comments(rejects)}")
             elif 2 * len(edits) > len(here):
                 latest = max(edits, key=lambda one: one.created)
-                yield Change(i, "mended", f"edited by {latest.annotator}{_comments([latest])}", row=with_answer(row, latest.answer or ""))
+                yield RowChange(
+                    i, "mended", f"edited by {latest.annotator}{_comments([latest])}", row=with_answer(row, latest.answer or "")
+                )
 
     return rule
 

@@ -20,7 +20,7 @@ from tunesmith.data.pii import PersonalData, find_all, replace
 from tunesmith.data.text import answer_of, map_texts, question_of, subject_of, texts_of
 
 
-class Change(NamedTuple):
+class RowChange(NamedTuple):
     """What a rule does to the row at index `at`: its fate with a reason, the mended row, and the kinds of personal data that it has
     ('kept': nothing but these is said)."""
 
@@ -31,7 +31,7 @@ class Change(NamedTuple):
     kinds: tuple[str, ...] = ()
 
 
-Rule = Callable[[Sequence[Row]], Iterator[Change]]
+Rule = Callable[[Sequence[Row]], Iterator[RowChange]]
 
 
 class Length(Record, frozen=True):
@@ -86,7 +86,7 @@ def _is_plain(text: str) -> bool:
 _NO_BREAKS = {ord("\t"): None, ord("\n"): None}
 
 
-def repair_text(rows: Sequence[Row]) -> Iterator[Change]:
+def repair_text(rows: Sequence[Row]) -> Iterator[RowChange]:
     """Rows whose text is broken, put right (`repaired`)."""
     for i, row in enumerate(rows):
         if all(map(_is_plain, texts_of(row))):
@@ -96,20 +96,22 @@ def repair_text(rows: Sequence[Row]) -> Iterator[Change]:
         undo = not any(map(_ENCODINGS.search, texts))
         better = map_texts(row, lambda text, right=right, undo=undo: repaired(text, keep=right, undo=undo))  # type: ignore[misc]
         if better != row:
-            yield Change(i, "mended", "", row=better)
+            yield RowChange(i, "mended", "", row=better)
 
 
 def length(limits: Length) -> Rule:
     """Rows outside the limits are dropped."""
 
-    def rule(rows: Sequence[Row]) -> Iterator[Change]:
+    def rule(rows: Sequence[Row]) -> Iterator[RowChange]:
         for i, row in enumerate(rows):
             for what, n, low, high in (
                 ("question", len(question_of(row)), limits.min_question, limits.max_question),
                 ("answer", len(answer_of(row)), limits.min_answer, limits.max_answer),
             ):
                 if n < low or (high is not None and n > high):
-                    yield Change(i, "dropped", f"the {what} has {n} characters; allowed: {low} to {'any number' if high is None else high}")
+                    yield RowChange(
+                        i, "dropped", f"the {what} has {n} characters; allowed: {low} to {'any number' if high is None else high}"
+                    )
                     break
 
     return rule
@@ -119,7 +121,7 @@ def language(allowed: Sequence[str]) -> Rule:
     """Rows whose user turns (of documents the text) are in another language than the allowed ISO 639-1 codes are dropped (py3langid; texts
     of fewer than 30 letters are not judged). The rule raises ConfigError for a code that is not known."""
 
-    def rule(rows: Sequence[Row]) -> Iterator[Change]:
+    def rule(rows: Sequence[Row]) -> Iterator[RowChange]:
         langid = need("py3langid", extra="data")
         known = sorted(code for code, _ in langid.rank("a"))
         if unknown := next((code for code in allowed if code not in known), None):
@@ -133,7 +135,7 @@ def language(allowed: Sequence[str]) -> Rule:
                 code, _ = identify(text[:2000])
                 if code not in allowed:
                     what = "text" if isinstance(row, Document) else "question"
-                    yield Change(i, "dropped", f"the {what} is in '{code}'; allowed: {', '.join(allowed)}")
+                    yield RowChange(i, "dropped", f"the {what} is in '{code}'; allowed: {', '.join(allowed)}")
 
     return rule
 
@@ -157,17 +159,17 @@ def is_refusal(row: Row) -> bool:
     return bool(answer is not None and answer.refusal) or bool(_REFUSAL.search(answer_of(row)[:200]))
 
 
-def refusals(rows: Sequence[Row]) -> Iterator[Change]:
+def refusals(rows: Sequence[Row]) -> Iterator[RowChange]:
     """Rows that teach to decline."""
     for i, row in enumerate(rows):
         if is_refusal(row):
-            yield Change(i, "dropped", f"the answer declines: {answer_of(row)[:60]!r}")
+            yield RowChange(i, "dropped", f"the answer declines: {answer_of(row)[:60]!r}")
 
 
 def personal_data(settings: PersonalData) -> Rule:
     """What `settings.action` says about rows with personal data; each change names the kinds that its row has."""
 
-    def rule(rows: Sequence[Row]) -> Iterator[Change]:
+    def rule(rows: Sequence[Row]) -> Iterator[RowChange]:
         texts = [texts_of(row) for row in rows]
         spans = iter(find_all([text for several in texts for text in several], settings.kinds))
         for i, (row, several) in enumerate(zip(rows, texts, strict=True)):
@@ -176,43 +178,43 @@ def personal_data(settings: PersonalData) -> Rule:
             if not kinds:
                 continue
             if settings.action == "report":
-                yield Change(i, "kept", "", kinds=kinds)
+                yield RowChange(i, "kept", "", kinds=kinds)
                 continue
             if settings.action == "drop":
-                yield Change(i, "dropped", f"it holds {', '.join(kinds)}", kinds=kinds)
+                yield RowChange(i, "dropped", f"it holds {', '.join(kinds)}", kinds=kinds)
                 continue
             salt = settings.salt if settings.action == "pseudonymise" else None
             better = iter([replace(text, one, salt=salt) for text, one in zip(several, here, strict=True)])
             mended = map_texts(row, lambda _, new=better: next(new), arguments=True)  # type: ignore[misc]
-            yield Change(i, "mended", ", ".join(kinds), row=mended, kinds=kinds)
+            yield RowChange(i, "mended", ", ".join(kinds), row=mended, kinds=kinds)
 
     return rule
 
 
-def empty_answers(rows: Sequence[Row]) -> Iterator[Change]:
+def empty_answers(rows: Sequence[Row]) -> Iterator[RowChange]:
     """Rows whose (wanted) answer has no words, no tool call and no refusal, and documents without words."""
     for i, row in enumerate(rows):
         answers = answer_turns(row)[:1] if is_wanted(row) else ()
         brings = isinstance(row, Document) or any(not turn.tool_calls for turn in answers)
         if brings and not answer_of(row).strip():
-            yield Change(i, "dropped", "the document is empty" if isinstance(row, Document) else "the answer is empty")
+            yield RowChange(i, "dropped", "the document is empty" if isinstance(row, Document) else "the answer is empty")
 
 
 def user_rule(reference: str) -> Rule:
     """The rule that a user's function of one row makes. Raises ConfigError when there is none or it answers something else."""
     function: Any = resolve(reference, where="clean.rules")
 
-    def rule(rows: Sequence[Row]) -> Iterator[Change]:
+    def rule(rows: Sequence[Row]) -> Iterator[RowChange]:
         for i, row in enumerate(rows):
             try:
                 said = function(row)
             except Exception as error:  # whatever a user's code raises is told with its row
                 raise ConfigError(f"the rule {reference} failed for {row.origin}: {type(error).__name__}: {error}") from error
             if isinstance(said, str):
-                yield Change(i, "dropped", said)
+                yield RowChange(i, "dropped", said)
             elif isinstance(said, Example | Preference | Labelled | Document):
                 if said != row:
-                    yield Change(i, "mended", "", row=said)
+                    yield RowChange(i, "mended", "", row=said)
             elif said is not None:
                 raise ConfigError(
                     f"the rule {reference} answered {type(said).__name__} for {row.origin}",

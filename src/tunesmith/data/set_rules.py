@@ -16,7 +16,7 @@ import numpy as np
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.rows import Row
 from tunesmith.core.types import Fate, Record
-from tunesmith.data.contamination import Held
+from tunesmith.data.contamination import HeldOutRow
 from tunesmith.data.dedup import Ints, Pairs, components, near_duplicates
 from tunesmith.data.fingerprints import Fingerprints, distinct_places, fingerprints
 from tunesmith.data.semantic import Encoder, SemanticDuplicates, earlier
@@ -102,7 +102,7 @@ def semantic_duplicates(settings: SemanticDuplicates, encoder: Encoder | None) -
     return rule
 
 
-def contamination(held: Sequence[Held], evaluation: Sequence[Row]) -> SetRule:
+def contamination(held: Sequence[HeldOutRow], evaluation: Sequence[Row]) -> SetRule:
     """The rows that hold evaluation items."""
 
     def rule(prints: Fingerprints, rows: Sequence[Row]) -> Iterator[Lost]:

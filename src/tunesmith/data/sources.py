@@ -39,7 +39,7 @@ class Unread(NamedTuple):
     message: str
 
 
-class Item(NamedTuple):
+class SourceItem(NamedTuple):
     """One input row before it is understood: its line (or its number) in the file, a JSON line, an object or why it is unread, and the byte
     of the unpacked file that its line begins at, where it is one."""
 
@@ -48,7 +48,9 @@ class Item(NamedTuple):
     offset: int | None = None
 
 
-def read_items(path: str, query: str = "", by_paragraph: bool = False, encoding: str = "utf-8") -> Iterator[tuple[str, Iterator[Item]]]:
+def read_items(
+    path: str, query: str = "", by_paragraph: bool = False, encoding: str = "utf-8"
+) -> Iterator[tuple[str, Iterator[SourceItem]]]:
     """For each file that `path` means: its name and its items; with a `query`, `path` is a database URL and the name is the URL without
     its password. Text files are one item each, or one for each paragraph.
 
@@ -103,7 +105,7 @@ def without_secrets(text: str) -> str:
     return re.sub(r"[a-z][\w+.-]*://[^\s'\"<>]+", lambda url: public_name(url[0]), text)
 
 
-def _sound(file: Path | str, items: Iterator[Item]) -> Iterator[Item]:
+def _sound(file: Path | str, items: Iterator[SourceItem]) -> Iterator[SourceItem]:
     """The items; a file that is damaged inside (packed data that ends too early, a broken column) is a DataError."""
     try:
         yield from items
@@ -111,7 +113,7 @@ def _sound(file: Path | str, items: Iterator[Item]) -> Iterator[Item]:
         raise DataError(f"the file is damaged: {error}", where=str(file), remedy="fetch or make it again") from error
 
 
-def in_utf8(file: Path, encoding: str, read: Callable[[Path], Iterator[Item]]) -> Iterator[Item]:
+def in_utf8(file: Path, encoding: str, read: Callable[[Path], Iterator[SourceItem]]) -> Iterator[SourceItem]:
     """The items of a text file in another encoding, read from a copy in UTF-8. Raises ConfigError for an unknown encoding, DataError for
     bytes that are none of it."""
     try:
@@ -140,7 +142,7 @@ def in_utf8(file: Path, encoding: str, read: Callable[[Path], Iterator[Item]]) -
         yield from read(copy)
 
 
-def _reader(file: Path, by_paragraph: bool) -> Callable[[Path], Iterator[Item]]:
+def _reader(file: Path, by_paragraph: bool) -> Callable[[Path], Iterator[SourceItem]]:
     return _paragraphs if by_paragraph and _suffix(file) in TEXT else READERS[_suffix(file)]
 
 
@@ -183,7 +185,7 @@ def _is_notice(file: Path) -> bool:
     return file.name in ("dataset_info.json", "state.json", "dataset_dict.json", "dataset_infos.json")
 
 
-def _remote(url: str, by_paragraph: bool) -> Iterator[tuple[str, Iterator[Item]]]:
+def _remote(url: str, by_paragraph: bool) -> Iterator[tuple[str, Iterator[SourceItem]]]:
     with tempfile.TemporaryDirectory(prefix="tunesmith-") as folder:
         for shown, local in download(url, Path(folder)):
             yield shown, _sound(shown, _reader(local, by_paragraph)(local))
@@ -220,7 +222,7 @@ def download(url: str, folder: Path) -> Iterator[tuple[str, Path]]:
         ) from error
 
 
-def _query(url: str, query: str) -> tuple[str, Iterator[Item]]:
+def _query(url: str, query: str) -> tuple[str, Iterator[SourceItem]]:
     import sqlalchemy
 
     try:
@@ -228,12 +230,12 @@ def _query(url: str, query: str) -> tuple[str, Iterator[Item]]:
     except (sqlalchemy.exc.ArgumentError, ImportError) as error:
         raise DataError(f"not a database URL: {error}", where=url, allowed="such as sqlite:///rows.db or postgresql+psycopg://…") from error
 
-    def rows() -> Iterator[Item]:
+    def rows() -> Iterator[SourceItem]:
         try:
             with engine.connect() as connection:
                 found = connection.execution_options(stream_results=True, yield_per=1_000).execute(sqlalchemy.text(query))
                 for number, row in enumerate(found.mappings(), start=1):
-                    yield Item(number, dict(row))
+                    yield SourceItem(number, dict(row))
         except sqlalchemy.exc.SQLAlchemyError as error:
             raise DataError(
                 f"the query failed: {without_secrets(str(error).splitlines()[0])}", where=name, remedy="try it in the database's own tool"
@@ -243,7 +245,7 @@ def _query(url: str, query: str) -> tuple[str, Iterator[Item]]:
     return name, rows()
 
 
-def _jsonl(file: Path) -> Iterator[Item]:
+def _jsonl(file: Path) -> Iterator[SourceItem]:
     """The lines; a file that holds one JSON array is read as its elements, one that holds one object over many lines as that object."""
     lines = read_lines(file)
     first = next(lines, None)
@@ -255,14 +257,14 @@ def _jsonl(file: Path) -> Iterator[Item]:
         yield from _array(file)
         return
     for line in itertools.chain([first], lines):
-        yield Item(line.number, line.data if line.whole else _too_long(len(line.data)), line.offset)
+        yield SourceItem(line.number, line.data if line.whole else _too_long(len(line.data)), line.offset)
 
 
 def _too_long(length: int) -> Unread:
     return Unread("line_too_long", f"the line is longer than {length:,} bytes: one row a line?")
 
 
-def _array(file: Path) -> Iterator[Item]:
+def _array(file: Path) -> Iterator[SourceItem]:
     data = read_whole(file)
     try:
         rows = msgspec.json.decode(data.removeprefix(b"\xef\xbb\xbf"))
@@ -271,16 +273,18 @@ def _array(file: Path) -> Iterator[Item]:
             f"not valid JSON: {error}", where=str(file), allowed="a JSON array of objects, or one object on each line"
         ) from error
     for number, row in enumerate(rows if isinstance(rows, list) else [rows], start=1):
-        yield Item(number, row if isinstance(row, dict) else Unread("not_an_object", f"expected a JSON object, got {type(row).__name__}"))
+        yield SourceItem(
+            number, row if isinstance(row, dict) else Unread("not_an_object", f"expected a JSON object, got {type(row).__name__}")
+        )
 
 
-def _csv(file: Path) -> Iterator[Item]:
+def _csv(file: Path) -> Iterator[SourceItem]:
     """The rows of a table (see `csv_table`)."""
     for number, row in read_table(file, "\t" if _suffix(file) == ".tsv" else None):
-        yield Item(number, Unread(*row) if isinstance(row, Broken) else dict(row))
+        yield SourceItem(number, Unread(*row) if isinstance(row, Broken) else dict(row))
 
 
-def _parquet(file: Path) -> Iterator[Item]:
+def _parquet(file: Path) -> Iterator[SourceItem]:
     pa, pq = need("pyarrow", extra="data"), need("pyarrow.parquet", extra="data")
     try:
         with pq.ParquetFile(file, page_checksum_verification=True) as opened:
@@ -289,7 +293,7 @@ def _parquet(file: Path) -> Iterator[Item]:
         raise _not_readable(file, "Parquet", error) from error
 
 
-def _arrow(file: Path) -> Iterator[Item]:
+def _arrow(file: Path) -> Iterator[SourceItem]:
     pa, ipc = need("pyarrow", extra="data"), need("pyarrow.ipc", extra="data")
     try:
         with pa.memory_map(os.fspath(file)) as source:
@@ -316,7 +320,7 @@ def _not_readable(file: Path, kind: str, error: BaseException) -> DataError:
 _MOST_BATCH_BYTES = 1 << 29
 
 
-def _records(batches: Any) -> Iterator[Item]:
+def _records(batches: Any) -> Iterator[SourceItem]:
     """Rows of Arrow batches. Texts that Tunesmith keeps as JSON are opened; nulls that stand for 'absent' are left out.
 
     Every batch is validated first: offsets of a damaged file point anywhere, and Arrow follows them to the end of the process.
@@ -332,7 +336,7 @@ def _records(batches: Any) -> Iterator[Item]:
         for row in batch.to_pylist():
             number += 1
             texts = {name: _opened(row.pop(name)) for name in opened if isinstance(row[name], str)}  # a null in JSON text is meant
-            yield Item(number, {**without_planted(row), **texts})
+            yield SourceItem(number, {**without_planted(row), **texts})
 
 
 def without_planted(value: Any) -> Any:
@@ -349,7 +353,7 @@ def _opened(text: str) -> Any:
         return text
 
 
-def _text(file: Path) -> Iterator[Item]:
+def _text(file: Path) -> Iterator[SourceItem]:
     """The whole file as one row. Raises DataError for JSON lines under the name of a text: one row would be made of many."""
     data = read_whole(file)
     lines = data.split(b"\n", 3)[:3]
@@ -359,7 +363,7 @@ def _text(file: Path) -> Iterator[Item]:
             where=str(file),
             remedy=f"call it {file.stem}.jsonl; to read its paragraphs as text: format: paragraphs",
         )
-    yield Item(1, _said(data), 0)
+    yield SourceItem(1, _said(data), 0)
 
 
 def _is_object(line: bytes) -> bool:
@@ -369,7 +373,7 @@ def _is_object(line: bytes) -> bool:
         return False
 
 
-def _paragraphs(file: Path) -> Iterator[Item]:
+def _paragraphs(file: Path) -> Iterator[SourceItem]:
     """A row for each run of lines between blank ones."""
     paragraph: list[Line] = []
     for line in read_lines(file):
@@ -381,8 +385,8 @@ def _paragraphs(file: Path) -> Iterator[Item]:
         yield _paragraph(paragraph)
 
 
-def _paragraph(lines: list[Line]) -> Item:
-    return Item(lines[0].number, _said(b"\n".join(line.data for line in lines)), lines[0].offset)
+def _paragraph(lines: list[Line]) -> SourceItem:
+    return SourceItem(lines[0].number, _said(b"\n".join(line.data for line in lines)), lines[0].offset)
 
 
 def _said(data: bytes) -> dict[str, Any] | Unread:
@@ -394,7 +398,7 @@ def _said(data: bytes) -> dict[str, Any] | Unread:
 
 
 TEXT = (".txt", ".md")
-READERS: dict[str, Callable[[Path], Iterator[Item]]] = {
+READERS: dict[str, Callable[[Path], Iterator[SourceItem]]] = {
     **dict.fromkeys((".jsonl", ".ndjson", ".json", ".kiln"), _jsonl),
     **dict.fromkeys((".csv", ".tsv"), _csv),
     ".parquet": _parquet,

@@ -59,7 +59,7 @@ class Synth(Record, frozen=True):
     usd_out: float = 0.0
 
 
-class Request(NamedTuple):
+class TeacherRequest(NamedTuple):
     """One thing to ask: the prompt, how it came to be (a method's name), what is noted with the row, and the document to quote from."""
 
     prompt: Prompt
@@ -69,7 +69,7 @@ class Request(NamedTuple):
 
 
 @dataclass
-class Made:
+class Synthesis:
     """What came of it: rows, what was not kept (reason, the teacher's words), tokens and cost (US dollars)."""
 
     rows: list[Example] = field(default_factory=list)
@@ -84,7 +84,7 @@ Progress = Callable[[int, int, float], None]
 
 
 def make(
-    requests: Sequence[Request],
+    requests: Sequence[TeacherRequest],
     teacher: Model,
     settings: Synth,
     *,
@@ -93,10 +93,10 @@ def make(
     judge: Judge | None = None,
     system: str | None = None,
     progress: Progress | None = None,
-) -> Made:
+) -> Synthesis:
     """Ask the teacher and keep what is good. `system` becomes the first turn of every new row. `progress(done, of, usd so far)` after
     each batch. Origins are `synthetic:TEACHER:PROMPT#n` with the digest of the prompt."""
-    made = Made()
+    made = Synthesis()
     fresh: list[Example] = []
     for begin in range(0, len(requests), settings.batch):
         batch = requests[begin : begin + settings.batch]
@@ -126,7 +126,7 @@ def make(
     return made
 
 
-def estimate(requests: Sequence[Request], settings: Synth, *, chars_per_token: float = 4.0) -> dict[str, float]:
+def estimate(requests: Sequence[TeacherRequest], settings: Synth, *, chars_per_token: float = 4.0) -> dict[str, float]:
     """Before asking: requests, tokens in (by characters), tokens out at most, and the most that it can cost in US dollars."""
     tokens_in = sum(len(turn.text) for one in requests for turn in one.prompt.messages) / chars_per_token
     tokens_out = float(len(requests) * settings.max_tokens)
@@ -147,7 +147,7 @@ def asked(teacher: Model, prompts: Sequence[Prompt], sampling: Sampling) -> list
         return teacher.answer([msgspec.structs.replace(prompt, response_schema=None) for prompt in prompts], sampling)
 
 
-def _read(text: str, request: Request, teacher: str, number: int, system: str | None) -> tuple[Example | None, str]:
+def _read(text: str, request: TeacherRequest, teacher: str, number: int, system: str | None) -> tuple[Example | None, str]:
     found = first_object(text)
     if found is None:
         return None, "no JSON object in the answer"
@@ -188,7 +188,7 @@ def find_quote(document: str, quote: Any) -> tuple[int, int] | None:
     return match.span() if match else None
 
 
-def _new(fresh: list[Example], known: Sequence[Row], near: float, made: Made) -> list[Example]:
+def _new(fresh: list[Example], known: Sequence[Row], near: float, made: Synthesis) -> list[Example]:
     """Those that repeat neither a known row nor an earlier new one."""
     texts = [comparison_text(row) for row in fresh]
     index, value = best_matches(texts, [comparison_text(row) for row in known], near)
@@ -217,7 +217,7 @@ def _shown(row: Row) -> str:
     return json.dumps({"question": question_of(row), "answer": answer_of(row)}, ensure_ascii=False)
 
 
-def from_seeds(seeds: Sequence[Row], count: int, settings: Synth, *, shown: int = 3) -> list[Request]:
+def from_seeds(seeds: Sequence[Row], count: int, settings: Synth, *, shown: int = 3) -> list[TeacherRequest]:
     """`count` requests for a new row like a few that are shown, drawn anew each time. Raises ConfigError without seeds."""
     if not seeds:
         raise ConfigError("there are no seeds to make rows like", remedy="give at least one row, better twenty")
@@ -227,11 +227,11 @@ def from_seeds(seeds: Sequence[Row], count: int, settings: Synth, *, shown: int 
         chosen = draw.sample(list(seeds), min(shown, len(seeds)))
         lines = "\n".join(_shown(row) for row in chosen)
         task = f"Here are examples of a task:\n{lines}\n\nWrite one new example of the same task. Take another subject and other words."
-        found.append(Request(_ask(task, PAIR_SCHEMA), "seeds", {"seeds": [row.id for row in chosen]}))
+        found.append(TeacherRequest(_ask(task, PAIR_SCHEMA), "seeds", {"seeds": [row.id for row in chosen]}))
     return found
 
 
-def from_documents(documents: Iterable[tuple[str, str]], *, each: int = 3, chars: int = 4_000) -> list[Request]:
+def from_documents(documents: Iterable[tuple[str, str]], *, each: int = 3, chars: int = 4_000) -> list[TeacherRequest]:
     """Requests for questions that a part of a document answers, with the words that prove it. `documents`: (name, text)."""
     found = []
     for name, text in documents:
@@ -241,7 +241,7 @@ def from_documents(documents: Iterable[tuple[str, str]], *, each: int = 3, chars
                     f"Document:\n{part}\n\nWrite question {number + 1} of {each} that this document answers, its answer, "
                     "and the exact words of the document that prove the answer (quote)."
                 )
-                found.append(Request(_ask(task, SPAN_SCHEMA), "document", {"document": name, "offset": start}, part))
+                found.append(TeacherRequest(_ask(task, SPAN_SCHEMA), "document", {"document": name, "offset": start}, part))
     return found
 
 
@@ -258,7 +258,7 @@ def _parts(text: str, chars: int) -> Iterator[tuple[int, str]]:
         start = end
 
 
-def from_topics(root: str, teacher: Model, settings: Synth, *, breadth: int = 4, depth: int = 2, each: int = 2) -> list[Request]:
+def from_topics(root: str, teacher: Model, settings: Synth, *, breadth: int = 4, depth: int = 2, each: int = 2) -> list[TeacherRequest]:
     """Requests for rows at the leaves of a tree of topics that the teacher draws: `breadth` children a level, `each` rows a leaf."""
     paths: list[tuple[str, ...]] = [(root,)]
     for level in range(depth):
@@ -281,7 +281,7 @@ def from_topics(root: str, teacher: Model, settings: Synth, *, breadth: int = 4,
             task = (
                 f"Topic: {' > '.join(path)}\n\nWrite question {number + 1} of {each} that someone would ask about it, and the best answer."
             )
-            found.append(Request(_ask(task, PAIR_SCHEMA), "topics", {"topic": list(path)}))
+            found.append(TeacherRequest(_ask(task, PAIR_SCHEMA), "topics", {"topic": list(path)}))
     return found
 
 
@@ -293,14 +293,14 @@ EVOLUTIONS = (
 )
 
 
-def evolve(rows: Sequence[Row], settings: Synth, *, ways: Sequence[str] = EVOLUTIONS) -> list[Request]:
+def evolve(rows: Sequence[Row], settings: Synth, *, ways: Sequence[str] = EVOLUTIONS) -> list[TeacherRequest]:
     """A harder or different version of each row (Xu et al. 2023, Evol-Instruct), the way drawn for each."""
     draw = random.Random(settings.seed)
     found = []
     for row in rows:
         way = draw.choice(list(ways))
         task = f"Example of a task:\n{_shown(row)}\n\nRewrite it. {way} Give the right answer to the new question."
-        found.append(Request(_ask(task, PAIR_SCHEMA), "evolve", {"seeds": [row.id], "way": way}))
+        found.append(TeacherRequest(_ask(task, PAIR_SCHEMA), "evolve", {"seeds": [row.id], "way": way}))
     return found
 
 

@@ -15,7 +15,7 @@ from tunesmith.core.errors import ConfigError
 from tunesmith.core.load import resolve
 from tunesmith.core.rows import Row
 from tunesmith.core.types import Record
-from tunesmith.data.row_rules import Change, Rule
+from tunesmith.data.row_rules import RowChange, Rule
 from tunesmith.data.text import texts_of
 
 Scorer = Callable[[Sequence[str]], Sequence[float]]
@@ -35,14 +35,14 @@ def toxicity(settings: Toxicity) -> Rule:
         raise ConfigError(f"a score of {settings.threshold}", where="clean.toxicity", allowed="above 0 and up to 1")
     scorer: Any = resolve(settings.scorer, where="clean.toxicity.scorer")
 
-    def rule(rows: Sequence[Row]) -> Iterator[Change]:
+    def rule(rows: Sequence[Row]) -> Iterator[RowChange]:
         texts = [(i, text) for i, row in enumerate(rows) for text in texts_of(row)]
         worst: dict[int, tuple[float, str]] = {}
         for (i, text), score in zip(texts, _scores(scorer, settings.scorer, [text for _, text in texts]), strict=True):
             worst[i] = max(worst.get(i, (0.0, "")), (score, text))
         for i, (score, text) in worst.items():
             if score >= settings.threshold:
-                yield Change(i, "dropped", f"a text scores {score:.2f}, allowed is less than {settings.threshold}: {text[:60]!r}")
+                yield RowChange(i, "dropped", f"a text scores {score:.2f}, allowed is less than {settings.threshold}: {text[:60]!r}")
 
     return rule
 

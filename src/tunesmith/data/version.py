@@ -45,7 +45,7 @@ class DatasetVersion(Record, frozen=True):
 
 
 @dataclass(frozen=True)
-class Change:
+class ChangedRow:
     """One row of a difference: where it came from, and its content before and after (None: not there)."""
 
     origin: str
@@ -54,13 +54,13 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Difference:
+class VersionDifference:
     """Rows that only the newer version has, that only the older one has, those whose content changed under the same origin, and those
     that moved to another split (origin, old, new)."""
 
-    added: list[Change]
-    removed: list[Change]
-    changed: list[Change]
+    added: list[ChangedRow]
+    removed: list[ChangedRow]
+    changed: list[ChangedRow]
     moved: list[tuple[str, str, str]]
 
 
@@ -207,7 +207,7 @@ def lineage(root: str | Path, name: str) -> list[DatasetVersion]:
     return found
 
 
-def diff(old: Mapping[str, Sequence[Row]], new: Mapping[str, Sequence[Row]]) -> Difference:
+def diff(old: Mapping[str, Sequence[Row]], new: Mapping[str, Sequence[Row]]) -> VersionDifference:
     """What changed between two data sets (split → rows). Rows are the same by their content, wherever in a file they stand; of those that
     are not, one that has the same origin as before was changed."""
     before = [(split, row) for split, rows in old.items() for row in rows]
@@ -219,12 +219,12 @@ def diff(old: Mapping[str, Sequence[Row]], new: Mapping[str, Sequence[Row]]) -> 
     changed, removed = [], []
     for row in gone:
         if origins.get(row.origin):
-            changed.append(Change(row.origin, row, origins[row.origin].pop(0)))
+            changed.append(ChangedRow(row.origin, row, origins[row.origin].pop(0)))
         else:
-            removed.append(Change(row.origin, row, None))
-    added = [Change(row.origin, None, row) for rows in origins.values() for row in rows]
+            removed.append(ChangedRow(row.origin, row, None))
+    added = [ChangedRow(row.origin, None, row) for rows in origins.values() for row in rows]
     moved = [(row.origin, was, now) for row, was, now in pairs if was != now]
-    return Difference(added, removed, changed, moved)
+    return VersionDifference(added, removed, changed, moved)
 
 
 def _paired(before: list[tuple[str, Row]], after: list[tuple[str, Row]]) -> tuple[list[tuple[Row, str, str]], list[Row], list[Row]]:

@@ -17,7 +17,7 @@ State = Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class VariantChoice:
     """The variant that answers, and the probability with which it was chosen: what later estimates divide by."""
 
     variant: Variant
@@ -25,18 +25,18 @@ class Choice:
 
 
 # The key is what stays the same while one variant should: the client's word for its user, else the conversation.
-Strategy = Callable[[str, Deployment, State], Choice]
+Strategy = Callable[[str, Deployment, State], VariantChoice]
 
 
-def first_variant(_key: str, deployment: Deployment, _state: State) -> Choice:
+def first_variant(_key: str, deployment: Deployment, _state: State) -> VariantChoice:
     """The first variant answers everything; the others are kept for whoever names them."""
-    return Choice(deployment.variants[0])
+    return VariantChoice(deployment.variants[0])
 
 
 STRATEGIES: Mapping[str, Strategy] = {"one": first_variant}
 
 
-def choose(key: str, deployment: Deployment, state: State) -> Choice:
+def choose(key: str, deployment: Deployment, state: State) -> VariantChoice:
     """The deployment's own strategy, applied. Raises ConfigError for a strategy that nobody wrote."""
     strategy = STRATEGIES.get(deployment.strategy)
     if strategy is None:

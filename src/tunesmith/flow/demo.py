@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tunesmith.core.atomic import write_atomic
 from tunesmith.core.progress import Progress
-from tunesmith.flow.pipeline.run import Made, Outcome, run_pipeline
+from tunesmith.flow.pipeline.run import RunCommand, RunOutcome, run_pipeline
 from tunesmith.flow.pipeline.serving_stage import Server
 from tunesmith.flow.project import load_project
 
@@ -21,7 +21,7 @@ QUICK = (
 )
 
 
-def run_demo(folder: Path, *, quick: bool, progress: Progress, server: Server) -> Outcome:
+def run_demo(folder: Path, *, quick: bool, progress: Progress, server: Server) -> RunOutcome:
     """Write `tunesmith.yaml` into `folder` (kept when it is there) and walk its circle."""
     file = folder / "tunesmith.yaml"
     if not file.exists():
@@ -29,5 +29,5 @@ def run_demo(folder: Path, *, quick: bool, progress: Progress, server: Server) -
     overrides = [word for key, value, _ in QUICK for word in (key, value)] if quick else []
     progress.say(f"the demo is an ordinary project: {file}")
     left_out = tuple(said for _, _, said in QUICK) if quick else ()
-    made = Made("tunesmith demo --quick" if quick else "tunesmith demo", tuple(overrides))
+    made = RunCommand("tunesmith demo --quick" if quick else "tunesmith demo", tuple(overrides))
     return run_pipeline(load_project(file, overrides), folder.resolve(), progress, server, made=made, left_out=left_out)

@@ -19,7 +19,7 @@ from tunesmith.core.row_kinds import as_examples
 from tunesmith.core.rows import Row, read_jsonl, write_jsonl
 from tunesmith.core.tokens import OpenAITokens
 from tunesmith.core.types import Answer, Document, Example, Message, Prompt, Record, Sampling, example_id
-from tunesmith.data.collect import Incoming, Source, faults_of, stream_all
+from tunesmith.data.collect import IncomingRow, Source, faults_of, stream_all
 from tunesmith.data.formats.registry import parse_row
 from tunesmith.flow.datasets.tokens import price_of
 from tunesmith.train.methods import JOB_METHODS, METHODS
@@ -193,7 +193,7 @@ def prompts_of(path: str, config: Path = Path("tunesmith.yaml")) -> list[Example
     return rows
 
 
-def _unanswered(incoming: Incoming) -> Row | None:
+def _unanswered(incoming: IncomingRow) -> Row | None:
     """A row of messages whose last turn nobody answered yet, with all of its turns; None for others."""
     if [code for code, _ in incoming.faults] != ["no_assistant"] and "trailing_turns" not in incoming.mends:
         return None

@@ -28,7 +28,7 @@ from tunesmith.core.digests import files_digest
 from tunesmith.core.types import Record, digest
 from tunesmith.models.trial import RAISED, Tried, shown
 from tunesmith.nets.plain_decoder import PlainEngine, tensor_shapes
-from tunesmith.nets.sequences import Request, SequenceDecoder
+from tunesmith.nets.sequences import DecodeRequest, SequenceDecoder
 from tunesmith.store.layout import user_folder
 
 _log = logging.getLogger("tunesmith.models")
@@ -122,7 +122,7 @@ def _noted(logits: Tensor, wanted: Sequence[int]) -> Floats:
     return found
 
 
-class Check:
+class DecodeCheck:
     """Ways to decode against `plain`, over probes whose log-probabilities are computed once, for the base and `adapter`."""
 
     def __init__(self, plain: PlainEngine, adapter: str | None, *, limit: int | None = None) -> None:
@@ -195,7 +195,7 @@ class Check:
             for i in self._within(way):
                 ids, steps = self.rows[i]
                 share = _SHARED if i % 2 else 0
-                number = decoder.add(Request(ids=ids[:-steps], max_tokens=steps, adapter=name, share=share))
+                number = decoder.add(DecodeRequest(ids=ids[:-steps], max_tokens=steps, adapter=name, share=share))
                 held = _Forced(ids[-steps:])
                 decoder.hold(number, held)
                 open_.append((held, self._stepped[name][i]))
@@ -240,7 +240,7 @@ def choose(rehearsed: Rehearsal, adapter: str | None, kept: Path, *, limit: int 
 
 
 def _chosen(plain: PlainEngine, ways: Sequence[Way], adapter: str | None, limit: int | None) -> DecodeChoice:
-    check = Check(plain, adapter, limit=limit)
+    check = DecodeCheck(plain, adapter, limit=limit)
     tried, passed = list[Tried](), list[str]()
     for way in ways:
         tried.append(check.tried(way))

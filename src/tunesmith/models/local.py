@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tunesmith.models.decode_check import DecodeChoice
     from tunesmith.models.local_batch import LocalBatch
     from tunesmith.models.routed import RoutedDecoder, RoutedEngine
-    from tunesmith.nets.sequences import Request
+    from tunesmith.nets.sequences import DecodeRequest
 
 # A text of so many characters a token is more than most models' contexts hold; a text that is cut there has some tokens more or less.
 _CHARACTERS, _CUT = 8, 64
@@ -148,13 +148,13 @@ class LocalModel:
         """A fresh decoder over this model's weights; requests name their adapter."""
         return self.engine.decoder(max_rows=self.max_rows)
 
-    def request(self, prompt: Prompt, ids: Sequence[int], sampling: Sampling, *, share: int = 0, choice: int = 0) -> Request:
+    def request(self, prompt: Prompt, ids: Sequence[int], sampling: Sampling, *, share: int = 0, choice: int = 0) -> DecodeRequest:
         """The decoder's request for a prompt and its rendered ids; `choice` tells the n answers to one prompt apart."""
-        from tunesmith.nets.sequences import Request
+        from tunesmith.nets.sequences import DecodeRequest
 
         if prompt.response_schema is not None:
             raise UsageError("a local model cannot be held to a JSON Schema", remedy="ask for it in words, without response_schema")
-        return Request(
+        return DecodeRequest(
             ids=ids,
             max_tokens=sampling.max_tokens,
             stop_ids=self.renderer.stop_ids,

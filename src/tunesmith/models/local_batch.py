@@ -15,7 +15,7 @@ from tunesmith.models.local_answer import Reply, Way
 
 if TYPE_CHECKING:
     from tunesmith.models.routed import RoutedEngine
-    from tunesmith.nets.sequences import Request
+    from tunesmith.nets.sequences import DecodeRequest
 
 
 class _Sibling(Protocol):
@@ -23,7 +23,7 @@ class _Sibling(Protocol):
 
     renderer: Renderer
 
-    def request(self, prompt: Prompt, ids: Sequence[int], sampling: Sampling, *, share: int = 0, choice: int = 0) -> Request: ...
+    def request(self, prompt: Prompt, ids: Sequence[int], sampling: Sampling, *, share: int = 0, choice: int = 0) -> DecodeRequest: ...
 
     def head(self, prompt: Prompt, ids: Sequence[int]) -> int: ...
 

@@ -22,7 +22,7 @@ from tunesmith.nets import prefix
 from tunesmith.nets.cached_attention import NAME, packed_attention
 from tunesmith.nets.decoder import Decoder, Engine, context_of
 from tunesmith.nets.plain_decoder import PlainDecoder, PlainEngine, adapter_digest, twin
-from tunesmith.nets.sequences import Held, Request, SequenceDecoder, Token, refuse
+from tunesmith.nets.sequences import DecodeRequest, Held, SequenceDecoder, Token, refuse
 
 _log = logging.getLogger("tunesmith.models")
 
@@ -219,7 +219,7 @@ class RoutedDecoder:
         """The share of a cache that is in use, the largest."""
         return max(decoder.cache_use for decoder in self._decoders)
 
-    def add(self, request: Request) -> int:
+    def add(self, request: DecodeRequest) -> int:
         """See `SequenceDecoder.add`."""
         refuse(request, self.engine.context, self.engine.adapters.loaded)
         fast = self._fast if self.engine.fits(request.adapter, len(request.ids)) is not None else None

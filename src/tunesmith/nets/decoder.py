@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tunesmith.nets.cached_attention import BatchCache, CachedPrefix, DecodePass, ForwardPass, PrefillPass, Segment, SequenceCache
 from tunesmith.nets.multi_lora import Adapters
-from tunesmith.nets.sequences import Request, SequenceDecoder, Token, TokenSequence
+from tunesmith.nets.sequences import DecodeRequest, SequenceDecoder, Token, TokenSequence
 
 _SHORTEST_PREFIX = 16  # tokens; below this, sharing costs more than it saves
 _FEW = 256  # tokens of a prompt whose logits over the whole vocabulary are in memory at once
@@ -233,7 +233,7 @@ class Decoder(SequenceDecoder):
             self._waiting.appendleft(sequence)
             self._cache.shrink(len(self._decoding))
 
-    def _prefix(self, request: Request) -> CachedPrefix | None:
+    def _prefix(self, request: DecodeRequest) -> CachedPrefix | None:
         """The cached prefix that the request begins with, computed now when it is new. At least one token stays the sequence's own."""
         size = min(request.share, len(request.ids) - 1)
         if size < _SHORTEST_PREFIX:

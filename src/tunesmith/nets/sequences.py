@@ -21,7 +21,7 @@ from tunesmith.nets.sampling import choose, log_probabilities
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class DecodeRequest:
     """Token ids to continue. `share` is how many of the first ids other requests are likely to begin with too.
 
     `seed` decides every draw of a sampled sequence; `top_logprobs` None returns none. Ids in `stop_ids` end the sequence and are returned
@@ -69,7 +69,7 @@ class TokenSequence:
     """A request on its way: what was generated so far, and what a decoder remembers of it."""
 
     number: int
-    request: Request
+    request: DecodeRequest
     generated: list[int] = field(default_factory=list)
     held: Held | None = None
     prefix: CachedPrefix | None = None
@@ -112,7 +112,7 @@ class Computing(Protocol):
         ...
 
 
-def refuse(request: Request, context: int, names: Collection[str]) -> None:
+def refuse(request: DecodeRequest, context: int, names: Collection[str]) -> None:
     """Raises UsageError for a request that fills the context, or names an adapter that is not among `names`."""
     if not request.ids or len(request.ids) >= context:
         raise ContextExceeded(len(request.ids), context)
@@ -155,7 +155,7 @@ class SequenceDecoder(ABC):
     def _retire(self, sequence: TokenSequence) -> None:
         """Let go of a sequence that is being decoded."""
 
-    def add(self, request: Request) -> int:
+    def add(self, request: DecodeRequest) -> int:
         """Queue a request; its number comes back with each of its tokens. Raises UsageError when it cannot be answered."""
         refuse(request, self._known.context, self._known.names)
         sequence = TokenSequence(next(self._numbers), request)
@@ -219,7 +219,7 @@ def _held(sequences: Sequence[TokenSequence], logits: Tensor) -> Tensor:
     return logits
 
 
-class Scoring(Protocol):
+class ScoringEngine(Protocol):
     """A model that says how likely token ids are."""
 
     def logps(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], adapter: str | None) -> list[list[float]]:
@@ -227,6 +227,6 @@ class Scoring(Protocol):
         ...
 
 
-def score(engine: Scoring, rows: Sequence[tuple[Sequence[int], Sequence[int]]], adapter: str | None) -> list[tuple[float, int]]:
+def score(engine: ScoringEngine, rows: Sequence[tuple[Sequence[int], Sequence[int]]], adapter: str | None) -> list[tuple[float, int]]:
     """(summed negative log-likelihood in nats, scored tokens) of each row of (ids, mask), for the ids whose mask is 1."""
     return [(-math.fsum(values), len(values)) for values in engine.logps(rows, adapter)]

@@ -32,7 +32,7 @@ _MOST_ERRORS = 100  # of a file that are told
 OPEN = ("validating", "in_progress", "finalizing", "cancelling")
 
 
-class Line(msgspec.Struct, forbid_unknown_fields=True):
+class BatchLine(msgspec.Struct, forbid_unknown_fields=True):
     """One request of a batch's file."""
 
     custom_id: str
@@ -104,7 +104,7 @@ class Batches:
             connection.execute(sa.update(batches).where(batches.c.id == row["id"]).values(lease=token, lease_until=now + seconds))
         return BatchLease(self.store, row, token, seconds)
 
-    def read(self, row: Row) -> tuple[list[Line], list[dict[str, Any]]]:
+    def read(self, row: Row) -> tuple[list[BatchLine], list[dict[str, Any]]]:
         """(the requests of the input file, what is wrong with it)."""
         if row["endpoint"] in UNSERVED:
             reason = f"{row['endpoint']} is not served here; served: {', '.join(ENDPOINTS)}"
@@ -141,10 +141,10 @@ class Batches:
         return lines, errors[:_MOST_ERRORS]
 
 
-def _line(data: bytes) -> Line | str:
+def _line(data: bytes) -> BatchLine | str:
     """One line's request, or what is wrong with it. What can be read can also be sent to an endpoint."""
     try:
-        line = msgspec.json.decode(data, type=Line)
+        line = msgspec.json.decode(data, type=BatchLine)
     except UnicodeError as error:
         return f"the line is not UTF-8 text: {error}"
     except msgspec.DecodeError as error:

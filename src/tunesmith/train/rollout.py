@@ -26,7 +26,7 @@ from tunesmith.models.trial import RAISED, shown
 from tunesmith.nets.cached_attention import NAME, packed_attention
 from tunesmith.nets.decoder import Decoder, Engine
 from tunesmith.nets.plain_decoder import PlainDecoder, PlainEngine
-from tunesmith.nets.sequences import Request, SequenceDecoder
+from tunesmith.nets.sequences import DecodeRequest, SequenceDecoder
 from tunesmith.train.adapters import Trainable
 from tunesmith.train.items import Item
 from tunesmith.train.plan import ResolvedPlan
@@ -117,7 +117,7 @@ class Sampler:
         for task in tasks:
             ids = task.prompt.ids.tolist()
             for choice in range(count):
-                request = Request(
+                request = DecodeRequest(
                     ids=ids,
                     max_tokens=options.max_tokens,
                     stop_ids=self.renderer.stop_ids,

@@ -10,7 +10,7 @@ from typing import Any
 
 from tunesmith.core.progress import Progress
 from tunesmith.data import version as versions
-from tunesmith.data.collect import Incoming, Source, refuse_invalid, stream_all
+from tunesmith.data.collect import IncomingRow, Source, refuse_invalid, stream_all
 from tunesmith.data.import_stream import Intake, OnIncoming, intake
 from tunesmith.data.sources import files
 from tunesmith.data.version import DatasetVersion
@@ -57,7 +57,7 @@ def reading(sources: Sequence[Source], progress: Progress, named: Callable[[str]
     for path, size in sizes.items():
         before[path], total = total, total + size
 
-    def told(incoming: Incoming) -> None:
+    def told(incoming: IncomingRow) -> None:
         path = incoming.origin.rpartition(":")[0]
         if path in sizes:
             progress.bar("reading", before[path] + min(incoming.offset or 0, sizes[path]), total)

@@ -15,7 +15,7 @@ from tunesmith.core.load import resolve
 from tunesmith.core.rows import Row
 from tunesmith.core.types import Answer, Example, Prompt, Record, Sampling
 from tunesmith.data import synth, version
-from tunesmith.data.synth import Judge, Made, Synth
+from tunesmith.data.synth import Judge, Synth, Synthesis
 from tunesmith.data.version import DatasetVersion
 from tunesmith.evaluate.run import Answers, ask_all, cache_key
 from tunesmith.flow.datasets.tokens import price_of
@@ -116,7 +116,7 @@ class Teachers:
         return RememberingTeacher(self._models.resolve(word), self._file)
 
 
-def requests(wish: Wish, data: Rows | None, teacher: Model) -> list[synth.Request]:
+def requests(wish: Wish, data: Rows | None, teacher: Model) -> list[synth.TeacherRequest]:
     """What will be asked. Raises UsageError for what is missing. `topics` asks the teacher for its tree already here."""
     settings = priced(wish)
     rows = _seeds(data)
@@ -148,12 +148,14 @@ def _seeds(data: Rows | None) -> Sequence[Row]:
     return [] if data is None else data.splits.get("train", data.rows)
 
 
-def estimate(asked: Sequence[synth.Request], wish: Wish) -> dict[str, float]:
+def estimate(asked: Sequence[synth.TeacherRequest], wish: Wish) -> dict[str, float]:
     """The most that the requests can take: tokens and US dollars."""
     return synth.estimate(asked, priced(wish))
 
 
-def make(datasets: Datasets, wish: Wish, data: Rows | None, asked: Sequence[synth.Request], avoid: Sequence[Row], models: Teachers) -> Made:
+def make(
+    datasets: Datasets, wish: Wish, data: Rows | None, asked: Sequence[synth.TeacherRequest], avoid: Sequence[Row], models: Teachers
+) -> Synthesis:
     """Ask, filter, judge. Held-out rows of `data` and `avoid` are never repeated."""
     held = [row for part in ("validation", "test") for row in (data.splits.get(part, []) if data is not None else [])]
 

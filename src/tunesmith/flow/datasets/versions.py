@@ -269,7 +269,7 @@ def differences(datasets: Datasets, old: str, new: str) -> dict[str, Any]:
         raise DataError(f"different kinds of rows cannot be compared: {holds}", allowed="two sets of one kind")
     found = versions.diff(a.splits, b.splits)
 
-    def sides(changes: Sequence[versions.Change]) -> Iterator[dict[str, Any]]:
+    def sides(changes: Sequence[versions.ChangedRow]) -> Iterator[dict[str, Any]]:
         for one in changes:
             before, after = (shown(row) if row is not None else None for row in (one.before, one.after))
             yield {"origin": one.origin, "before": before, "after": after}

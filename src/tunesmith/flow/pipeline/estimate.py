@@ -42,7 +42,7 @@ _SUITE_FLOP = 2.1e13
 
 
 @dataclass(frozen=True)
-class Elsewhere:
+class OtherMachine:
     """Where a run might go instead: a GPU by name, and what an hour of it costs in US dollars, as far as they are given."""
 
     gpu: str | None = None
@@ -113,7 +113,7 @@ class RunEstimate:
         return "\n".join(lines)
 
 
-def estimate(context: ProjectContext, waiting: Sequence[str], elsewhere: Elsewhere | None = None) -> RunEstimate:
+def estimate(context: ProjectContext, waiting: Sequence[str], elsewhere: OtherMachine | None = None) -> RunEstimate:
     """The estimate for the stages that wait; the data stages must be done.
 
     Raises TrainingError with changes of the plan that would fit, when training cannot fit where it is asked for.

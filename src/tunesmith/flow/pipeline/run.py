@@ -30,13 +30,13 @@ from tunesmith.store.runs import Run, Runs, without_secrets
 from tunesmith.store.store import Store
 
 if TYPE_CHECKING:
-    from tunesmith.flow.pipeline.estimate import Elsewhere
+    from tunesmith.flow.pipeline.estimate import OtherMachine
 
 _DATA = ("collect", "split", "tokens")
 
 
 @dataclass(frozen=True)
-class Made:
+class RunCommand:
     """How a run was asked for: the command, its overrides of the file, and the project's name in the file (empty: the project's own)."""
 
     command: str = "tunesmith run"
@@ -50,7 +50,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """How a run ended: the verdict, what was computed and what was found, where the report lies."""
 
     verdict: str
@@ -87,9 +87,9 @@ def run_pipeline(
     progress: Progress,
     server: Server,
     *,
-    made: Made = Made(),
+    made: RunCommand = RunCommand(),
     left_out: tuple[str, ...] = (),
-) -> Outcome:
+) -> RunOutcome:
     """Walk the circle in `folder`; finished stages are found, an interrupted one continues.
 
     The tuned model is deployed (its alias recorded in the store) only when the gate passes.
@@ -111,10 +111,10 @@ def run_pipeline(
         values = {arm: results[f"evaluate:{arm}"].output["values"] for arm in context.arms}
         Runs(context.store).finish(run.id, decision)
         times = expected.outcome() if expected.said else {}
-        return Outcome(results["compare"].output["verdict"], decision, report / "report.html", done, values, times)
+        return RunOutcome(results["compare"].output["verdict"], decision, report / "report.html", done, values, times)
 
 
-def dry_run(project: Project, folder: Path, progress: Progress, elsewhere: Elsewhere | None = None) -> dict[str, Any]:
+def dry_run(project: Project, folder: Path, progress: Progress, elsewhere: OtherMachine | None = None) -> dict[str, Any]:
     """Prepare the data (cheap and kept), then say what a run would do: time, memory, tokens; with `elsewhere`, prices too."""
     from tunesmith.flow.pipeline.estimate import estimate
 
@@ -126,7 +126,7 @@ def dry_run(project: Project, folder: Path, progress: Progress, elsewhere: Elsew
         return found.summary() | {"waiting": waiting, "text": found.text()}
 
 
-def begin(context: ProjectContext, made: Made, stages: Sequence[str] = ()) -> Run:
+def begin(context: ProjectContext, made: RunCommand, stages: Sequence[str] = ()) -> Run:
     """Remember what this run is made with, for the commands that look at it. `stages`: those that it may do (empty: all)."""
     name, runs = made.name or context.project.name, Runs(context.store)
     digests = {key: value for key, value in context.runner.digests.items() if not stages or key in stages}

@@ -34,7 +34,7 @@ def ask(context: ProjectContext, server: Server, work: Path) -> Output:
 
     openai = need("openai", extra="openai")
     tokens, asked = context.sampling().max_tokens, _chosen(context.questions("test"), context.project.deploy.questions)
-    questions = [_beginning(row) if context.documents else Question(row.prompt, row.prompt[-1].text, row.answer) for row in asked]
+    questions = [_beginning(row) if context.documents else ServedQuestion(row.prompt, row.prompt[-1].text, row.answer) for row in asked]
     said: dict[str, list[dict[str, Any]]] = {}
     with TemporaryDirectory(dir=work) as folder, closing(Store.open(folder)) as log:
         for names in _together(context):
@@ -62,7 +62,7 @@ def _together(context: ProjectContext) -> list[dict[str, Callable[[], Model]]]:
     return [base | tuned] if context.tuned.adapter is not None else [base, tuned]
 
 
-class Question(NamedTuple):
+class ServedQuestion(NamedTuple):
     """What is asked of a served model: a conversation, or without one the text to go on with; and what was written there."""
 
     messages: tuple[Message, ...]
@@ -70,13 +70,13 @@ class Question(NamedTuple):
     reference: str
 
 
-def _beginning(row: Example) -> Question:
+def _beginning(row: Example) -> ServedQuestion:
     """A document's first words, which a model goes on with."""
     begin = row.answer[: min(_BEGINNING, len(row.answer) // 2)].rpartition(" ")[0] or row.answer[:1]
-    return Question((), begin, row.answer[len(begin) :][: 4 * _BEGINNING])
+    return ServedQuestion((), begin, row.answer[len(begin) :][: 4 * _BEGINNING])
 
 
-def _answer(client: Any, question: Question, model: str, max_tokens: int) -> dict[str, Any]:
+def _answer(client: Any, question: ServedQuestion, model: str, max_tokens: int) -> dict[str, Any]:
     started = time.monotonic()
     fixed = {"model": model, "max_tokens": max_tokens, "temperature": 0}
     try:

@@ -11,7 +11,7 @@ import msgspec
 from tunesmith.core.counted import counted
 from tunesmith.core.errors import TrainingError, UsageError
 from tunesmith.core.progress import Progress
-from tunesmith.flow.pipeline.run import Made, begin, opened
+from tunesmith.flow.pipeline.run import RunCommand, begin, opened
 from tunesmith.flow.pipeline.training_stage import taught
 from tunesmith.flow.project import Project
 from tunesmith.flow.runner import only_one
@@ -28,7 +28,7 @@ _NO_LOSS = 0.01  # so little is nothing to halve
 
 
 def train_project(
-    project: Project, folder: Path, progress: Progress, *, fresh: bool = False, made: Made = Made(command="tunesmith train")
+    project: Project, folder: Path, progress: Progress, *, fresh: bool = False, made: RunCommand = RunCommand(command="tunesmith train")
 ) -> dict[str, Any]:
     """Prepare the data and train; an interrupted run continues. `fresh` begins anew (`Runner.begin_anew`)."""
     with opened(project, folder, progress) as context, only_one(context.store.folder):
