@@ -4,7 +4,7 @@ BIN := .venv/bin
 ARGS ?=
 # One process a core, each file in one process; every process computes with one thread (tests/conftest.py).
 PARALLEL ?= -n auto --dist loadfile
-.PHONY: demo test test-fast check bench templates conformance clients cases install clean
+.PHONY: demo test test-fast check bench families templates conformance clients cases install clean
 
 install: .venv/.ready
 
@@ -40,6 +40,10 @@ bench-%: install
 # Published chat templates, from a source distribution on PyPI: what is trained, sent and read back; writes docs/templates.md.
 templates: install
 	@$(BIN)/python -m benchmarks.templates $(ARGS)
+
+# Every family of models that transformers knows, at toy size; ARGS="--only qwen3,gpt_oss" tries some, --processes 2 two at a time.
+families: install
+	@$(BIN)/python -m benchmarks.families $(ARGS)
 
 # openai-python's own API tests, from its source distribution, against our server.
 conformance: install

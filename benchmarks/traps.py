@@ -125,7 +125,7 @@ FAULTS = (
     Fault(
         13,
         TRAIN + "artifact.py",
-        "(not largest > 0,",
+        "(not result.largest_weight > 0,",
         "(False,",
         "test_train_traps::test_an_adapter_that_does_nothing_fails_the_artifacts_own_test",
     ),
@@ -164,8 +164,8 @@ FAULTS = (
     Fault(
         18,
         TRAIN + "adapters.py",
-        "        torch.manual_seed(plan.seed)\n",
-        "        torch.seed()\n",
+        "    torch.manual_seed(plan.seed)\n",
+        "    torch.seed()\n",
         "test_train_loop::test_same_plan_and_data_give_the_same_bytes_and_another_seed_does_not",
     ),
     Fault(

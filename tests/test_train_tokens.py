@@ -13,7 +13,7 @@ from tunesmith.core.errors import ConfigError, TrainingError, UsageError
 from tunesmith.core.types import Example, Message, Prompt, Sampling
 from tunesmith.models.local import LocalModel
 from tunesmith.train.adapters import prepare
-from tunesmith.train.artifact import _plain_loss
+from tunesmith.train.artifact import _mean, _plain_losses
 from tunesmith.train.estimate import lora_parameters
 from tunesmith.train.facts import base_shape
 from tunesmith.train.loop import TrainResult, train
@@ -93,7 +93,9 @@ def test_plain_peft_and_our_server_give_the_trained_model(base, tmp_path):
         plain = AutoModelForCausalLM.from_pretrained(base)
         peft = (plain if folder is None else PeftModel.from_pretrained(plain, folder)).eval()
         found = model.nll(pairs)
-        assert sum(nats for nats, _ in found) / sum(n for _, n in found) == pytest.approx(_plain_loss(peft, asked), abs=1e-4)
+        assert sum(nats for nats, _ in found) / sum(n for _, n in found) == pytest.approx(
+            _mean(_plain_losses(peft, asked), asked), abs=1e-4
+        )
     engine = served[None].engine.fast
     names = [served[folder].adapter for folder in (None, ours, other, ours)]
     mixed = _mixed(engine, [row.ids.tolist() for row in (asked[0], asked[0], asked[0], asked[1])], names)

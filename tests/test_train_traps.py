@@ -127,7 +127,7 @@ def test_an_adapter_that_does_nothing_fails_the_artifacts_own_test(base, tmp_pat
     with torch.no_grad():
         loss = padded_loss(load_base(base, torch.float32), rows).item()
     with pytest.raises(TrainingError, match=r"every adapter weight is zero.*the base's own"):
-        self_test(folder, base, trainable, rows, loss, resolved)
+        self_test(folder, base, trainable, rows, [loss] * len(rows), resolved)
 
 
 @pytest.mark.slow

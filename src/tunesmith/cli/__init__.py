@@ -206,20 +206,27 @@ def schema(as_json: Json = False) -> None:
 
 @app.command()
 def models(as_json: Json = False) -> None:
-    """Bases, encoders and data sets that the catalogue knows, with their licences.
+    """Bases, encoders and data sets that the catalogue knows, with licences: those that packages have, and families of the hub.
 
     Example: tunesmith models
     """
     import msgspec
 
-    from tunesmith.models.catalog import Catalog
+    from tunesmith.models.catalog import Catalog, families
 
-    listing = Catalog().listing
-    result: dict[str, Any] = msgspec.to_builtins(listing)
-    lines = [
-        f"{kind}\n" + "\n".join(f"  {name:<16} {entry['license']:<12} {entry['about']}" for name, entry in part.items())
-        for kind, part in result.items()
-    ]
+    result: dict[str, Any] = msgspec.to_builtins(Catalog().listing)
+    lines = []
+    for kind, part in result.items():
+        for entry in part.values():
+            entry["offline"] = any("package" in source for source in entry["sources"])
+        lines += [f"{kind} (* from a package index, no hub needed)"]
+        lines += [f"{'*' if e['offline'] else ' '} {name:<16} {e['license']:<12} {e['about']}" for name, e in part.items()]
+    result["families"] = {name: {**msgspec.to_builtins(family), "offline": False} for name, family in families().items()}
+    lines += ["families on the Hugging Face hub, each model by its id (a network is needed)"]
+    for name, family in result["families"].items():
+        ids = ", ".join(f"{hub} ({size:g} B)" for hub, size in family["hub"].items())
+        checked = "; ".join(filter(None, [f"tiny random models {', '.join(family['variants'])}", family["real"]]))
+        lines += [f"  {name:<18} {family['license']}", f"    {ids}", f"    template: {family['template']}; checked: {checked}"]
     emit(result, as_json, "\n".join(lines))
 
 

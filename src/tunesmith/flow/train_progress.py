@@ -28,8 +28,8 @@ class TrainProgress:
 
     def _line(self, event: dict[str, Any]) -> str:
         match event["event"]:
-            case "start" if event["step"]:
-                return f"continuing at step {event['step']} of {event['total_steps']}"
+            case "start":
+                return "\n  ".join(_start(event))
             case "evaluation":
                 return f"step {event['step']} of {event['total_steps']}: " + "; ".join(
                     filter(None, (_trained(self.step), _held_out(event)))
@@ -48,6 +48,14 @@ class TrainProgress:
             case "best_restored":
                 return f"the weights of step {event['best_step']} are kept, the best of this run"
         return ""
+
+
+def _start(event: dict[str, Any]) -> list[str]:
+    """Where a run begins, on which route and why, and what of the model its adapter leaves out."""
+    lines = [f"continuing at step {event['step']} of {event['total_steps']}"] if event["step"] else []
+    if event.get("route"):
+        lines.append(f"route {event['route']}: {event['route_why']}")
+    return lines + [event[key] for key in ("unreached", "untried") if event.get(key)]
 
 
 def _trained(step: dict[str, Any] | None) -> str:

@@ -70,12 +70,31 @@ class Entry(Record, frozen=True):
         ]
 
 
+class Family(Record, frozen=True):
+    """Models of one family on the hub: their ids with sizes in thousand millions of parameters, and what to know of their template.
+
+    `variants` are the tiny random models of docs/families.md that have its classes, `real` says where real weights were run.
+    """
+
+    license: str
+    hub: dict[str, float]
+    template: str
+    variants: tuple[str, ...]
+    real: str = ""
+
+
 class Listing(Record, frozen=True):
     """The catalogue file."""
 
     models: dict[str, Entry]
     encoders: dict[str, Entry]
     datasets: dict[str, Entry]
+
+
+def families() -> dict[str, Family]:
+    """Families that people fine-tune, whose models are fetched from the hub: a network is needed."""
+    text = resources.files("tunesmith.models").joinpath("families.yaml").read_text("utf-8")
+    return msgspec.yaml.decode(text, type=dict[str, Family])
 
 
 class Catalog:

@@ -13,7 +13,9 @@ from tunesmith.core.errors import UsageError
 
 # Keys of config.json that make a loader run code of the model's folder, and those that make it fetch or choose other code.
 _CODE = ("auto_map", "custom_code", "trust_remote_code")
-_OTHER = ("_attn_implementation", "attn_implementation", "quantization_config")
+_OTHER = ("_attn_implementation", "attn_implementation")
+# Ways to store weights that are read into ordinary ones, by transformers alone.
+DEQUANTISED = ("mxfp4", "fp8")
 
 _allowed: set[str] = set()
 _names: dict[Path, set[str]] = {}
@@ -44,13 +46,14 @@ def trusted(folder: Path) -> bool:
 
 def refuse_code(config: dict[str, Any], where: Path) -> None:
     """Raises UsageError when the config.json at `where` makes a loader run or fetch code that was not allowed."""
+    _refuse_stored(config, where)
+    if needs_no_code(config):
+        return
     folder = where.parent
     name = min(_names.get(folder.resolve(), {str(folder)}), key=len)
-    for key in (*_OTHER, *(() if trusted(folder) else _CODE)):
+    for key in () if trusted(folder) else _CODE:
         if config.get(key):
-            remedy = "use a model that runs without code of its own"
-            if key in _CODE:
-                remedy = f"read {folder}/*.py and, where you trust them, write trust_remote_code: [{name}] into tunesmith.yaml"
+            remedy = f"read {folder}/*.py and, where you trust them, write trust_remote_code: [{name}] into tunesmith.yaml"
             raise UsageError(f"the model's configuration sets '{key}'", where=str(where), remedy=remedy)
     elsewhere = [one for one in _classes(config, where) if "--" in one]
     if elsewhere:
@@ -60,6 +63,35 @@ def refuse_code(config: dict[str, Any], where: Path) -> None:
             allowed="files of the model's own folder",
             remedy="put the files beside the weights, and name them in auto_map without the repository",
         )
+
+
+def _refuse_stored(config: dict[str, Any], where: Path) -> None:
+    """Raises UsageError for a configuration that names kernels, or weights in a form that is not read into ordinary ones."""
+    for key in _OTHER:
+        if config.get(key):
+            remedy = "use a model that runs without code of its own"
+            raise UsageError(f"the model's configuration sets '{key}'", where=str(where), remedy=remedy)
+    stored = config.get("quantization_config")
+    method = stored.get("quant_method") if isinstance(stored, Mapping) else stored
+    if stored and method not in DEQUANTISED:
+        raise UsageError(
+            f"the model's configuration sets 'quantization_config': its weights are stored as {method}",
+            where=str(where),
+            allowed=f"ordinary weights, or {' and '.join(DEQUANTISED)}, which are dequantised when they are loaded",
+            remedy="use the model's ordinary weights; adapter: {quantise: nf4} packs them into 4 bits",
+        )
+
+
+def needs_no_code(config: dict[str, Any]) -> bool:
+    """Whether the code that a configuration names is older than transformers' own classes of the same names, which are used instead."""
+    named = config.get("auto_map")
+    if not isinstance(named, Mapping) or not named or any(config.get(key) for key in _CODE if key != "auto_map"):
+        return False
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    classes = [str(value).rsplit(".", 1)[-1] for key, value in named.items() if not key.startswith("AutoTokenizer")]
+    return config.get("model_type") in CONFIG_MAPPING_NAMES and all(hasattr(transformers, name) for name in classes)
 
 
 def _classes(config: dict[str, Any], where: Path) -> list[str]:

@@ -116,7 +116,7 @@ class PackedAttention(nn.Module):
         if (
             parts is None
             or args
-            or hidden_states.is_cuda
+            or hidden_states.device.type != "cpu"
             or options.get("past_key_values") is not None
             or self.config._attn_implementation != ATTENTION
         ):

@@ -101,10 +101,11 @@ class _Nf4Product(torch.autograd.Function):
 class Nf4Linear(nn.Module):
     """A frozen linear layer in 4 bits. `weight` is computed anew each time it is asked for."""
 
-    def __init__(self, layer: nn.Linear) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
-        self.in_features, self.out_features = layer.in_features, layer.out_features
-        self.packed, self.bias = Nf4(layer.weight), layer.bias
+        weight = layer.weight if isinstance(layer, nn.Linear) else layer.weight.T  # GPT-2's layers keep theirs the other way round
+        self.out_features, self.in_features = int(weight.shape[0]), int(weight.shape[1])
+        self.packed, self.bias = Nf4(weight), layer.bias
 
     @property
     def weight(self) -> Tensor:
@@ -116,17 +117,23 @@ class Nf4Linear(nn.Module):
         return out
 
 
-def quantise(module: nn.Module, *, keep: str) -> int:
-    """Replace every frozen linear layer inside `module` by its 4-bit form, in place, one after the other; returns how many.
+def packable(module: nn.Module, *, keep: str) -> list[tuple[nn.Module, str, Any]]:
+    """The frozen linear layers inside `module` that can be in 4 bits, each with what holds it and its name there. Layers with `keep` in
+    their full name are left out; experts in one tensor are no layers."""
+    from transformers.pytorch_utils import Conv1D
 
-    Layers with `keep` in their full name stay as they are.
-    """
-    layers = [
+    return [
         (parent, name, child)
         for path, parent in module.named_modules()
         for name, child in parent.named_children()
-        if type(child) is nn.Linear and not child.weight.requires_grad and keep not in f"{path}.{name}"
+        if type(child) in (nn.Linear, Conv1D) and not child.weight.requires_grad and keep not in f"{path}.{name}"
     ]
-    for parent, name, layer in layers:
+
+
+def quantise(module: nn.Module, *, keep: str) -> int:
+    """Put these layers into their 4-bit form, in place, one after the other; returns how many weights they have."""
+    count = 0
+    for parent, name, layer in packable(module, keep=keep):
+        count += layer.weight.numel()
         setattr(parent, name, Nf4Linear(layer))
-    return len(layers)
+    return count

@@ -143,7 +143,7 @@ def tree_attention(query: Tensor, key: Tensor, value: Tensor, spans: Sequence[Sp
 
     `spans` lie in depth-first order and cover the T tokens; a token sees the earlier tokens of its span and all of its ancestors.
     """
-    if query.is_cuda:
+    if query.device.type != "cpu":
         if bend != _PLAIN or key.shape[2] != value.shape[2]:
             raise NotImplementedError("windows, caps and sinks of a tree of spans are computed on processors only")
         return segment_attention(query, key, value, spans, scale)

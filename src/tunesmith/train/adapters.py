@@ -7,6 +7,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -19,12 +20,14 @@ from tunesmith.models.trust import trusted
 from tunesmith.nets.dropout import SeededDropout
 from tunesmith.nets.linear import FusedLoraLinear
 from tunesmith.nets.nf4 import Nf4Linear, quantise
+from tunesmith.train.choice import PLAIN, Choice, Route
 from tunesmith.train.facts import WEIGHTS, require_safetensors
 from tunesmith.train.loss import Head
 from tunesmith.train.packing import Pack, pack
 from tunesmith.train.plan import ResolvedPlan
-from tunesmith.train.routes import PLAIN, Route, lay, take_off
-from tunesmith.train.start_check import Choice, choose_route
+from tunesmith.train.routes import lay, take_off
+from tunesmith.train.start_check import choose_route
+from tunesmith.train.targets import Reach, all_linear, inner_model, linear_names, parameters_to_name, reach
 
 
 def load_base(base: Path, dtype: torch.dtype, device: str = "cpu") -> Any:
@@ -37,44 +40,6 @@ def load_base(base: Path, dtype: torch.dtype, device: str = "cpu") -> Any:
         return load_causal(base, dtype=dtype).to(device)
     except (OSError, ValueError, ImportError) as error:
         raise TrainingError(f"the base cannot be loaded: {error}", where=str(base)) from error
-
-
-def linear_layers(model: Any) -> dict[str, nn.Module]:
-    """The linear layers of the part that reads and writes text, but the output layer, by their full names."""
-    from transformers.pytorch_utils import Conv1D
-
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    text = model.get_decoder() if hasattr(model, "get_decoder") else model
-    inside = {id(module) for module in (text if isinstance(text, nn.Module) else model).modules()}
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D)) and module is not head and id(module) in inside
-    }
-
-
-def linear_names(model: Any) -> list[str]:
-    """The last parts of their names: what `targets` may name."""
-    return sorted({name.rsplit(".", 1)[-1] for name in linear_layers(model)})
-
-
-# What peft refuses to adapt, because the kernels of these layers read the weights themselves.
-_STATE_SPACE = {"mamba", "mamba2", "falcon_mamba", "falcon_h1"}
-_REFUSED = {"out_proj", "conv1d"}
-
-
-def _all_linear(model: Any) -> list[str] | str:
-    """peft's word for all linear layers, where it means those of the text; else the layers by name."""
-    layers, refused = linear_layers(model), _REFUSED if model.config.model_type in _STATE_SPACE else set()
-    own = {id(module) for module in layers.values()}
-    head = model.get_output_embeddings()
-    others = [module for module in model.modules() if isinstance(module, nn.Linear) and id(module) not in own and module is not head]
-    if not others and not refused & {name.rsplit(".", 1)[-1] for name in layers}:
-        return "all-linear"
-    wanted = [name for name in layers if name.rsplit(".", 1)[-1] not in refused]
-    if others:
-        return wanted
-    return sorted({name.rsplit(".", 1)[-1] for name in wanted})
 
 
 def _token_rows(model: Any, plan: ResolvedPlan, base: Path) -> dict[str, list[int]] | list[int] | None:
@@ -110,12 +75,19 @@ def _peft_config(model: Any, plan: ResolvedPlan, base: Path) -> Any:
         missing = [t for t in adapter.targets if t not in known]
         if missing:
             raise ConfigError(f"the base has no layer {', '.join(missing)}", where="train.adapter.targets", allowed=", ".join(known))
+    if adapter.target_parameters:
+        named = parameters_to_name(model)
+        missing = [t for t in adapter.target_parameters if not any(name == t or name.endswith(f".{t}") for name in named)]
+        if missing:
+            what = f"the base has no tensor {', '.join(missing)} inside its layers that is not a linear layer"
+            raise ConfigError(what, where="train.adapter.target_parameters", allowed=", ".join(named) or "none: leave it out")
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=adapter.r,
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
-        target_modules=_all_linear(model) if adapter.targets == "all-linear" else list(adapter.targets),
+        target_modules=all_linear(model) if adapter.targets == "all-linear" else list(adapter.targets),
+        target_parameters=list(adapter.target_parameters) or None,
         use_rslora=adapter.rslora,
         use_dora=adapter.dora,
         init_lora_weights=True if adapter.init == "default" else adapter.init,
@@ -135,7 +107,7 @@ class Trainable:
     def __init__(self, model: Any, plan: ResolvedPlan) -> None:
         self.model = model
         self.causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.decoder: Any = getattr(self.causal, self.causal.base_model_prefix, None)
+        self.decoder: Any = inner_model(self.causal)
         self.lora = plan.adapter.kind == "lora"
         self.device = plan.device
         # Full training keeps float32 weights and multiplies in the plan's type.
@@ -143,9 +115,12 @@ class Trainable:
         self._attention = str(self.causal.config._attn_implementation)
         self._laid = lay(model, self.causal, PLAIN, self._attention)
         self._keeps = "logits_to_keep" in signature(self.causal.forward).parameters
+        self.balances = _balances(self.causal)
+        self.balance: Tensor | None = None  # the routers' loss of the rows of the last pass, where the model adds one
         # peft computes adapters of fused experts by changing their weights for a pass: two passes at once would see each other's.
-        self.parallel = not any(type(module).__name__ == "ParamWrapper" for module in model.modules())
+        self.parallel = not self.balances and not any(type(module).__name__ == "ParamWrapper" for module in model.modules())
         self.choice = Choice(route=PLAIN.name)
+        self.reach = Reach()
         layer = self.causal.get_output_embeddings()
         self._head_size = layer.weight.numel() if layer is not None else 0  # once: with trained tokens `weight` copies the whole matrix
 
@@ -184,6 +159,7 @@ class Trainable:
         """What `head` takes, at the pack's targets: the last states [M, H] after the final norm, or [M, V] logits on the plain route."""
         if not self.route.tree and one.shares:
             one = pack(one.rows, share=False)  # laid down for another model: the teacher of this one, or its student
+        self.balance = None
         with torch.autocast(self.device, torch.bfloat16, enabled=self.autocast):
             states = self._packed(one) if self.route.packed else self._by_row(one)
         return states.to(torch.bfloat16) if self.autocast and not self.route.plain else states
@@ -195,15 +171,13 @@ class Trainable:
         return found
 
     def _by_row(self, one: Pack) -> Tensor:
-        """One row after the other; the targets of a row stand together in `at`, in the rows' order, but need not be in the pack's."""
-        starts = [*np.flatnonzero(one.positions == 0).tolist(), len(one.ids)]
-        owner = np.searchsorted(starts, one.at, side="right") - 1
+        """One row after the other, each whole: what comes after its last trained token counts where frequencies follow the length."""
         found: list[Tensor | None] = [None] * len(one.at)
-        for row in np.unique(owner).tolist():
-            begin, end = starts[row], starts[row + 1]
-            mine = np.flatnonzero(owner == row)
-            ids, at = torch.from_numpy(one.ids[begin:end]).to(self.device)[None], torch.from_numpy(one.at[mine] - begin).to(self.device)
-            for place, state in zip(mine.tolist(), self._row(ids, at), strict=True):
+        for number in np.unique(one.row).tolist():
+            row = one.rows[number]
+            trained = np.flatnonzero(row.mask[1:])  # the places that predict trained tokens
+            ids, at = (torch.from_numpy(a.astype(np.int64)).to(self.device) for a in (row.ids, trained))
+            for place, state in zip(np.flatnonzero(one.row == number).tolist(), self._row(ids[None], at), strict=True):
                 found[place] = state
         return torch.stack([state for state in found if state is not None])
 
@@ -213,11 +187,45 @@ class Trainable:
             found: Tensor = self.decoder(input_ids=ids, use_cache=False).last_hidden_state[0, at]
             return found
         if self._keeps:
-            logits: Tensor = self.causal(input_ids=ids, use_cache=False, logits_to_keep=at).logits[0]
-            if len(logits) == len(at):
-                return logits
-        whole: Tensor = self.causal(input_ids=ids, use_cache=False).logits[0, at]
-        return whole
+            out = self.causal(input_ids=ids, use_cache=False, logits_to_keep=at)
+            if len(out.logits[0]) == len(at):
+                return self._balanced(out, out.logits[0])
+        out = self.causal(input_ids=ids, use_cache=False)
+        return self._balanced(out, out.logits[0, at])
+
+    def _balanced(self, out: Any, logits: Tensor) -> Tensor:
+        """The logits; what the model would add to its loss for this row is added up in `balance`."""
+        if self.balances:
+            more = self.balances * out.aux_loss
+            self.balance = more if self.balance is None else self.balance + more
+        return logits
+
+
+def _balances(causal: Any) -> float:
+    """The weight of the routers' loss (arXiv 2101.03961) that a model adds to its own; 0 where its configuration does not ask for it."""
+    config = causal.config.get_text_config()
+    if not getattr(config, "output_router_logits", False):
+        return 0.0
+    places = [(place, name) for name in ("router_aux_loss_coef", "aux_loss_coef") for place in (causal, config)]
+    weight = next((value for place, name in places if isinstance(value := getattr(place, name, None), (int, float))), 0.0)
+    return float(weight)
+
+
+def _adapted(model: Any, plan: ResolvedPlan, base: Path) -> Any:
+    """The model with a fresh adapter of the plan. Raises ConfigError with peft's own words for what it does not take."""
+    from peft import get_peft_model
+
+    torch.manual_seed(plan.seed)
+    try:
+        model = get_peft_model(model, _peft_config(model, plan, base))
+    except (ValueError, NotImplementedError, TypeError, RuntimeError, AttributeError, KeyError) as error:
+        what = f"peft does not attach this adapter to {base.name}: {error}"
+        raise ConfigError(what, where="train.adapter", remedy="other targets, or without the option that it names") from error
+    chosen = model.peft_config["default"]
+    chosen.target_modules = sorted(chosen.target_modules)  # peft keeps a set, which is written in another order each time
+    if chosen.target_parameters is not None:
+        chosen.target_parameters = sorted(chosen.target_parameters)
+    return model
 
 
 def prepare(base: Path, plan: ResolvedPlan, probe: Sequence[Rendered] = (), *, route: str | None = None) -> Trainable:
@@ -233,17 +241,15 @@ def prepare(base: Path, plan: ResolvedPlan, probe: Sequence[Rendered] = (), *, r
     if trusted(base) and full:
         what = "a base that runs code of its own is trained through an adapter: its result would need that code beside it"
         raise ConfigError(what, where="train.adapter.kind", allowed="lora")
+    covered = Reach()
     if not full:
-        from peft import get_peft_model
-
-        torch.manual_seed(plan.seed)
-        model = get_peft_model(model, _peft_config(model, plan, base))
-        chosen = model.peft_config["default"]
-        chosen.target_modules = sorted(chosen.target_modules)  # peft keeps a set, which is written in another order each time
+        model = _adapted(model, plan, base)
+        covered = reach(model, model.get_base_model())
         if plan.adapter.start_from is not None:
             _start_from(model, Path(plan.adapter.start_from))
         if four:
-            quantise_decoder(model.get_base_model())
+            packed = quantise_decoder(model.get_base_model())
+            covered = msgspec.structs.replace(covered, packed=min(1.0, packed / max(1, covered.weights)))
             model.to(plan.device)
     for module in list(model.modules()):
         for name, child in module.named_children():
@@ -252,13 +258,14 @@ def prepare(base: Path, plan: ResolvedPlan, probe: Sequence[Rendered] = (), *, r
     if plan.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     trainable = Trainable(model, plan)
+    trainable.reach = covered
     choose_route(trainable, base, plan, probe, route)
     return trainable
 
 
-def quantise_decoder(causal: Any) -> None:
-    """Put the frozen linear layers of a model into 4 bits; the output layer stays, as in QLoRA."""
-    quantise(getattr(causal, causal.base_model_prefix), keep="lora_")
+def quantise_decoder(causal: Any) -> int:
+    """Put the frozen linear layers of a model into 4 bits; the output layer stays, as in QLoRA. Returns how many weights they have."""
+    return quantise(inner_model(causal), keep="lora_")
 
 
 def _start_from(model: Any, folder: Path) -> None:

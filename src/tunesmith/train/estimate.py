@@ -7,11 +7,13 @@ cannot be avoided by this machine's rate now and by the share of it that the loo
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tunesmith.core.types import Record
+from tunesmith.train.choice import BY_NAME, FUSED, recalled
 from tunesmith.train.facts import base_shape, gather, machine_rate
 from tunesmith.train.items import Item, Row, usable
 from tunesmith.train.methods import METHODS
@@ -25,7 +27,7 @@ EFFICIENCY = {"bfloat16": 0.36, "float32": 0.6}
 # Loading the base, attaching the adapter, saving and the artifact's test of itself, per parameter and once.
 SECONDS_PER_PARAMETER, SECONDS_FIXED = 3e-8, 6.0
 # Python, torch, transformers and peft with their libraries; on a GPU the driver's context and the libraries' kernels.
-RUNTIME_BYTES = {"cpu": 450_000_000, "cuda": 600_000_000}
+RUNTIME_BYTES = {"cpu": 450_000_000, "cuda": 600_000_000, "mps": 600_000_000, "xpu": 600_000_000}
 SAMPLED_STEPS = 50
 # What the decoder holds at once (`nets/decoder.py`): rows, tokens of prompts that one pass reads, bytes of keys and values.
 DECODED_ROWS, READ_TOKENS, CACHE_BYTES = 64, 2048, 2 << 30
@@ -68,6 +70,8 @@ class Estimate(Record, frozen=True):
 
     `longest` is the longest row, `largest_pack` what the largest pack computes; `rate` is FLOP/s of this machine's matrix products, timed.
     `fixed_seconds` of the `seconds` are no steps: loading, saving, testing.
+    `route` is what the last run with this base and adapter was computed on (None: none
+    was); what is laid down once follows from it, its speed is measured by whoever times the run.
     """
 
     plan: ResolvedPlan
@@ -85,6 +89,8 @@ class Estimate(Record, frozen=True):
     memory: Memory
     available_bytes: int | None = None
     fixed_seconds: float = 0.0
+    route: str | None = None
+    route_why: str = ""
 
     @property
     def fits(self) -> bool:
@@ -140,6 +146,15 @@ def inner_parameters(config: dict[str, Any]) -> int:
     return sum(o * i for o, i in inner_shapes(config).values())
 
 
+# Experts, which transformers keeps in one tensor: they are not put into 4 bits.
+_EXPERTS = re.compile(r"(^|\.)experts\.|\.\d+$")
+
+
+def _packable(config: dict[str, Any]) -> int:
+    """How many numbers of these matrices 4 bits take."""
+    return sum(o * i for name, (o, i) in inner_shapes(config).items() if not _EXPERTS.search(name))
+
+
 def _last(name: str) -> str:
     """The layer's own name: q_proj of model.layers.0.self_attn.q_proj.weight."""
     return name.removesuffix(".weight").rsplit(".", 1)[-1]
@@ -188,7 +203,7 @@ def memory(config: dict[str, Any], plan: ResolvedPlan, trainable: int, largest_p
     weights = whole = int(config["parameters"]) * (4 if full else size)
     four = plan.adapter.quantise == "nf4"
     if four:
-        weights -= round(inner_parameters(config) * (size - NF4_BITS / 8))
+        weights -= round(_packable(config) * (size - NF4_BITS / 8))
     working = size * 4 * (4 * hidden + 4 * inner)
     return Memory(
         runtime=RUNTIME_BYTES[plan.device],
@@ -203,7 +218,7 @@ def memory(config: dict[str, Any], plan: ResolvedPlan, trainable: int, largest_p
     )
 
 
-def _sample(items: Sequence[Item], plan: ResolvedPlan) -> tuple[float, int]:
+def _sample(items: Sequence[Item], plan: ResolvedPlan, shares: bool) -> tuple[float, int]:
     """Computed tokens of one epoch and the largest pack, from the packs of its first steps."""
     from tunesmith.train.microbatch import packs_of
 
@@ -212,7 +227,7 @@ def _sample(items: Sequence[Item], plan: ResolvedPlan) -> tuple[float, int]:
     packs: list[Pack] = []
     for step in range(min(steps, SAMPLED_STEPS)):
         chosen = order[step * plan.batch_size : (step + 1) * plan.batch_size]
-        packs += [work.pack for work in packs_of([items[i].rows for i in chosen], plan)]
+        packs += [work.pack for work in packs_of([items[i].rows for i in chosen], plan, shares=shares)]
     computed = sum(len(packed.ids) for packed in packs) * steps / min(steps, SAMPLED_STEPS)
     return computed, max(len(packed.ids) for packed in packs)
 
@@ -225,6 +240,8 @@ def estimate(plan: Plan, rows: Sequence[Row], validation: Sequence[Row] = (), *,
     facts = gather(plan, items, base)
     resolved, reasons = resolve(plan, facts)
     ready, _, _ = usable(items, resolved.max_length, resolved.over_length)
+    choice = recalled(base, resolved)
+    route = FUSED if choice is None else BY_NAME[choice.route]
     trained = sum(row.trained for item in ready for row in item.rows)
     if method.graded:  # the answers are not there yet: as long as they may be, and more of them than a pack holds
         trained = len(ready) * resolved.reinforcement.samples * resolved.reinforcement.max_tokens
@@ -233,7 +250,7 @@ def estimate(plan: Plan, rows: Sequence[Row], validation: Sequence[Row] = (), *,
             max(resolved.micro_batch_tokens, resolved.max_length),
         )
     else:
-        computed, largest = _sample(ready, resolved)
+        computed, largest = _sample(ready, resolved, route.tree)
     full = resolved.adapter.kind == "none"
     trainable = int(config["parameters"]) if full else lora_parameters(config, resolved)
     inner = inner_parameters(config)
@@ -260,6 +277,8 @@ def estimate(plan: Plan, rows: Sequence[Row], validation: Sequence[Row] = (), *,
         memory=memory(config, resolved, trainable, largest),
         available_bytes=available_bytes(),
         fixed_seconds=fixed,
+        route=None if choice is None else choice.route,
+        route_why="found out before the first step" if choice is None else choice.why(),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import re
@@ -16,6 +17,7 @@ from typing import Any
 
 from tunesmith.core.errors import ConfigError, TrainingError
 from tunesmith.models.trust import refuse_code
+from tunesmith.train.devices import device_of, multiplies_bfloat16
 from tunesmith.train.items import Item
 from tunesmith.train.plan import Adapter, Facts, Plan, ResolvedPlan
 
@@ -58,7 +60,9 @@ def _linears(tensors: dict[str, Any]) -> Iterator[tuple[str, tuple[int, int]]]:
     """(name, (out, in)) of every matrix inside the blocks; fused experts count one by one."""
     for name, tensor in tensors.items():
         sides: list[int] = tensor.get("shape", []) if name != "__metadata__" else []
-        if _NOT_INNER.search(name) or len(sides) not in (2, 3) or min(sides) < 2:
+        if name.endswith("_blocks") and len(sides) == 4:  # MXFP4: 32 weights in 16 bytes
+            sides = [sides[0], sides[1], 2 * sides[2] * sides[3]]
+        if _NOT_INNER.search(name) or name.endswith(_SCALES) or len(sides) not in (2, 3) or min(sides) < 2:
             continue
         if len(sides) == 2:
             yield name, (sides[0], sides[1])
@@ -104,14 +108,15 @@ def text_shape(config: dict[str, Any]) -> dict[str, Any]:
     return shape
 
 
+# Scales beside weights in FP8 and MXFP4, which are no weights; a byte of MXFP4's blocks holds two.
+_SCALES = ("_scale_inv", "_scales")
+
+
 def _numbers(tensors: dict[str, Any]) -> int:
     total = 0
     for name, tensor in tensors.items():
-        if name != "__metadata__":
-            count = 1
-            for side in tensor["shape"]:
-                count *= side
-            total += count
+        if name != "__metadata__" and not name.endswith(_SCALES):
+            total += math.prod(tensor["shape"]) * (2 if name.endswith("_blocks") and tensor.get("dtype") == "U8" else 1)
     return total
 
 
@@ -148,18 +153,6 @@ def require_same_tokens(base: Path, teacher: Path) -> None:
         )
 
 
-def bfloat16_in_hardware() -> bool:
-    """Whether this processor multiplies bfloat16 itself (AVX512-BF16 or AMX on x86; on Arm, the bf16 flag)."""
-    import torch
-
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        return bool(torch.cpu._is_avx512_bf16_supported())
-    try:
-        return " bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
-
-
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -181,7 +174,7 @@ def product_rate(device: str, *, bfloat16: bool, hidden: int, seconds: float = 0
             start = time.perf_counter()
             x @ w.T
             if device != "cpu":
-                torch.cuda.synchronize()
+                torch.accelerator.synchronize()
             best = min(best, time.perf_counter() - start)
     finally:
         torch.set_num_threads(before)
@@ -193,29 +186,16 @@ def machine_rate(facts: Facts, plan: ResolvedPlan) -> float:
     return 1e9 * facts.gflops * (plan.threads if plan.device == "cpu" else 1)
 
 
-def _device(plan: Plan) -> str:
-    import torch
-
-    if plan.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "device is cuda, and torch finds no GPU", where="train.device", remedy="device: auto, or a torch built for this GPU"
-        )
-    return "cuda" if plan.device != "cpu" and torch.cuda.is_available() else "cpu"
-
-
 def gather(plan: Plan, items: Sequence[Item], base: Path) -> Facts:
     """Everything `resolve` wants to know. The first time takes about a third of a second (it times matrix products).
 
     Raises ConfigError for a device that is not there, TrainingError for tokens that the base has no embeddings for.
     """
-    import torch
-
-    device, shape = _device(plan), base_shape(base)
+    device, shape = device_of(plan.device), base_shape(base)
     _refuse_unknown_tokens(items, shape, base)
     hidden = int(shape["hidden_size"])
     rank, alpha = start_of(plan.adapter)
-    hardware = torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else bfloat16_in_hardware()
-    bf16 = plan.dtype == "bfloat16" or (plan.dtype == "auto" and hardware)
+    bf16 = plan.dtype == "bfloat16" or (plan.dtype == "auto" and multiplies_bfloat16(device))
     return Facts(
         parameters=shape["parameters"],
         hidden_size=hidden,
@@ -227,7 +207,7 @@ def gather(plan: Plan, items: Sequence[Item], base: Path) -> Facts:
         cores=cores(),
         gflops=round(product_rate(device, bfloat16=bf16, hidden=hidden), 1),
         bfloat16=bf16,
-        cuda=device == "cuda",
+        device=device,
         start_rank=rank,
         start_alpha=alpha,
     )

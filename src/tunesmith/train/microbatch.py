@@ -129,6 +129,9 @@ class StepItems:
         reference = torch.from_numpy(self.reference[piece.items]).to(device)
         labels = torch.tensor([self.items[i].label for i in piece.items], device=device)
         loss, sums = objective.loss(hidden_at(trainable, piece.pack), trainable.head, piece.pack, reference, labels, step)
+        if trainable.balance is not None:  # a row at a time, so that packing changes nothing; the mean over the rows of the step
+            loss = loss + trainable.balance / sum(len(item.rows) for item in self.items)
+            sums |= {"balance": float(trainable.balance.detach()), "balanced": float(len(piece.pack.rows))}
         return loss, sums | {"computed": float(len(piece.pack.ids)), "positions": float(len(piece.pack.at))}
 
 

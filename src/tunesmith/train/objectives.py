@@ -54,6 +54,8 @@ def report(sums: Sums) -> dict[str, float]:
         means["token_accuracy"] = sums["hits"] / sums["targets"]
     if sums.get("pairs"):
         means |= {"reward_accuracy": sums["won"] / sums["pairs"], "reward_margin": sums["margin"] / sums["pairs"]}
+    if sums.get("balanced"):
+        means["router_loss"] = sums["balance"] / sums["balanced"]
     if sums.get("wanted") and sums.get("unwanted"):
         means["reward_margin"] = sums["wanted_reward"] / sums["wanted"] - sums["unwanted_reward"] / sums["unwanted"]
     return means

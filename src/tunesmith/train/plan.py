@@ -17,7 +17,8 @@ Init = Literal["default", "gaussian", "pissa", "olora", "orthogonal"]
 
 
 class Adapter(Record, frozen=True):
-    """What is trained. `kind` lora adds low-rank matrices to `targets`; none trains every weight.
+    """What is trained. `kind` lora adds low-rank matrices to `targets`, and to the matrices that are no linear layers and are named in
+    `target_parameters` (experts in one tensor: mlp.experts.gate_up_proj); none trains every weight.
 
     `b_rate_ratio` above 1 is LoRA+ (arXiv 2402.12354); `init` pissa is arXiv 2404.02948; `dora` arXiv 2402.09353; `rslora` divides alpha
     by √r instead of r (arXiv 2312.03732). `quantise` nf4 keeps the frozen base in 4 bits (QLoRA, arXiv 2305.14314). `start_from` is the
@@ -30,6 +31,7 @@ class Adapter(Record, frozen=True):
     alpha: float | Auto = "auto"
     dropout: float | Auto = "auto"
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    target_parameters: tuple[str, ...] = ()
     rslora: bool = False
     dora: bool = False
     init: Init = "default"
@@ -134,7 +136,7 @@ class Plan(Record, frozen=True):
     activation_checkpointing: bool = False
     threads: int | Auto = "auto"
     lanes: int | Auto = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"
 
 
 class ResolvedAdapter(Adapter, frozen=True):
@@ -166,7 +168,7 @@ class ResolvedPlan(Plan, frozen=True):
     dtype: Literal["bfloat16", "float32"] = "float32"
     threads: int = 1
     lanes: int = 1
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Literal["cpu", "cuda", "mps", "xpu"] = "cpu"
 
 
 class Facts(Record, frozen=True):
@@ -182,7 +184,7 @@ class Facts(Record, frozen=True):
     cores: int = 1
     gflops: float = 0.0
     bfloat16: bool = False
-    cuda: bool = False
+    device: str = "cpu"
     start_rank: int | None = None
     start_alpha: float | None = None
 

@@ -13,6 +13,7 @@ import msgspec
 
 from tunesmith.core import epochs
 from tunesmith.core.errors import ConfigError
+from tunesmith.train.devices import untried
 from tunesmith.train.methods import METHODS
 from tunesmith.train.methods.base import Method
 from tunesmith.train.plan import (
@@ -58,6 +59,10 @@ def _dtype(facts: Facts) -> Choice:
     return "float32", "no bfloat16 arithmetic in hardware", "this machine"
 
 
+def _why_device(device: str) -> str:
+    return "the fastest device found" + (f"; {untried(device)}" if untried(device) else "")
+
+
 def _lanes(device: str, threads: int, batch: int) -> Choice:
     if device != "cpu":
         return 1, "one pack fills the device", "one device"
@@ -100,11 +105,11 @@ def resolve(plan: Plan, facts: Facts) -> tuple[ResolvedPlan, tuple[Reason, ...]]
     rows = method.examples(facts, max_length)
     batch = auto("batch_size", plan.batch_size, _batch_size(rows))
     tokens = (
-        2048 if facts.cuda else 1536,
+        1536 if facts.device == "cpu" else 2048,
         "bounds the memory of activations; the result does not depend on it",
         "measured on SmolLM2-135M",
     )
-    device = auto("device", plan.device, ("cuda" if facts.cuda else "cpu", "the fastest device found", "this machine"))
+    device = auto("device", plan.device, (facts.device, _why_device(facts.device), "this machine"))
     threads = auto("threads", plan.threads, (facts.cores, "every core that this process may use", "this machine"))
     values = msgspec.structs.asdict(plan) | {"reinforcement": ResolvedReinforcement()} | own
     values |= {

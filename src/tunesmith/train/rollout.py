@@ -28,9 +28,9 @@ from tunesmith.nets.decoder import Decoder, Engine
 from tunesmith.nets.plain_decoder import PlainDecoder, PlainEngine
 from tunesmith.nets.sequences import DecodeRequest, SequenceDecoder
 from tunesmith.train.adapters import Trainable
+from tunesmith.train.choice import PLAIN
 from tunesmith.train.items import Item
 from tunesmith.train.plan import ResolvedPlan
-from tunesmith.train.routes import PLAIN
 
 _log = logging.getLogger("tunesmith.train")
 

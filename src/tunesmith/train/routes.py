@@ -1,17 +1,11 @@
-"""Ways to compute a pack, from the fastest to the plainest: what each one lays over a model of transformers, and takes off again. Knows
-nothing about losses, plans or which models there are.
-
-fused    one pass over a pack whose rows share their beginnings, with our attention, norms and blocks
-packed   one pass over a pack, with transformers' own attention: rows end where positions begin anew
-rows     one pass a row, with transformers' own attention; the loss from the last states
-plain    one pass a row, by transformers and peft alone; the loss from the model's own logits
-"""
+"""What each route (`choice.py`) lays over a model of transformers, and takes off again. Knows nothing about losses, plans or which models
+there are."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 
@@ -19,24 +13,7 @@ from tunesmith.nets.blocks import fuse_blocks, unfuse_blocks
 from tunesmith.nets.linear import FusedLoraLinear
 from tunesmith.nets.norm import Replaced, fuse_norms, restore
 from tunesmith.nets.tree_attention import register_attention
-
-
-class Route(NamedTuple):
-    """`tree`: our attention, over rows that share beginnings; `packed`: several rows a pass; `plain`: nothing of ours in the model."""
-
-    name: str
-    about: str
-    tree: bool = False
-    packed: bool = False
-    plain: bool = False
-
-
-FUSED = Route("fused", "packs with shared beginnings, our attention, norms and blocks", tree=True, packed=True)
-PACKED = Route("packed", "packs, transformers' own attention", packed=True)
-ROWS = Route("rows", "one row a pass, transformers' own attention")
-PLAIN = Route("plain", "one row a pass, by transformers and peft alone", plain=True)
-ROUTES = (FUSED, PACKED, ROWS, PLAIN)
-BY_NAME = {route.name: route for route in ROUTES}
+from tunesmith.train.choice import PLAIN, Route
 
 
 @dataclass(slots=True)

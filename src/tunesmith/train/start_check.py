@@ -12,6 +12,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tunesmith.core.atomic import write_atomic
 from tunesmith.core.chat import Rendered
 from tunesmith.core.errors import TrainingError
-from tunesmith.core.types import Record, digest
 from tunesmith.models.trial import RAISED, Tried, shown
 from tunesmith.nets.nf4 import Nf4
 from tunesmith.nets.prefix import first_of_each_kind
-from tunesmith.store.layout import user_folder
-from tunesmith.train.facts import environment
+from tunesmith.train.choice import BY_NAME, PLAIN, ROUTES, Choice, Route, keep, place, read
 from tunesmith.train.loss import chunked_logp
 from tunesmith.train.packing import pack
 from tunesmith.train.plan import ResolvedPlan
-from tunesmith.train.routes import BY_NAME, PLAIN, ROUTES, Route
 
 _log = logging.getLogger("tunesmith.train")
 
@@ -51,19 +48,6 @@ _TARGETS = 16
 Floats = npt.NDArray[np.float64]
 
 
-class Choice(Record, frozen=True):
-    """The route that is taken, and all that were tried for it. `unreached`: trainable tensors that no row reaches."""
-
-    route: str
-    tried: tuple[Tried, ...] = ()
-    unreached: int = 0
-
-    def why(self) -> str:
-        """Why this route, in words."""
-        seen = "; ".join(one.sentence() for one in self.tried)
-        return f"{BY_NAME[self.route].about}: {seen or 'as the run began'}"
-
-
 @dataclass(frozen=True)
 class _Measured:
     """log p of the targets, row after row, and each trainable tensor's gradient of their mean (None: not reached)."""
@@ -77,34 +61,17 @@ def choose_route(trainable: Any, base: Path, plan: ResolvedPlan, probe: Sequence
 
     Raises TrainingError when the base fails on the plain route too.
     """
-    if name is not None:
-        trainable.go(BY_NAME[name])
-        trainable.choice = Choice(route=name)
-        return trainable.choice
-    kept = _kept(base, plan, probe, trainable)
-    choice = _read(kept)
-    if choice is None:
-        choice = check(trainable, plan, probe)
-        write_atomic(kept, msgspec.json.encode(choice))
-    trainable.go(BY_NAME[choice.route])
-    trainable.choice = choice
-    return choice
-
-
-def _kept(base: Path, plan: ResolvedPlan, probe: Sequence[Rendered], trainable: Any) -> Path:
-    """Where the choice is kept: under the base's configuration, what of the plan and the rows could change it, and all versions."""
-    config = (base / "config.json").read_bytes().hex()
     longest = max((len(row.ids) for row in probe), default=0)
-    shapes = sorted((key, tuple(p.shape)) for key, p in trainable.parameters().items())
-    asked = (plan.adapter, plan.dtype, plan.device, plan.activation_checkpointing)
-    return user_folder() / "routes" / f"{digest(config, asked, longest, shapes, environment())}.json"
-
-
-def _read(path: Path) -> Choice | None:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Choice)
-    except (OSError, msgspec.DecodeError):
-        return None
+    path = place(base, plan, longest, sorted((key, tuple(p.shape)) for key, p in trainable.parameters().items()))
+    choice = read(path)
+    if name is not None and (choice is None or choice.route != name):
+        choice = Choice(route=name, alone=_keeps_state(trainable, probe_rows(probe, trainable)))
+    elif choice is None:
+        choice = check(trainable, plan, probe)
+        keep(choice, path, base, plan)
+    trainable.go(BY_NAME[choice.route])
+    trainable.choice, trainable.parallel = choice, trainable.parallel and not choice.alone
+    return choice
 
 
 def check(trainable: Any, plan: ResolvedPlan, probe: Sequence[Rendered] = ()) -> Choice:
@@ -112,6 +79,8 @@ def check(trainable: Any, plan: ResolvedPlan, probe: Sequence[Rendered] = ()) ->
 
     Raises TrainingError when the base cannot be computed at all.
     """
+    if trainable.balances:
+        return Choice(route=PLAIN.name, reason="the base's configuration asks for its routers' loss, which the model itself computes")
     rows = probe_rows(probe, trainable)
     training, awake = trainable.model.training, _woken(trainable)
     trainable.model.eval()
@@ -123,10 +92,42 @@ def check(trainable: Any, plan: ResolvedPlan, probe: Sequence[Rendered] = ()) ->
         if not choice.tried[-1].passed:
             what = f"transformers itself cannot compute this base: {choice.tried[-1].raised}"
             raise TrainingError(what, where=trainable.causal.config.model_type)
+        return msgspec.structs.replace(choice, alone=_keeps_state(trainable, rows))
     finally:
         _restore(trainable, awake)
         trainable.model.train(training)
-    return choice
+
+
+def _keeps_state(trainable: Any, rows: Sequence[Rendered]) -> bool:
+    """Whether passes leave something else in the model's modules than the one before did: states of a recurrence, frequencies that follow
+    the length of a row. What a first pass makes once and for all does not count. In evaluation, on the route that the model is on."""
+    short, long = (edge(rows, key=lambda row: len(row.ids)) for edge in (min, max))
+    training = trainable.model.training
+    trainable.model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            try:
+                with first_of_each_kind(trainable.causal):
+                    held = [_held(trainable, row) for row in (long, short, long)]
+            except RAISED:  # cut off, the base itself cannot be computed
+                held = [_held(trainable, row) for row in (long, short, long)]
+    finally:
+        trainable.model.train(training)
+    return any(
+        set(first) != set(second) or any(first[key].shape != second[key].shape or not first[key].equal(second[key]) for key in first)
+        for first, second in pairwise(held)
+    )
+
+
+def _held(trainable: Any, row: Rendered) -> dict[tuple[str, str], torch.Tensor]:
+    """What the tensors that the modules hold are after a pass over the row, but their parameters."""
+    trainable.states(pack([row], share=False))
+    return {
+        (path, key): value.clone()
+        for path, module in trainable.causal.named_modules()
+        for key, value in (*vars(module).items(), *module.named_buffers(recurse=False))
+        if isinstance(value, torch.Tensor)
+    }
 
 
 def _tried(trainable: Any, plan: ResolvedPlan, rows: Sequence[Rendered]) -> Choice:

@@ -21,16 +21,15 @@ from tunesmith.train import checkpoint
 from tunesmith.train.adapters import groups, prepare
 from tunesmith.train.artifact import SelfTest, save_artifact, self_test
 from tunesmith.train.checkpoint import TrainingState
-from tunesmith.train.items import Item
-from tunesmith.train.microbatch import Lanes, StepItems, evaluate
-from tunesmith.train.objectives import SFT, report
+from tunesmith.train.devices import untried
+from tunesmith.train.microbatch import Lanes, row_logps
 from tunesmith.train.packing import epoch_order
 from tunesmith.train.plan import ResolvedPlan
 from tunesmith.train.recovery import falls, rate_factor, write_checkpoint
 from tunesmith.train.run import Paused, RunFolder
 
 ROUTE = "route.txt"
-FEW = 4  # rows, the shortest, on which an artifact tests itself
+FEW, LONG = 4, 512  # rows on which an artifact tests itself, and how many tokens they may have where there are shorter ones
 
 
 def rate_at(step: int, total: int, plan: ResolvedPlan) -> float:
@@ -81,6 +80,9 @@ class Trainer:
             reasons=msgspec.to_builtins(run.manifest.reasons),
             route=self.trainable.route.name,
             route_why=self.trainable.choice.why(),
+            reach=self.trainable.reach.share,
+            unreached=self.trainable.reach.sentence(),
+            untried=untried(plan.device),
         )
         self.trainable.model.train()
         return state
@@ -154,11 +156,19 @@ class Trainer:
         return state.best_step or 0
 
     def save(self, state: TrainingState, rows: Sequence[Rendered], side: Lanes) -> tuple[Path, SelfTest]:
-        """Save the model and let the artifact test itself on the shortest of `rows`."""
+        """Save the model and let the artifact test itself on a few unlike rows."""
         folder = save_artifact(self.run.out, self.base, self.trainable)
-        few = sorted(rows, key=lambda row: (len(row.ids), row.example_id))[:FEW]
-        batch = StepItems([Item((row,)) for row in few], np.zeros((len(few), 1), np.float32))
-        loss = report(evaluate(self.trainable, SFT(), batch, self.plan, side))["loss"]
-        test = self_test(folder, self.base, self.trainable, few, loss, self.plan)
+        few = unlike(rows)
+        totals = row_logps(self.trainable, few, self.plan, side)
+        losses = [-float(total) / int(row.mask[1:].astype(bool).sum()) for total, row in zip(totals, few, strict=True)]
+        test = self_test(folder, self.base, self.trainable, few, losses, self.plan)
         self.run.emit("saved", step=state.step, folder=str(folder), **msgspec.to_builtins(test))
         return folder, test
+
+
+def unlike(rows: Sequence[Rendered]) -> list[Rendered]:
+    """The shortest row, the longest of those that are not long, and two between them."""
+    known = sorted(rows, key=lambda row: (len(row.ids), row.example_id))
+    short = [row for row in known if len(row.ids) <= LONG] or known[:1]
+    last = len(short) - 1
+    return [short[i] for i in sorted({last * k // (FEW - 1) for k in range(FEW)})]

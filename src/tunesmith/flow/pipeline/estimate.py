@@ -81,6 +81,8 @@ class RunEstimate:
             "memory_bytes": max(self.memory.values()),
             "memory_by_stage": self.memory,
             "available_bytes": training.available_bytes,
+            "route": training.route,
+            "route_why": training.route_why,
             "trainable_parameters": training.trainable_parameters,
             "gpu": self.gpu,
             "hosted": list(self.hosted),
@@ -98,6 +100,7 @@ class RunEstimate:
             f"({self.basis})",
             f"training: {counted(training.steps, 'step')} in {counted(training.plan.epochs, 'epoch')}, {training.tokens:,} tokens "
             f"({training.computed_tokens:,} after packing, {training.trained_tokens:,} with loss)",
+            f"route {training.route or 'not yet known, the fused one assumed'}: {training.route_why}",
             f"memory at the peak: about {', '.join(f'{size / 2**30:.1f} GiB to {name}' for name, size in self.memory.items())}",
         ]
         if self.gpu is not None:

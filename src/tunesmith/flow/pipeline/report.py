@@ -245,8 +245,20 @@ def _training(context: ProjectContext, output: Output) -> dict[str, Any]:
         "reasons": output["reasons"],
         "plan": output["plan"],
         "checks": checks,
+        "computed": _computed(told),
         "events": told,
     }
+
+
+def _computed(told: list[dict[str, Any]]) -> list[str]:
+    """On which route the run was computed, why, how fast, and what of the model its adapter leaves out."""
+    start = next((event for event in told if event["event"] == "start" and event.get("route")), None)
+    if start is None:
+        return []
+    speeds = sorted(event["tokens_per_s"] for event in told if event["event"] == "step" and "tokens_per_s" in event)
+    fast = f", {speeds[len(speeds) // 2]:,.0f} tokens/s in the middle step" if speeds else ""
+    lines = [f"route {start['route']}{fast}: {start['route_why']}"]
+    return lines + [start[key] for key in ("unreached", "untried") if start.get(key)]
 
 
 def _smooth(values: list[float], width: int = 5) -> list[float]:
