@@ -83,6 +83,8 @@ def rate_interval(values: ArrayLike, clusters: Clusters | None = None, level: fl
         low, high = _modified(rate, rows.size, z_for(share(level, "level")), level)
         return Interval(estimate=rate, low=low, high=high, level=level, method="Wilson", n=rows.size)
     variance, count, df = mean_spread(residuals, codes)
+    if variance > 0:
+        variance += far_row(max(rate, 1 - rate) / 2, count)  # one more cluster, half of whose rows are at the far end
     size = min(rows.size, rate * (1 - rate) / variance) if variance > 0 else float(count)
     low, high = _modified(rate, size, t_for(share(level, "level"), df), level)
     return Interval(estimate=rate, low=low, high=high, level=level, method=f"clustered Wilson, t({df:.3g})", n=rows.size, clusters=count)
