@@ -117,7 +117,7 @@ def parsed(words: list[str]) -> None:
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.kind == "yaml"], ids=lambda b: f"{b.page}:{b.line}")
 def test_settings_are_settings_of_the_project_file(block: Block, tmp_path: Path) -> None:
     (tmp_path / "tunesmith.yaml").write_text(PROJECT + block.text.replace("whsec_…", "whsec_c2VjcmV0"))
-    load(tmp_path / "tunesmith.yaml", Project)
+    assert isinstance(load(tmp_path / "tunesmith.yaml", Project), Project)
 
 
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.kind == "python"], ids=lambda b: f"{b.page}:{b.line}")
