@@ -47,9 +47,9 @@ FAULTS = (
     ),
     Fault(
         3,
-        CHAT,
-        "end = closing + len(self.end_of_turn) if",
-        "end = closing if",
+        "src/tunesmith/core/turns.py",
+        "ends = [at + len(stop) for stop in self.stops if",
+        "ends = [at for stop in self.stops if",
         "test_train_traps::test_what_was_learned_is_said_and_then_it_stops",
     ),
     Fault(
@@ -177,7 +177,7 @@ FAULTS = (
     ),
     Fault(
         20,
-        TRAIN + "artifact.py",
+        TRAIN + "checkpoint.py",
         '"chat_template.jinja", ',
         "",
         "test_train_traps::test_training_serving_and_the_artifact_render_the_same_tokens",
