@@ -92,11 +92,11 @@ def base_of(folder: Path, name: str) -> Path:
 def adapter_of(base: Path, folder: Path, **options: object) -> Path:
     import peft
 
-    from tunesmith.train.adapters import _all_linear
+    from tunesmith.train.targets import all_linear
 
     model = load_causal(base, dtype=torch.float32)
     torch.manual_seed(1)
-    settings = {"r": 4, "lora_alpha": 16, "target_modules": _all_linear(model), "init_lora_weights": False} | options
+    settings = {"r": 4, "lora_alpha": 16, "target_modules": all_linear(model), "init_lora_weights": False} | options
     peft.get_peft_model(model, peft.LoraConfig(**settings)).save_pretrained(folder)
     return folder
 
@@ -215,7 +215,7 @@ def test_it_is_checked_once_and_an_adapter_of_another_kind_for_itself(tmp_path, 
             made.append(adapter)
             super().__init__(plain, adapter, **options)
 
-    monkeypatch.setattr(decode_check, "Check", Counted)
+    monkeypatch.setattr(decode_check, "DecodeCheck", Counted)
     again = load_engine(base, "float32", "cpu").engine
     again.adapters.load("third", third)
     assert again.choices[None] == engine.choices[None]

@@ -138,6 +138,7 @@ def full_disk():
 
 def test_a_full_disk_at_a_checkpoint_is_one_error_and_leaves_what_was_there(tmp_path, full_disk):
     import torch
+    from safetensors.torch import save_file
 
     from tunesmith.train import checkpoint
     from tunesmith.train.adapters import Trainable
@@ -145,12 +146,26 @@ def test_a_full_disk_at_a_checkpoint_is_one_error_and_leaves_what_was_there(tmp_
     class Weights:
         lora = False
 
+        @property
+        def causal(self):
+            return self
+
+        def save_pretrained(self, folder):
+            folder.mkdir()
+            save_file({"w": torch.zeros(64, 64)}, folder / "model.safetensors")
+
         def parameters(self):
             return {"w": torch.nn.Parameter(torch.zeros(64, 64))}
 
     weights: Trainable = Weights()
     with pytest.raises(StoreError, match="no checkpoint at step 3"):
-        checkpoint.save(tmp_path, weights, torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]), checkpoint.State(step=3, identity="x"))
+        checkpoint.save(
+            tmp_path,
+            tmp_path,
+            weights,
+            torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]),
+            checkpoint.TrainingState(step=3, identity="x"),
+        )
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 

@@ -24,7 +24,7 @@ from tunesmith.core.types import Document, Example, Labelled, Message, Preferenc
 from tunesmith.train.items import load_items, mismatch, save_items
 from tunesmith.train.methods import JOB_METHODS, METHODS, fitting, taken, token_inputs
 from tunesmith.train.plan import Distillation, Facts, MethodName, Plan, Reinforcement
-from tunesmith.train.plan import Preference as Options
+from tunesmith.train.plan import PreferencePlan as Options
 from tunesmith.train.resolve import check, resolve
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "tunesmith"
