@@ -91,3 +91,16 @@ def test_the_families_of_the_catalogue_name_variants_that_are_tried(monkeypatch)
     for name, family in families().items():
         assert set(family.variants) <= set(variants), name
         assert all(hub.count("/") == 1 and size > 0 for hub, size in family.hub.items()), name
+
+
+def test_the_routers_of_all_layers_are_heard_though_few_were_checked(tmp_path):
+    """transformers lays its listeners at a model's first pass, which is that of the check, over the first layers alone."""
+    import transformers
+
+    base = base_of(tmp_path / "base", "mixtral")
+    config = transformers.AutoConfig.from_pretrained(base)
+    config.num_hidden_layers, config.layer_types = 5, None
+    torch.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(base)
+    trainable = prepare(base, plan(), make_rows(3))
+    assert len(trainable.causal(input_ids=torch.tensor([[3, 4, 5]])).router_logits) == 5

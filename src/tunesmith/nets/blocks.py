@@ -145,9 +145,9 @@ class PackedAttention(nn.Module):
 
 
 def _probe(rows: int, layer: Any) -> Tensor:
-    weight = next(layer.parameters())
-    base = getattr(layer, "base_layer", layer)
-    return torch.randn(rows, base.in_features, generator=torch.Generator().manual_seed(0)).to(weight.device, base.weight.dtype)
+    base = getattr(layer, "base_layer", layer)  # one in 4 bits has no parameters
+    weight = base.weight
+    return torch.randn(rows, base.in_features, generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
 
 
 def _close(x: Tensor, y: Tensor) -> bool:

@@ -71,8 +71,18 @@ def first_of_each_kind(model: nn.Module) -> Iterator[int]:
         yield 0
         return
     owner, name, layers = stack
+    _listen(owner)
     cut(model, size)
     try:
         yield size
     finally:
         setattr(owner, name, layers)
+
+
+def _listen(owner: nn.Module) -> None:
+    """Let transformers lay its listeners (for the routers' logits, say) on all layers: it does so once, at a model's first pass."""
+    from transformers import PreTrainedModel
+    from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY, maybe_install_capturing_hooks
+
+    if isinstance(owner, PreTrainedModel) and _CAN_RECORD_REGISTRY.get(owner):
+        maybe_install_capturing_hooks(owner)
