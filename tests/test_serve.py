@@ -401,7 +401,7 @@ def test_the_section_serve_and_the_command_line_are_one_record(tmp_path):
         (tmp_path / "tunesmith.yaml").write_text(PROJECT.format(base=base, upstream=upstream))
         process = command(["serve", "--port", "0", "--json", "--set", "requests_per_minute=7"], tmp_path)
         try:
-            url = until(lambda: "\n" in process.out and process.out.split(" at ")[1].split()[0], alive=process.alive)
+            url = "http" + until(lambda: " at http" in process.out and process.out.split(" at http")[1].split()[0], alive=process.alive)
             far = httpx.post(f"{url}/chat/completions", json={**BODY, "model": "far"}, timeout=600)
             assert far.json()["choices"][0]["message"]["content"] == "hello"
             assert far.headers["x-ratelimit-limit-requests"] == "7"

@@ -65,12 +65,12 @@ def save_artifact(out: Path, base: Path, trainable: Trainable) -> Path:
     return final
 
 
-def _plain_losses(model: Any, rows: Sequence[Rendered], after: int = 0) -> list[float]:
+def _plain_losses(model: Any, rows: Sequence[Rendered], after: int = 0, *, mixed: bool = False) -> list[float]:
     """Nats per trained token of each row alone, by transformers alone; with `after`, other tokens follow it, which changes nothing but
-    rounding."""
+    rounding. `mixed`: products in bfloat16 over weights in float32, as full training multiplies."""
     losses = []
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft's own forward passes on more than some take
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         for row in rows:
             own = torch.from_numpy(row.ids.astype("int64"))
             ids = torch.cat([own, own.roll(3)[:after]])[None]
@@ -80,9 +80,9 @@ def _plain_losses(model: Any, rows: Sequence[Rendered], after: int = 0) -> list[
     return losses
 
 
-def _noise(model: Any, rows: Sequence[Rendered], losses: Sequence[float]) -> float:
+def _noise(model: Any, rows: Sequence[Rendered], losses: Sequence[float], *, mixed: bool = False) -> float:
     """The largest change of a row's loss by tokens that a causal model does not see, in one model."""
-    return max(abs(a - b) for a, b in zip(losses, _plain_losses(model, rows, FOLLOWING), strict=True))
+    return max(abs(a - b) for a, b in zip(losses, _plain_losses(model, rows, FOLLOWING, mixed=mixed), strict=True))
 
 
 def _mean(losses: Sequence[float], rows: Sequence[Rendered]) -> float:
@@ -130,13 +130,14 @@ def self_test(
         variant = any(getattr(m, "lora_variant", None) for m in model.modules())
         merge = None if variant else _merge_error(model)
     else:
-        model = load_base(folder, kind).eval()
+        mixed = trainable.autocast
+        model = load_base(folder, torch.float32).eval()
         largest = max(float(p.detach().abs().max()) for p in model.parameters())
-        reloaded, merge = _plain_losses(model, rows), None
+        reloaded, merge = _plain_losses(model, rows, mixed=mixed), None
         del model  # two models in memory are enough
-        model = load_base(base, kind).eval()
-        plain = _plain_losses(model, rows)
-        noise = _noise(model, rows, plain)
+        model = load_base(base, torch.float32).eval()
+        plain = _plain_losses(model, rows, mixed=mixed)
+        noise = _noise(model, rows, plain, mixed=mixed)
     worst = max(range(len(rows)), key=lambda i: abs(trained[i] - reloaded[i]) if math.isfinite(reloaded[i]) else math.inf)
     result = SelfTest(
         trained_loss=_mean(trained, rows),

@@ -185,7 +185,7 @@ def _teacher(plan: ResolvedPlan, largest_pack: int, size: int) -> tuple[int, int
 
 def _between(config: dict[str, Any], plan: ResolvedPlan, size: int) -> tuple[int, int]:
     """Bytes of a second model and of answers, while no step is computed. On a GPU the artifact tests itself beside it, not on it."""
-    second = size * int(config["parameters"]) if plan.device == "cpu" or plan.metric_rows else 0
+    second = (4 if plan.adapter.kind == "none" else size) * int(config["parameters"]) if plan.device == "cpu" or plan.metric_rows else 0
     if METHODS[plan.method].graded:
         return second, answering_bytes(config, size, plan.batch_size * plan.reinforcement.samples, plan.max_length)
     return second, answering_bytes(config, size, plan.metric_rows, plan.max_length) if plan.metric_rows else 0
