@@ -54,7 +54,7 @@ def blocks() -> list[Block]:
 BLOCKS = blocks()
 COMMANDS = [(block, line) for block in BLOCKS if block.kind in ("", "sh", "shell", "bash") for line in block.commands]
 # What is not run here, and why; everything that is not listed runs below.
-PRINTED = {"docs/architecture.md", "docs/performance.md", "docs/monitoring.md"}  # a picture, and what commands print
+PRINTED = {"docs/architecture.md", "docs/families.md", "docs/performance.md", "docs/monitoring.md"}  # a picture, and what commands print
 NEEDS = {
     "openai:": "asks a provider",
     "smollm2-135m": "answers with a real model; test_run_whole does so with a tiny one",

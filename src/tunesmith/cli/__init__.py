@@ -230,7 +230,7 @@ def models(as_json: Json = False) -> None:
     lines += ["families on the Hugging Face hub, each model by its id (a network is needed)"]
     for name, family in result["families"].items():
         ids = ", ".join(f"{hub} ({size:g} B)" for hub, size in family["hub"].items())
-        checked = "; ".join(filter(None, [f"tiny random models {', '.join(family['variants'])}", family["real"]]))
+        checked = "; ".join(filter(None, [f"tiny random models {', '.join(family['variants'])}", family.get("real")]))
         lines += [f"  {name:<18} {family['license']}", f"    {ids}", f"    template: {family['template']}; checked: {checked}"]
     emit(result, as_json, "\n".join(lines))
 
