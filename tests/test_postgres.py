@@ -15,7 +15,7 @@ from tunesmith.core.model_ref import ModelRef
 from tunesmith.core.types import Interaction, Message
 from tunesmith.store.deployments import Deployments
 from tunesmith.store.store import Store
-from waiting import until
+from waiting import address, until
 
 
 @pytest.mark.slow
@@ -199,7 +199,7 @@ def test_serve_and_jobs_work_on_the_database_of_the_project(database, tmp_path):
     (tmp_path / "tunesmith.yaml").write_text(PROJECT.format(base=tiny.model(tmp_path / "base"), database=database))
     server = command(["serve", "--port", "0", "--json"], tmp_path)
     try:
-        url = until(lambda: "\n" in server.out and server.out.split(" at ")[1].split()[0], alive=server.alive)
+        url = until(lambda: address(server.out), alive=server.alive)
         client = openai.OpenAI(base_url=url, api_key="none")
         file = client.files.create(file=("rows.jsonl", chat_rows()), purpose="fine-tune")
         job = client.fine_tuning.jobs.create(model=MODEL, training_file=file.id, hyperparameters={"n_epochs": 1})

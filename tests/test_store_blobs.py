@@ -21,7 +21,7 @@ from tunesmith.core.errors import ConfigError, StoreError, UsageError
 from tunesmith.deploy.serve_config import ServeConfig
 from tunesmith.store.blobs import Blobs
 from tunesmith.store.store import Store
-from waiting import until
+from waiting import address, until
 
 MOTO = Path(__file__).parents[1] / ".peers" / "moto" / "bin" / "python"
 SERVE = """
@@ -180,7 +180,7 @@ def test_a_job_of_a_worker_process_has_its_files_in_s3(s3, tmp_path):
     words = [sys.executable, "-m", "tunesmith", "serve", "--config", str(tmp_path / "tunesmith.yaml"), "--json", "--port", "0"]
     server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     try:
-        client = openai.OpenAI(base_url=server.stdout.readline().split(" at ")[1].split()[0], api_key="none")
+        client = openai.OpenAI(base_url=next(filter(None, map(address, server.stdout))), api_key="none")
         file = client.files.create(file=("rows.jsonl", chat_rows()), purpose="fine-tune")
         job = client.fine_tuning.jobs.create(model=MODEL, training_file=file.id, hyperparameters={"n_epochs": 1})
         ended = ("succeeded", "failed")

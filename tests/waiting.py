@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,3 +26,9 @@ def until(condition: Callable[[], Any], *, alive: Callable[[], bool] | None = No
             seen, since = state, time.monotonic()
         assert time.monotonic() - since < STALLED_S, f"no progress for {STALLED_S:.0f} s, the answer is still {state!r}"
         time.sleep(PAUSE_S)
+
+
+def address(output: str) -> str:
+    """Where `tunesmith serve` says that it answers; empty before it says so."""
+    said = re.search(r" at (http://\S+)", output)
+    return said.group(1) if said else ""
