@@ -155,6 +155,8 @@ async def _events(chat: _Chat, answers: dict[int, Answer]) -> AsyncGenerator[byt
                 yield sse(_chunk(chat, index, wire.calls_delta(answer.tool_calls, older=chat.request.older)))
             if len(answers) == len(chat.streams):
                 await chat.end([answers[i] for i in range(len(answers))])
+            if answer.sources is not None:
+                yield sse(_chunk(chat, index, wire.cited(answer)))
             yield sse(_chunk(chat, index, {}, finish=wire.finish_of(answer, older=chat.request.older)))
     if chat.request.include_usage:
         yield sse({**_chunk(chat, 0, {}), "choices": [], "usage": _usage([answers[i] for i in range(len(answers))])})

@@ -22,7 +22,7 @@ from tunesmith.flow.last_run import view
 from tunesmith.flow.project import DEFAULT_FILE, Project, open_store, without_file
 from tunesmith.flow.undeployed import why_undeployed
 from tunesmith.flow.upstreams import key_of
-from tunesmith.models.base import Model, route_of
+from tunesmith.models.base import Model, grounding, route_of
 from tunesmith.models.catalog import Catalog
 from tunesmith.models.resolve import TUNED_WORD, Models
 from tunesmith.models.upstream import Upstream
@@ -122,9 +122,15 @@ def served(router: Router, models: Models, upstreams: Mapping[str, Model]) -> li
         lines += [
             f"'{alias}' computes otherwise than when version {deployment.version} was deployed: other files, precision or template"
             for variant in deployment.variants
-            if variant.model is not None and variant.model.digest not in ("", loaded[variant.name].digest)
+            if variant.model is not None and variant.model.digest not in ("", _own(loaded[variant.name]).digest)
         ]
     return lines
+
+
+def _own(model: Model) -> Model:
+    """The weights' model, without what it looks up."""
+    looking = grounding(model)
+    return model if looking is None else looking.model
 
 
 def slower(router: Router) -> list[str]:
@@ -150,10 +156,12 @@ def absent(router: Router, project: Project, settings: ServeConfig, store: Store
 
 def _variant(variant: Variant, alias: str, models: Models, upstreams: Mapping[str, Model]) -> Model:
     if variant.model is not None:
-        return models.load(variant.model, alias)
-    if variant.upstream is None or variant.upstream not in upstreams:
+        model: Model = models.load(variant.model, alias)
+    elif variant.upstream is None or variant.upstream not in upstreams:
         raise NotFound(f"no upstream '{variant.upstream}'", where="serve.upstreams", allowed=", ".join(upstreams) or "none")
-    return upstreams[variant.upstream]
+    else:
+        model = upstreams[variant.upstream]
+    return model if variant.retrieval is None else models.grounded(model, variant.retrieval)
 
 
 def _settings(project: Project, names: Mapping[str, str]) -> ServeConfig:

@@ -15,6 +15,7 @@ from tunesmith.api.auth import Auth
 from tunesmith.api.errors import APIError
 from tunesmith.core.errors import NotFound, StoreError, UsageError
 from tunesmith.core.model_ref import ModelRef
+from tunesmith.core.passages import Retrieval
 from tunesmith.core.wire import BadRequest
 from tunesmith.deploy.answered import Answered
 from tunesmith.deploy.engine import Answering
@@ -22,6 +23,7 @@ from tunesmith.deploy.router import Router, Target, undeployed
 from tunesmith.deploy.serve_config import Webhook
 from tunesmith.models.base import Encoding, Model, passing, ref_of
 from tunesmith.models.resolve import Models
+from tunesmith.models.retrieval import asked_with
 from tunesmith.monitor.metrics import ServerMetrics
 from tunesmith.store.store import Store
 
@@ -50,7 +52,7 @@ class State:
     python_graders: bool = False
     ready: bool = True
     _encoders: dict[str, Encoding] = field(default_factory=dict)
-    _loaded: dict[ModelRef, Model] = field(default_factory=dict)
+    _loaded: dict[tuple[ModelRef, Retrieval | None], Model] = field(default_factory=dict)
     _loading: asyncio.Lock = field(default_factory=asyncio.Lock)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -68,22 +70,25 @@ class State:
 
     def _target(self, word: str, name: str, project: str) -> Target:
         """What a word means, loaded once whoever asks. Raises NotFound."""
+        models, (plain, retrieval) = replace(self.models, project=project), asked_with(word)
         try:
-            ref = replace(self.models, project=project).ref(word)
+            ref = models.ref(plain)
         except NotFound:
             if word.startswith("ft:"):
                 return self.router.target(word)  # raises as for any name that does not exist
             raise
-        if ref not in self._loaded:
+        key = (ref, retrieval)
+        if key not in self._loaded:
             try:
-                model = self.models.load(ref, name)
+                model: Model = models.load(ref, name)
+                model = model if retrieval is None else models.grounded(model, retrieval)
                 _ = model.digest  # reads the weights: here, in a thread of its own
             except (StoreError, UsageError) as error:
                 _log.error("'%s' cannot be loaded: %s", name, error)
                 what = f"The model '{name}' cannot be loaded; the server's log has the reason"
                 raise APIError(503, what, param="model", code="model_not_loaded") from error
-            self._loaded[ref] = model
-        return Target(undeployed(self._loaded[ref], made=ref), self._loaded[ref])
+            self._loaded[key] = model
+        return Target(undeployed(self._loaded[key], made=ref), self._loaded[key])
 
     async def find(self, name: str, project: str) -> Model:
         """The model that answers to a name when no client asks. Raises NotFound."""
@@ -146,7 +151,7 @@ class State:
 
     def forget(self, name: str) -> None:
         """Do not keep a fine-tuned model in memory under its name any longer."""
-        self._loaded = {ref: model for ref, model in self._loaded.items() if model.name != name}
+        self._loaded = {key: model for key, model in self._loaded.items() if model.name != name}
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something that must outlive its request."""

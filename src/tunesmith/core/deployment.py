@@ -6,6 +6,7 @@ from typing import Literal
 
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.model_ref import ModelRef
+from tunesmith.core.passages import Retrieval
 from tunesmith.core.types import Message, Record
 
 SAMPLING_DEFAULTS = ("max_tokens", "temperature", "top_p")
@@ -15,7 +16,7 @@ class Variant(Record, frozen=True):
     """One way to answer: a model here, or an upstream by its name in `serve.upstreams`, with a prompt and sampling of its own.
 
     `instruction` is put in place of the request's system message; `sampling` are defaults for what a request leaves open
-    (`max_tokens`, `temperature`, `top_p`).
+    (`max_tokens`, `temperature`, `top_p`); `retrieval` is what it looks up for each question.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Variant(Record, frozen=True):
     upstream: str | None = None
     instruction: str | None = None
     sampling: dict[str, float] = {}
+    retrieval: Retrieval | None = None
     weight: float = 1.0
 
     def __post_init__(self) -> None:

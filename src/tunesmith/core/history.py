@@ -27,6 +27,7 @@ _BESIDE = frozenset(
         "parsed",
         "provider_specific_fields",
         "reasoning_details",
+        "sources",
         "stop_reason",
         "thinking_blocks",
         "timestamp",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from typing import Any, Literal
+from urllib.parse import quote
 
 import msgspec
 
@@ -145,11 +146,54 @@ class Sampling(Record, frozen=True):
     top_logprobs: int | None = None
 
 
+def place_of(source: str, page: int | None = None, part: str = "") -> str:
+    """A place of a document for people."""
+    return source + (f", page {page}" if page is not None else "") + (f", {part}" if part else "")
+
+
+def address_of(source: str, page: int | None = None, part: str = "") -> str:
+    """A place of a document as a relative URL; `#page=3` opens a PDF there (RFC 8118)."""
+    fragment = "&".join([*([f"page={page}"] if page is not None else []), *([quote(part)] if part else [])])
+    return quote(source) + (f"#{fragment}" if fragment else "")
+
+
+class PassageRef(Record, frozen=True):
+    """A passage that stood in a prompt under a number (from 1): its id, and where it stands in which document; `score` is how well it was
+    found to fit."""
+
+    number: int
+    id: str
+    source: str
+    start: int
+    end: int
+    score: float
+    page: int | None = None
+    part: str = ""
+
+    @property
+    def place(self) -> str:
+        """Where it stands, for people: `manual.pdf, page 3`."""
+        return place_of(self.source, self.page, self.part)
+
+    @property
+    def address(self) -> str:
+        """Where it stands, as a relative URL: `manual.pdf#page=3`."""
+        return address_of(self.source, self.page, self.part)
+
+
+class Sources(Record, frozen=True):
+    """What was looked up for an answer: the digest of the index, the passages in the prompt, and how many more had no room there."""
+
+    index: str
+    passages: tuple[PassageRef, ...] = ()
+    dropped: int = 0
+
+
 class Answer(Record, frozen=True):
     """What a model said; `text` is the answer without the thoughts before it, which are `reasoning_content`.
 
     Times in seconds: until the first token and until the last; `logprobs` in nats, one a token; `end_logprob` is that of the token which
-    ended it and is no word of it.
+    ended it and is no word of it. `sources` are what was looked up for it; None where nothing was.
     """
 
     text: str
@@ -162,6 +206,7 @@ class Answer(Record, frozen=True):
     total_s: float | None = None
     logprobs: tuple[dict[str, Any], ...] = ()
     end_logprob: dict[str, Any] | None = None
+    sources: Sources | None = None
 
 
 class Score(Record, frozen=True):
@@ -180,7 +225,7 @@ class Interaction(Record, frozen=True):
 
     `deployment` is the version of the alias's deployment and `model_digest` names the weights that answered, so that a row leads back to
     what made it. `endpoint` is what was called (`chat.completions`, `completions`, `embeddings`). `user_key` is what the client calls its
-    user, `propensity` the probability with which this variant was chosen. Times in seconds.
+    user, `propensity` the probability with which this variant was chosen, `sources` what was looked up for the answer. Times in seconds.
     """
 
     id: str
@@ -206,6 +251,7 @@ class Interaction(Record, frozen=True):
     cost_usd: float | None = None
     experiment: str | None = None
     propensity: float | None = None
+    sources: Sources | None = None
 
 
 class Feedback(Record, frozen=True):

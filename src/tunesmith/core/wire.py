@@ -200,8 +200,31 @@ def choice(index: int, answer: Answer, *, with_logprobs: bool, older: bool = Fal
         message["reasoning_content"] = answer.reasoning_content
     if answer.tool_calls:
         message |= {"function_call": _function(answer.tool_calls[0])} if older else {"tool_calls": tool_calls(answer.tool_calls)}
+    message |= cited(answer)
     logprobs = {"content": list(answer.logprobs), "refusal": None} if with_logprobs else None
     return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish_of(answer, older=older)}
+
+
+_MARK = re.compile(r"\[(\d{1,4}(?:\s*,\s*\d{1,4})*)\]")
+
+
+def cited(answer: Answer) -> dict[str, Any]:
+    """What a message (or a stream's last delta) says of what was looked up for an answer: `annotations`, OpenAI's citations, one for each
+    number in brackets that stands for a passage, and `sources`, all passages that the model read. Empty where nothing was looked up."""
+    if answer.sources is None:
+        return {}
+    passages = {passage.number: passage for passage in answer.sources.passages}
+    citations = [
+        {"start_index": mark.start(), "end_index": mark.end(), "url": passage.address, "title": passage.place}
+        for mark in _MARK.finditer(answer.text)
+        for number in mark[1].split(",")
+        if (passage := passages.get(int(number))) is not None
+    ]
+    read = [{**msgspec.structs.asdict(passage), "title": passage.place, "url": passage.address} for passage in passages.values()]
+    return {
+        "annotations": [{"type": "url_citation", "url_citation": citation} for citation in citations],
+        "sources": {"index": answer.sources.index, "passages": read, "dropped": answer.sources.dropped},
+    }
 
 
 def completion(identity: dict[str, Any], choices: Sequence[dict[str, Any]], used: dict[str, int]) -> dict[str, Any]:

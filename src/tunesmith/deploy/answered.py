@@ -17,7 +17,7 @@ from typing import Protocol
 import msgspec
 
 from tunesmith.core.deployment import Variant
-from tunesmith.core.types import Answer, Interaction, Message, Record, ToolCall
+from tunesmith.core.types import Answer, Interaction, Message, Record, Sources, ToolCall
 from tunesmith.deploy.conversations import Conversations, History
 from tunesmith.deploy.serve_config import TokenPrice
 from tunesmith.store.interactions import InteractionLog
@@ -53,6 +53,7 @@ class Outcome(Record, frozen=True):
     status: int = 200
     error: str = ""
     reached: bool = True
+    sources: Sources | None = None
 
 
 def outcome_of(answers: Sequence[Answer], prompt_tokens: int | None = None) -> Outcome:
@@ -65,6 +66,7 @@ def outcome_of(answers: Sequence[Answer], prompt_tokens: int | None = None) -> O
         prompt_tokens=first.prompt_tokens if prompt_tokens is None else prompt_tokens,
         completion_tokens=sum(answer.completion_tokens for answer in answers),
         first_token_s=min((answer.first_token_s for answer in answers if answer.first_token_s is not None), default=None),
+        sources=first.sources,
     )
 
 
@@ -163,6 +165,7 @@ class Exchange:
             user_key=self.user_key,
             cost_usd=self._cost(outcome),
             propensity=self.propensity,
+            sources=outcome.sources,
         )
 
     def _cost(self, outcome: Outcome) -> float | None:

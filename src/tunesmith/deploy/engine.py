@@ -7,6 +7,7 @@ asked in a pool of threads and answers in one piece. Who stops listening cancels
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import queue
 import threading
 import time
@@ -18,8 +19,8 @@ from typing import Any, ParamSpec, TypeVar
 from msgspec.structs import replace
 
 from tunesmith.core.errors import ContextExceeded, TunesmithError, UsageError
-from tunesmith.core.types import Answer, Message, Prompt, Sampling
-from tunesmith.models.base import Asked, Batching, Constraint, Model, Piece, abilities, batching
+from tunesmith.core.types import Answer, Message, Prompt, Sampling, Sources
+from tunesmith.models.base import Asked, Batching, Constraint, Model, Piece, abilities, batching, grounding
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,13 +36,14 @@ class Overloaded(TunesmithError):
 
 
 class Stream:
-    """The pieces of one answer. Iterate once; `cancel` when nobody listens any more."""
+    """The pieces of one answer. Iterate once; `cancel` when nobody listens any more. `sources` are told with the whole answer."""
 
     def __init__(self, cancel: Callable[[Stream], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self._pieces: asyncio.Queue[Piece | BaseException] = asyncio.Queue()
         self._taken: asyncio.Future[BaseException | None] = self._loop.create_future()
         self._cancel = cancel
+        self.sources: Sources | None = None
 
     def put(self, piece: Piece | BaseException) -> None:
         """Called from the model's thread."""
@@ -78,6 +80,8 @@ class Stream:
             piece = await self._pieces.get()
             if isinstance(piece, BaseException):
                 raise piece
+            if piece.answer is not None and self.sources is not None:
+                piece = dataclasses.replace(piece, answer=replace(piece.answer, sources=self.sources))
             yield piece
             if piece.answer is not None:
                 return
@@ -171,9 +175,16 @@ class Answering:
     ) -> list[Stream]:
         """The answers of `model` as streams that it has taken, one for each of `choices`. Raises DataError, UsageError, Overloaded.
 
-        A model that can be held to a grammar is held to `constraint`; one that takes a schema is asked for it, and others are refused.
+        A model that can be held to a grammar is held to `constraint`; one that takes a schema is asked for it, and others are refused. One
+        that looks something up does so first, and the model behind it answers.
         The prompt is rendered and tokenized in a thread of its own: the loop goes on, however long it is.
         """
+        if (looking := grounding(model)) is not None:
+            (made,) = await self.computed(looking.ground, [prompt], sampling)
+            streams = await self.ask(looking.model, made.prompt, sampling, choices, constraint=constraint)
+            for stream in streams:
+                stream.sources = made.sources
+            return streams
         able = abilities(model)
         if constraint is not None and not able.grammar:
             if not able.schema or constraint.schema is None:
@@ -188,6 +199,8 @@ class Answering:
     async def complete(self, model: Model, given: str | Sequence[int], sampling: Sampling, choices: Sequence[int] = (0,)) -> list[Stream]:
         """The continuations of a text (or of token ids) without a chat template, as streams that the model has taken; a model that only
         chats is told it. `choices` number the draws. Raises as `ask`."""
+        if grounding(model) is not None:
+            raise UsageError(f"'{model.name}' looks passages up for a question, and a text asks none", allowed="/v1/chat/completions")
         prompt = Prompt(messages=(Message(role="user", content=given if isinstance(given, str) else ""),))
         engine, since = batching(model), time.perf_counter()
         if engine is None:

@@ -21,15 +21,19 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import Any
 
+import msgspec
+
 from tunesmith.core.counted import counted
 from tunesmith.core.deployment import Deployment, Variant
-from tunesmith.core.errors import NotFound, UsageError, nearest
+from tunesmith.core.errors import NotFound, StoreError, UsageError, nearest
 from tunesmith.core.model_ref import ModelRef
 from tunesmith.core.types import Interaction, Record
 from tunesmith.data import version as versions
 from tunesmith.flow.trace_data import DataTrace, Link
+from tunesmith.models.passage_index import facts_of
 from tunesmith.models.resolve import RUN
 from tunesmith.store.deployments import Deployments
+from tunesmith.store.indexes import Indexes
 from tunesmith.store.interactions import Interactions, RequestCount
 from tunesmith.store.lineage import Lineage
 from tunesmith.store.paging import Row
@@ -212,6 +216,8 @@ class _Tracer:
     # backwards
 
     def _before_request(self, row: Interaction) -> Iterator[Link]:
+        if row.sources is not None:
+            yield self._index(row.sources.index, f"{counted(len(row.sources.passages), 'passage')} read")
         if row.deployment is not None:
             try:
                 deployment = self._deployments.version(row.deployment)
@@ -252,7 +258,22 @@ class _Tracer:
                 yield from (link for variant in self._deployments.version(number).variants for link in self._variant(variant))
                 return
 
+    def _index(self, digest: str, read: str = "looked up") -> Link:
+        """An index of passages, with what it was made of where it is still there."""
+        indexes = Indexes(self._store.layout)
+        try:
+            facts = facts_of(indexes.folder(digest))
+        except StoreError:
+            return Link(kind="index", id=digest, text=f"{read}; no longer recorded")
+        names = {name: index for name, index in indexes.names().items() if index.digest == digest}
+        called = f"{', '.join(names)}: " if names else ""
+        text = f"{called}{read}; {counted(facts.passages, 'passage')} of {counted(facts.sources, 'document')}"
+        recipes: dict[str, Any] = {name: index.recipe for name, index in names.items()}
+        return Link(kind="index", id=digest, text=text, facts={**msgspec.structs.asdict(facts), "made_of": recipes})
+
     def _variant(self, variant: Variant, digest: str = "") -> Iterator[Link]:
+        if variant.retrieval is not None:
+            yield self._index(variant.retrieval.index)
         if variant.model is None:
             text = "another server; what stands behind it cannot be seen from here"
             yield Link(kind="upstream", id=str(variant.upstream), text=text, facts={"variant": variant.name})
@@ -392,8 +413,9 @@ def _distinct(links: Iterable[Link]) -> tuple[Link, ...]:
 def _request(row: Interaction) -> Link:
     answer = " ".join((row.error or row.answer).split())
     text = f"{_day(row.created)}, '{row.alias}' ({row.endpoint}), status {row.status}: {answer[:80]}{'…' if len(answer) > 80 else ''}"
+    looked_up = {} if row.sources is None else {"sources": msgspec.to_builtins(row.sources)}
     names = ("project", "variant", "model_digest", "user_key", "conversation", "prompt_tokens", "completion_tokens", "cost_usd")
-    return Link(kind="request", id=row.id, text=text, facts={name: getattr(row, name) for name in names})
+    return Link(kind="request", id=row.id, text=text, facts={**{name: getattr(row, name) for name in names}, **looked_up})
 
 
 def _run(run: Run) -> Link:

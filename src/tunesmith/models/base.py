@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from tunesmith.core.model_ref import ModelRef
-from tunesmith.core.types import Answer, Prompt, Record, Sampling
+from tunesmith.core.types import Answer, Prompt, Record, Sampling, Sources
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,7 +49,7 @@ class Abilities(Record, frozen=True):
     can do nothing of it.
 
     `batches`: it is a `Batching` model. `schema`: its answers can be held to a JSON Schema; `grammar`: to any constraint, calls of tools
-    among them. `scores`: it is a `Scoring` model. `passes`: it is a `Passing` model.
+    among them. `scores`: it is a `Scoring` model. `passes`: it is a `Passing` model. `grounds`: it is a `Grounding` model.
     """
 
     batches: bool = False
@@ -57,6 +57,7 @@ class Abilities(Record, frozen=True):
     grammar: bool = False
     scores: bool = False
     passes: bool = False
+    grounds: bool = False
 
 
 class Constraint(Record, frozen=True):
@@ -180,6 +181,27 @@ class Passing(Model, Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class GroundedPrompt:
+    """A prompt with the passages that were looked up for it, and which they are."""
+
+    prompt: Prompt
+    sources: Sources
+
+
+class Grounding(Model, Protocol):
+    """A model that looks something up for its prompts, which another one then answers."""
+
+    @property
+    def model(self) -> Model:
+        """Who answers."""
+        ...
+
+    def ground(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[GroundedPrompt]:
+        """The prompts as that one is asked them."""
+        ...
+
+
 class Encoding(Protocol):
     """What gives vectors of token ids."""
 
@@ -195,6 +217,11 @@ class Encoding(Protocol):
     @property
     def size(self) -> int:
         """How many dimensions its vectors have."""
+        ...
+
+    @property
+    def max_tokens(self) -> int:
+        """How many tokens of a text it reads, its own marks among them; the rest is cut."""
         ...
 
     def ids(self, text: str) -> list[int]:
@@ -244,3 +271,14 @@ def scoring(model: Model) -> Scoring | None:
 def passing(model: Model) -> Passing | None:
     """The model as one that requests are passed to; None when they are answered here."""
     return cast(Passing, model) if abilities(model).passes else None
+
+
+def grounding(model: Model) -> Grounding | None:
+    """The model as one that looks something up; None when it does not."""
+    return cast(Grounding, model) if abilities(model).grounds else None
+
+
+def loaded(model: Model) -> Model:
+    """The model itself where it is one that is loaded with its first question."""
+    load: Callable[[], Model] | None = getattr(model, "loaded", None)
+    return model if load is None else load()

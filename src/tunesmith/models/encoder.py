@@ -19,19 +19,21 @@ _BATCH = 32
 class Encoder:
     """A BERT-like encoder (`config.json`, safetensors, `tokenizer.json`) as sentence-transformers use it (Reimers and Gurevych 2019).
 
-    `name` is what people call it, `digest` names its weights where the caller knows them.
+    `name` is what people call it, `digest` names its weights where the caller knows them. It reads at most `max_tokens` of a text, and no
+    more than it has positions for.
     """
 
     def __init__(self, folder: Path, *, max_tokens: int = 256, name: str = "", digest: str = "") -> None:
         self.name, self.digest = name or folder.name, digest
         torch, transformers = need("torch", extra="local"), need("transformers", extra="local")
         tokenizers = need("tokenizers", extra="local")
-        self._torch, self._max_tokens, self._lock = torch, max_tokens, threading.Lock()
+        self._torch, self._lock = torch, threading.Lock()
         self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._model = transformers.AutoModel.from_pretrained(folder, use_safetensors=True, local_files_only=True, trust_remote_code=False)
         self._model.eval().requires_grad_(False)
+        self.max_tokens = min(max_tokens, getattr(self._model.config, "max_position_embeddings", max_tokens))
 
     def ids(self, text: str) -> list[int]:
         """The token ids of a text with the encoder's own marks."""
@@ -81,4 +83,4 @@ class Encoder:
         return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), dtype=np.float32)
 
     def _cut(self, row: Sequence[int]) -> list[int]:
-        return list(row) if len(row) <= self._max_tokens else [*row[: self._max_tokens - 1], row[-1]]
+        return list(row) if len(row) <= self.max_tokens else [*row[: self.max_tokens - 1], row[-1]]

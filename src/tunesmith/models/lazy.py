@@ -35,7 +35,8 @@ class LazyModel:
         if self.remembered is not None and self.remembered.is_file():
             self._known = self.remembered.read_text("utf-8")
 
-    def _loaded(self) -> Model:
+    def loaded(self) -> Model:
+        """The model in memory."""
         if self._model is None:
             self._model = self.load()
             if self.remembered is not None and self._model.digest != self._known:
@@ -45,11 +46,11 @@ class LazyModel:
     @property
     def digest(self) -> str:
         """The loaded model's own digest, or the one that was remembered for the same files, machine and versions."""
-        return self._known or self._loaded().digest
+        return self._known or self.loaded().digest
 
     def answer(self, prompts: Sequence[Prompt], sampling: Sampling, on_answer: OnAnswer | None = None) -> list[Answer]:
         """See `Model.answer`. Raises UsageError when the weights turn out to be others than those remembered."""
-        model = self._loaded()
+        model = self.loaded()
         if self._known is not None and model.digest != self._known:
             self._known = None
             raise UsageError(f"'{self.name}' computes otherwise than before on this machine", remedy="run again: it is remembered anew")
@@ -57,7 +58,7 @@ class LazyModel:
 
     def likelihoods(self, prompts: Sequence[Prompt]) -> Iterator[Answer]:
         """See `LocalModel.likelihoods`."""
-        model: Any = self._loaded()
+        model: Any = self.loaded()
         found: Iterator[Answer] = model.likelihoods(prompts)
         return found
 

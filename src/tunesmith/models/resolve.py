@@ -9,6 +9,7 @@ ft:…                        what a fine-tuning job made, or one of its checkpo
 BASE+ADAPTER                an adapter's folder on a base
 FOLDER                      a model's folder, or an adapter's folder on the base that it names itself
 NAME                        a base of the catalogue, or a repository of the hub
+MODEL?INDEX                 any of these, with the passages of an index before each question (`models/retrieval.py`)
 
 Weights are loaded when the first answer is needed: what is kept already is read without them.
 """
@@ -25,12 +26,14 @@ from typing import TYPE_CHECKING
 from tunesmith.core.deployment import Deployment, Variant
 from tunesmith.core.errors import NotFound, UsageError, nearest
 from tunesmith.core.model_ref import ModelRef, adapter_base, artifact_ref, base_place, folder_at, is_adapter
+from tunesmith.core.passages import Retrieval
 from tunesmith.models import trust
 from tunesmith.models.around import Paced
 from tunesmith.models.base import Model
 from tunesmith.models.catalog import Catalog
 from tunesmith.models.deployed import AsDeployed
 from tunesmith.models.lazy import LazyModel, computing
+from tunesmith.models.retrieval import LoadedIndexes, asked_with
 from tunesmith.models.weights import Weights
 from tunesmith.store.deployments import Deployments
 from tunesmith.store.permissions import TunedModels
@@ -67,9 +70,19 @@ class Models:
     upstreams: Mapping[str, Callable[[], Model]] = field(default_factory=dict)
     absent: Callable[[str], str] = field(default=lambda _: "")
     weights: Weights = field(default_factory=Weights)
+    indexes: LoadedIndexes = field(default_factory=LoadedIndexes)
 
     def resolve(self, word: str) -> Model:
         """The model that the word names, loaded with its first question. Raises NotFound with what a word can be."""
+        plain, retrieval = asked_with(word)
+        model = self._resolve(plain)
+        return model if retrieval is None else self.grounded(model, retrieval)
+
+    def grounded(self, model: Model, retrieval: Retrieval) -> Model:
+        """The model with what it looks up. Raises NotFound for an index that is not there."""
+        return self.indexes.grounded(model, retrieval, self.store, self.catalog)
+
+    def _resolve(self, word: str) -> Model:
         if is_remote(word):
             return self._remote(word)
         variant = self._variant(word)
@@ -83,16 +96,22 @@ class Models:
         else:
             assert variant.model is not None
             model = self.lazy(variant.model, word)
-        return AsDeployed(model, variant) if variant.instruction is not None else model
+        model = AsDeployed(model, variant) if variant.instruction is not None else model
+        return model if variant.retrieval is None else self.grounded(model, variant.retrieval)
 
     def drawn(self, word: str) -> Mapping[str, float]:
         """How answers of the word are drawn where nobody says it: the sampling of an alias' variant; empty for any other word."""
+        word, _ = asked_with(word)
         variant = None if is_remote(word) else self._variant(word)
         return {} if variant is None else variant.sampling
 
     def ref(self, word: str) -> ModelRef:
         """Which model here the word names; nothing is loaded or fetched. Raises NotFound with what a word can be, UsageError for a word
         that names one elsewhere."""
+        if asked_with(word)[1] is not None:
+            raise UsageError(
+                f"'{word}' is a model with something to look up, not one with weights of its own", allowed=f"{asked_with(word)[0]} alone"
+            )
         if is_remote(word):
             raise UsageError(f"'{word}' has no weights here", allowed="a base, an alias, run, ft:…, BASE+ADAPTER, a folder")
         variant = self._variant(word)

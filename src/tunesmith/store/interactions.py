@@ -30,7 +30,7 @@ from tunesmith.store.tables import interactions
 _GATHER_S = 0.003
 _MOST = 256  # rows in one transaction
 
-_ENCODED = ("messages", "tool_calls")
+_ENCODED = ("messages", "tool_calls", "sources")
 _PLAIN = tuple(column.name for column in interactions.columns if column.name not in _ENCODED)
 _plain = attrgetter(*_PLAIN)
 _encode = msgspec.json.Encoder().encode
@@ -57,7 +57,8 @@ class InteractionLog:
             shown = {name: getattr(interaction, name).replace("\0", "\ufffd") for name in ("answer", "error")}
             interaction = msgspec.structs.replace(interaction, **shown)
         calls = _encode(interaction.tool_calls).decode() if interaction.tool_calls else "[]"
-        row = (*_plain(interaction), _encode(interaction.messages).decode(), calls)
+        sources = None if interaction.sources is None else _encode(interaction.sources).decode()
+        row = (*_plain(interaction), _encode(interaction.messages).decode(), calls, sources)
         self._waiting.append((row, done))
         if not self._bell.is_set():
             self._bell.set()
@@ -207,5 +208,5 @@ class RequestCount(Record, frozen=True):
 
 def _interaction(row: Row) -> Interaction:
     tree = {str(key): value for key, value in row.items()}
-    tree |= {name: msgspec.json.decode(tree[name]) for name in _ENCODED}
+    tree |= {name: msgspec.json.decode(tree[name]) for name in _ENCODED if tree[name] is not None}
     return msgspec.convert(tree, Interaction)

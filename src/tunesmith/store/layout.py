@@ -97,6 +97,16 @@ class Layout:
         return self.folder / "anew.json"
 
     @property
+    def indexes(self) -> Path:
+        """Passages that can be looked up, an index each under its digest."""
+        return self.folder / "indexes"
+
+    @property
+    def index_names(self) -> Path:
+        """What people call indexes."""
+        return self.folder / "index-names.json"
+
+    @property
     def sources(self) -> Path:
         """What URLs and queries gave."""
         return self.folder / "sources"

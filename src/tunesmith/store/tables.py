@@ -71,6 +71,7 @@ interactions = sa.Table(
     sa.Column("cost_usd", sa.Float),
     sa.Column("experiment", sa.String),
     sa.Column("propensity", sa.Float),
+    sa.Column("sources", sa.Text),
 )
 sa.Index("ix_interactions_alias_created", interactions.c.alias, interactions.c.created)
 _talks = interactions.c.conversation.is_not(None)
