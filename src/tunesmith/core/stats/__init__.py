@@ -24,8 +24,10 @@ from tunesmith.core.stats.power import (
 from tunesmith.core.stats.ranking import bradley_terry
 from tunesmith.core.stats.records import Difference, Interval
 from tunesmith.core.stats.runs import run_noise, with_run_noise
+from tunesmith.core.stats.sequential import Bets, mean_sequence, rate_at_least, rate_at_most, rate_evidence, rate_sequence
 
 __all__ = [
+    "Bets",
     "Decision",
     "Difference",
     "Gate",
@@ -47,6 +49,7 @@ __all__ = [
     "krippendorff_alpha",
     "mcnemar",
     "mean_interval",
+    "mean_sequence",
     "newcombe",
     "non_inferiority",
     "paired_difference",
@@ -60,7 +63,11 @@ __all__ = [
     "power_means",
     "power_non_inferiority",
     "ppi_mean",
+    "rate_at_least",
+    "rate_at_most",
+    "rate_evidence",
     "rate_interval",
+    "rate_sequence",
     "row_f1",
     "run_noise",
     "sample_size_means",
