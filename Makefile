@@ -1,7 +1,10 @@
 # Each target makes .venv when it is missing. torch goes first and alone: whatever resolves it by itself may bring gigabytes of CUDA.
+# Images often set PYTHONDONTWRITEBYTECODE, with which each process would compile torch and transformers anew: 20 CPU-seconds a start.
+unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+LOADED := torch, peft, transformers.models.llama.modeling_llama, openai, polars, scipy.stats, uvicorn, tunesmith.cli, tunesmith.api.app, tunesmith.flow.pipeline.run, tunesmith.models.local, tunesmith.train.loop
 # One process a core, each file in one process; every process computes with one thread (tests/conftest.py).
 PARALLEL ?= -n auto --dist loadfile
 .PHONY: demo test test-fast check bench families templates conformance clients cases install clean
@@ -10,10 +13,12 @@ install: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "1 of 2: torch into .venv (once; each module is compiled when it is first used)"
+	@echo "1 of 3: torch into .venv"
 	@$(BIN)/python -m pip install --no-compile --disable-pip-version-check torch==2.13.0
-	@echo "2 of 2: Tunesmith and its tools into .venv"
+	@echo "2 of 3: Tunesmith and its tools into .venv"
 	@$(BIN)/python -m pip install --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@echo "3 of 3: compiling what every command loads (the other modules when they are first used)"
+	@$(BIN)/python -c 'import $(LOADED)'
 	@touch $@
 
 demo: install

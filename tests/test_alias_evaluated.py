@@ -39,6 +39,7 @@ def call(tmp_path, monkeypatch, capsys):
         yield made
 
 
+@pytest.mark.slow
 def test_an_alias_of_an_upstream_is_asked_there_with_its_own_sampling(call, tmp_path):
     store = Store.open(tmp_path / ".tunesmith")
     Deployments(store).put("bot", [Variant(name="far", upstream="far", sampling={"max_tokens": 2, "temperature": 0.5, "top_p": 0.9})])

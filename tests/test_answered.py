@@ -294,6 +294,7 @@ def test_refusals_of_the_guard_are_counted(served):
     assert (answer.status_code, served.errors(400)) == (400, counted + 1)
 
 
+@pytest.mark.slow
 def test_lines_of_a_batch_are_rows(tmp_path):
     with running_server(tmp_path) as server:
         body = {"model": "echo", "messages": [{"role": "user", "content": "one"}], "user": "u"}

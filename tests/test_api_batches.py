@@ -74,6 +74,7 @@ def outputs(store):
     return known
 
 
+@pytest.mark.slow
 def test_a_batch_that_another_server_holds_is_left_to_it(store, tmp_path):
     model = Gate("gate")
     with running(create_app({"gate": model}, config=ServeConfig(), store=store)) as url:
@@ -92,6 +93,7 @@ def test_a_batch_that_another_server_holds_is_left_to_it(store, tmp_path):
     assert len(outputs(store)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cancelled", [False, True])
 def test_a_batch_whose_file_was_deleted_ends_with_what_was_answered(tmp_path, cancelled):
     """The server died after some lines; meanwhile the file went. The next one cannot go on, and says so instead of trying for ever."""

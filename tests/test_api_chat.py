@@ -55,6 +55,7 @@ def ask(content="one two three", model="echo", **more):
     return {"model": model, "messages": [{"role": "user", "content": content}], **more}
 
 
+@pytest.mark.slow
 def test_an_answer(served):
     answer = served.client.chat.completions.create(**ask())
     assert answer.choices[0].message.content == "one two three"
@@ -146,6 +147,7 @@ def test_seeds_repeat_and_choices_differ(served):
     assert drawn(5) != drawn(6)
 
 
+@pytest.mark.slow
 def test_many_clients_at_once_get_what_each_gets_alone(served):
     asked = [ask(f"{i} credit agreement {i * 7}", model="tiny", temperature=0) for i in range(12)]
     alone = [served.client.chat.completions.create(**body).choices[0].message.content for body in asked]

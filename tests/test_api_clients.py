@@ -67,6 +67,7 @@ def impatient():
 # histories
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "messages",
     [
@@ -142,6 +143,7 @@ def tool(model=Booking, **function):
     return {**made, "function": {**made["function"], **function}}
 
 
+@pytest.mark.slow
 def test_schemas_with_definitions_hold_in_forced_tools(served):
     def called(**more):
         answer = served.client.chat.completions.create(model="tiny", messages=[USER], max_tokens=120, seed=2, **more)
@@ -190,6 +192,7 @@ def test_forms_are_closed_where_nothing_that_is_valid_is_lost(schema, shut):
     assert closed(schema) == (shut or schema)
 
 
+@pytest.mark.slow
 def test_a_forced_call_adds_no_keys_of_its_own(served):
     open_tool = {"type": "function", "function": {"name": "when", "parameters": Booking.model_json_schema()}}
     chosen = {"type": "function", "function": {"name": "when"}}

@@ -58,6 +58,7 @@ def test_answers_satisfy_their_schema(client, seed):
     jsonschema.validate(json.loads(answer.choices[0].message.content), SCHEMA)
 
 
+@pytest.mark.slow
 def test_streams_too_and_beside_free_rows(client, url):
     free = ask(temperature=0, max_tokens=20)
     alone = client.chat.completions.create(**free).choices[0].message.content
@@ -76,6 +77,7 @@ def test_streams_too_and_beside_free_rows(client, url):
     jsonschema.validate(json.loads("".join(chunk.choices[0].delta.content or "" for chunk in chunks)), SCHEMA)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_json_objects(client, seed):
     answer = client.chat.completions.create(**ask(response_format={"type": "json_object"}, seed=seed, max_tokens=200)).choices[0]

@@ -88,6 +88,7 @@ def test_whole_weights_are_trained_answer_and_are_a_base(server, whole):
     assert len(set(said)) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "param", "said"),
     [

@@ -40,6 +40,7 @@ def finished(server: Server):
     return server.client.fine_tuning.jobs.retrieve(made.id)
 
 
+@pytest.mark.slow
 def test_a_job_succeeds(server: Server, finished):
     assert (finished.status, finished.error) == ("succeeded", None)
     assert finished.fine_tuned_model == f"ft:{MODEL}:default:my-suffix:{finished.id[-8:]}"

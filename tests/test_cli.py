@@ -283,6 +283,7 @@ def test_a_missing_package_of_an_extra_is_one_line(here, command):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("said", ["n\n", ""])
 def test_a_question_that_nobody_answers_with_yes_ends_without_a_traceback(here, capsys, monkeypatch, said):
     pytest.importorskip("bpe_openai")

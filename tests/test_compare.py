@@ -178,6 +178,7 @@ def test_wrong_use() -> None:
         compare(scored([1.0, 0.0]), scored([1.0, 0.0])).metric("exact")
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(*[st.sampled_from([None, 0.0, 0.5, 1.0])] * 2), min_size=1, max_size=30))
 def test_any_scores_give_a_comparison_that_can_be_stored(rows: list[tuple[float | None, float | None]]) -> None:
     a, b = zip(*rows, strict=True)

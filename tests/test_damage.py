@@ -88,6 +88,7 @@ def test_a_damaged_copy_of_a_job_is_made_again(server: Server):
     server.client.fine_tuning.jobs.cancel(made.id)
 
 
+@pytest.mark.slow
 def test_a_damaged_adapter_answers_nothing(server: Server):
     """Over HTTP, damaged before it was first asked."""
     file = server.upload()
@@ -208,6 +209,7 @@ def test_a_kept_evaluation_that_was_changed_is_not_reported(tmp_path, capsys, mo
         file.write_bytes(whole)
 
 
+@pytest.mark.slow
 def test_a_stage_that_lost_a_file_or_has_a_damaged_one_is_done_again(tmp_path):
     from tunesmith.core.progress import Silent
     from tunesmith.flow.runner import Runner, Stage

@@ -318,6 +318,7 @@ def test_a_table_in_good_order_keeps_line_breaks_in_cells(tmp_path):
     assert [row.origin[-2:] for row in found.rows] == [":2", ":6"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rows.jsonl.zst", "rows.jsonl.gz", "rows.csv.zst"])
 def test_an_archive_that_was_cut_is_no_whole_one(name, tmp_path):
     whole = b"prompt,response\n" if "csv" in name else b""

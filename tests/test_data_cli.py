@@ -188,6 +188,7 @@ def test_an_unknown_setting_names_the_nearest(here, capsys):
     assert "did you mean 'refusals'" in err
 
 
+@pytest.mark.slow
 def test_check_says_what_to_do_in_text_and_in_one_offline_file(here, capsys):
     out, _ = call(capsys, "check", "rows.jsonl", "--out", "report.html")
     assert "personal_data" in (here / "report.html").read_text("utf-8")

@@ -311,6 +311,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     st.lists(st.one_of(JSON, st.binary(max_size=30), st.sampled_from(list(ROWS.values()))), min_size=1, max_size=8),
@@ -417,6 +418,7 @@ def test_intake_writes_what_collect_holds(tmp_path_factory, lines):
         assert (folder / "rejects.jsonl").read_bytes() == (folder / "held.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_source_that_breaks_off_leaves_nothing(tmp_path):
     packed = gzip.compress(b"\n".join(json.dumps({**ROWS["chat"], "n": i}).encode() for i in range(20_000)))
     (tmp_path / "rows.jsonl.gz").write_bytes(packed[: len(packed) * 9 // 10])

@@ -94,6 +94,7 @@ def variants(rng, n):
     return texts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8, 0.95, 1.0])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_pairs_are_those_of_the_definition(threshold, compiled):
@@ -166,6 +167,7 @@ def test_nothing_in_nothing_out():
     assert (index.tolist(), value.tolist()) == ([-1], [0.0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold", [0.5, 0.8])
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=40), min_size=2, max_size=40), st.integers(1, 3))

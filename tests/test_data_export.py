@@ -154,6 +154,7 @@ def rows(draw):
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(rows(), st.sampled_from(list(WRITERS)))
 def test_export_then_import_is_the_identity(row, name):
@@ -171,6 +172,7 @@ def test_export_then_import_is_the_identity(row, name):
         assert all(mend == "id" or mend.startswith("to_meta:") for mend in again.mends)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.lists(rows(), min_size=1, max_size=4), st.sampled_from(["a.jsonl", "a.jsonl.gz", "a.json"]))
 def test_files_come_back_whole(tmp_path_factory, made, ending):
@@ -204,6 +206,7 @@ def fitting(draw, name):
     return Example(id=example_id(turns, (), reference), messages=turns, reference=reference, group=draw(OPTIONAL), meta=meta)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.data(), st.sampled_from(list(WRITERS)), st.sampled_from(ENDINGS))
 def test_a_file_of_any_format_comes_back_the_same_or_is_not_written(tmp_path_factory, data, name, ending):

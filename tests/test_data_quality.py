@@ -57,6 +57,7 @@ def test_mended_rows_keep_their_place_and_say_so():
     assert lines["f.jsonl:2"].fate == "kept"
 
 
+@pytest.mark.slow
 def test_length_language_and_refusals():
     rows = [
         row("q", "a" * 50, place=1),

@@ -103,6 +103,7 @@ def test_a_users_own_rules(tmp_path, monkeypatch):
         clean(rows, Clean(rules=("my_rules:wrong",)), entered(rows))
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from(["cluster", "group", "stratified", "temporal"]), st.integers(20, 150))
 def test_no_cluster_and_no_group_straddles(seed, by, n):
@@ -205,6 +206,7 @@ def test_leakage_is_measured_and_refused():
     assert msgspec.json.decode(msgspec.json.encode(told)) == told
 
 
+@pytest.mark.slow
 def test_a_few_large_clusters_do_not_take_the_shares():
     """Twelve clusters of 400 rows among 5,000 rows: hashed whole, they would decide what the test set is."""
     groups = [f"g{i % 12}" if i < 4_800 else f"own {i}" for i in range(10_000)]
@@ -239,6 +241,7 @@ def test_clusters_of_any_size_have_the_same_chance():
     assert (sides == 2).mean() == pytest.approx(0.2, abs=0.05)
 
 
+@pytest.mark.slow
 def test_progress_of_each_rule_is_told():
     told = []
 

@@ -129,6 +129,7 @@ def answered(engine: RoutedEngine, asked: list[tuple[list[int], str | None]], co
     return list(told.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_answers_what_transformers_says(tmp_path, name):
     base = base_of(tmp_path / "base", name)
@@ -202,6 +203,7 @@ def test_a_cache_that_forgets_is_seen_and_every_token_reads_all_again(tmp_path, 
     assert [token for token, _ in told] == [token for token, _ in greedy(plain, prompts()[1], 4)]
 
 
+@pytest.mark.slow
 def test_it_is_checked_once_and_an_adapter_of_another_kind_for_itself(tmp_path, monkeypatch):
     base = base_of(tmp_path / "base", "qwen3")
     first, second, third = (adapter_of(base, tmp_path / str(r), r=r) for r in (4, 2, 4))
@@ -242,6 +244,7 @@ def test_an_adapter_that_lacks_what_it_names_is_refused(tmp_path):
 SAID = {"Who signed it?": "First Bank of Ohio", "Say yes or no.": "no", "List the entities.": "Acme Holdings"}
 
 
+@pytest.mark.slow
 def test_a_base_with_states_is_trained_evaluated_and_served(tmp_path):
     openai = pytest.importorskip("openai")
     pytest.importorskip("llguidance", reason="answers are held to a form by llguidance (extra: serve)")

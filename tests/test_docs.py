@@ -186,6 +186,7 @@ def test_the_data_room_runs_as_its_page_shows(tmp_path, monkeypatch, capsys) -> 
     assert "support.csv:17" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_clients_run_as_their_pages_show(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     with running_server(tmp_path) as server:

@@ -252,6 +252,7 @@ def test_a_rating_that_cannot_be_read_is_missing(here, capsys):
     assert found["values"]["exact_match"] == pytest.approx(2 / 3)
 
 
+@pytest.mark.slow
 def test_a_judge_sees_both_orders_and_people_correct_it(here, capsys):
     words = ("compare", "echo", "echo:X ", "--data", "rows.jsonl", "--judge", "echo:[[B]] ")
     said = call(capsys, *words)[1]["judged"]

@@ -66,6 +66,7 @@ def test_the_planted_slice_comes_first_and_is_the_only_sure_one(tmp_path: Path) 
         slices(ROWS[:50], [metric("accuracy")], slicers, b, a)
 
 
+@pytest.mark.slow
 def test_no_difference_is_rarely_called_one(tmp_path: Path) -> None:
     draw = random.Random(3)
     called = 0

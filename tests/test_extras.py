@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 LIGHT = [
     "--version", "schema", "models", "status", "doctor", "keys list", "jobs list", "monitor status", "metrics", "eval plan", "data log",
     "data ledger", "data show rows.jsonl", "data check rows.jsonl --base gpt-4.1-mini", "data labels rows.jsonl", "data next rows.jsonl",
@@ -46,6 +48,7 @@ for words in json.loads(sys.argv[1]):
 YAML = "name: p\nbase: base\nsources: [{path: rows.jsonl}]\n"
 
 
+@pytest.mark.slow
 def test_every_command_without_extras_works_or_names_the_one_that_it_needs(tmp_path):
     rows = [{"messages": [{"role": "user", "content": f"say {i}"}, {"role": "assistant", "content": f"yes {i}"}]} for i in range(40)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

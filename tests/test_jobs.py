@@ -129,6 +129,7 @@ def test_epochs_are_openais(rows, expected):
     assert default_epochs(rows) == expected
 
 
+@pytest.mark.slow
 def test_a_base_that_is_gone_fails_the_job_alone(store, base, tmp_path):
     bad, good = add(store, tmp_path / "nowhere"), add(store, base)
     worker = Worker(store, isolated=False)
@@ -139,6 +140,7 @@ def test_a_base_that_is_gone_fails_the_job_alone(store, base, tmp_path):
     assert state(store, good) == "succeeded"
 
 
+@pytest.mark.slow
 def test_a_deleted_file_does_not_break_a_job_under_way(store, base):
     number = add(store, base)
     lease = Jobs(store).lease(seconds=60)

@@ -53,6 +53,7 @@ def names_of(tree: ast.AST) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_nobody_asks_which_method_a_plan_has():
     """What is particular to a method is in its record; whoever compares names would have to be changed with every new one."""
     asking = {}

@@ -56,6 +56,7 @@ def test_sql_with_given_rows_and_faults() -> None:
         rated("sql", "select 1", "select 1", setup="create tabel x")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("said", "value"),
     [
@@ -137,6 +138,7 @@ def test_without_a_boundary_nothing_runs_unless_the_operator_said_so(monkeypatch
     assert "the sandbox refuses to open /etc/passwd" in refused.output
 
 
+@pytest.mark.slow
 def test_a_bad_pattern_takes_no_longer_than_its_time() -> None:
     slow = rated("regex", "x", "a" * 40 + "b", pattern=r"(a+)+$")
     assert slow.value is None or slow.value == 0
@@ -147,6 +149,7 @@ def test_a_bad_pattern_takes_no_longer_than_its_time() -> None:
     assert rated("json_valid", "x", '```json\n\n {"a": 1}\n\n```\n', fence=True).value == 1
 
 
+@pytest.mark.slow
 def test_the_sandbox_limits_and_lets_work() -> None:
     assert not run_python("x = bytearray(1 << 33)", timeout_s=5).finished
     assert run_python("while True: pass", timeout_s=0.5).timed_out

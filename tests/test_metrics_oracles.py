@@ -57,6 +57,7 @@ def texts(n: int, seed: int = 0, low: int = 0) -> list[tuple[str, str]]:
     return made
 
 
+@pytest.mark.slow
 def test_rouge_equals_rouge_score_on_ascii() -> None:
     from rouge_score.rouge_scorer import RougeScorer
 
@@ -111,6 +112,7 @@ def test_bleu_with_two_references_equals_sacrebleu() -> None:
     assert m.value(scores) == pytest.approx(BLEU().corpus_score([b for _, b in pairs], [[a for a, _ in pairs], others]).score, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_bleu_bootstrap_from_sums_equals_recounting() -> None:
     pairs = texts(80, seed=5, low=4)
     m = metric("bleu")

@@ -89,6 +89,7 @@ def test_greedy_ids_are_those_of_transformers(kind, tmp_path):
         assert [decoded(model, [request])[0] for request in requests] == expected
 
 
+@pytest.mark.slow
 def test_a_batch_that_runs_out_of_memory_says_the_same(local):
     requests = [
         local.request(prompt, local.renderer.prompt(prompt), Sampling(max_tokens=40, temperature=1.0, seed=3)) for prompt in prompts()
@@ -98,6 +99,7 @@ def test_a_batch_that_runs_out_of_memory_says_the_same(local):
     assert decoded(local, requests, cache_bytes=3 * one_row) == roomy
 
 
+@pytest.mark.slow
 def test_adapters_in_one_batch_say_what_each_says_alone(local, base, adapters):
     siblings = [local, *(local.with_adapter(folder, folder.name) for folder in adapters)]
     references = [reference(base), *(reference(base, folder) for folder in adapters)]

@@ -108,6 +108,7 @@ def evaluated(folder: Path, word: str) -> tuple[list[str], str]:
     return found
 
 
+@pytest.mark.slow
 def test_served_and_evaluated_an_alias_is_the_same_model_whatever_the_file_says(two):
     with serving(two) as (client, lines):
         served = {alias: asked(client, alias) for alias in ("first", "second")}
@@ -119,6 +120,7 @@ def test_served_and_evaluated_an_alias_is_the_same_model_whatever_the_file_says(
         assert {alias: asked(client, alias) for alias in ("first", "second")} == served
 
 
+@pytest.mark.slow
 def test_a_project_that_is_renamed_keeps_its_aliases(two):
     before = {alias: evaluated(two, alias) for alias in ("first", "second")}
     moved = two.rename(two.with_name("renamed"))
@@ -174,6 +176,7 @@ def test_an_adapter_that_fails_midway_leaves_nothing_in_memory(two, parts, tmp_p
     store.close()
 
 
+@pytest.mark.slow
 def test_weights_that_changed_since_they_were_deployed_are_told(two):
     store = Store.open(two / ".tunesmith")
     models = Models(store, Catalog(), home=two)
@@ -189,6 +192,7 @@ def test_weights_that_changed_since_they_were_deployed_are_told(two):
         assert "computes otherwise" in lines[0]
 
 
+@pytest.mark.slow
 def test_every_word_is_one_model(two, parts):
     bases, adapters = parts
     store = Store.open(two / ".tunesmith")
@@ -232,6 +236,7 @@ def test_an_adapter_on_an_adapter_is_refused_and_not_put_on_the_base_below(two):
     store.close()
 
 
+@pytest.mark.slow
 def test_an_alias_under_an_instruction_is_evaluated_under_it(two):
     store = Store.open(two / ".tunesmith")
     models = Models(store, Catalog(), home=two)

@@ -59,6 +59,7 @@ def test_nothing_of_a_stop_string_is_ever_shown(renderer, text, stop):
         assert words.text == text
 
 
+@pytest.mark.slow
 @given(logits=st.lists(st.floats(-8, 8), min_size=2, max_size=30), top_p=st.floats(0.01, 1), number=st.floats(0, 0.999999))
 def test_a_draw_is_in_the_nucleus(logits, top_p, number):
     chosen = draw(torch.tensor(logits), 0.7, top_p, number)
@@ -68,6 +69,7 @@ def test_a_draw_is_in_the_nucleus(logits, top_p, number):
     assert before < top_p + 1e-6
 
 
+@pytest.mark.slow
 def test_draws_follow_the_distribution():
     logits = torch.tensor([0.0, 1.0, 2.0])
     counts = np.bincount([draw(logits, 1.0, 1.0, uniform(5, step)) for step in range(6000)], minlength=3)

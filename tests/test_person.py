@@ -76,6 +76,7 @@ def test_options_take_both_kinds_of_dashes(option: str, tmp_path: Path, monkeypa
     assert "unknown" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_ctrl_c_does_not_wait_for_a_server_that_does_not_answer(tmp_path: Path) -> None:
     asked, ended = threading.Event(), threading.Event()
 

@@ -112,6 +112,7 @@ def test_parquet_keeps_every_field(tmp_path):
         list(read_parquet(tmp_path / "no.parquet"))
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.tuples(st.text(st.characters(exclude_categories=["Cs"])), st.text(st.characters(exclude_categories=["Cs"]))), max_size=5)
 )

@@ -118,6 +118,7 @@ def run_here(here, planned) -> Path:
     return shutil.copytree(planned, here, dirs_exist_ok=True)
 
 
+@pytest.mark.slow
 def test_import_clean_and_split_give_what_a_run_gives(versions, capsys):
     """The same rows in the same parts with the same fates: the steps are the stages."""
     call(capsys, "run", "--dry-run")
@@ -133,6 +134,7 @@ def test_import_clean_and_split_give_what_a_run_gives(versions, capsys):
     assert of_run["counts"] == {part: len(ids(capsys, part)) for part in PARTS}
 
 
+@pytest.mark.slow
 def test_the_fates_of_a_runs_rows_are_those_of_its_own_tokens(here, run_here, capsys):
     """Rows that came, were tokenized, and went again: what is told of the run is not of the run in between."""
 
@@ -291,6 +293,7 @@ def test_a_run_takes_urls_and_keeps_what_it_read(here, served, capsys):
     assert len(ids(capsys, "run")) == 91, "from what was kept, without the network"
 
 
+@pytest.mark.slow
 def test_a_run_takes_queries(here, capsys):
     with sqlite3.connect(here / "rows.db") as database:
         database.execute("CREATE TABLE tickets (question TEXT, answer TEXT)")
@@ -310,6 +313,7 @@ def test_a_condition_that_is_no_number_is_told(here, capsys, condition):
     assert "allowed" in json.dumps(call(capsys, "data", "show", f"log:{condition}", code=2)["error"])
 
 
+@pytest.mark.slow
 def test_requests_that_come_after_a_run_found_none_are_read(here, capsys):
     """A log without rows that fit is kept by nobody: neither a run nor a look at the project's sources goes on with nothing."""
     from tunesmith.api.serve import temporary

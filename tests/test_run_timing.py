@@ -61,12 +61,14 @@ def estimated(folder):
         return estimate(context, ["evaluate:zero-shot", "evaluate:few-shot", "train", "evaluate:tuned"]), heard.lines
 
 
+@pytest.mark.slow
 def test_a_short_run_is_estimated_by_formula_alone(folder):
     found, lines = estimated(folder)
     assert "by formula" in found.text()
     assert not any("timing" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_a_long_run_is_timed_at_its_own_work_once(folder, monkeypatch):
     by_formula, _ = estimated(folder)
     monkeypatch.setattr(timing, "LONG_S", 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from tunesmith.nets.varlen_attention import Branch, branches, segment_attention
 from tunesmith.train.packing import MAX_SPAN, pack
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(trees(), st.integers(0, 100))
 def test_it_is_the_tree_attention_with_its_gradients(tree, seed):

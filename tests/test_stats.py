@@ -8,14 +8,8 @@ import sys
 import msgspec
 import numpy as np
 import pytest
-import statsmodels.api as sm
 from scipy import linalg, optimize
 from scipy import stats as sps
-from statsmodels.stats.contingency_tables import mcnemar as sm_mcnemar
-from statsmodels.stats.inter_rater import cohens_kappa, fleiss_kappa
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import NormalIndPower, TTestIndPower, TTestPower
-from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint, proportion_effectsize
 
 from tunesmith.core import stats
 from tunesmith.core.errors import DataError, UsageError
@@ -46,6 +40,8 @@ def test_published_rates() -> None:
 @pytest.mark.parametrize(("k", "n"), [(0, 1), (1, 1), (3, 7), (50, 100), (99, 100), (100, 100), (1, 1000)])
 @pytest.mark.parametrize("level", [0.9, 0.95, 0.99])
 def test_rates_agree_with_statsmodels(k: int, n: int, level: float) -> None:
+    from statsmodels.stats.proportion import proportion_confint
+
     for ours, method in ((stats.wilson, "wilson"), (stats.clopper_pearson, "beta")):
         low, high = proportion_confint(k, n, alpha=1 - level, method=method)
         assert bounds(ours(k, n, level)) == (near(max(0.0, low)), near(min(1.0, high)))
@@ -54,6 +50,8 @@ def test_rates_agree_with_statsmodels(k: int, n: int, level: float) -> None:
 
 
 def test_newcombe_agrees_with_statsmodels() -> None:
+    from statsmodels.stats.proportion import confint_proportions_2indep
+
     low, high = confint_proportions_2indep(63, 90, 40, 80, method="newcomb", compare="diff")
     ours = stats.newcombe(40, 80, 63, 90)
     assert (ours.estimate, *bounds(ours), ours.n) == (near(63 / 90 - 0.5), near(low), near(high), 170)
@@ -69,6 +67,8 @@ def test_mean_is_students_t() -> None:
 
 
 def test_equal_clusters_are_cr1_with_t() -> None:
+    import statsmodels.api as sm
+
     rng = np.random.default_rng(1)
     groups = np.repeat(np.arange(12), 7)
     values = rng.normal(size=12)[groups] + rng.normal(size=84)
@@ -89,6 +89,8 @@ def unequal() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def test_unequal_clusters_have_the_cr2_variance() -> None:
+    import statsmodels.api as sm
+
     sizes, groups, values = unequal()
     means = np.bincount(groups, weights=values) / sizes
     fit = sm.WLS(means, np.ones(10), weights=sizes).fit(cov_type="HC2")  # HC2 of cluster means weighted by size is CR2 of the rows
@@ -132,6 +134,8 @@ def test_clustered_rate_stays_inside_and_counts_clusters_when_all_agree() -> Non
 
 
 def test_lopsided_clusters_are_wider_than_the_usual_correction() -> None:
+    import statsmodels.api as sm
+
     groups = np.r_[np.zeros(60), np.arange(1, 41)]
     values = np.random.default_rng(5).normal(size=100)
     usual = sm.OLS(values, np.ones(100)).fit(cov_type="cluster", cov_kwds={"groups": groups}, use_t=True).conf_int()[0]
@@ -149,6 +153,8 @@ def test_published_mcnemar() -> None:
 
 @pytest.mark.parametrize(("wins", "losses"), [(0, 0), (1, 0), (3, 3), (4, 9), (25, 10), (86, 150)])
 def test_mcnemar_agrees(wins: int, losses: int) -> None:
+    from statsmodels.stats.contingency_tables import mcnemar as sm_mcnemar
+
     table = [[5, wins], [losses, 5]]
     if wins + losses:
         assert stats.mcnemar(wins, losses, "exact") == near(sm_mcnemar(table, exact=True).pvalue)
@@ -226,6 +232,8 @@ def entity_counts(n: int, recall: float, seed: int) -> np.ndarray:
 
 
 def test_pooled_f1_has_the_variance_of_a_ratio() -> None:
+    import statsmodels.api as sm
+
     counts = entity_counts(80, 0.7, 0)
     tp, fp, fn = counts.sum(axis=0)
     ours = stats.pooled_f1_interval(counts)
@@ -316,6 +324,8 @@ def test_bootstrap_of_any_statistic_and_of_clusters() -> None:
 
 
 def test_adjusted_p_values_agree_with_statsmodels() -> None:
+    from statsmodels.stats.multitest import multipletests
+
     p = np.random.default_rng(11).random(25) ** 3
     assert stats.holm(p) == near(multipletests(p, method="holm")[1])
     assert stats.benjamini_hochberg(p) == near(multipletests(p, method="fdr_bh")[1])
@@ -347,6 +357,8 @@ def test_alpha_agrees_with_the_krippendorff_package() -> None:
 
 @pytest.mark.parametrize("weights", ["none", "linear", "quadratic"])
 def test_cohen_agrees_with_statsmodels(weights: str) -> None:
+    from statsmodels.stats.inter_rater import cohens_kappa
+
     rng = np.random.default_rng(12)
     a = rng.integers(0, 4, 90)
     b = np.where(rng.random(90) < 0.6, a, rng.integers(0, 4, 90))
@@ -414,6 +426,8 @@ def test_few_right_or_wrong_rows_show_less_than_the_normal_formula_says() -> Non
 
 
 def test_fleiss_agrees_with_statsmodels_and_its_jackknife_with_a_loop() -> None:
+    from statsmodels.stats.inter_rater import fleiss_kappa
+
     rng = np.random.default_rng(13)
     truth = rng.integers(0, 3, 40)
     ratings = np.where(rng.random((40, 4)) < 0.7, truth[:, None], rng.integers(0, 3, (40, 4)))
@@ -463,12 +477,17 @@ def test_a_gate_is_planned_by_counting() -> None:
 
 @pytest.mark.parametrize(("d", "n"), [(0.1, 20), (0.5, 64), (0.8, 5), (1.5, 8), (0.05, 3000)])
 def test_power_agrees_with_statsmodels(d: float, n: int) -> None:
+    from statsmodels.stats.power import TTestIndPower, TTestPower
+
     assert stats.power_means(d, n) == near(TTestIndPower().power(d, n, 0.05))
     assert stats.power_means(-d, n, alpha=0.01, paired=True) == near(TTestPower().power(d, n, 0.01))
 
 
 @pytest.mark.parametrize("d", [0.03, 0.15, 0.4, 0.9, 2.0])
 def test_sample_sizes_agree_with_statsmodels(d: float) -> None:
+    from statsmodels.stats.power import NormalIndPower, TTestIndPower, TTestPower
+    from statsmodels.stats.proportion import proportion_effectsize
+
     assert stats.sample_size_means(d, power=0.9) == np.ceil(TTestIndPower().solve_power(d, power=0.9, alpha=0.05))
     assert stats.sample_size_means(d, paired=True) == max(2, np.ceil(TTestPower().solve_power(d, power=0.8, alpha=0.05)))
     h = proportion_effectsize(0.3 + d / 10, 0.3)
@@ -540,6 +559,8 @@ def test_post_stratified_is_the_weighted_mean_of_strata() -> None:
 
 def test_published_bradley_terry() -> None:
     """Baseball 1987, American League East (Agresti)."""
+    import statsmodels.api as sm
+
     names = ["Mil", "Det", "Tor", "NY", "Bos", "Cle", "Bal"]
     wins = [[0, 7, 9, 7, 7, 9, 11], [6, 0, 7, 5, 11, 9, 9], [4, 6, 0, 7, 7, 8, 12], [6, 8, 6, 0, 6, 7, 10]]
     wins += [[6, 2, 6, 7, 0, 7, 12], [4, 4, 5, 6, 6, 0, 6], [2, 4, 1, 3, 1, 7, 0]]

@@ -58,6 +58,7 @@ def test_swapping_mirrors_a_paired_difference(rows: list[tuple[float, float]], g
         assert ahead.wins + ahead.losses + ahead.ties == ahead.n == len(rows)
 
 
+@pytest.mark.slow
 @given(count_pairs, st.integers(2, 6))
 def test_pooled_f1(rows: list[tuple[tuple[int, ...], tuple[int, ...]]], groups: int) -> None:
     a, b = (np.array(side, dtype=float) for side in zip(*rows, strict=True))
@@ -76,6 +77,7 @@ def test_pooled_f1(rows: list[tuple[tuple[int, ...], tuple[int, ...]]], groups: 
         assert ahead.p_value == pytest.approx(back.p_value, abs=1e-12)
 
 
+@pytest.mark.slow
 @given(pairs, st.randoms(use_true_random=False))
 def test_order_and_names_do_not_matter(rows: list[tuple[float, float]], random: Any) -> None:
     clusters = [i % 3 for i in range(len(rows))]
@@ -88,6 +90,7 @@ def test_order_and_names_do_not_matter(rows: list[tuple[float, float]], random: 
     )
 
 
+@pytest.mark.slow
 @given(pairs)
 def test_clusters_of_one_row_are_no_clusters(rows: list[tuple[float, float]]) -> None:
     a, b = zip(*rows, strict=True)
@@ -145,6 +148,7 @@ def test_rates(n: int, data: Any, level: float) -> None:
     assert jeffreys.high <= exact.high + 1e-12
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=3, max_size=40))
 def test_agreement_is_inside_its_range(rows: list[tuple[int, int]]) -> None:

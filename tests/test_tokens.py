@@ -32,6 +32,7 @@ def conversation(said: list[str], system: str | None = None) -> Example:
     return Example(id="x", messages=tuple(turns))
 
 
+@pytest.mark.slow
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.lists(texts, max_size=40))  # many texts in few examples: reading the tokenizer takes longer than both
 def test_ids_are_those_of_the_plain_tokenizer(folder, several):
@@ -44,6 +45,7 @@ def test_ids_are_those_of_the_plain_tokenizer(folder, several):
     assert Tokens.load(folder).counts([*several, *HARD]).tolist() == [len(ids) for ids in wanted]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.lists(st.lists(words, min_size=2, max_size=4).filter(lambda said: len(said) % 2 == 0), min_size=6, max_size=14))
 def test_rendering_by_shape_is_the_template_itself(folder, several):

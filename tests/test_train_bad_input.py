@@ -67,6 +67,7 @@ def bench(base, tmp_path, capsys):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

@@ -104,6 +104,7 @@ def test_the_student_nears_its_teacher_and_resumes_to_the_same_bytes(base, teach
     assert adapter_bytes(tmp_path / "again") == adapter_bytes(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_another_teacher_is_another_run(base, teacher, tmp_path):
     user = user_plan(method="distil", distillation=Distillation(teacher=str(teacher)), epochs=1)
     train(user, make_rows(4), base=base, out=tmp_path / "out")

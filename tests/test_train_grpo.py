@@ -205,6 +205,7 @@ def test_on_policy_the_gradient_is_reinforce_and_nothing_is_clipped(base):
         torch.testing.assert_close(slope, remembered[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "route", "answers"), [("llama", "fused", "batched"), ("lfm2", "rows", "cached")])
 def test_the_sampler_draws_from_the_model_as_it_stands_and_repeats_itself(tmp_path, kind, route, answers):
     base = tiny.model(tmp_path, kind)
@@ -354,6 +355,7 @@ def test_a_project_file_reinforces(base, tmp_path, key):
         train_project(load_project(tmp_path / "tunesmith.yaml", ["--train.reinforcement.grader", "null"]), tmp_path, Silent())
 
 
+@pytest.mark.slow
 def test_what_cannot_be_learned_is_said(base, tmp_path):
     with pytest.raises(TrainingError, match="in none of 2 steps was an answer better than another"):
         reinforce(user(epochs=1), tasks(base, 8), lambda answers: [Graded(0.5) for _ in answers], base=base, out=tmp_path / "a")
@@ -399,6 +401,7 @@ def test_a_row_is_a_task_with_its_item_and_graders_read_it(base):
     assert list(reward_of(python, Path)([("4", task.item)])) == [Graded(0.5)]
 
 
+@pytest.mark.slow
 def test_another_item_is_another_run(base, tmp_path):
     reinforce(user(epochs=1, batch_size=2), tasks(base, 2), vowels, base=base, out=tmp_path)
     changed = [task._replace(item={"number": -1}) for task in tasks(base, 2)]
@@ -421,6 +424,7 @@ def test_options_that_cannot_be_are_refused(wrong, said):
         check(wrong)
 
 
+@pytest.mark.slow
 def test_rows_are_what_the_sampler_says(base):
     """The trained tokens of a sample are its answer's, the end of turn included."""
     resolved = plan(method="grpo", reinforcement=ResolvedReinforcement(samples=16, max_tokens=40))

@@ -87,6 +87,7 @@ def test_evaluation_has_no_dropout_and_leaves_the_gradients_as_they_were(tmp_pat
     assert not all(torch.equal(before[name], other[name]) for name in before)  # the seed decides the dropout
 
 
+@pytest.mark.slow
 def test_evaluation_never_holds_the_logits_of_all_positions(tmp_path):
     """A vocabulary of 50,000 and 6,000 trained positions would be 1.2 GB of float32 logits (transformers 12878)."""
     base = tiny_base(tmp_path, vocab_size=50_000, hidden_size=24)

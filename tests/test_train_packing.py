@@ -32,6 +32,7 @@ def many_rows(draw):
     return rows
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(many_rows(), st.booleans())
 def test_every_target_is_predicted_from_exactly_its_own_row(rows, share):
@@ -76,6 +77,7 @@ def relative(ours, theirs):
     return max(float((ours[name] - grad).norm() / grad.norm()) for name, grad in theirs.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"share_prefix": False}, {"pack": False}, {"micro_batch_tokens": 60}, {"lanes": 2, "threads": 2}])
 @pytest.mark.parametrize("prefix", [0, 40, 300])
 def test_loss_and_gradients_equal_those_of_the_padded_batch(tmp_path, changes, prefix):

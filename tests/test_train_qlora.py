@@ -160,6 +160,7 @@ def test_training_goes_on_from_an_adapter_and_the_card_says_what_is_known(base, 
         train(wanted, rows, valid, base=base, out=tmp_path / "second")
 
 
+@pytest.mark.slow
 def test_an_artifact_of_another_base_fails_its_own_test(base, tmp_path):
     trainable = awake(base, QUANTISED)
     trainable.model.save_pretrained(tmp_path / "adapter")

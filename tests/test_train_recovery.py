@@ -82,6 +82,7 @@ def test_a_loss_that_jumps_sends_the_run_back_at_half_the_rate_and_pausing_chang
     assert adapter_bytes(tmp_path / "paused") == adapter_bytes(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_never_finite_ends_after_the_plans_recoveries(base, tmp_path):
     for recoveries in (0, 1):
         events: list[dict] = []
@@ -116,6 +117,7 @@ def test_a_spike_is_seen_early_although_the_loss_still_falls():
         assert first_spike(losses) == step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", ["normal", "laplace", "lognormal"])
 def test_noise_is_no_spike(draw):
     """500 runs of 200 steps of noise around 2 nats, without trend: at most one in a hundred has a step that counts as a spike."""

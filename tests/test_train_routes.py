@@ -159,6 +159,7 @@ def test_every_route_gives_the_same_loss_and_gradients(tmp_path, route, full):
     assert start_check._deviation(start_check._measure(trainable, rows), plain) < 1e-4
 
 
+@pytest.mark.slow
 def test_a_model_that_keeps_something_of_a_pass_is_computed_in_one_lane(tmp_path):
     rows = make_rows(6, low=20, high=60)
     assert prepare(tiny_base(tmp_path / "llama"), plan(), rows).parallel
@@ -181,6 +182,7 @@ def test_a_base_that_transformers_itself_cannot_compute_is_one_error(tmp_path, m
         prepare(tiny_base(tmp_path), plan(), make_rows(3))
 
 
+@pytest.mark.slow
 def test_a_run_says_its_route_and_keeps_it(tmp_path):
     from train_parts import user_plan
     from tunesmith.train.loop import train
@@ -202,6 +204,7 @@ def test_the_probe_has_the_longest_and_the_shortest_row_and_two_that_begin_alike
     assert (probe[-1].ids[:24] == probe[-2].ids[:24]).all()
 
 
+@pytest.mark.slow
 def test_only_the_first_layers_of_each_kind_are_checked_and_all_are_back_afterwards(tmp_path):
     import transformers
 
@@ -223,6 +226,7 @@ def test_only_the_first_layers_of_each_kind_are_checked_and_all_are_back_afterwa
     assert len(trainable.decoder.layers) == 9
 
 
+@pytest.mark.slow
 def test_a_plan_in_bfloat16_is_checked_exactly_in_float32_and_keeps_its_type(tmp_path):
     trainable = prepare(tiny_base(tmp_path), plan(dtype="bfloat16"), make_rows(3))
     assert trainable.route is FUSED

@@ -53,6 +53,7 @@ def to_mxfp4(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
     return {f"{name}_blocks": code[..., 0::2] | (code[..., 1::2] << 4), f"{name}_scales": (power[..., 0] + 127).to(torch.uint8)}
 
 
+@pytest.mark.slow
 def test_a_base_in_fp8_trains_dequantised(tmp_path):
     base = tiny_base(tmp_path / "base")
     before = load_causal(base, dtype=torch.float32)

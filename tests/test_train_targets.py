@@ -21,6 +21,7 @@ def nothing_is_remembered(tmp_path, monkeypatch):
     monkeypatch.setattr(choice, "user_folder", lambda: tmp_path / "user")
 
 
+@pytest.mark.slow
 def test_what_an_adapter_leaves_out_is_said_and_can_be_named(tmp_path):
     base = base_of(tmp_path / "base", "gpt_oss")
     some = prepare(base, plan(), make_rows(4))
@@ -38,6 +39,7 @@ def test_what_an_adapter_leaves_out_is_said_and_can_be_named(tmp_path):
         prepare(base, plan(adapter=ResolvedAdapter(r=4, alpha=8.0, dropout=0.1, target_parameters=EXPERTS)))
 
 
+@pytest.mark.slow
 def test_a_layer_that_is_no_product_is_left_alone(tmp_path):
     """Llama 4's router is a linear layer by its class and gives two tensors: peft's own adapter would raise in its forward."""
     trainable = prepare(base_of(tmp_path / "base", "llama4_text"), plan(), make_rows(4, low=20, high=60))
@@ -45,6 +47,7 @@ def test_a_layer_that_is_no_product_is_left_alone(tmp_path):
     assert trainable.choice.tried[-1].passed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [True, False])
 def test_the_routers_loss_is_added_where_the_base_asks_for_it(tmp_path, packed):
     from peft import PeftModel

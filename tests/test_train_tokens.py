@@ -59,6 +59,7 @@ def trained(base: Path, out: Path, **changes: object) -> TrainResult:
     return train(plan(**changes), rows(base), base=base, out=out)
 
 
+@pytest.mark.slow
 def test_their_rows_are_trained_and_nothing_else_of_the_embeddings(base, tmp_path):
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
@@ -152,6 +153,7 @@ def test_answers_are_held_to_a_form_beside_an_adapter_with_tokens(base, tmp_path
     assert model.renderer.decode(said) in ('"Bern"', '"Rome"')
 
 
+@pytest.mark.slow
 def test_rows_of_tokens_beside_lora_on_the_output_layer_are_computed_by_peft(tmp_path):
     from peft import PeftModel
     from safetensors.torch import load_file, save_file

@@ -202,6 +202,7 @@ def test_an_option_under_another_name_is_refused_with_the_name_it_has_here(old, 
     assert f"did you mean '{new}'" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_every_test_that_the_documentation_names_exists():
     page = (TESTS.parent / "docs" / "training.md").read_text("utf-8")
     named = re.findall(r"`(test_\w+)::(test_\w+)`", page)

@@ -158,6 +158,7 @@ def test_an_evaluation_trusts_by_name_what_an_earlier_process_fetched(tmp_path, 
     store.close()
 
 
+@pytest.mark.slow
 def test_it_is_trained_and_asked_as_any_other(base, tmp_path):
     trust.allow([str(base)])
     result = train(plan(), rows(base), base=base, out=tmp_path / "out")
