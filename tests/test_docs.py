@@ -84,7 +84,7 @@ def test_every_block_is_of_a_kind_that_is_tried() -> None:
     for block in BLOCKS:
         assert block.commands or block.page in PRINTED or block.kind in ("python", "yaml"), f"{block.page}:{block.line}"
     for block, line in COMMANDS:
-        known = line in RUN or block.page == "docs/data.md" or any(word in line for word in NEEDS)
+        known = line in RUN or block.page in ("docs/data.md", "docs/retrieval.md") or any(word in line for word in NEEDS)
         assert known, f"{block.page}:{block.line}: '{line}' is neither run nor said why not"
 
 
@@ -184,6 +184,25 @@ def test_the_data_room_runs_as_its_page_shows(tmp_path, monkeypatch, capsys) -> 
         if "check" not in line:
             assert guarded(app, shlex.split(line)[1:]) == 0, f"{line}: {capsys.readouterr().err}"
     assert "support.csv:17" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_retrieval_runs_as_its_page_shows(tmp_path, monkeypatch, capsys) -> None:
+    """What reads documents and rows; what asks a model is in test_retrieval."""
+    monkeypatch.chdir(tmp_path)
+    Path("manuals").mkdir()
+    Path("manuals/pump.md").write_text("# Pump\n\n## Mounting\n\nThe pump is mounted with four screws.\n\n## Care\n\nRinse the filter.")
+    rows("support.jsonl")
+    for block in BLOCKS:
+        if block.page == "docs/retrieval.md":
+            for line in block.commands:
+                if line.startswith("tunesmith data"):
+                    assert guarded(app, shlex.split(line)[1:]) == 0, f"{line}: {capsys.readouterr().err}"
+    said = capsys.readouterr().out
+    assert "mounted with four screws" in said.partition("\n\n")[0]
+    (*_, block) = (block for block in BLOCKS if block.page == "docs/retrieval.md" and block.kind == "python")
+    exec(compile(block.text, block.page, "exec"), {})
+    assert "manuals/pump.md" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from contextlib import closing
 import pytest
 
 import tiny
+from document_parts import pdf
 from tunesmith.api.app import running
 from tunesmith.api.serve import application
 from tunesmith.cli import app
@@ -17,7 +18,9 @@ from tunesmith.core.deployment import Variant
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.model_ref import ModelRef
 from tunesmith.core.passages import Retrieval, SourceText, cut
-from tunesmith.core.types import Answer, Message, Prompt, Sampling
+from tunesmith.core.types import Answer, Example, Message, Prompt, Sampling, example_id
+from tunesmith.data.ledger import Ledger
+from tunesmith.data.version import freeze
 from tunesmith.models.catalog import Catalog
 from tunesmith.models.echo import EchoModel
 from tunesmith.models.grounded import GroundedModel
@@ -217,3 +220,67 @@ def test_an_index_that_is_gone_keeps_no_other_alias_from_being_served(project):
     with application(project / "tunesmith.yaml", (), lines.append, names={}) as served:
         assert served.router.has("support-rag")
     assert any("NOT SERVED: 'lost'" in line and "no index of passages" in line for line in lines)
+
+
+def solved(part):
+    messages = (Message(role="user", content=f"a row of {part}"), Message(role="assistant", content="yes"))
+    return Example(id=example_id(messages), messages=messages, origin=f"r.jsonl:{part}")
+
+
+def test_documents_become_an_index_that_a_name_answers_with(project, call):
+    folder = project / "docs"
+    folder.mkdir()
+    (folder / "pump.md").write_text("# Pump\n\nScrew it to the wall.\n\n# Care\n\nRinse the filter once a week.\n")
+    (folder / "a.pdf").write_bytes(pdf(["The bank of Ohio pays."], ["Nobody in York does."]))
+    (folder / "bad.pdf").write_bytes(pdf(["x"], password=True))
+    (folder / "logo.png").write_bytes(b"x")
+    words = ("data", "documents", "docs", "--name", "house", "--encoder", str(project / "encoder"), "--size", "60", "--overlap", "8")
+    code, found, said = call(*words)
+    assert (code, "docs/bad.pdf: it needs a password" in said, "--skip NAME" in said) == (1, True, True)
+    assert not list(project.glob(".tunesmith/indexes/.*")), "nothing was begun"
+    code, found, said = call(*words, "--skip", "bad.pdf", "--rows", "rows.jsonl")
+    assert (code, found["files"], found["facts"]["sources"], found["cached"]) == (0, 2, 3, False), said
+    assert found["aside"] == ["docs/bad.pdf", "docs/logo.png"]
+    again = call(*words, "--skip", "bad.pdf", "--rows", "rows.jsonl")[1]
+    assert (again["cached"], again["facts"]) == (True, found["facts"])
+    code, listing, _ = call("data", "documents")
+    assert next((one["name"], one["digest"]) for one in listing["indexes"]) == ("house", found["facts"]["digest"])
+
+    code, told, _ = call("data", "passages", "house", "how often is the filter rinsed?", "xyzzy", "-k", "2")
+    assert [len(one["hits"]) for one in told["answers"]] == [2, 2]
+    best = told["answers"][0]["hits"][0]["passage"]
+    assert (best["source"], best["text"]) == ("docs/pump.md", "# Care\n\nRinse the filter once a week.")
+    (hit,) = call("data", "passages", "house", "York", "-k", "1", "--how", "words")[1]["answers"][0]["hits"]
+    assert (hit["passage"]["source"], hit["passage"]["page"]) == ("docs/a.pdf", 2)
+
+    (project / "asked.txt").write_text("{question} {passages}")
+    code, made, said = call("deploy", "house-bot", f"{project / 'base'}?house&k=1&how=words", "--template", "@asked.txt", "--reason", "new")
+    assert (code, made["variants"][0]["retrieval"]["index"]) == (0, found["facts"]["digest"]), said
+    before = call("eval", "house-bot", "--data", "rows.jsonl", "--max_tokens", "4")[1]["evaluations"][0]
+    (folder / "pump.md").write_text("# Pump\n\nAnother text about Ohio and who signed.\n")
+    changed = call(*words, "--skip", "bad.pdf")[1]
+    assert changed["facts"]["digest"] != found["facts"]["digest"]
+    after = call("eval", "house-bot", "--data", "rows.jsonl", "--max_tokens", "4")[1]["evaluations"][0]
+    assert (after["id"], after["asked"]) == (before["id"], 0), "what is deployed does not change with the name"
+    (folder / "bad.pdf").unlink()
+    parts = {part: [solved(part)] for part in ("train", "validation", "test")}
+    ledger = Ledger()
+    for (row,) in parts.values():
+        ledger.enter(row.origin, row.id)
+    freeze(project / ".tunesmith" / "datasets", parts, {"step": "split"}, ledger=ledger)
+    code, rows, _ = call("data", "documents", "--rows", "latest", "--encoder", "none", "--name", "rows")
+    assert (code, rows["facts"]["passages"]) == (0, 1), "of rows that are split those to train on"
+    assert call("data", "passages", "rows", "train")[1]["answers"][0]["hits"][0]["passage"]["source"] == "r.jsonl:train"
+    for wrong, expected in {
+        ("deploy", "x", "echo?house"): "answers elsewhere",
+        ("deploy", "x", str(project / "base"), "--template", "{question}{passages}"): "looks nothing up",
+        ("deploy", "x", f"{project / 'base'}?hause"): "did you mean 'house'?",
+        ("deploy", "x", f"{project / 'base'}?manuals&how=vectors"): "how words",
+        ("data", "documents", "docs", "--size", "500", "--encoder", str(project / "encoder")): "reads 128",
+        ("data", "documents", "docs", "--name", "a?b"): "cannot be called 'a?b'",
+        ("data", "documents", "doc"): "no document 'doc'",
+        ("data", "passages", "house"): "QUESTION",
+        ("data", "documents", "--rows", "latest:test"): "are sealed rows",
+    }.items():
+        code, _, said = call(*wrong)
+        assert (code, expected in said) == (2, True), f"{wrong}: {said}"

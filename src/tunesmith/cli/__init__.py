@@ -20,13 +20,14 @@ from tunesmith.cli import (
     data_import,  # noqa: F401 adds its command to those of `data`
     data_work,  # noqa: F401 as it does
     evaluating,
+    retrieval,  # noqa: F401 as it does
 )
 from tunesmith.cli.data import app as data_app
 from tunesmith.cli.data import previewed
 from tunesmith.cli.jobs import jobs_app, keys_app
 from tunesmith.cli.metrics import metrics
 from tunesmith.cli.migrate import migrate_app
-from tunesmith.cli.serving import monitor_app, serve
+from tunesmith.cli.serving import deploy, monitor_app, serve
 from tunesmith.cli.shared import OVERRIDES, AsWritten, Json, data_option, emit, file_option, instead, told
 from tunesmith.cli.tracing import trace
 from tunesmith.cli.training import estimate, train
@@ -50,6 +51,7 @@ app.add_typer(jobs_app, name="jobs")
 app.add_typer(keys_app, name="keys")
 app.add_typer(data_app, name="data")
 app.add_typer(migrate_app, name="migrate")
+app.command()(deploy)
 app.command()(serve)
 app.command()(trace)
 app.command()(metrics)

@@ -27,6 +27,7 @@ from tunesmith.models.base import Encoding
 
 WAYS: tuple[How, ...] = ("words", "vectors", "fused")
 Floats = npt.NDArray[np.float32]
+K1, B = 1.5, 0.75  # Lucene's way to weigh words, with the usual parameters
 _SMOOTHING = 60
 _AT_ONCE = 256  # passages that are encoded between two reports
 _PASSAGES, _VECTORS, _WORDS, _INDEX = "passages.jsonl", "vectors.npy", "words", "index.json"
@@ -50,8 +51,8 @@ class IndexFacts(Record, frozen=True):
     sources: int
     encoder: str = ""
     encoder_digest: str = ""
-    k1: float = 1.5
-    b: float = 0.75
+    k1: float = K1
+    b: float = B
     longer: int = 0
 
 
@@ -71,8 +72,8 @@ class PassageIndex:
         passages: Sequence[Passage],
         encoder: Encoding | None = None,
         *,
-        k1: float = 1.5,
-        b: float = 0.75,
+        k1: float = K1,
+        b: float = B,
         tell: Callable[[int, int], None] | None = None,
     ) -> PassageIndex:
         """The index of passages; with an encoder by vectors too. `tell(done, total)` counts what is encoded. Raises DataError for none."""
@@ -80,7 +81,7 @@ class PassageIndex:
             raise DataError("no passage to look up", remedy="give documents that have text, or rows")
         vectors, longer = (None, 0) if encoder is None else _encoded(passages, encoder, tell)
         facts = IndexFacts(
-            digest=_digest(passages, encoder, k1, b),
+            digest=digest_of(passages, encoder, k1, b),
             passages=len(passages),
             sources=len({passage.source for passage in passages}),
             encoder="" if encoder is None else encoder.name,
@@ -225,7 +226,8 @@ def _bm25(passages: Sequence[Passage], k1: float, b: float) -> Any:
     return bm25
 
 
-def _digest(passages: Sequence[Passage], encoder: Encoding | None, k1: float, b: float) -> str:
+def digest_of(passages: Sequence[Passage], encoder: Encoding | None, k1: float = K1, b: float = B) -> str:
+    """What an index of these passages under this encoder is called, whoever makes it."""
     total = RunningDigest()
     total.add(["passages", k1, b, "" if encoder is None else encoder.digest])
     for passage in passages:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import msgspec
 
@@ -21,9 +21,6 @@ from tunesmith.models.grounded import TEMPLATE, GroundedModel
 from tunesmith.models.passage_index import PassageIndex
 from tunesmith.store.indexes import Indexes
 from tunesmith.store.store import Store
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _KEYS = ("k", "how")
 
@@ -69,15 +66,16 @@ class LoadedIndexes:
             return self._indexes[folder]
 
     def encoder(self, name: str, catalog: Catalog) -> Encoding:
-        """An encoder of the catalogue, or in a folder."""
+        """An encoder of the catalogue, or in a folder, which is its name then, wherever the command runs."""
+        place = Path(name).expanduser()
         with self._lock:
-            return self._encoder(name, catalog)
+            return self._encoder(str(place.resolve()) if place.is_dir() else name, catalog)
 
     def _encoder(self, name: str, catalog: Catalog) -> Encoding:
         from tunesmith.models.encoder import Encoder
 
         if name not in self._encoders:
-            folder = catalog.encoder(name)
+            folder = Path(name) if Path(name).is_dir() else catalog.encoder(name)
             self._encoders[name] = Encoder(folder, name=name, digest=catalog.digest(folder))
         return self._encoders[name]
 

@@ -1,0 +1,1 @@
+"""Files of documents → their texts with their places; one file a kind."""
