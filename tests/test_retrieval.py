@@ -93,6 +93,7 @@ def test_a_template_has_each_place_once(index, template):
         GroundedModel(EchoModel(), index, 2, "words", template)
 
 
+@pytest.mark.slow
 def test_passages_that_have_no_room_are_left_out_and_counted(tmp_path):
     local = Models(None, Catalog(tmp_path / "catalog")).resolve(str(tiny.model(tmp_path / "base", context=512)))
     texts = [SourceText(source=f"{i}.md", text=" ".join([f"bank {i}"] + ["agreement"] * 30)) for i in range(9)]
@@ -142,6 +143,7 @@ def call(project, monkeypatch, capsys):
     return made
 
 
+@pytest.mark.slow
 def test_it_is_served_evaluated_and_traced_like_any_model(project, call, index):
     openai = pytest.importorskip("openai")
     lines = []
@@ -212,6 +214,7 @@ def test_what_is_not_there_is_one_clear_error(project, call):
     assert asked_with("http://h/v1#m?manuals") == ("http://h/v1#m", Retrieval(index="manuals"))
 
 
+@pytest.mark.slow
 def test_an_index_that_is_gone_keeps_no_other_alias_from_being_served(project):
     with closing(Store.open(project / ".tunesmith")) as store:
         lost = Variant(name="v", model=ModelRef(base=str(project / "base")), retrieval=Retrieval(index="0" * 32))
@@ -227,6 +230,7 @@ def solved(part):
     return Example(id=example_id(messages), messages=messages, origin=f"r.jsonl:{part}")
 
 
+@pytest.mark.slow
 def test_documents_become_an_index_that_a_name_answers_with(project, call):
     folder = project / "docs"
     folder.mkdir()
