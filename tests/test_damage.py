@@ -17,6 +17,9 @@ from tunesmith.core.rows import read_jsonl, read_parquet, write_jsonl, write_par
 from tunesmith.core.seal import seal
 from tunesmith.core.stored_rows import StoredRows
 from tunesmith.core.types import Example, Message, example_id
+from tunesmith.data import review
+from tunesmith.evaluate.openings import open_sealed
+from tunesmith.evaluate.openings import openings as opened
 from waiting import until
 
 openai = pytest.importorskip("openai")
@@ -155,6 +158,30 @@ def test_a_changed_line_of_a_kept_file_is_found(tmp_path):
     (tmp_path / "rows.jsonl").write_text(text.replace("answer 7", "answer 8"))
     with pytest.raises(StoreError, match=r"rows\.jsonl: the file is damaged"):
         list(read_jsonl(tmp_path / "rows.jsonl", Example))
+
+
+def test_a_log_of_people_is_evidence(tmp_path):
+    """Every bit of a verdict and of an opening counts, and a line that a crash left half-written was never given."""
+    verdicts, openings = tmp_path / "verdicts.jsonl", tmp_path / "openings.jsonl"
+    for number in range(3):
+        review.append(verdicts, review.Verdict(row=f"row {number}", annotator="ann", action="accept", created=7.0))
+        open_sealed(openings, f"set {number}", who="ann", why="to look")
+    for log, read in ((verdicts, lambda: review.verdicts(verdicts)), (openings, lambda: opened(openings))):
+        whole, before = log.read_bytes(), read()
+        assert len(before) == 3
+        second = range(whole.index(b"\n") + 1, whole.index(b"\n", whole.index(b"\n") + 1))
+        for at in second:
+            log.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+            fault = outcome(read)
+            assert isinstance(fault, StoreError) or fault == before, at  # the name of the digest's key may change: an older line has none
+            assert not isinstance(fault, StoreError) or f"{log}:2" in fault.where
+        log.write_bytes(whole + whole[:20])
+        assert read() == before
+        log.write_bytes(whole.replace(b',"digest":', b',"was":'))
+        assert isinstance(outcome(read), StoreError)
+    verdicts.write_bytes(b'{"action":"accept","annotator":"ann","row":"old"}\n{"action":"acc')
+    review.append(verdicts, review.Verdict(row="new", annotator="ann", action="reject"))
+    assert [verdict.row for verdict in review.verdicts(verdicts)] == ["old", "new"]
 
 
 def test_rendered_rows_that_are_damaged_are_one_error(tmp_path):

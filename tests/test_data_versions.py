@@ -83,7 +83,7 @@ def test_verdicts_survive_a_crash_and_the_last_word_counts(tmp_path):
     with pytest.raises(UsageError, match="an answer with 'edit'"):
         append(path, Verdict(row="r1", annotator="ann", action="edit"))
     path.write_bytes(b"nonsense\n" + path.read_bytes())
-    with pytest.raises(DataError, match=r"reviews\.jsonl:1"):
+    with pytest.raises(StoreError, match=r"reviews\.jsonl:1"):
         verdicts(path)
     assert verdicts(tmp_path / "none.jsonl") == []
 

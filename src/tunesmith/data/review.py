@@ -1,23 +1,22 @@
 """What people say of rows: accept, edit, reject, comment; how far they agree; knows nothing about screens.
 
-Verdicts are kept in a JSONL file that only grows: each line is synced before `append` returns, and a half-written last line (a crash)
-is taken off by the next one.
+Verdicts are kept in a file that only grows (`core/record_log.py`).
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 import msgspec
 
+from tunesmith.core import record_log
 from tunesmith.core.errors import DataError, UsageError
-from tunesmith.core.rows import Row, read_lines
+from tunesmith.core.rows import Row
 from tunesmith.core.stats import Interval, cohen_kappa, fleiss_kappa, krippendorff_alpha
-from tunesmith.core.types import Document, Labelled, Message, Preference, Record, canonical
+from tunesmith.core.types import Document, Labelled, Message, Preference, Record
 from tunesmith.data.row_rules import RowChange, Rule
 
 
@@ -37,41 +36,16 @@ def append(path: str | Path, verdict: Verdict) -> Verdict:
     if (verdict.action == "edit") != (verdict.answer is not None):
         raise UsageError(f"action '{verdict.action}' with answer {verdict.answer!r}", allowed="an answer with 'edit', and only with it")
     verdict = msgspec.structs.replace(verdict, created=verdict.created or time.time())
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as stream:
-        _cut_half_line(stream)
-        stream.write(canonical(verdict) + b"\n")
-        stream.flush()
-        os.fsync(stream.fileno())
+    record_log.append(Path(path), verdict)
     return verdict
 
 
-def _cut_half_line(stream: IO[bytes]) -> None:
-    size = end = stream.seek(0, os.SEEK_END)
-    while end > 0:
-        stream.seek(end - 1)
-        if stream.read(1) == b"\n":
-            break
-        end -= 1
-    if end < size:
-        stream.truncate(end)
-    stream.seek(0, os.SEEK_END)
-
-
 def verdicts(path: str | Path) -> list[Verdict]:
-    """The last verdict of each annotator on each row, in the order in which they were first given; none when the file is not there."""
-    if not Path(path).exists():
-        return []
+    """The last verdict of each annotator on each row, in the order in which they were first given; none when the file is not there.
+
+    Raises StoreError naming a line that is damaged."""
     last: dict[tuple[str, str], Verdict] = {}
-    lines = list(read_lines(path))
-    for line in lines:
-        try:
-            verdict = msgspec.json.decode(line.data, type=Verdict)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            if line is lines[-1]:
-                break  # a crash while it was written; it was never acknowledged
-            raise DataError(f"not a verdict: {error}", where=f"{path}:{line.number}", remedy="take the line out") from error
+    for verdict in record_log.records(Path(path), Verdict):
         last[verdict.row, verdict.annotator] = verdict
     return list(last.values())
 

@@ -5,12 +5,10 @@ A winner picked on validation rows is reported on test rows that no choice has s
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
-import msgspec
-
+from tunesmith.core import record_log
 from tunesmith.core.errors import StoreError
 from tunesmith.core.types import Record
 
@@ -31,13 +29,7 @@ def open_sealed(log: Path, dataset_digest: str, *, who: str, why: str) -> int:
     """
     opening = Opening(dataset_digest=dataset_digest, who=who, why=why, time=time.time())
     try:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(file, msgspec.json.encode(opening) + b"\n")
-            os.fsync(file)
-        finally:
-            os.close(file)
+        record_log.append(log, opening)
     except OSError as error:
         raise StoreError(
             f"the opening cannot be written down: {error}", where=str(log), remedy="make the log writable; until then the rows stay closed"
@@ -47,12 +39,4 @@ def open_sealed(log: Path, dataset_digest: str, *, who: str, why: str) -> int:
 
 def openings(log: Path, dataset_digest: str | None = None) -> list[Opening]:
     """All openings in order, or those of one data set; an absent log is an empty one. Raises StoreError naming a damaged line."""
-    if not log.exists():
-        return []
-    opened = []
-    for number, raw in enumerate(log.read_bytes().splitlines(), 1):
-        try:
-            opened.append(msgspec.json.decode(raw, type=Opening))
-        except msgspec.DecodeError as error:
-            raise StoreError(f"a damaged line: {error}", where=f"{log}:{number}", remedy="restore the log; it is evidence") from error
-    return [opening for opening in opened if dataset_digest in (None, opening.dataset_digest)]
+    return [opening for opening in record_log.records(log, Opening) if dataset_digest in (None, opening.dataset_digest)]

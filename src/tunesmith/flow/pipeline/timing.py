@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # A shorter run is not worth the seconds that the timing takes. What was timed is believed for a day.
 LONG_S, KEPT_S = 60.0, 86_400.0
 # Tokens of training that are timed, after a few that are not; questions that are asked, and how far an answer is followed.
-_STEP_TOKENS, _QUESTIONS, _FOLLOWED = 1_200, 64, 48
+_STEP_TOKENS, _QUESTIONS, _FOLLOWED = 1_200, 24, 40
 # A stage that took so many times as long as was said, or so many times less, corrects the rest aloud.
 _OFF, _SAID_FROM_S = 1.5, 10.0
 
