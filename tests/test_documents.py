@@ -183,6 +183,22 @@ def test_what_is_no_document_is_told(folder):
         read([str(folder / "manuals"), str(other)], folder / "manuals" / "sub")
 
 
+def test_what_looks_like_tags_in_scripts_is_no_depth(folder):
+    script = "<script>" + "for (i = 0; i<n; i++) s += '<div>';" * 2_000 + "</SCRIPT><!-- " + "<div>" * 2_000 + " -->"
+    assert only(folder, "s.html", f"<body>{script}<p>{'<b>x</b>' * 2_000}")[0][3] == "x" * 2_000
+    with pytest.raises(DataError, match="nested more than"):
+        only(folder, "d.html", f"{script}{'<i>' * 1_001}x")
+
+
+def test_links_to_folders_are_named_and_not_followed(folder):
+    put(folder, "a.md", "x")
+    (folder / "manuals" / "again").symlink_to(folder / "manuals")
+    (folder / "manuals" / "gone.pdf").symlink_to(folder / "nothing.pdf")
+    with pytest.raises(DataError, match=r"gone\.pdf: it is no file"):
+        read(["manuals"], folder)
+    assert read(["manuals"], folder, skip=["gone.pdf"]).aside == ["manuals/again", "manuals/gone.pdf"]
+
+
 def test_sizes_are_bounded(folder, monkeypatch):
     put(folder, "long.txt", "word " * 100)
     monkeypatch.setattr(reading, "MOST_CHARACTERS", 400)

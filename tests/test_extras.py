@@ -19,7 +19,8 @@ HEAVY = {
     "eval echo --data rows.jsonl --metrics rougeL": "eval", "eval echo --data rows.jsonl --metrics bleu": "eval",
     "compare base echo --data rows.jsonl": "local", "data import rows.jsonl --yes": "data", "data show rows.parquet": "data",
     "data show rows.jsonl.zst": "data", "data clean rows.jsonl": "data", "data split rows.jsonl": "local",
-    "migrate inventory": "openai",
+    "migrate inventory": "openai", "data documents rows.pdf --encoder none": "documents", "data documents --rows rows.jsonl --encoder none": "documents",
+    "data documents --rows rows.jsonl": "local",
 }  # fmt: skip
 # In a fresh Python, where nothing heavy is loaded yet: the packages of the extras, and what only comes with them, are not there.
 WALK = """
@@ -54,6 +55,7 @@ def test_every_command_without_extras_works_or_names_the_one_that_it_needs(tmp_p
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name in ("rows.parquet", "rows.jsonl.zst"):
         (tmp_path / name).write_bytes(b"no rows")
+    (tmp_path / "rows.pdf").write_bytes(b"%PDF-1.4")
     (tmp_path / "base").mkdir()
     (tmp_path / "tunesmith.yaml").write_text(YAML)
     process = subprocess.run(

@@ -280,6 +280,8 @@ def test_documents_become_an_index_that_a_name_answers_with(project, call):
         ("deploy", "x", str(project / "base"), "--template", "{question}{passages}"): "looks nothing up",
         ("deploy", "x", f"{project / 'base'}?hause"): "did you mean 'house'?",
         ("deploy", "x", f"{project / 'base'}?manuals&how=vectors"): "how words",
+        ("deploy", "x", "house-bot?house"): "looks passages up already",
+        ("eval", "house-bot?house", "--data", "rows.jsonl"): "looks passages up already",
         ("data", "documents", "docs", "--size", "500", "--encoder", str(project / "encoder")): "reads 128",
         ("data", "documents", "docs", "--name", "a?b"): "cannot be called 'a?b'",
         ("data", "documents", "doc"): "no document 'doc'",

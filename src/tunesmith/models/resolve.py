@@ -75,34 +75,36 @@ class Models:
     def resolve(self, word: str) -> Model:
         """The model that the word names, loaded with its first question. Raises NotFound with what a word can be."""
         plain, retrieval = asked_with(word)
-        model = self._resolve(plain)
-        return model if retrieval is None else self.grounded(model, retrieval)
+        variant = None if is_remote(plain) else self.variant(plain)
+        model = self._of(variant, plain) if variant is not None else self._unnamed(plain)
+        own = None if variant is None else variant.retrieval
+        if retrieval is not None and own is not None:
+            raise UsageError(f"'{plain}' looks passages up already, in the index {own.index[:12]}", allowed=f"{plain} alone")
+        looked_up = retrieval or own
+        model = model if looked_up is None else self.grounded(model, looked_up)
+        return model if variant is None or variant.instruction is None else AsDeployed(model, variant)
 
     def grounded(self, model: Model, retrieval: Retrieval) -> Model:
         """The model with what it looks up. Raises NotFound for an index that is not there."""
         return self.indexes.grounded(model, retrieval, self.store, self.catalog)
 
-    def _resolve(self, word: str) -> Model:
-        if is_remote(word):
-            return self._remote(word)
-        variant = self._variant(word)
-        if variant is None:
-            return self.lazy(self.ref(word), word)
-        if variant.upstream is not None:
-            if variant.upstream not in self.upstreams:
-                what = f"'{word}' is answered by the upstream '{variant.upstream}', which serve.upstreams does not have"
-                raise NotFound(what, allowed=", ".join(self.upstreams) or "none")
-            model = self.upstreams[variant.upstream]()
-        else:
-            assert variant.model is not None
-            model = self.lazy(variant.model, word)
-        model = AsDeployed(model, variant) if variant.instruction is not None else model
-        return model if variant.retrieval is None else self.grounded(model, variant.retrieval)
+    def _unnamed(self, word: str) -> Model:
+        """The model of a word that no deployment has."""
+        return self._remote(word) if is_remote(word) else self.lazy(self.ref(word), word)
+
+    def _of(self, variant: Variant, word: str) -> Model:
+        """The model of a variant, without its instruction and what it looks up."""
+        if variant.model is not None:
+            return self.lazy(variant.model, word)
+        if variant.upstream is None or variant.upstream not in self.upstreams:
+            what = f"'{word}' is answered by the upstream '{variant.upstream}', which serve.upstreams does not have"
+            raise NotFound(what, allowed=", ".join(self.upstreams) or "none")
+        return self.upstreams[variant.upstream]()
 
     def drawn(self, word: str) -> Mapping[str, float]:
         """How answers of the word are drawn where nobody says it: the sampling of an alias' variant; empty for any other word."""
         word, _ = asked_with(word)
-        variant = None if is_remote(word) else self._variant(word)
+        variant = None if is_remote(word) else self.variant(word)
         return {} if variant is None else variant.sampling
 
     def ref(self, word: str) -> ModelRef:
@@ -114,7 +116,7 @@ class Models:
             )
         if is_remote(word):
             raise UsageError(f"'{word}' has no weights here", allowed="a base, an alias, run, ft:…, BASE+ADAPTER, a folder")
-        variant = self._variant(word)
+        variant = self.variant(word)
         if variant is not None:
             if variant.model is None:
                 raise UsageError(f"'{word}' is answered by the upstream '{variant.upstream}' and has no weights here")
@@ -215,7 +217,7 @@ class Models:
         asked = OpenAIModel(model, base_url=url, api_key=key, name=word, concurrency=self.concurrency)
         return asked if self.rate is None else Paced(asked, self.rate, self.concurrency)
 
-    def _variant(self, word: str) -> Variant | None:
+    def variant(self, word: str) -> Variant | None:
         """The variant that answers for an alias, or for one of its versions; None for any other word."""
         deployment = self._deployment(word)
         return None if deployment is None else deployment.variants[0]

@@ -50,7 +50,9 @@ _BLOCKS = frozenset(
 )
 _LEVELS = {f"h{level}": level for level in range(1, 7)}
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}charset\s*=\s*["']?\s*([\w-]{1,40})""", re.I)
-_TAG = re.compile(rb"<(/?)([a-zA-Z][a-zA-Z0-9]{0,15})")
+_TOKEN = re.compile(rb"<!--|-->|<(/?)([a-zA-Z][a-zA-Z0-9]{0,15})")
+# In these a `<` begins no tag until their end.
+_RAW = {b"<!--": b"-->", b"<script": b"</script", b"<style": b"</style", b"<textarea": b"</textarea", b"<title": b"</title"}
 # Tags that need no end do not nest, however many there are.
 _UNENDED = frozenset(
     b"area base br col embed hr img input link meta source track wbr p li dt dd tr td th thead tbody tfoot option optgroup".split()
@@ -74,8 +76,14 @@ def page(path: Path) -> Iterator[Piece]:
 
 def _depth(data: bytes) -> int:
     deepest = depth = 0
-    for match in _TAG.finditer(data):
-        if match[2].lower() not in _UNENDED:
+    end: bytes | None = None
+    for match in _TOKEN.finditer(data):
+        token = match[0].lower()
+        if end is not None:
+            end = None if token == end else end
+            continue
+        end = _RAW.get(token)
+        if match[2] is not None and end is None and token not in _RAW.values() and match[2].lower() not in _UNENDED:
             depth = max(0, depth + (-1 if match[1] else 1))
             deepest = max(deepest, depth)
     return deepest

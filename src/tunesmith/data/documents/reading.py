@@ -92,7 +92,7 @@ def _files(words: Sequence[str], home: Path) -> tuple[list[DocumentFile], list[s
         place = here if here.exists() else there
         if place.is_dir():
             for path in sorted(_walk(place)):
-                known = path.suffix.lower() in READERS or path.suffix.lower() in _SAVED_AS
+                known = path.suffix.lower() in {*READERS, *_SAVED_AS} and not path.is_dir()
                 name = _name(path, place, home)
                 if known:
                     files.setdefault(path.resolve(), name)
@@ -111,16 +111,23 @@ def _files(words: Sequence[str], home: Path) -> tuple[list[DocumentFile], list[s
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """The files below a folder; what begins with a point is a program's own."""
-    for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(place) / name for name in names if not name.startswith((".", "~$")))
+    """The files below a folder, and links to folders, which are not followed; what begins with a point is a program's own."""
+    for place, folders, names in os.walk(folder, onerror=_raised):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        links = [name for name in folders if (Path(place) / name).is_symlink()]
+        yield from (Path(place) / name for name in [*names, *links] if not name.startswith((".", "~$")))
+
+
+def _raised(error: OSError) -> None:
+    raise NotFound(f"the folder cannot be read: {error.strerror}", where=str(error.filename), remedy="give the right to read it")
 
 
 def _name(path: Path, given: Path, home: Path) -> str:
     """What a file is called: its path below the project, else below what was given; nothing else of this machine."""
-    if path.resolve().is_relative_to(home.resolve()):
-        return path.resolve().relative_to(home.resolve()).as_posix()
+    whole = path.absolute()  # a link is called as it is here
+    for above in (home.absolute(), home.resolve()):
+        if whole.is_relative_to(above) and ".." not in whole.parts:
+            return whole.relative_to(above).as_posix()
     return path.name if path == given else path.relative_to(given.parent).as_posix()
 
 
@@ -146,6 +153,9 @@ def _pieces(file: DocumentFile) -> Iterator[Piece | Unreadable]:
             pieces.append(piece)
     except Unreadable as error:
         yield error
+        return
+    except OSError as error:
+        yield Unreadable("unreadable", f"it cannot be opened: {error.strerror or error}", "give the right to read it")
         return
     except (TunesmithError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
