@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import log
 
 import numpy as np
@@ -10,7 +11,7 @@ from scipy import stats as scipy_stats
 
 from tunesmith.core.errors import DataError, UsageError
 from tunesmith.core.stats.sequential import (
-    FRACTIONS,
+    HOPES,
     Bets,
     lower_bounds,
     mean_sequence,
@@ -52,20 +53,40 @@ def test_rows_of_a_test_set_are_drawn_without_replacement() -> None:
     assert (last.low, last.high) == pytest.approx((whole.mean(), whole.mean()), abs=1e-6)
 
 
-def test_bets_are_what_a_plain_loop_says_and_pieces_do_not_matter() -> None:
+def test_bets_are_what_a_plain_loop_says() -> None:
+    """Each piece is bet on with the best share for the gap and the spread before it, never more than .95 of the stake."""
     rng = np.random.default_rng(1)
-    values, nulls = rng.uniform(-1, 1, (2, 30)), np.array([-0.3, 0.0])
+    values, nulls, pieces = rng.uniform(-1, 1, (2, 30)), np.array([-0.3, 0.0]), (0, 7, 8, 30)
     for population in (None, 90):
         bets = Bets(2, nulls, (-1, 1), population=population)
-        for piece in (values[:, :7], values[:, 7:8], values[:, 8:]):
-            bets.add(piece)
+        for start, stop in pairwise(pieces):
+            bets.add(values[:, start:stop])
         for stream in range(2):
             for j, null in enumerate(nulls):
-                stakes = np.full(FRACTIONS.size, 1 / FRACTIONS.size)
+                stakes = np.full(HOPES.size, 1 / HOPES.size)
                 for t, x in enumerate(values[stream]):
-                    then = null if population is None else (population * null - values[stream, :t].sum()) / (population - t)
-                    stakes *= 1 + FRACTIONS / (then + 1) * (x - then)
+                    before = values[stream, : max(start for start in pieces if start <= t)]
+                    n, mean = before.size, before.mean() if before.size else 0.0
+                    spread = (((before - mean) ** 2).sum() + 10 * 0.06 * 4) / (n + 10)
+                    gap = np.maximum((n * (mean - null) + 50 * HOPES * 2) / (n + 50), 0) * (1 if population is None else 90 / (90 - n))
+                    then = null if population is None else (90 * null - values[stream, :t].sum()) / (90 - t)
+                    stakes *= 1 + np.minimum(gap / (spread + gap**2), 0.95 / (then + 1)) * (x - then)
                 assert bets.log_wealth[stream, j] == pytest.approx(log(stakes.sum()), abs=1e-9)
+
+
+@pytest.mark.parametrize("population", [None, 400])
+def test_a_true_null_is_seldom_bet_away(population: int | None) -> None:
+    """300 streams of 300 values in pieces of 10, the null true to the point: given up at some look at most as often as said."""
+    rng = np.random.default_rng(11)
+    whole = rng.choice([-1.0, 0.0, 1.0], p=[0.15, 0.75, 0.1], size=400)
+    rows = np.stack([rng.permutation(whole) for _ in range(300)])
+    if population is None:
+        rows = rng.choice(whole, size=(300, 400))
+    bets, most = Bets(300, [whole.mean()], (-1, 1), population=population), np.full(300, -np.inf)
+    for start in range(0, 300, 10):
+        bets.add(rows[:, start : start + 10])
+        most = np.maximum(most, bets.log_wealth[:, 0])
+    assert np.mean(most >= log(10)) <= 0.13
 
 
 def test_clusters_are_one_bet_each() -> None:

@@ -1,38 +1,32 @@
 """Arms side by side, shard by shard: who need not be asked any more, and when the decision stands; knows nothing about what an arm is.
 
-Three questions are asked after each shard, each with its own guard against looking often:
-
-- *Is the arm within the margin of the others?* A bet against "worse by the margin or more", about all rows like these
-  (`core/stats/sequential`), good at any moment; when the last row of the test set is in, the paired interval of fixed size, which is
-  narrower. α/2 each.
-- *What will the whole test set say?* A bet on the rows without replacement: an arm that all rows together will surely not favour is
-  dropped. α of its own: a wrong drop makes an early end differ from what all rows would have said, no more.
-- *Can the rows that are left settle it?* If hardly (a chance below a fifth), the race ends open: "cannot tell" after half of the rows is
-  what all of them would have said. This claims nothing, so it needs no guard.
-
-A wrong choice needs a wrong statement about a pair with the truly best arm in it, so α is divided by the number of the other arms.
+After each shard the evidence (`evidence.py`, true however often one looks) answers two questions: which arm is within the margin of the
+best, for all rows like these; and what will the whole test set say. An arm is dropped that cannot be the cheapest that suffices, or that
+all rows together would not show to suffice. A third question needs no guard, for it claims nothing: can the rows that are left settle it?
+If hardly, the race ends open: "cannot tell" after half of the rows is what all of them would have said.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from math import inf, log, sqrt
+from math import sqrt
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.core.errors import DataError, UsageError, nearest
-from tunesmith.core.stats import Bets, paired_difference
+from tunesmith.core.stats import paired_difference
 from tunesmith.core.stats.clustered import centred, mean_spread
 from tunesmith.core.stats.distributions import z_cdf, z_quantile
 from tunesmith.core.stats.intervals import far_row
 from tunesmith.core.stats.records import Floats, cluster_codes, share
 from tunesmith.core.types import Record
+from tunesmith.decide.evidence import Evidence
 
 Why = Literal["worse", "dearer and not better", "cannot be shown", "withdrawn"]
-_STEPS = np.array([0, 0.25, 0.5, 0.75, 1, 1.5, 2])  # leads, in margins, that the whole test set is asked about
 _HARDLY = 0.2  # a chance that is not worth the rows that are left
+_EVEN = 0.5
 _FEW = 20  # units, before which a spread is not trusted to say that the rest cannot settle it
 
 
@@ -80,14 +74,9 @@ class Race:
         sizes = None if self._codes is None else np.bincount(self._codes)
         units, largest = (self.rows, 1) if sizes is None else (sizes.size, int(sizes.max()))
         span = bounds[1] - bounds[0]
-        k = len(self.arms)
-        self._pairs = [(i, j) for i in range(k) for j in range(k) if i != j]
-        self._within = Bets(len(self._pairs), [-margin], (-span, span), largest=largest)
-        self._ahead = Bets(len(self._pairs), margin * _STEPS, (-span, span), population=units, largest=largest)
+        self._evidence = Evidence(len(self.arms), margin, self.alpha, span, units=units, largest=largest)
         self._units, self._span, self._least = units, span, bounds[0]
-        self._spread = np.zeros((k, k))  # the standard error that a difference will have over the whole test set
-        self._shown = np.zeros((k, k), dtype=bool)  # i is within the margin of j, or better
-        self._leads = np.full((k, k), -inf)  # i minus j on the whole test set is more than this
+        self._spread = np.zeros((len(self.arms), len(self.arms)))  # the standard error that a difference will have over the whole test set
         self._scores: list[Floats] = [np.zeros(0) for _ in arms]
         self.dropped: dict[str, Dropped] = {}
         self._futile = False
@@ -149,7 +138,7 @@ class Race:
         means = {name: self._mean(self.arms.index(name)) for name in self._left()}
         chosen = self._suffices() or max(self._left(), key=lambda name: (means[name], -self.arms.index(name)))
         i = self.arms.index(chosen)
-        sure = all(within for name, within in zip(self.arms, self._within_all(i), strict=True) if self._why(name) != "withdrawn")
+        sure = all(self._within(i, j) for j, name in enumerate(self.arms) if self._why(name) != "withdrawn")
         undecided = tuple(name for name in self.arms[:i] if self._why(name) in (None, "cannot be shown") and not self._worse(name, i))
         if sure:
             reason = f"{chosen} is within {self.margin:g} of every arm"
@@ -171,15 +160,9 @@ class Race:
         level = 1 - self.alpha / max(1, len(self.arms) - 1)
         return paired_difference(self._scores[j][:n], scores, codes, level, self._span).high < -self.margin
 
-    def _within_all(self, i: int) -> NDArray[np.bool_]:
-        """Of which arms it was shown that this one is within the margin: by its bet, or by a lead on the whole test set, over arms between
-        if need be, that is larger than what the test set itself may be off by."""
-        leads = self._leads.copy()
-        for m in range(len(self.arms)):
-            leads = np.maximum(leads, leads[:, m : m + 1] + leads[m : m + 1, :])
-        by_lead = (self._spread[i] > 0) & (leads[i] >= self._reach() * self._spread[i] - self.margin)
-        within: NDArray[np.bool_] = self._shown[i] | by_lead | (np.arange(len(self.arms)) == i)
-        return within
+    def _within(self, i: int, j: int) -> bool:
+        """Whether it was shown that an arm is within the margin of another, or need not be: the other is not the best."""
+        return i == j or bool(self._evidence.shown[i, j] or self._evidence.not_best[j])
 
     def _left(self) -> list[str]:
         return [name for name in self.arms if name not in self.dropped]
@@ -191,29 +174,19 @@ class Race:
         """The cheapest arm that is left, where it was shown to be within the margin of all that are left."""
         left = [self.arms.index(name) for name in self._left()]
         first = left[0]
-        return self.arms[first] if len(left) > 1 and all(self._shown[first, j] for j in left[1:]) else None
+        return self.arms[first] if len(left) > 1 and all(self._within(first, j) for j in left[1:]) else None
 
     def _bet(self, which: list[int], scores: Floats, start: int, stop: int) -> None:
-        at = {arm: row for row, arm in enumerate(which)}
-        streams = np.array([s for s, (i, j) in enumerate(self._pairs) if i in at and j in at], dtype=np.intp)
-        rows = np.stack([scores[at[self._pairs[s][0]]] - scores[at[self._pairs[s][1]]] for s in streams])
         sizes: Floats = np.ones(stop - start)
         if self._codes is not None:
             codes = self._codes[start:stop]
             if stop < len(self._codes) and self._codes[stop] == codes[-1]:
                 raise DataError(f"the group of row {stop} is cut", allowed="whole groups of rows: Race.shards")
             sizes = np.bincount(codes - codes[0]).astype(np.float64)
-            rows = np.stack([np.bincount(codes - codes[0], weights=row) for row in rows])
-        others = len(self.arms) - 1
-        self._within.add(rows, sizes, streams)
-        self._ahead.add(rows, sizes, streams)
-        shown = self._within.log_wealth[:, 0] >= log(2 * others / self.alpha)
-        refuted = self._ahead.log_wealth >= log(others / self.alpha)
-        leads = np.where(refuted, self.margin * _STEPS, -inf).max(axis=1)
-        for s in streams:
-            i, j = self._pairs[s]
-            self._shown[i, j] |= shown[s]
-            self._leads[i, j] = max(self._leads[i, j], leads[s])
+            scores = np.stack([np.bincount(codes - codes[0], weights=row) for row in scores])
+        means = np.array([self._mean(i) for i in range(len(self.arms))])
+        means[which] = (means[which] * start + scores.sum(axis=1)) / stop
+        self._evidence.add(which, scores, sizes, means)
 
     def _look(self) -> None:
         """Drop who cannot be the decision, and see whether the rest can be settled."""
@@ -226,21 +199,28 @@ class Race:
         self._futile = not self.decided and self._hardly()
 
     def _fate(self, i: int) -> Dropped | None:
-        """The reason to drop an arm, by an arm that is still in: a dearer one that is not better cannot be the cheapest that suffices; a
-        cheaper one is worse, or all rows together would not show that it suffices. Not while the rows that are left may yet show that the
-        other is within the margin of this one."""
-        for j in (self.arms.index(name) for name in self._left()):
-            lead = self._leads[j, i]
-            if i == j or lead < 0 or (not self._within_all(j)[i] and self._chance(j, i) > _HARDLY):
-                continue
-            if j < i:
-                return self._drop(i, j, "dearer and not better", f"is dearer and not better than {self.arms[j]}")
-            if lead >= self.margin:
-                return self._drop(i, j, "worse", f"is worse than {self.arms[j]} by more than {self.margin:g}")
-            if self.rows is not None and lead >= self.margin - self._reach() * self._spread[i, j]:
-                words = f"would not be shown to be within {self.margin:g} of {self.arms[j]} by all {self.rows} rows"
-                return self._drop(i, j, "cannot be shown", words)
+        """The reason to drop an arm: the cheapest one that is left is within the margin of it, and likely to suffice; a cheaper one is
+        ahead, so it cannot be the cheapest that suffices; it is worse; all rows together would not show that it suffices. Not while the
+        rows that are left may yet show that it is not the best, or that the leader is within the margin of it."""
+        left = [self.arms.index(name) for name in self._left()]
+        first, leader = left[0], self._leader([j for j in left if j != i])
+        evidence, margin = self._evidence, f"{self.margin:g}"
+        if i != first and evidence.shown[first, i] and self._chance(first, self._leader(left)) >= _EVEN:
+            return self._drop(i, first, "dearer and not better", f"is dearer than {self.arms[first]}, which is within {margin} of it")
+        if not self._within(leader, i) and self._chance(leader, i) > _HARDLY:
+            return None
+        if evidence.not_better[i] and i != first:
+            cheaper = self._leader([j for j in left if j < i])
+            return self._drop(i, cheaper, "dearer and not better", f"is dearer and not better than {self.arms[cheaper]}")
+        if evidence.behind[i] >= self.margin:
+            return self._drop(i, leader, "worse", f"is worse than {self.arms[leader]} by more than {margin}")
+        if self.rows is not None and evidence.behind[i] >= max(0.0, self.margin - self._reach() * self._spread[i, leader]):
+            words = f"would not be shown to be within {margin} of {self.arms[leader]} by all {self.rows} rows"
+            return self._drop(i, leader, "cannot be shown", words)
         return None
+
+    def _leader(self, arms: Sequence[int]) -> int:
+        return max(arms, key=lambda j: (self._mean(j), -j))
 
     def _drop(self, i: int, j: int, why: Why, words: str) -> Dropped:
         n = self._scores[i].size
@@ -249,7 +229,7 @@ class Race:
 
     def _reach(self) -> float:
         """Standard errors that the last look's interval reaches to one side."""
-        return z_quantile(1 - self.alpha / 2 / max(1, len(self.arms) - 1))
+        return z_quantile(1 - self._evidence.tail)
 
     @property
     def _seen(self) -> int:
@@ -270,6 +250,8 @@ class Race:
 
     def _chance(self, i: int, j: int) -> float:
         """How likely it is, as far as the rows so far say, that all rows together will show that `i` is within the margin of `j`."""
+        if self._within(i, j):
+            return 1.0
         if self._units is None or self._seen in (0, self._units) or self._spread[i, j] == 0:
             return 0.0
         gap = self._mean(i) - self._mean(j)
@@ -284,12 +266,12 @@ class Race:
         """All rows are in: the paired interval of fixed size decides who is within the margin."""
         left = [self.arms.index(name) for name in self._left()]
         clusters = None if self._codes is None else self._codes
-        level = 1 - self.alpha / max(1, len(self.arms) - 1)
+        level = 1 - 2 * self._evidence.tail
         for i in left:
             for j in left:
-                if i != j and not self._shown[i, j]:
+                if i != j and not self._within(i, j):
                     found = paired_difference(self._scores[j], self._scores[i], clusters, level, self._span)
-                    self._shown[i, j] = found.low > -self.margin
+                    self._evidence.shown[i, j] = found.low > -self.margin
 
     def _hardly(self) -> bool:
         """Whether the rows that are left would hardly show that a cheap arm suffices, or put another arm in front."""
@@ -297,13 +279,13 @@ class Race:
             return False
         left = [self.arms.index(name) for name in self._left()]
         means = {i: self._mean(i) for i in left}
-        leader = max(left, key=lambda i: (means[i], -i))
+        leader = self._leader(left)
         for i in left:
             others = [j for j in left if j != i]
-            if i <= leader and min(self._chance(i, j) for j in others) > _HARDLY:
+            if i <= leader and min((self._chance(i, j) for j in others if not self._within(i, j)), default=0.0) > _HARDLY:
                 return False
             behind = means[leader] - means[i] + self.margin / 2
-            if i != leader and z_cdf(-behind / (self._still() * self._spread[i, leader])) > _HARDLY / 2:
+            if i != leader and z_cdf(-behind / (self._still() * self._spread[i, leader])) > _HARDLY:
                 return False
         return True
 

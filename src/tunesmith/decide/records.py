@@ -92,8 +92,9 @@ class ArmStanding(Record, frozen=True):
 class Decision(Record, frozen=True):
     """The cheapest arm that is not worse than the best by `margin` or more, among those that keep the constraints.
 
-    `sure`: that `chosen` is within the margin and that no cheaper arm is was shown at `level`, all comparisons together. Otherwise `chosen`
-    is the best guess, `sentence` says what is open, and `rows_needed` how many rows would probably close it (None: no number is known to).
+    `sure`: that `chosen` is within the margin of the best was shown at `level`, all comparisons together; otherwise `chosen` is the best
+    guess. Cheaper arms of which the rows do not say whether they would do have the standing "cannot tell". `rows_needed` is how many rows
+    would probably close what is open (None: nothing is, or no number is known to), `sentence` says what that is.
     `chosen` is None only where no arm keeps the constraints. `changes` says in words what would change the decision.
     """
 

@@ -178,10 +178,9 @@ class Case:
         return Outcome(chosen=chosen or self.best, sure=chosen is not None, undecided=undecided, reason="")
 
     def rows_needed(self, outcome: Outcome) -> int | None:
-        """How many rows would probably (80 %) settle what is open: whether the cheapest arm of which that cannot be told suffices."""
-        open_arms = (*outcome.undecided, *(() if outcome.sure else (outcome.chosen,)))
-        if not open_arms:
-            return None
+        """How many rows would probably (80 %) settle what is open: whether the chosen arm suffices; where that is sure, whether the
+        cheaper ones do of which it cannot be told."""
+        open_arms = outcome.undecided if outcome.sure else (outcome.chosen,)
         rival = {name: self.best if name != self.best else self._next_best(name) for name in open_arms}
         needed = [self._rows(name, rival[name]) for name in open_arms if rival[name] is not None]
         known = [n for n in needed if n is not None]

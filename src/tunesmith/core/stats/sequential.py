@@ -2,8 +2,9 @@
 
 A bet against the claim "the mean is at most m" multiplies its stake by 1 + λ·(x − m) at each value x. If the claim is true no such game
 pays on average, so the chance that the stake ever grows 1/α-fold is at most α (Ville 1939), at whichever moment one looks. The claims that
-are not refuted so are the confidence sequence (Waudby-Smith and Ramdas 2020, arXiv 2010.09686; Howard et al. 2021). The stake is spread
-over ten sizes of bet, from timid to nearly all (a mixture), so nothing has to be tuned to the gap that one hopes for.
+are not refuted so are the confidence sequence (Waudby-Smith and Ramdas 2020, arXiv 2010.09686; Howard et al. 2021). For bounds the stake is
+spread over ten sizes of bet, from timid to nearly all (a mixture), so nothing has to be tuned. Against a claim that is known beforehand
+(`Bets`) each bet is the best one for the mean and the spread that were seen before it, which takes about a quarter fewer rows.
 
 With `population`, the values are drawn without replacement from that many (the rows of a test set, in random order), and the claim is about
 their mean: each value that was seen changes what the others must be, so the bounds close when the last is seen. Without it, the claim is
@@ -21,8 +22,12 @@ from numpy.typing import ArrayLike, NDArray
 from tunesmith.core.errors import DataError, UsageError
 from tunesmith.core.stats.records import Clusters, Floats, Interval, cluster_codes, column, finite, share
 
-FRACTIONS: Floats = np.geomspace(0.01, 0.95, 10)
+_MOST = 0.95  # of the stake may be lost at once
+FRACTIONS: Floats = np.geomspace(0.01, _MOST, 10)
 """Sizes of bet, as shares of the largest that can never lose more than the stake."""
+HOPES: Floats = np.array([0.02, 0.1])
+"""By how much the mean is hoped to be above the null before anything was seen, as shares of the scale; the stake is halved over them."""
+_HOPED, _HELD, _SPREAD = 50.0, 10.0, 0.06  # units that the hope weighs, units that the first guess of the spread weighs, that guess
 _TOLERANCE = 1e-9
 _HALVINGS = 40
 
@@ -32,7 +37,7 @@ class Bets:
 
     `nulls` are the claims, the same for every stream; `bounds` what a value can be. `population` counts the units (values, or groups of
     values) of the whole; `largest` is the most values that a unit has. `log_wealth` (streams × nulls) is the logarithm of the stake now:
-    a claim may be given up where it is at least log(1/α).
+    a claim may be given up where it is at least log(1/α). Bets change between pieces, not within one.
     """
 
     def __init__(
@@ -43,11 +48,15 @@ class Bets:
         self.population, self.largest = population, largest
         self.units = np.zeros(streams, dtype=np.int64)
         self._sums = np.zeros((streams, self.nulls.size))
-        self._logs = np.zeros((streams, self.nulls.size, FRACTIONS.size))
+        self._squares = np.zeros((streams, self.nulls.size))
+        self._logs = np.zeros((streams, self.nulls.size, HOPES.size))
 
-    def add(self, totals: ArrayLike, sizes: ArrayLike | None = None, streams: NDArray[np.intp] | None = None) -> None:
+    def add(self, totals: ArrayLike, sizes: ArrayLike | None = None, streams: NDArray[np.intp] | None = None) -> Floats:
         """The next units of the streams (all, or those given): `totals` (streams × units) has the sum of each unit's values, `sizes`
-        how many they are. Raises DataError for a missing value, one beyond the bounds, or more units than the population has."""
+        how many they are. Returns by how much the logarithm of each stake grew (streams × nulls × hopes).
+
+        Raises DataError for a missing value, one beyond the bounds, or more units than the population has.
+        """
         rows = np.atleast_2d(np.asarray(totals, dtype=np.float64))
         which = np.arange(self.units.size) if streams is None else streams
         counts = np.ones(rows.shape[1]) if sizes is None else np.asarray(sizes, dtype=np.float64)
@@ -59,14 +68,31 @@ class Bets:
         filled = rows[:, None, :] / self.largest + self.nulls[:, None] * (1 - counts / self.largest)
         before = self._sums[which][:, :, None] + np.cumsum(filled, axis=2) - filled
         at = self.units[which][:, None] + np.arange(rows.shape[1])
-        self._logs[which] += _factors(filled, _nulls_then(self.nulls, before, at[:, None, :], self.population), self.low).sum(axis=3)
+        now = _nulls_then(self.nulls, before, at[:, None, :], self.population)
+        gains: Floats = _gains(filled, now, self.low, self._stakes(which)).sum(axis=3)
+        self._logs[which] += gains
         self._sums[which] += filled.sum(axis=2)
+        self._squares[which] += (filled**2).sum(axis=2)
         self.units[which] += rows.shape[1]
+        return gains
+
+    def _stakes(self, which: NDArray[np.intp]) -> Floats:
+        """The share of the stake to bet for each unit of a value: gap/(spread + gap²), which grows fastest (Kelly) if gap and spread are
+        as they were so far; before much was seen, they are what is hoped for."""
+        n, span = self.units[which][:, None].astype(np.float64), self.high - self.low
+        mean = self._sums[which] / np.maximum(n, 1)
+        spread = (self._squares[which] - n * mean**2 + _HELD * _SPREAD * span**2) / (n + _HELD)
+        gap = (n[..., None] * (mean - self.nulls)[..., None] + _HOPED * HOPES * span) / (n[..., None] + _HOPED)
+        if self.population is not None:  # what is left has to make up for what was seen
+            gap = gap * self.population / np.maximum(self.population - n[..., None], 1)
+        gap = np.maximum(gap, 0)
+        stakes: Floats = gap / (spread[..., None] + gap**2)
+        return stakes
 
     @property
     def log_wealth(self) -> Floats:
         """The logarithm of the stake, of 1 at the start; infinite where what was seen leaves no way for the claim to be true."""
-        wealth: Floats = np.logaddexp.reduce(self._logs, axis=2) - log(FRACTIONS.size)
+        wealth: Floats = np.logaddexp.reduce(self._logs, axis=2) - log(HOPES.size)
         if self.population is None:
             return wealth
         left = (self.population - self.units)[:, None]
@@ -90,6 +116,16 @@ def _factors(values: Floats, nulls: Floats, low: float) -> Floats:
     stakes = FRACTIONS[:, None]
     with np.errstate(divide="ignore"):
         return np.log(np.maximum(1 - stakes + stakes * ratio[..., None, :], 0.0))
+
+
+def _gains(values: Floats, nulls: Floats, low: float, stakes: Floats) -> Floats:
+    """Logarithms of what each bet multiplies its stake by (streams × nulls × hopes × units); no bet can lose more than most of it."""
+    room = nulls - low
+    gone = room <= _TOLERANCE
+    most = np.where(gone, 0.0, _MOST / np.where(gone, 1.0, room))
+    sizes = np.minimum(stakes[..., None], most[:, :, None, :])
+    logs = np.log1p(sizes * (values - nulls)[:, :, None, :])
+    return np.where((gone & (values > low + _TOLERANCE))[:, :, None, :], inf, logs)
 
 
 def lower_bounds(values: ArrayLike, alpha: float, bounds: tuple[float, float] = (0.0, 1.0), *, population: int | None = None) -> Floats:
