@@ -30,15 +30,15 @@ PAIRED = {
 
 @pytest.mark.parametrize("kind", PAIRED)
 def test_a_true_claim_is_refuted_at_some_moment_no_more_often_than_said(kind: str) -> None:
-    """Looked at after every value, 300 values, 200 streams: each stream's own claim (its true mean) is true."""
+    """Looked at after every value, 200 values, 150 streams: each stream's own claim (its true mean) is true."""
     rng = np.random.default_rng(3)
-    values = np.stack([PAIRED[kind](rng, 300) for _ in range(200)])
+    values = np.stack([PAIRED[kind](rng, 200) for _ in range(150)])
     truth = {"right/wrong, no difference": 0.0, "right/wrong, rare": -0.019, "scores": 0.0}[kind]
     low = lower_bounds(values, 0.1, (-1, 1))
     high = -lower_bounds(-values, 0.1, (-1, 1))
-    assert np.mean(low > truth) <= 0.12
-    assert np.mean(high < truth) <= 0.12
-    assert np.mean(high - low) < 0.4
+    assert np.mean(low > truth) <= 0.13
+    assert np.mean(high < truth) <= 0.13
+    assert np.mean(high - low) < 0.45
 
 
 def test_rows_of_a_test_set_are_drawn_without_replacement() -> None:

@@ -25,7 +25,7 @@ from tunesmith.core.types import Record
 from tunesmith.decide.evidence import Evidence
 
 Why = Literal["worse", "dearer and not better", "cannot be shown", "withdrawn"]
-_HARDLY = 0.2  # a chance that is not worth the rows that are left
+_HARDLY = 0.25  # a chance that is not worth the rows that are left
 _EVEN = 0.5
 _FEW = 20  # units, before which a spread is not trusted to say that the rest cannot settle it
 
