@@ -94,8 +94,9 @@ def said_to_hold(made, size):
     return bytes(data)
 
 
-def many_sheets():
-    return xlsx({"A": [["x"]]}, '<row r="1048576"><c r="XFD1048576"><v>1</v></c></row>')
+def far(cells):
+    """A workbook with a cell far outside, and one there that is only coloured."""
+    return xlsx({"A": [["x"]]}, cells)
 
 
 DOCTYPE = '<!DOCTYPE x [<!ENTITY a "aaaaaaaa">]>'
@@ -114,14 +115,20 @@ BAD = {
     "book.docx": (lambda: xlsx({"A": [["x"]]}), "it is a workbook, not a Word document"),
     "words.docx": (lambda: "just words", "it is no .docx file: it begins with b'just wor'"),
     "cut.docx": (lambda: docx("a")[:-40], "it is no whole archive"),
-    "broken.docx": (lambda: docx(body="<w:p>"), "it cannot be read (ExpatError"),
+    "broken.docx": (lambda: docx(body="<w:p>"), "a part of it is no XML"),
     "deep.docx": (lambda: docx(body="<w:sdt><w:sdtContent>" * 4000 + "</w:sdtContent></w:sdt>" * 4000), "nested too deeply"),
     "bomb.docx": (bomb, "it unpacks to 300 MiB, more than 256; split it, or leave it out [too_large]"),
     "lying.docx": (lying, "it is no whole archive (Bad CRC-32"),
-    "entities.docx": (lambda: docx(body=DOCTYPE), "declares a document type"),
-    "far.xlsx": (many_sheets, "reach to row 1048576 and column 16384"),
+    "entities.docx": (lambda: archive({"word/document.xml": f"<?xml version='1.0'?>{DOCTYPE}<x>&a;</x>"}), "declares a document type"),
+    "wide.docx": (lambda: archive({"word/document.xml": f"{DOCTYPE}<x/>".encode("utf-16")}), "declares a document type"),
+    "far.xlsx": (lambda: far('<row r="1048576"><c r="XFD1048576"><v>1</v></c></row>'), "reach to row 1048576 and column 16384"),
+    "farther.xlsx": (lambda: far('<row r="9"><c s="1" r = \'b10000000000003\'><v>1</v></c></row>'), "stands at 'b10000000000003', which is no place of a sheet"),
+    "counted.xlsx": (lambda: far(f'<row r="1048576">{"<c><v>1</v></c>" * 30}</row>'), "reach to row 1048576 and column 30"),
     "cut.xlsx": (lambda: xlsx({"A": [["x"]]})[:300], "it is no whole archive"),
     "words.xlsx": (lambda: docx("a"), "it is a Word document, not a workbook"),
+    "hidden.xlsx": (lambda: archive({"xl/workbook.xml": "<x/>", "xl/s.bin": '\ufeff <worksheet><c r="A1"><v/></c><c r="XFD9999"><v/></c></worksheet>'}),
+                    "reach to row 9999 and column 16384"),
+    "new.xls": (lambda: xlsx({"A": [["x"]]}), "it is no .xls file: it begins with b'PK"),
     "cut.xls": (lambda: b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 600, "it is no whole workbook"),
     "nothing.xlsx": (lambda: xlsx({"A": []}), "it is empty [empty]"),
     "latin.txt": (lambda: b"a\nb\ncaf\xe9", "byte 0xe9 in line 3 is not UTF-8; convert it to UTF-8 [wrong_encoding]"),
@@ -181,6 +188,11 @@ def test_what_is_no_document_is_told(folder):
     (other / "a.md").write_text("y")
     with pytest.raises(UsageError, match=r"two documents are called 'manuals/a\.md'"):
         read([str(folder / "manuals"), str(other)], folder / "manuals" / "sub")
+
+
+def test_cells_without_a_value_reach_nowhere(folder):
+    coloured = '<row r="1048576"><c r="XFD1048576" s="1"/></row>'
+    assert only(folder, "c.xlsx", xlsx({"A": [["x", "y"], ["a", 1]]}, coloured))[0][3] == "x: a; y: 1"
 
 
 def test_what_looks_like_tags_in_scripts_is_no_depth(folder):
