@@ -230,7 +230,7 @@ def test_two_imports_of_the_same_rows_give_one_version(tmp_path, capsys, monkeyp
                     {},
                     max_invalid=0,
                     note="",
-                    told=lambda _: None,
+                    on_row=lambda _: None,
                     named=str,
                 )[0].id
             )

@@ -43,13 +43,13 @@ def pairs(words: Sequence[str]) -> dict[str, str]:
     """`prompt=question` words as a mapping. Raises UsageError for a word without `=`."""
     from tunesmith.core.errors import UsageError
 
-    found = {}
+    columns = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key or not value:
             raise UsageError(f"--map {word}", allowed="--map prompt=question --map response=answer: the format's key = the file's column")
-        found[key] = value
-    return found
+        columns[key] = value
+    return columns
 
 
 def share(text: str) -> float:
@@ -87,9 +87,9 @@ def previewed(preview: Sequence[Any]) -> list[str]:
     from tunesmith.flow.datasets.versions import text_of
 
     words = []
-    for one in preview:
-        words.append(f"{one['path']}: format {one['format']}" + "".join(f"\n  fault: {fault}" for fault in one["faults"]))
-        words += [text_of(row, 400) for row in one["rows"]]
+    for source in preview:
+        words.append(f"{source['path']}: format {source['format']}" + "".join(f"\n  fault: {fault}" for fault in source["faults"]))
+        words += [text_of(row, 400) for row in source["rows"]]
     return words
 
 
@@ -124,9 +124,9 @@ def check(
     from tunesmith.flow.datasets.versions import evaluation_rows
 
     with datasets(config, as_json) as desk:
-        found = desk.find(data)
-        result = check.checked(desk, found, base=base, max_length=max_length, wanted=evaluation_rows(desk, wanted or ()))
-        check.write_html(result, found.rows, out)
+        dataset = desk.find(data)
+        result = check.checked(desk, dataset, base=base, max_length=max_length, wanted=evaluation_rows(desk, wanted or ()))
+        check.write_html(result, dataset.rows, out)
         result["report"] = str(out)
         emit(result, as_json, f"{check.text_of(result)}\nreport: {out}")
         if not result["usable"]:
@@ -185,20 +185,19 @@ def split(
     """
     import msgspec
 
-    from tunesmith.flow.datasets.leaks import as_plain
-    from tunesmith.flow.datasets.leaks import told as told_overlap
+    from tunesmith.flow.datasets.leaks import as_plain, lines_of
 
     data, overrides = words_of(context.args, data)
     with datasets(config, as_json, overrides) as desk:
         version, parts = desk.divided(desk.find(data), name)
-        leaks = {part: {**msgspec.to_builtins(found), "share": found.share} for part, found in parts.leakage.items()}
+        leaks = {part: {**msgspec.to_builtins(leak), "share": leak.share} for part, leak in parts.leakage.items()}
         words = [
-            f"{part}: {found.exact} exact and {found.near} near-duplicates of training rows among {found.rows}"
-            for part, found in parts.leakage.items()
+            f"{part}: {leak.exact} exact and {leak.near} near-duplicates of training rows among {leak.rows}"
+            for part, leak in parts.leakage.items()
         ]
         overlap = as_plain(parts.meaning)
         result = {"version": msgspec.to_builtins(version), "leakage": leaks, "meaning": overlap, "notes": list(parts.notes)}
-        emit(result, as_json, "\n".join([version_text(version), *words, *told_overlap(parts.meaning), *parts.notes]))
+        emit(result, as_json, "\n".join([version_text(version), *words, *lines_of(parts.meaning), *parts.notes]))
 
 
 @app.command()
@@ -218,14 +217,14 @@ def show(
     from tunesmith.flow.datasets.versions import shown, text_of
 
     with datasets(config, as_json) as desk:
-        found = desk.find(data)
-        chosen = [found.find(row)] if row is not None else found.part(part)
-        entries = (shown(one) for one in chosen)
-        fits = [one for one in entries if grep is None or any(grep.lower() in turn["text"].lower() for turn in one["turns"])]
-        counts = {name: len(each) for name, each in found.splits.items()}
-        result = {"data": found.name, "splits": counts, "fitting": len(fits), "rows": fits[:rows]}
-        head = f"{found.name}: {', '.join(f'{name} {n}' for name, n in counts.items())}; {min(rows, len(fits))} of {len(fits)} shown"
-        emit(result, as_json, "\n".join([head, *(text_of(one) for one in fits[:rows])]))
+        dataset = desk.find(data)
+        chosen = [dataset.find(row)] if row is not None else dataset.part(part)
+        entries = (shown(item) for item in chosen)
+        fits = [entry for entry in entries if grep is None or any(grep.lower() in turn["text"].lower() for turn in entry["turns"])]
+        counts = {name: len(each) for name, each in dataset.splits.items()}
+        result = {"data": dataset.name, "splits": counts, "fitting": len(fits), "rows": fits[:rows]}
+        head = f"{dataset.name}: {', '.join(f'{name} {n}' for name, n in counts.items())}; {min(rows, len(fits))} of {len(fits)} shown"
+        emit(result, as_json, "\n".join([head, *(text_of(entry) for entry in fits[:rows])]))
 
 
 @app.command()
@@ -253,12 +252,12 @@ def mask(
                 allowed="--base NAME, a folder, an alias, run",
                 remedy="--base smollm2-135m, or put base: into tunesmith.yaml",
             )
-        found = desk.find(data).find(row)
-        sides = tokens.mask(found, Renderer.load(desk.tokens_of(base)), max_length)
+        entry = desk.find(data).find(row)
+        sides = tokens.mask(entry, Renderer.load(desk.tokens_of(base)), max_length)
     if as_json:
-        emit({"row": found.id, "origin": found.origin, "base": base, "sides": sides}, True, "")
+        emit({"row": entry.id, "origin": entry.origin, "base": base, "sides": sides}, True, "")
         return
-    _print_mask(found.origin, sides)
+    _print_mask(entry.origin, sides)
 
 
 _STYLES = {"trained": "black on green", "context": "", "cut": "red strike"}
@@ -305,8 +304,8 @@ def why(
     from tunesmith.flow.datasets.versions import text_of
 
     with datasets(config, as_json) as desk:
-        found = desk.find(data)
-        lines = desk.why(found, row)
+        dataset = desk.find(data)
+        lines = desk.why(dataset, row)
         words = []
         for line in lines:
             how = f" by {line['rule']}" if line["rule"] else ""
@@ -314,7 +313,7 @@ def why(
             words += [f"  reason: {line['reason']}"] if line["reason"] else []
             for title, key in (("it came in as", "came_in"), ("it is now", "now"), ("it repeats", "repeats")):
                 words += [f"{title}:", text_of(line[key], 600)] if line[key] else []
-        emit({"data": found.name, "rows": lines}, as_json, "\n".join(words))
+        emit({"data": dataset.name, "rows": lines}, as_json, "\n".join(words))
 
 
 @app.command()
@@ -338,18 +337,18 @@ def ledger(
     from tunesmith.core.types import Fate
 
     with datasets(config, as_json) as desk:
-        found = desk.find(data)
-        found.ledger.check(len(found.ledger), len(found.rows))
-        fates, rules = found.fates.counts(), found.fates.rules()
-        known = sorted({name for line in found.fates for name in line.rule.split(", ") if name})
+        dataset = desk.find(data)
+        dataset.ledger.check(len(dataset.ledger), len(dataset.rows))
+        fates, rules = dataset.fates.counts(), dataset.fates.rules()
+        known = sorted({name for line in dataset.fates for name in line.rule.split(", ") if name})
         if rule is not None and rule not in known:
             raise NotFound(
                 f"no row was decided by '{rule}'", allowed=", ".join(known) or "no rule did anything", remedy=nearest(rule, known)
             )
         if fate is not None and fate not in get_args(Fate):
             raise UsageError(f"no fate '{fate}'", allowed=", ".join(get_args(Fate)), remedy=nearest(fate, get_args(Fate)))
-        lines = [line for line in found.fates if (rule is None or rule in line.rule.split(", ")) and (fate is None or line.fate == fate)]
-        head = [f"{found.name}: {counted(len(found.fates), 'row')} came in; " + ", ".join(f"{name} {n}" for name, n in fates.items())]
+        lines = [line for line in dataset.fates if (rule is None or rule in line.rule.split(", ")) and (fate is None or line.fate == fate)]
+        head = [f"{dataset.name}: {counted(len(dataset.fates), 'row')} came in; " + ", ".join(f"{name} {n}" for name, n in fates.items())]
         head += [f"  {name:<18}{n:>7} rows" for name, n in rules.items()]
         body = [
             f"{line.origin}  {line.fate}" + (f" {line.other}" if line.other else "") + f"  {line.rule}  {line.reason}".rstrip()
@@ -357,7 +356,14 @@ def ledger(
         ]
         more = [f"… and {len(lines) - rows} more"] if len(lines) > rows else []
         listed = [msgspec.structs.asdict(line) for line in lines[:rows]]
-        result = {"data": found.name, "inputs": len(found.fates), "fates": fates, "rules": rules, "fitting": len(lines), "lines": listed}
+        result = {
+            "data": dataset.name,
+            "inputs": len(dataset.fates),
+            "fates": fates,
+            "rules": rules,
+            "fitting": len(lines),
+            "lines": listed,
+        }
         emit(result, as_json, "\n".join([*head, *(body if rule or fate else []), *(more if rule or fate else [])]))
 
 
@@ -372,20 +378,20 @@ def log(config: file_option = CONFIG, as_json: Json = False) -> None:
     import msgspec
 
     with datasets(config, as_json) as desk:
-        found = desk.log()
+        versions = desk.log()
     rows = [
         (
-            one.id[:12],
-            datetime.datetime.fromtimestamp(one.created).strftime("%Y-%m-%d %H:%M"),
-            one.recipe.get("step", "?"),
-            (one.parent or "–")[:12],
-            ", ".join(f"{name} {n}" for name, n in one.counts.items()),
-            one.note,
+            version.id[:12],
+            datetime.datetime.fromtimestamp(version.created).strftime("%Y-%m-%d %H:%M"),
+            version.recipe.get("step", "?"),
+            (version.parent or "–")[:12],
+            ", ".join(f"{name} {n}" for name, n in version.counts.items()),
+            version.note,
         )
-        for one in found
+        for version in versions
     ]
-    said = table(rows, ("version", "created", "step", "from", "rows", "note")) if rows else "no versions yet: tunesmith data import FILE"
-    emit({"versions": msgspec.to_builtins(found)}, as_json, said)
+    text = table(rows, ("version", "created", "step", "from", "rows", "note")) if rows else "no versions yet: tunesmith data import FILE"
+    emit({"versions": msgspec.to_builtins(versions)}, as_json, text)
 
 
 @app.command()
@@ -414,13 +420,13 @@ def diff(
     from tunesmith.flow.datasets.versions import differences, text_of
 
     with datasets(config, as_json) as desk:
-        found = differences(desk, old, new)
-    words = [f"{found['old']} → {found['new']}: " + ", ".join(f"{n} {kind}" for kind, n in found["counts"].items())]
+        changes = differences(desk, old, new)
+    words = [f"{changes['old']} → {changes['new']}: " + ", ".join(f"{n} {kind}" for kind, n in changes["counts"].items())]
     for kind in ("added", "removed", "changed"):
-        for one in found[kind][:rows]:
-            words += [f"{kind}: ", *(text_of(one[side], 400) for side in ("before", "after") if one[side])]
-    words += [f"moved: {one['origin']} from {one['from']} to {one['to']}" for one in found["moved"][:rows]]
-    emit(found, as_json, "\n".join(words))
+        for change in changes[kind][:rows]:
+            words += [f"{kind}: ", *(text_of(change[side], 400) for side in ("before", "after") if change[side])]
+    words += [f"moved: {move['origin']} from {move['from']} to {move['to']}" for move in changes["moved"][:rows]]
+    emit(changes, as_json, "\n".join(words))
 
 
 @app.command()

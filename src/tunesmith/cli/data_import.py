@@ -29,8 +29,8 @@ def read_as(source: Source, words: Sequence[str]) -> Source:
             raise UsageError(f"--read {word}", allowed=", ".join(f"{name}=…" for name in keys), remedy=nearest(key, keys))
         keys[key].append(value)
     given = {"ignore": tuple(keys["ignore"]), **{key: values[-1] for key, values in keys.items() if values and key != "ignore"}}
-    said = {"unique_ids": given["unique_ids"] == "true"} if given.get("unique_ids") in ("true", "false") else {}
-    return convert({**msgspec.structs.asdict(source), **given, **said}, type(source))
+    unique = {"unique_ids": given["unique_ids"] == "true"} if given.get("unique_ids") in ("true", "false") else {}
+    return convert({**msgspec.structs.asdict(source), **given, **unique}, type(source))
 
 
 @app.command("import")
@@ -74,17 +74,17 @@ def import_(
         preview = desk.preview(read)
         words = previewed(preview)
         if not yes and (as_json or not sys.stdin.isatty()):
-            found = desk.survey(read, max_invalid=tolerated)
-            emit({"preview": preview, "version": None, "inputs": found.inputs, "invalid": found.invalid}, as_json, "\n".join(words))
-            shown(f"nothing was written: {found.rows} of {found.inputs} rows can be; look them over, then say --yes", err=True)
+            intake = desk.survey(read, max_invalid=tolerated)
+            emit({"preview": preview, "version": None, "inputs": intake.inputs, "invalid": intake.invalid}, as_json, "\n".join(words))
+            shown(f"nothing was written: {intake.rows} of {intake.inputs} rows can be; look them over, then say --yes", err=True)
             raise typer.Exit(2)
         if not yes:
             shown("\n".join(words), err=True)
             if not typer.confirm("Write all rows as a new version?", default=True, err=True):
                 raise UsageError("nothing was written, as you said", remedy="--map, --format and --max-invalid change what is read")
-        version, found = desk.keep(read, max_invalid=tolerated, note=name)
-        result = {"preview": preview, "version": msgspec.to_builtins(version), "inputs": found.inputs, "invalid": found.invalid}
-        left = [f"{found.inputs} rows came in, {found.invalid} of them with faults", version_text(version), "next: tunesmith data check"]
+        version, intake = desk.keep(read, max_invalid=tolerated, note=name)
+        result = {"preview": preview, "version": msgspec.to_builtins(version), "inputs": intake.inputs, "invalid": intake.invalid}
+        left = [f"{intake.inputs} rows came in, {intake.invalid} of them with faults", version_text(version), "next: tunesmith data check"]
         emit(result, as_json, "\n".join([*(words if yes else []), *left]))
 
 

@@ -42,13 +42,16 @@ def labels(
     from tunesmith.flow.datasets import people
 
     with datasets(config, as_json) as desk:
-        found = people.suspects(desk, desk.find(data), encoder=encoder, base=base)
-    words = [f"{one['origin']}  {one['row']}  [{one['method']} {one['score']:.2f}]\n    {one['reason']}" for one in found[:rows]]
+        suspects = people.suspects(desk, desk.find(data), encoder=encoder, base=base)
+    words = [
+        f"{suspect['origin']}  {suspect['row']}  [{suspect['method']} {suspect['score']:.2f}]\n    {suspect['reason']}"
+        for suspect in suspects[:rows]
+    ]
     counts: dict[str, int] = {}
-    for one in found:
-        counts[one["method"]] = counts.get(one["method"], 0) + 1
-    said = ", ".join(f"{n} by {method}" for method, n in counts.items()) or "none"
-    emit({"suspects": found, "methods": counts}, as_json, "\n".join([f"suspects: {said}", *words, "next: tunesmith data review"]))
+    for suspect in suspects:
+        counts[suspect["method"]] = counts.get(suspect["method"], 0) + 1
+    summary = ", ".join(f"{n} by {method}" for method, n in counts.items()) or "none"
+    emit({"suspects": suspects, "methods": counts}, as_json, "\n".join([f"suspects: {summary}", *words, "next: tunesmith data review"]))
 
 
 @app.command("next")
@@ -72,13 +75,13 @@ def next_(
     with datasets(config, as_json) as desk, synth.Teachers(desk) as models:
         have = None if known == "none" else desk.find(known)
         asked = models.resolve(model) if model else None
-        found = people.choose_next(desk, desk.find(pool), have, number, model=asked, encoder=encoder, failures=failures)
-    words = [f"{one['origin']}  {_why(one)}\n    {_asked(one)[:160]}" for one in found]
-    emit({"rows": found}, as_json, "\n".join(words))
+        choices = people.choose_next(desk, desk.find(pool), have, number, model=asked, encoder=encoder, failures=failures)
+    words = [f"{choice['origin']}  {_why(choice)}\n    {_asked(choice)[:160]}" for choice in choices]
+    emit({"rows": choices}, as_json, "\n".join(words))
 
 
-def _why(one: dict[str, Any]) -> str:
-    return f"uncertain {one['uncertainty']:.2f}, wanted {one['wanted']:.2f}, far {one['distance']:.2f}"
+def _why(choice: dict[str, Any]) -> str:
+    return f"uncertain {choice['uncertainty']:.2f}, wanted {choice['wanted']:.2f}, far {choice['distance']:.2f}"
 
 
 def _asked(entry: dict[str, Any]) -> str:
@@ -106,8 +109,8 @@ def review(
     name = annotator or getpass.getuser()
     with datasets(config, as_json) as desk:
         if agreement:
-            found = people.agreement(desk)
-            emit(found, as_json, _agreement_text(found))
+            agreed = people.agreement(desk)
+            emit(agreed, as_json, _agreement_text(agreed))
             return
         have = desk.find(data)
         if write:
@@ -116,7 +119,7 @@ def review(
             emit(result, as_json, f"{counted(changed, 'row')} changed or taken out; version {version.id}")
         elif as_json or not sys.stdin.isatty():
             waiting = people.queue(desk, have, name, rows)
-            emit({"annotator": name, "rows": waiting}, as_json, "\n".join(_asking(one) for one in waiting) or "nothing is waiting")
+            emit({"annotator": name, "rows": waiting}, as_json, "\n".join(_asking(row) for row in waiting) or "nothing is waiting")
         else:
             _interview(desk, have, name, rows)
 
@@ -142,8 +145,8 @@ def verdict(
     if action not in actions:
         raise UsageError(f"no action '{action}'", allowed=", ".join(actions), remedy=nearest(action, actions))
     with datasets(config, as_json) as desk:
-        kept = _verdict(desk, desk.find(data).find(row).id, annotator or getpass.getuser(), action, answer, comment)
-    emit(kept, as_json, f"{kept['action']}: {kept['row']} by {kept['annotator']}")
+        stored = _verdict(desk, desk.find(data).find(row).id, annotator or getpass.getuser(), action, answer, comment)
+    emit(stored, as_json, f"{stored['action']}: {stored['row']} by {stored['annotator']}")
 
 
 def _verdict(desk: Datasets, row: str, name: str, action: str, answer: str | None, comment: str) -> dict[str, Any]:
@@ -152,9 +155,9 @@ def _verdict(desk: Datasets, row: str, name: str, action: str, answer: str | Non
     from tunesmith.data.review import Verdict, append
     from tunesmith.flow.datasets.people import verdicts_file
 
-    said = Verdict(row=row, annotator=name, action=action, answer=answer, comment=comment)  # type: ignore[arg-type]
-    found: dict[str, Any] = msgspec.structs.asdict(append(verdicts_file(desk), said))
-    return found
+    given = Verdict(row=row, annotator=name, action=action, answer=answer, comment=comment)  # type: ignore[arg-type]
+    stored: dict[str, Any] = msgspec.structs.asdict(append(verdicts_file(desk), given))
+    return stored
 
 
 def _asking(entry: dict[str, Any]) -> str:
@@ -201,10 +204,10 @@ def _better(answer: str) -> str:
         return file.read_text("utf-8").strip("\n")
 
 
-def _agreement_text(found: dict[str, Any]) -> str:
-    lines = [f"{found['verdicts']} verdicts by {', '.join(found['annotators'])}"]
-    for name, one in found["agreement"].items():
-        lines.append(f"  {name.replace('_', ' ')}: {one['estimate']:.2f} ({one['low']:.2f} … {one['high']:.2f})")
+def _agreement_text(agreed: dict[str, Any]) -> str:
+    lines = [f"{agreed['verdicts']} verdicts by {', '.join(agreed['annotators'])}"]
+    for name, interval in agreed["agreement"].items():
+        lines.append(f"  {name.replace('_', ' ')}: {interval['estimate']:.2f} ({interval['low']:.2f} … {interval['high']:.2f})")
     return "\n".join(lines)
 
 
@@ -256,8 +259,8 @@ def synth(
         *_not_kept(reasons),
     ]
     spent = [f"it cost ${cost['usd_spent']:.4f}"] if cost.get("usd_spent") else []
-    kept = msgspec.to_builtins(version) if version else None
-    emit({"version": kept, "rows": len(rows), "refused": reasons, "cost": cost}, as_json, "\n".join([*words, *spent]))
+    stored = msgspec.to_builtins(version) if version else None
+    emit({"version": stored, "rows": len(rows), "refused": reasons, "cost": cost}, as_json, "\n".join([*words, *spent]))
 
 
 def _not_kept(reasons: dict[str, int]) -> list[str]:
@@ -267,14 +270,14 @@ def _not_kept(reasons: dict[str, int]) -> list[str]:
 def _ask_first(cost: dict[str, float], yes: bool, as_json: bool, teacher: str) -> None:
     from tunesmith.core.errors import UsageError
 
-    said = f"{cost['requests']:.0f} requests to {teacher}, about {cost['prompt_tokens']:,.0f} tokens in and at most "
-    said += f"{cost['completion_tokens']:,.0f} out" + (f": at most ${cost['usd']:.4f}" if cost["usd"] else "; no price is known for it")
+    price = f"{cost['requests']:.0f} requests to {teacher}, about {cost['prompt_tokens']:,.0f} tokens in and at most "
+    price += f"{cost['completion_tokens']:,.0f} out" + (f": at most ${cost['usd']:.4f}" if cost["usd"] else "; no price is known for it")
     if not as_json:
-        shown(said, err=True)
+        shown(price, err=True)
     if yes or not cost["usd"]:
         return
     if as_json or not sys.stdin.isatty():
-        raise UsageError(f"nothing was asked: {said}", remedy="say --yes to spend it")
+        raise UsageError(f"nothing was asked: {price}", remedy="say --yes to spend it")
     if not typer.confirm("Ask the teacher?", err=True):
         raise UsageError("nothing was asked, as you said")
 
@@ -300,13 +303,13 @@ def contamination(
     with datasets(config, as_json) as desk:
         have = desk.find(data)
         asked = evaluation_rows(desk, evaluation)
-        found = people.leaks(have, asked, Contamination(threshold=threshold, containment=containment))
-    words = [f"{len(found)} of {counted(len(have.rows), 'row')} hold one of {len(asked)} evaluation items"]
-    for one in found[:rows]:
-        how = f"Jaccard {one['jaccard']:.2f}" if one["jaccard"] else f"{one['containment']:.0%} of its word pairs"
-        words.append(f"{one['row']} holds {one['item']} ({how})\n    {one['text'][:160]}\n    {one['item_text'][:160]}")
-    emit({"rows": len(have.rows), "items": len(asked), "found": found}, as_json, "\n".join(words))
-    if found:
+        matches = people.leaks(have, asked, Contamination(threshold=threshold, containment=containment))
+    words = [f"{len(matches)} of {counted(len(have.rows), 'row')} hold one of {len(asked)} evaluation items"]
+    for match in matches[:rows]:
+        how = f"Jaccard {match['jaccard']:.2f}" if match["jaccard"] else f"{match['containment']:.0%} of its word pairs"
+        words.append(f"{match['row']} holds {match['item']} ({how})\n    {match['text'][:160]}\n    {match['item_text'][:160]}")
+    emit({"rows": len(have.rows), "items": len(asked), "found": matches}, as_json, "\n".join(words))
+    if matches:
         raise typer.Exit(3)
 
 
@@ -326,11 +329,12 @@ def pii(
     from tunesmith.flow.datasets import people
 
     with datasets(config, as_json) as desk:
-        found = people.personal(desk.find(data), tuple(kinds) if kinds else KINDS, samples=samples)
-    words = [f"{found['with_any']} of {found['rows']} rows hold personal data or secrets (persons and addresses are not looked for)"]
-    for kind, n in found["kinds"].items():
+        counts = people.personal(desk.find(data), tuple(kinds) if kinds else KINDS, samples=samples)
+    words = [f"{counts['with_any']} of {counts['rows']} rows hold personal data or secrets (persons and addresses are not looked for)"]
+    for kind, n in counts["kinds"].items():
         words.append(f"  {kind}: {counted(n, 'row')}")
         words += [
-            f"    {one['origin']}  …{one['before']}>>{one['found']}<<{one['after']}…".replace("\n", " ") for one in found["samples"][kind]
+            f"    {place['origin']}  …{place['before']}>>{place['found']}<<{place['after']}…".replace("\n", " ")
+            for place in counts["samples"][kind]
         ]
-    emit(found, as_json, "\n".join(words))
+    emit(counts, as_json, "\n".join(words))

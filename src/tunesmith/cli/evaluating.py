@@ -62,8 +62,8 @@ def evaluate(
     given = {"data": data, "metrics": metrics, "price": price, "choose_on": choose_on}
     (ask,) = options(_words(given) + overrides, Ask)
     with told(as_json) as progress, bench(config, progress, concurrency=ask.concurrency, rate=ask.rate, as_written=as_written) as at:
-        found = run_eval(models, ask, at)
-    emit({"evaluations": [_plain(one) for one in found], "plan": at.plan}, as_json, "\n".join(_table(found)))
+        evaluations = run_eval(models, ask, at)
+    emit({"evaluations": [_plain(evaluation) for evaluation in evaluations], "plan": at.plan}, as_json, "\n".join(_table(evaluations)))
 
 
 def compare(
@@ -98,17 +98,17 @@ def compare(
             lines = forgotten(a, b, ask, at)
             emit({"abilities": [_plain(line) for line in lines]}, as_json, "\n".join(_ability(line) for line in lines))
             return
-        found = compare_results(*sides(a, b, ask, at), weigh, at)
-    differ = [one for one in found.slices if one.difference is not None and (one.p_adjusted or 0.0) < 1 - weigh.level]
-    said = [one.sentence for one in found.comparison.metrics]
-    said += [
-        f"  slice {one.dimension} = {one.name}: {one.difference.estimate:+.3g} (p = {one.p_adjusted:.2g})"
-        for one in differ
-        if one.difference
+        compared = compare_results(*sides(a, b, ask, at), weigh, at)
+    differ = [piece for piece in compared.slices if piece.difference is not None and (piece.p_adjusted or 0.0) < 1 - weigh.level]
+    sentences = [measured.sentence for measured in compared.comparison.metrics]
+    sentences += [
+        f"  slice {piece.dimension} = {piece.name}: {piece.difference.estimate:+.3g} (p = {piece.p_adjusted:.2g})"
+        for piece in differ
+        if piece.difference
     ]
-    tested = sum(one.difference is not None for one in found.slices)
-    said += [f"{len(differ)} of {tested} slices differ (corrected together).", *found.notes]
-    emit({**found.summary(), "plan": at.plan}, as_json, "\n".join(said + _judged(found.judged)))
+    tested = sum(piece.difference is not None for piece in compared.slices)
+    sentences += [f"{len(differ)} of {tested} slices differ (corrected together).", *compared.notes]
+    emit({**compared.summary(), "plan": at.plan}, as_json, "\n".join(sentences + _judged(compared.judged)))
 
 
 def gate(
@@ -181,9 +181,9 @@ def report(
     names, overrides = split_words(words or [])
     (weigh,) = options(overrides, Weigh)
     with told(as_json) as progress, bench(config, progress, as_written=as_written) as at:
-        found = write_report(names, at, out, weigh)
-    run = f"\nthe last run's own report: {found['run_report']}" if found["run_report"] else ""
-    emit({**found, "plan": at.plan}, as_json, f"{markdown(found)}\nreport: {out / 'report.html'}{run}")
+        result = write_report(names, at, out, weigh)
+    run = f"\nthe last run's own report: {result['run_report']}" if result["run_report"] else ""
+    emit({**result, "plan": at.plan}, as_json, f"{markdown(result)}\nreport: {out / 'report.html'}{run}")
 
 
 def _words(given: dict[str, str | None]) -> list[str]:
@@ -193,28 +193,28 @@ def _words(given: dict[str, str | None]) -> list[str]:
 def _plain(record: Any) -> dict[str, Any]:
     import msgspec
 
-    found: dict[str, Any] = msgspec.to_builtins(record)
-    return found
+    plain: dict[str, Any] = msgspec.to_builtins(record)
+    return plain
 
 
-def _table(found: Sequence[KeptEvaluation]) -> list[str]:
+def _table(evaluations: Sequence[KeptEvaluation]) -> list[str]:
     lines = []
-    for one in found:
-        lines.append(f"{one.id[:8]}  {one.model} ({one.variant}) on {one.data}, {counted(one.rows, 'row')}{_spent(one)}")
-        for name in one.metrics:
-            value, interval = one.values[name], one.intervals[name]
+    for entry in evaluations:
+        lines.append(f"{entry.id[:8]}  {entry.model} ({entry.variant}) on {entry.data}, {counted(entry.rows, 'row')}{_spent(entry)}")
+        for name in entry.metrics:
+            value, interval = entry.values[name], entry.intervals[name]
             span = f"  {100 * interval.level:.3g}% interval {interval.low:.4g} to {interval.high:.4g}" if interval else ""
-            noise = f"  sd over {len(one.seeds)} seeds {one.noise[name]:.3g}" if name in one.noise else ""
-            gone = f"  missing {one.missing[name]}" if one.missing[name] else ""
+            noise = f"  sd over {len(entry.seeds)} seeds {entry.noise[name]:.3g}" if name in entry.noise else ""
+            gone = f"  missing {entry.missing[name]}" if entry.missing[name] else ""
             lines.append(f"  {name:<18} {'–' if value is None else f'{value:.4g}'}{span}{noise}{gone}")
     return lines
 
 
-def _spent(one: KeptEvaluation) -> str:
-    cost = "" if one.usd is None else f", {one.usd:.4f} USD in all, {one.paid_usd or 0.0:.4f} now"
-    sealed = f", opening {one.opening} of sealed rows" if one.opening else ""
-    failed = f", {one.failed} without an answer" if one.failed else ""
-    return f", {one.asked} asked now{cost}{sealed}{failed}"
+def _spent(evaluation: KeptEvaluation) -> str:
+    cost = "" if evaluation.usd is None else f", {evaluation.usd:.4f} USD in all, {evaluation.paid_usd or 0.0:.4f} now"
+    sealed = f", opening {evaluation.opening} of sealed rows" if evaluation.opening else ""
+    failed = f", {evaluation.failed} without an answer" if evaluation.failed else ""
+    return f", {evaluation.asked} asked now{cost}{sealed}{failed}"
 
 
 def _ability(line: Any) -> str:
@@ -223,16 +223,16 @@ def _ability(line: Any) -> str:
     return f"{mark}{line.ability:<22} {line.before:.3f} → {line.after:.3f}  {change}  p = {line.p_adjusted:.2g}"
 
 
-def _judged(found: Any) -> list[str]:
-    if found is None:
+def _judged(judged: Any) -> list[str]:
+    if judged is None:
         return []
-    share, lean = found.share, found.bias
+    share, lean = judged.share, judged.bias
     lines = [
-        f"judge {found.judge}: B's share of the win {share.estimate:.3f} ({share.low:.3f} to {share.high:.3f}), both orders; "
+        f"judge {judged.judge}: B's share of the win {share.estimate:.3f} ({share.low:.3f} to {share.high:.3f}), both orders; "
         f"{lean.flips:.0%} of the verdicts change with the order, {lean.missing} unreadable"
     ]
-    if found.corrected is None:
+    if judged.corrected is None:
         return [*lines, "no human labels: how far this judge can be believed is not known"]
-    fixed = found.corrected.corrected
-    lines.append(f"corrected by {found.corrected.human} human labels: {fixed.estimate:.3f} ({fixed.low:.3f} to {fixed.high:.3f})")
-    return lines if found.corrected.believed else [*lines, "the judge does not agree with people: its own share is no result"]
+    fixed = judged.corrected.corrected
+    lines.append(f"corrected by {judged.corrected.human} human labels: {fixed.estimate:.3f} ({fixed.low:.3f} to {fixed.high:.3f})")
+    return lines if judged.corrected.believed else [*lines, "the judge does not agree with people: its own share is no result"]

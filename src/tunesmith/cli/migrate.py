@@ -39,14 +39,14 @@ def inventory(base_url: BaseURL = None, api_key: Key = None, today: Today = None
 
     from tunesmith.flow import migrate
 
-    found = migrate.inventory(migrate.client_for(base_url, api_key), _date(today))
+    fine_tunes = migrate.inventory(migrate.client_for(base_url, api_key), _date(today))
     lines = [
-        f"{'off' if (one.days_left or 0) < 0 else f'{one.days_left} days' if one.days_left is not None else 'no date':>9}  "
-        f"{one.model}  (job {one.job or 'unknown'}, {one.method}; {one.shutdown or 'no date'}: {one.shutdown_source})"
-        for one in found
+        f"{'off' if (tune.days_left or 0) < 0 else f'{tune.days_left} days' if tune.days_left is not None else 'no date':>9}  "
+        f"{tune.model}  (job {tune.job or 'unknown'}, {tune.method}; {tune.shutdown or 'no date'}: {tune.shutdown_source})"
+        for tune in fine_tunes
     ]
-    lines.append(f"{len(found)} fine-tuned models; new jobs at OpenAI end on {migrate.shutdowns().new_jobs_until}")
-    emit({"models": msgspec.to_builtins(found)}, as_json, "\n".join(lines))
+    lines.append(f"{len(fine_tunes)} fine-tuned models; new jobs at OpenAI end on {migrate.shutdowns().new_jobs_until}")
+    emit({"models": msgspec.to_builtins(fine_tunes)}, as_json, "\n".join(lines))
 
 
 @migrate_app.command("record", context_settings=OVERRIDES)
@@ -78,11 +78,11 @@ def record(
         shown(f"{counted(len(rows), 'row')}, at most {max(usd, 0.01):.2f} USD at OpenAI's prices", err=True)
         if not yes:
             typer.confirm("ask the old model?", abort=True, err=True)
-    found = migrate.record(old, rows, out, Sampling(max_tokens=asked.max_tokens))
+    usage = migrate.record(old, rows, out, Sampling(max_tokens=asked.max_tokens))
     emit(
-        found,
+        usage,
         as_json,
-        f"{counted(found['rows'], 'answer')} in {out} ({found['completion_tokens']} tokens written, {found['failed']} without an answer)",
+        f"{counted(usage['rows'], 'answer')} in {out} ({usage['completion_tokens']} tokens written, {usage['failed']} without an answer)",
     )
 
 
@@ -106,10 +106,10 @@ def retrain(
     from tunesmith.flow import migrate
 
     client = migrate.client_for(base_url, api_key)
-    found = migrate.inventory(client, _date(None))
-    chosen = next((one for one in found if model in (one.model, one.job)), None)
+    fine_tunes = migrate.inventory(client, _date(None))
+    chosen = next((fine_tune for fine_tune in fine_tunes if model in (fine_tune.model, fine_tune.job)), None)
     if chosen is None:
-        names = [one.model for one in found]
+        names = [fine_tune.model for fine_tune in fine_tunes]
         raise NotFound(
             f"no fine-tune '{model}'", where=str(client.base_url), allowed=", ".join(names) or "none there", remedy=nearest(model, names)
         )
@@ -120,8 +120,8 @@ def retrain(
         raise NotFound(f"'{file}' is already there", remedy="give another --folder")
     write_atomic(file, migrate.translated(chosen, base=base, data=training, golden=golden))
     name = migrate.local_name(chosen)
-    said = f"wrote {file}; look it over, then: tunesmith run --config {file}\nthe replacement will answer as {name}"
-    emit({"project": str(file), "alias": name}, as_json, said)
+    text = f"wrote {file}; look it over, then: tunesmith run --config {file}\nthe replacement will answer as {name}"
+    emit({"project": str(file), "alias": name}, as_json, text)
 
 
 @migrate_app.command("compare")
@@ -149,11 +149,16 @@ def compare(
     rows, out = migrate.golden_rows(golden), golden.with_suffix(".compare")
     with told(as_json) as progress, ExitStack() as stack:
         asked = stack.enter_context(bench(Path("tunesmith.yaml"), progress)).models.resolve(judge) if judge else None
-        found = migrate.likeness(rows, new, out, Sampling(max_tokens=max_tokens), metrics.split(","), asked)
-    write_atomic(out / "compare.json", json.dumps(found))
-    lines = [f"{name}: {one['estimate']:.3f} ({one['low']:.3f} … {one['high']:.3f})" for name, one in found["agreement"].items()]
-    head = f"{found['rows']} recorded answers, {len(found['differing'])} differ (tunesmith migrate report --golden {golden} shows them)"
-    emit(found, as_json, "\n".join([head, *lines, *migrate.sentences(found)]))
+        likeness = migrate.likeness(rows, new, out, Sampling(max_tokens=max_tokens), metrics.split(","), asked)
+    write_atomic(out / "compare.json", json.dumps(likeness))
+    lines = [
+        f"{name}: {interval['estimate']:.3f} ({interval['low']:.3f} … {interval['high']:.3f})"
+        for name, interval in likeness["agreement"].items()
+    ]
+    head = (
+        f"{likeness['rows']} recorded answers, {len(likeness['differing'])} differ (tunesmith migrate report --golden {golden} shows them)"
+    )
+    emit(likeness, as_json, "\n".join([head, *lines, *migrate.sentences(likeness)]))
 
 
 @migrate_app.command("report")
@@ -173,9 +178,9 @@ def report(
     from tunesmith.core.errors import NotFound
     from tunesmith.flow import migrate
 
-    kept = golden.with_suffix(".compare") / "compare.json" if golden else None
-    if kept is not None and not kept.is_file():
-        raise NotFound(f"no comparison '{kept}'", remedy=f"tunesmith migrate compare {golden} --model NAME")
-    compared = json.loads(kept.read_text("utf-8")) if kept else None
+    file = golden.with_suffix(".compare") / "compare.json" if golden else None
+    if file is not None and not file.is_file():
+        raise NotFound(f"no comparison '{file}'", remedy=f"tunesmith migrate compare {golden} --model NAME")
+    compared = json.loads(file.read_text("utf-8")) if file else None
     write_atomic(out, migrate.report(migrate.inventory(migrate.client_for(base_url, api_key), _date(today)), compared))
     emit({"written": str(out)}, as_json, f"wrote {out}")

@@ -64,11 +64,11 @@ def intake(
     *,
     max_invalid: float = 0.0,
     rejects: Path | None = None,
-    told: OnIncoming = lambda incoming: None,
+    on_row: OnIncoming = lambda incoming: None,
     named: Callable[[str], str] = lambda path: path,
 ) -> Intake:
     """Read every row of the sources into the files `rows` (Parquet) and `ledger` (JSONL); rows with faults go to `rejects` (JSONL), which
-    is written only when there are some. `told` hears which row came in, of every thousandth; `named` says what a file is called in origins.
+    is written only when there are some. `on_row` hears every thousandth row that came in; `named` says what a file is called in origins.
 
     Memory: one batch of rows, and the ids of rows that bring one. Raises as `collect`, and then `ledger`, which comes last, is not there.
     """
@@ -82,7 +82,7 @@ def intake(
             for incoming in stream_all(sources, found.formats, named):
                 lines.write(canonical(found.enter(incoming)) + b"\n")
                 if found.inputs % TOLD_EVERY == 0:
-                    told(incoming)
+                    on_row(incoming)
                 if incoming.row is not None:
                     total.add(incoming.row)
                     yield incoming.row

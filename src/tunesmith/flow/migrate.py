@@ -93,18 +93,18 @@ def inventory(client: Any, today: datetime.date) -> list[FineTune]:
         listed = {model.id: model for model in client.models.list()}
     except openai.OpenAIError as error:
         raise SourceUnavailable(f"the models and jobs could not be listed: {error}", where=str(client.base_url)) from error
-    found = [_fine_tune(job, listed.get(job.fine_tuned_model), today) for job in jobs]
-    known = {one.model for one in found}
+    fine_tunes = [_fine_tune(job, listed.get(job.fine_tuned_model), today) for job in jobs]
+    known = {fine_tune.model for fine_tune in fine_tunes}
     orphans = [model for name, model in listed.items() if name.startswith("ft:") and name not in known and ":ckpt-step-" not in name]
-    found += [_ended(FineTune(model=model.id, base=model.id.split(":")[1]), model, today) for model in orphans]
-    return sorted(found, key=lambda one: (one.days_left is None, one.days_left, one.model))
+    fine_tunes += [_ended(FineTune(model=model.id, base=model.id.split(":")[1]), model, today) for model in orphans]
+    return sorted(fine_tunes, key=lambda fine_tune: (fine_tune.days_left is None, fine_tune.days_left, fine_tune.model))
 
 
 def _fine_tune(job: Any, model: Any, today: datetime.date) -> FineTune:
     method = job.method.type if job.method else "supervised"
     settings = getattr(job.method, method, None) if job.method else None
     hyperparameters = (settings.hyperparameters if settings else None) or job.hyperparameters
-    one = FineTune(
+    fine_tune = FineTune(
         model=job.fine_tuned_model,
         base=job.model,
         job=job.id,
@@ -114,21 +114,21 @@ def _fine_tune(job: Any, model: Any, today: datetime.date) -> FineTune:
         validation_file=job.validation_file,
         hyperparameters={key: value for key, value in hyperparameters.model_dump().items() if value is not None} if hyperparameters else {},
     )
-    return _ended(one, model, today)
+    return _ended(fine_tune, model, today)
 
 
-def _ended(one: FineTune, model: Any, today: datetime.date) -> FineTune:
-    said = getattr(model, "shutdown_date", None)
-    if said:
-        date, source = datetime.date.fromisoformat(said), "the provider's API"
+def _ended(fine_tune: FineTune, model: Any, today: datetime.date) -> FineTune:
+    shutdown = getattr(model, "shutdown_date", None)
+    if shutdown:
+        date, source = datetime.date.fromisoformat(shutdown), "the provider's API"
     else:
         table = shutdowns()
-        known = [name for name in table.models if one.base.startswith(name)]
+        known = [name for name in table.models if fine_tune.base.startswith(name)]
         if not known:
-            return one
+            return fine_tune
         entry = table.models[max(known, key=len)]
         date, source = entry.date, f"table of {table.collected}{'' if entry.sure else ', secondary sources'}"
-    return msgspec.structs.replace(one, shutdown=date, shutdown_source=source, days_left=(date - today).days)
+    return msgspec.structs.replace(fine_tune, shutdown=date, shutdown_source=source, days_left=(date - today).days)
 
 
 def most_usd(model: str, rows: Sequence[Example], max_tokens: int) -> float | None:
@@ -204,7 +204,7 @@ def _unanswered(incoming: IncomingRow) -> Row | None:
 def download(client: Any, fine_tune: FineTune, folder: Path) -> dict[str, Path]:
     """The files that the fine-tune was made from. Raises NotFound when the provider no longer has the training file."""
     openai = need("openai", extra="openai")
-    found = {}
+    files = {}
     for part, name in (("training", fine_tune.training_file), ("validation", fine_tune.validation_file)):
         if name is None:
             continue
@@ -218,11 +218,11 @@ def download(client: Any, fine_tune: FineTune, folder: Path) -> dict[str, Path]:
                 where=str(client.base_url),
                 remedy="give your own copy with --data, or train on recorded answers (tunesmith migrate record)",
             ) from error
-        found[part] = folder / f"{part}.jsonl"
-        write_atomic(found[part], plain_text(data))
-    if "training" not in found:
+        files[part] = folder / f"{part}.jsonl"
+        write_atomic(files[part], plain_text(data))
+    if "training" not in files:
         raise NotFound(f"'{fine_tune.model}' names no training file", remedy="give your own copy with --data")
-    return found
+    return files
 
 
 def local_name(fine_tune: FineTune) -> str:
@@ -271,25 +271,25 @@ def likeness(
     from tunesmith.evaluate.metrics import metric
     from tunesmith.evaluate.run import evaluate
 
-    found = evaluate(model, golden, [metric(name) for name in metrics], sampling=sampling, out=out)
+    evaluation = evaluate(model, golden, [metric(name) for name in metrics], sampling=sampling, out=out)
     agreement = {}
     for name in metrics:
-        values = [score.value for score in found.scores(name) if score.value is not None]
+        values = [score.value for score in evaluation.scores(name) if score.value is not None]
         agreement[name] = msgspec.structs.asdict(mean_interval(values)) | {"missing": len(golden) - len(values)}
     old = [float(row.meta["total_s"]) for row in golden if row.meta.get("total_s") is not None]
-    new = [row.answer.total_s for row in found.rows if row.answer.total_s is not None]
+    new = [row.answer.total_s for row in evaluation.rows if row.answer.total_s is not None]
     differing = [
         {"asked": row.prompt[-1].text, "old": row.answer, "new": answered.answer.text}
-        for row, answered in zip(golden, found.rows, strict=True)
+        for row, answered in zip(golden, evaluation.rows, strict=True)
         if answered.scores[0].value is not None and answered.scores[0].value < 1.0
     ]
     return {
         "rows": len(golden),
         "agreement": agreement,
         "median_seconds": {"old": _median(old), "new": _median(new)},
-        "completion_tokens": {"old": sum(row.meta.get("completion_tokens", 0) for row in golden), "new": found.completion_tokens},
+        "completion_tokens": {"old": sum(row.meta.get("completion_tokens", 0) for row in golden), "new": evaluation.completion_tokens},
         "usd_before": _usd_before(golden),
-        "judged": _judged(judge, golden, found, out) if judge is not None else None,
+        "judged": _judged(judge, golden, evaluation, out) if judge is not None else None,
         "differing": differing,
     }
 
@@ -302,15 +302,15 @@ def _usd_before(golden: Sequence[Example]) -> float | None:
     return float(sum(row.meta["prompt_tokens"] * price.input + row.meta["completion_tokens"] * price.output for row in golden) / 1e6)
 
 
-def _judged(judge: Model, golden: Sequence[Example], found: Evaluation, out: Path) -> dict[str, Any]:
+def _judged(judge: Model, golden: Sequence[Example], evaluation: Evaluation, out: Path) -> dict[str, Any]:
     """The new model's share of the win; the judge sees the questions alone, since the recorded answer is one of the two."""
     from tunesmith.core.stats import mean_interval
     from tunesmith.evaluate.judge import bias, pairwise
 
     asked = [Example(id=row.id, messages=row.prompt, tools=row.tools) for row in golden]
-    old, new = [Answer(text=row.answer) for row in golden], [row.answer for row in found.rows]
+    old, new = [Answer(text=row.answer) for row in golden], [row.answer for row in evaluation.rows]
     verdicts = pairwise(judge, asked, old, new, cache=out / "judge.jsonl")
-    lean = bias(judge, verdicts, old, new, (str(golden[0].meta.get("recorded_from")), found.model))
+    lean = bias(judge, verdicts, old, new, (str(golden[0].meta.get("recorded_from")), evaluation.model))
     share = mean_interval([verdict.value for verdict in verdicts if verdict.value is not None])
     return {"judge": judge.name, "share": msgspec.to_builtins(share), "bias": msgspec.to_builtins(lean)}
 
@@ -323,32 +323,33 @@ def _median(values: Sequence[float]) -> float | None:
 def sentences(compared: dict[str, Any]) -> list[str]:
     """What `likeness` found besides the metrics: latency, tokens, cost, and the judge's preference."""
     seconds, tokens, judged = compared["median_seconds"], compared["completion_tokens"], compared["judged"]
-    found = [
+    lines = [
         f"Median answer: {_seconds(seconds['old'])} before, {_seconds(seconds['new'])} now. "
         f"Tokens written: {tokens['old']} before, {tokens['new']} now."
     ]
     if compared["usd_before"] is not None:
-        found.append(f"The recorded answers cost {compared['usd_before']:.4f} USD by the list; the new ones cost your own machine's time.")
+        lines.append(f"The recorded answers cost {compared['usd_before']:.4f} USD by the list; the new ones cost your own machine's time.")
     if judged is not None:
         share, lean = judged["share"], judged["bias"]
-        found.append(
+        lines.append(
             f"Judge {judged['judge']}, each pair in both orders: the new model's share of the win {share['estimate']:.3f} "
             f"({share['low']:.3f} … {share['high']:.3f}); {lean['flips']:.0%} of the verdicts change with the order, "
             f"{lean['missing']} unreadable."
         )
-    return found
+    return lines
 
 
 def _seconds(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.2f} s"
 
 
-def report(found: Sequence[FineTune], compared: dict[str, Any] | None) -> str:
+def report(fine_tunes: Sequence[FineTune], compared: dict[str, Any] | None) -> str:
     """One Markdown page: what there is, how long it lasts, how alike the replacement is."""
     lines = ["# Fine-tunes and their replacements", "", "| model | base | off on | days left | source |", "| --- | --- | --- | --- | --- |"]
     lines += [
-        f"| {one.model} | {one.base} | {one.shutdown or '–'} | {'–' if one.days_left is None else one.days_left} | {one.shutdown_source} |"
-        for one in found
+        f"| {tune.model} | {tune.base} | {tune.shutdown or '–'} | {'–' if tune.days_left is None else tune.days_left} "
+        f"| {tune.shutdown_source} |"
+        for tune in fine_tunes
     ]
     if compared is not None:
         lines += [
@@ -359,10 +360,11 @@ def report(found: Sequence[FineTune], compared: dict[str, Any] | None) -> str:
             "| --- | --- | --- |",
         ]
         lines += [
-            f"| {name} | {one['estimate']:.3f} | {one['low']:.3f} … {one['high']:.3f} |" for name, one in compared["agreement"].items()
+            f"| {name} | {interval['estimate']:.3f} | {interval['low']:.3f} … {interval['high']:.3f} |"
+            for name, interval in compared["agreement"].items()
         ]
         for sentence in sentences(compared):
             lines += ["", sentence]
-        for one in compared["differing"][:10]:
-            lines += ["", f"- **asked** {one['asked']}", f"  - old: {one['old']}", f"  - new: {one['new']}"]
+        for answer in compared["differing"][:10]:
+            lines += ["", f"- **asked** {answer['asked']}", f"  - old: {answer['old']}", f"  - new: {answer['new']}"]
     return "\n".join(lines) + "\n"

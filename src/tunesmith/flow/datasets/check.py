@@ -45,12 +45,12 @@ def checked(datasets: Datasets, data: Rows, *, base: str = "", max_length: int |
             tokens = {"base": base, "error": str(error)}
     datasets.progress.say("looking at the rows")
     held_out = datasets.settings.split.test
-    found = check(data.rows, tokens=counts, max_length=max_length, held_out=held_out, wanted=wanted)
+    result = check(data.rows, tokens=counts, max_length=max_length, held_out=held_out, wanted=wanted)
     return {
         "data": data.name,
         "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "usable": found.usable,
-        **msgspec.to_builtins(found),
+        "usable": result.usable,
+        **msgspec.to_builtins(result),
         "tokens": tokens | (_counted(counts, base) if counts else {}),
         "fates": data.fates.counts(),
         "rules": data.fates.rules(),
@@ -71,12 +71,12 @@ def text_of(result: dict[str, Any]) -> str:
     """The result for a terminal: what to do, most valuable first, then what is fine."""
     marks = {"stop": "STOP", "fix": "fix", "consider": "think", "fine": "ok"}
     lines = [f"{counted(result['numbers']['rows'], 'row')} of {result['data']}: {'usable' if result['usable'] else 'not usable yet'}"]
-    for one in result["advice"]:
-        lines.append(f"  {marks[one['level']]:<6}{one['found']}")
-        if one.get("do"):
-            lines.append(f"        → {one['do']}")
-        if one.get("rows"):
-            lines.append(f"          {', '.join(map(short, one['rows']))}")
+    for advice in result["advice"]:
+        lines.append(f"  {marks[advice['level']]:<6}{advice['found']}")
+        if advice.get("do"):
+            lines.append(f"        → {advice['do']}")
+        if advice.get("rows"):
+            lines.append(f"          {', '.join(map(short, advice['rows']))}")
     tokens = result["tokens"]
     if "error" in tokens:
         lines.append(f"  tokens were not counted: {tokens['error'].splitlines()[0]}")
@@ -91,7 +91,7 @@ def text_of(result: dict[str, Any]) -> str:
 
 def write_html(result: dict[str, Any], rows: Sequence[Row], path: Path) -> None:
     """The report as one file without outside parts."""
-    examples = {row.origin: shown(row) for row in rows if any(row.origin in one.get("rows", ()) for one in result["advice"])}
+    examples = {row.origin: shown(row) for row in rows if any(row.origin in advice.get("rows", ()) for advice in result["advice"])}
     drawn = {"plots": _plots(result, rows), "bars": _bars(result), "examples": examples, "typical": _typical(result, rows)}
     write_atomic(path, render("data_check", r=result, guidance=GUIDANCE, **drawn))
 
@@ -109,18 +109,18 @@ def _bars(result: dict[str, Any]) -> list[dict[str, Any]]:
     """Labels, common answers and topics: each a title, a note and (name, what is told, width in per cent)."""
     total = max(result["numbers"]["rows"], 1)
     labels = list(result["numbers"]["labels"].items())[:25]
-    topics = [(" · ".join(one["words"][:4]) or "(no common words)", one["share"] * total) for one in result.get("topics", ())]
+    topics = [(" · ".join(topic["words"][:4]) or "(no common words)", topic["share"] * total) for topic in result.get("topics", ())]
     lists: list[tuple[str, str, list[tuple[str, float]]]] = [
         ("Labels", f"{counted(len(result['numbers']['labels']), 'label')}; the most common 25 are shown.", labels),
         ("Most common answers", "A model that always gives the first one is the baseline to beat.", result["numbers"]["answers"]),
         ("What it is about", "Groups of rows that share words, named by the words that mark them.", topics[:12]),
     ]
-    found = []
+    groups = []
     for title, note, counts in lists:
         most = max((n for _, n in counts), default=0) or 1
         bars = [{"name": name, "told": f"{n / total:.0%}", "rows": f"{n:,.0f}", "width": 100 * n / most} for name, n in counts]
-        found += [{"title": title, "note": note, "bars": bars}] if bars else []
-    return found
+        groups += [{"title": title, "note": note, "bars": bars}] if bars else []
+    return groups
 
 
 def _plots(result: dict[str, Any], rows: Sequence[Row]) -> list[dict[str, str]]:
@@ -128,17 +128,19 @@ def _plots(result: dict[str, Any], rows: Sequence[Row]) -> list[dict[str, str]]:
     counts, base = result["tokens"].get("lengths"), result["tokens"].get("base")
     unit = f"tokens a row, as {base} sees it" if counts else "characters a row"
     sizes = counts or [sum(map(len, texts_of(row))) for row in rows]
-    found = [("Length", plots.histogram(unit, sizes, ""), f"{unit.capitalize()}. The last bar holds the longest 1 %.")]
+    drawings = [("Length", plots.histogram(unit, sizes, ""), f"{unit.capitalize()}. The last bar holds the longest 1 %.")]
     turns = [len(turns_of(row)) for row in rows]
     if len(set(turns)) > 1:
-        found.append(("Turns", plots.histogram("turns a row", turns, "", bins=min(24, max(turns))), "Turns a row, system prompt included."))
+        drawings.append(
+            ("Turns", plots.histogram("turns a row", turns, "", bins=min(24, max(turns))), "Turns a row, system prompt included.")
+        )
     powers, across = [held_out_power(n) for n in _SIZES], [float(n) for n in _SIZES]
     keys = {"± near 50 %": "half_width_at_50", "± near 90 %": "half_width_at_90", "smallest difference": "smallest_difference"}
-    series = [(name, across, [one[key] for one in powers]) for name, key in keys.items()]
+    series = [(name, across, [power[key] for power in powers]) for name, key in keys.items()]
     test = result["test"]
     note = (
         f"Yours would have {test['rows']:.0f} rows: ±{test['half_width_at_50']:.1f} points near one half; differences of two models are "
         f"seen from {test['smallest_difference']:.1f} points. ±2 points take {test['rows_for_2_points']:,.0f} rows."
     )
-    found.append(("What a test set can show", plots.lines("test size", series, "rows held out", "points"), note))
-    return [{"title": title, "svg": svg, "note": said} for title, svg, said in found]
+    drawings.append(("What a test set can show", plots.lines("test size", series, "rows held out", "points"), note))
+    return [{"title": title, "svg": svg, "note": remark} for title, svg, remark in drawings]

@@ -39,8 +39,8 @@ def findings(context: ProjectContext) -> dict[str, Any]:
     splits: dict[str, list[Row]] = {part: list(read_parquet(folder / f"{part}.parquet")) for part in PARTS}
     tokens = context.runner.run("tokens").output
     near = context.project.clean.near_duplicates.threshold
-    found = of_rows(splits, near, lengths=tokens.get("lengths"), max_length=_limit(context))
-    return {**found, "meaning": context.runner.run("split").output.get("meaning", {})}
+    numbers = of_rows(splits, near, lengths=tokens.get("lengths"), max_length=_limit(context))
+    return {**numbers, "meaning": context.runner.run("split").output.get("meaning", {})}
 
 
 def _limit(context: ProjectContext) -> int | None:
@@ -57,41 +57,41 @@ def of_rows(
     side = {row.origin: part for part, each in splits.items() for row in each}
     held = len(splits.get("test", ()))
     checked = check(rows, held_out=held / max(len(whole), 1))
-    found: dict[str, Any] = {
+    numbers: dict[str, Any] = {
         "rows": len(whole),
         "looked_at": len(rows),
         "near_duplicates": _near(rows, side, threshold),
         "contradictions": [[_shown(rows[i], side) for i in places[:4]] for places in contradictions(rows)[:PAIRS]],
         "suspects": _suspects(rows, side),
         "personal_data": _personal(rows),
-        "advice": [msgspec.to_builtins(one) for one in checked.advice],
-        "topics": [msgspec.to_builtins(one) for one in checked.topics],
+        "advice": [msgspec.to_builtins(advice) for advice in checked.advice],
+        "topics": [msgspec.to_builtins(topic) for topic in checked.topics],
         "test": {**held_out_power(max(held, 1)), "train_rows": len(splits.get("train", whole))},
         "tokens": _tokens(lengths, max_length) if lengths else None,
     }
-    return found
+    return numbers
 
 
 def _personal(rows: Sequence[Row]) -> dict[str, Any]:
     """Counts and places; of each value only the ends, since reports travel further than data."""
-    found = personal(Rows("rows", {"all": list(rows)}, entered({})), samples=3)
-    for places in found["samples"].values():
-        for one in places:
-            one["found"] = one["found"][:2] + "•" * max(1, len(one["found"]) - 4) + one["found"][-2:]
-    return found
+    numbers = personal(Rows("rows", {"all": list(rows)}, entered({})), samples=3)
+    for places in numbers["samples"].values():
+        for place in places:
+            place["found"] = place["found"][:2] + "•" * max(1, len(place["found"]) - 4) + place["found"][-2:]
+    return numbers
 
 
 def _near(rows: Sequence[Row], side: dict[str, str], threshold: float) -> dict[str, Any]:
     """How many pairs and clusters there are, the pairs that differ most while still alike, and the largest cluster."""
     pairs, clusters = near_clusters(rows, NearDuplicates(threshold=threshold))
-    kept, sizes = np.unique(clusters, return_counts=True)
+    numbers, sizes = np.unique(clusters, return_counts=True)
     several = sizes[sizes > 1]
     different = [
         (value, i, j)
         for i, j, value in zip(pairs.left.tolist(), pairs.right.tolist(), pairs.jaccard.tolist(), strict=True)
         if normalised(question_of(rows[i])) != normalised(question_of(rows[j]))
     ]
-    biggest = int(kept[sizes.argmax()]) if len(several) else None
+    biggest = int(numbers[sizes.argmax()]) if len(several) else None
     members = np.flatnonzero(clusters == biggest).tolist() if biggest is not None else []
     return {
         "threshold": threshold,
@@ -114,32 +114,32 @@ def _near(rows: Sequence[Row], side: dict[str, str], threshold: float) -> dict[s
 
 def _marked(a: str, b: str) -> list[list[str]]:
     """Two texts as one, word by word: [kind, words] with kind same, only_a or only_b."""
-    left, right, found = a.split(), b.split(), []
+    left, right, pieces = a.split(), b.split(), []
     for kind, i, j, k, m in difflib.SequenceMatcher(None, left, right, autojunk=False).get_opcodes():
         if kind == "equal":
-            found.append(["same", " ".join(left[i:j])])
+            pieces.append(["same", " ".join(left[i:j])])
             continue
-        found += [["only_a", " ".join(left[i:j])]] if j > i else []
-        found += [["only_b", " ".join(right[k:m])]] if m > k else []
-    return found
+        pieces += [["only_a", " ".join(left[i:j])]] if j > i else []
+        pieces += [["only_b", " ".join(right[k:m])]] if m > k else []
+    return pieces
 
 
 def _suspects(rows: Sequence[Row], side: dict[str, str]) -> dict[str, Any]:
     questions, answers = [question_of(row) for row in rows], [answer_of(row) for row in rows]
-    listed = [("neighbours", one) for one in disagreeing(questions, answers, names=[row.origin.rpartition("/")[2] for row in rows])]
-    listed += [("not copied", one) for one in not_copied(questions, answers)]
-    listed += [("omitted", one) for one in omitted(questions, answers)]
+    listed = [("neighbours", suspect) for suspect in disagreeing(questions, answers, names=[row.origin.rpartition("/")[2] for row in rows])]
+    listed += [("not copied", suspect) for suspect in not_copied(questions, answers)]
+    listed += [("omitted", suspect) for suspect in omitted(questions, answers)]
     labels = [getattr(row, "label", None) for row in rows]
     known = [i for i, label in enumerate(labels) if label is not None]
     if len(known) >= 20 and 2 <= len({labels[i] for i in known}) <= LABELS:
         wrong = label_errors([questions[i] for i in known], [str(labels[i]) for i in known])
-        listed += [("label", one._replace(row=known[one.row])) for one in wrong]
+        listed += [("label", suspect._replace(row=known[suspect.row])) for suspect in wrong]
     counts: dict[str, int] = {}
     shown: list[dict[str, Any]] = []
-    for method, one in listed:
+    for method, suspect in listed:
         counts[method] = counts.get(method, 0) + 1
         if counts[method] <= SUSPECTS:
-            shown.append({**_shown(rows[one.row], side), "method": method, "score": one.score, "reason": one.reason})
+            shown.append({**_shown(rows[suspect.row], side), "method": method, "score": suspect.score, "reason": suspect.reason})
     return {"counts": counts, "shown": shown}
 
 
@@ -160,18 +160,18 @@ def _tokens(lengths: Sequence[int], max_length: int | None) -> dict[str, Any]:
     return {**dict(zip(names, cuts.tolist(), strict=True)), "total": int(sum(lengths)), "max_length": max_length, "too_long": long}
 
 
-def section(found: dict[str, Any]) -> str:
+def section(numbers: dict[str, Any]) -> str:
     """The findings as one <section> of HTML, for a report that brings the styles of `report.html.j2`."""
     sizes = [float(n) for n in (25, 50, 100, 200, 400, 800, 1600, 3200)]
     powers = [held_out_power(int(n)) for n in sizes]
     curves = [
-        ("± of a share near 50 %", sizes, [one["half_width_at_50"] for one in powers]),
-        ("smallest difference seen", sizes, [one["smallest_difference"] for one in powers]),
-        ("yours", [found["test"]["rows"]] * 2, [0.0, max(one["smallest_difference"] for one in powers)]),
+        ("± of a share near 50 %", sizes, [power["half_width_at_50"] for power in powers]),
+        ("smallest difference seen", sizes, [power["smallest_difference"] for power in powers]),
+        ("yours", [numbers["test"]["rows"]] * 2, [0.0, max(power["smallest_difference"] for power in powers)]),
     ]
-    topics = [(" ".join(one["words"][:3])[:24] or "(no common words)", 100 * one["share"]) for one in found["topics"][:12]]
+    topics = [(" ".join(topic["words"][:3])[:24] or "(no common words)", 100 * topic["share"]) for topic in numbers["topics"][:12]]
     drawn = {
         "test": plots.lines("test size", curves, "rows held out", "points"),
         "topics": plots.bars("topics", topics, "% of the rows") if topics else "",
     }
-    return render("data_findings", f=found, plots=drawn)
+    return render("data_findings", f=numbers, plots=drawn)

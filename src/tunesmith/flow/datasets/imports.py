@@ -24,7 +24,7 @@ def imported(
     *,
     max_invalid: float,
     note: str,
-    told: OnIncoming,
+    on_row: OnIncoming,
     named: Callable[[str], str],
 ) -> tuple[DatasetVersion, Intake]:
     """The version that `version.freeze` would make of the same rows and recipe. Raises as `intake`, and then there is no version."""
@@ -33,20 +33,20 @@ def imported(
     work.chmod(0o755)  # mkdtemp makes it for its owner alone
     try:
         files = versions.rows_file(work, ALL), work / versions.LEDGER
-        found = intake(sources, *files, max_invalid=max_invalid, rejects=root / "rejects.jsonl", told=told, named=named)
-        version = versions.described(recipe, {ALL: found.digest}, {ALL: found.rows}, found.fates.items(), note=note)
-        return versions.adopt(root, work, version), found
+        taken = intake(sources, *files, max_invalid=max_invalid, rejects=root / "rejects.jsonl", on_row=on_row, named=named)
+        version = versions.described(recipe, {ALL: taken.digest}, {ALL: taken.rows}, taken.fates.items(), note=note)
+        return versions.adopt(root, work, version), taken
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
 def surveyed(sources: Sequence[Source], *, max_invalid: float) -> Intake:
     """What an import would take in, counted; nothing is written. Raises as `imported`."""
-    found = Intake()
-    for incoming in stream_all(sources, found.formats):
-        found.enter(incoming)
-    refuse_invalid(found, max_invalid, None)
-    return found
+    taken = Intake()
+    for incoming in stream_all(sources, taken.formats):
+        taken.enter(incoming)
+    refuse_invalid(taken, max_invalid, None)
+    return taken
 
 
 def reading(sources: Sequence[Source], progress: Progress, named: Callable[[str], str]) -> OnIncoming:
@@ -57,9 +57,9 @@ def reading(sources: Sequence[Source], progress: Progress, named: Callable[[str]
     for path, size in sizes.items():
         before[path], total = total, total + size
 
-    def told(incoming: IncomingRow) -> None:
+    def on_row(incoming: IncomingRow) -> None:
         path = incoming.origin.rpartition(":")[0]
         if path in sizes:
             progress.bar("reading", before[path] + min(incoming.offset or 0, sizes[path]), total)
 
-    return told
+    return on_row

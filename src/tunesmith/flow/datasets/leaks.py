@@ -28,22 +28,22 @@ def meaning(parts: Splits, settings: SemanticLeakage, catalog: Catalog, progress
     if progress is not None:
         progress.say("looking for held-out rows that say the same as training rows in other words")
     vectors = [partial(how, catalog=catalog, encoder=settings.encoder) for how in (rough, embed)]
-    found = overlaps(parts.train, held_out, settings, vectors[0], vectors[1])
-    for name, one in found.items():
-        gate_overlap(one, settings, name)
-    return found
+    measured = overlaps(parts.train, held_out, settings, vectors[0], vectors[1])
+    for name, overlap in measured.items():
+        gate_overlap(overlap, settings, name)
+    return measured
 
 
-def told(found: dict[str, Overlap]) -> list[str]:
+def lines_of(measured: dict[str, Overlap]) -> list[str]:
     """One line a part, for people."""
     return [
-        f"{name}: not measured in meaning: {one.why}"
-        if one.why
-        else f"{name}: {one.found} of {one.looked_at} rows say the same as a training row in other words (cosine ≥ {one.threshold})"
-        for name, one in found.items()
+        f"{name}: not measured in meaning: {part.why}"
+        if part.why
+        else f"{name}: {part.found} of {part.looked_at} rows say the same as a training row in other words (cosine ≥ {part.threshold})"
+        for name, part in measured.items()
     ]
 
 
-def as_plain(found: dict[str, Overlap]) -> dict[str, dict[str, object]]:
+def as_plain(measured: dict[str, Overlap]) -> dict[str, dict[str, object]]:
     """The same as plain objects with the share."""
-    return {name: {**msgspec.to_builtins(one), "share": one.share} for name, one in found.items()}
+    return {name: {**msgspec.to_builtins(overlap), "share": overlap.share} for name, overlap in measured.items()}

@@ -51,7 +51,7 @@ def suspects(datasets: Datasets, data: Rows, *, encoder: str = "", base: str = "
     embeddings too. `base`: answers that their question does not explain (slow).
     """
     rows = data.rows
-    found: list[tuple[str, Suspect]] = []
+    pairs: list[tuple[str, Suspect]] = []
     labels = [getattr(row, "label", None) for row in rows]
     known = [i for i, label in enumerate(labels) if label is not None]
     questions, answers = [question_of(row) for row in rows], [answer_of(row) for row in rows]
@@ -61,23 +61,29 @@ def suspects(datasets: Datasets, data: Rows, *, encoder: str = "", base: str = "
         sure = label_errors(
             [questions[i] for i in known], [str(labels[i]) for i in known], vectors=None if vectors is None else vectors[known]
         )
-        found += [("label", one._replace(row=known[one.row])) for one in sure]
-    found += [("neighbours", one) for one in disagreeing(questions, answers, names=[row.origin for row in rows])]
-    found += [("not copied", one) for one in not_copied(questions, answers)]
-    found += [("omitted", one) for one in omitted(questions, answers)]
+        pairs += [("label", suspect._replace(row=known[suspect.row])) for suspect in sure]
+    pairs += [("neighbours", suspect) for suspect in disagreeing(questions, answers, names=[row.origin for row in rows])]
+    pairs += [("not copied", suspect) for suspect in not_copied(questions, answers)]
+    pairs += [("omitted", suspect) for suspect in omitted(questions, answers)]
     if not known:
         datasets.progress.say("comparing questions with their answers")
         theirs = latent(answers, _LATENT) if vectors is None else embed(answers, datasets.catalog, encoder)
         ours = latent(questions, _LATENT) if vectors is None else vectors
-        found += [("unexpected", one) for one in unexpected_answers(ours, theirs)]
-        found += [("mismatch", one) for one in mismatched_answers(ours, theirs)] if vectors is not None else []
+        pairs += [("unexpected", suspect) for suspect in unexpected_answers(ours, theirs)]
+        pairs += [("mismatch", suspect) for suspect in mismatched_answers(ours, theirs)] if vectors is not None else []
     if base:
-        found += [("unexplained", one) for one in _unexplained(datasets, data, base)]
+        pairs += [("unexplained", suspect) for suspect in _unexplained(datasets, data, base)]
     listed = [
-        {**one._asdict(), "row": rows[one.row].id, "origin": rows[one.row].origin, "method": method, "answer": answers[one.row]}
-        for method, one in found
+        {
+            **suspect._asdict(),
+            "row": rows[suspect.row].id,
+            "origin": rows[suspect.row].origin,
+            "method": method,
+            "answer": answers[suspect.row],
+        }
+        for method, suspect in pairs
     ]
-    write_atomic(_suspects_file(datasets), msgspec.json.encode([{"row": one["row"], "reason": one["reason"]} for one in listed]))
+    write_atomic(_suspects_file(datasets), msgspec.json.encode([{"row": entry["row"], "reason": entry["reason"]} for entry in listed]))
     return listed
 
 
@@ -89,20 +95,20 @@ def disagreeing(
     `names`: what the rows are called in the reasons (None: by their number).
     """
     pairs = near_duplicates(questions, threshold)
-    said = [normalised(answer) for answer in answers]
+    plain = [normalised(answer) for answer in answers]
     near: dict[int, list[tuple[float, int]]] = {}
     for i, j, value in zip(pairs.left.tolist(), pairs.right.tolist(), pairs.jaccard.tolist(), strict=True):
         near.setdefault(i, []).append((value, j))
         near.setdefault(j, []).append((value, i))
-    found = []
+    outvoted = []
     for i, others in near.items():
-        agree = sum(said[j] == said[i] for _, j in others)
-        value, j = max(others, key=lambda pair: (said[pair[1]] != said[i], pair[0]))
-        if said[j] != said[i] and sum(said[k] == said[j] for _, k in others) > agree:
+        agree = sum(plain[j] == plain[i] for _, j in others)
+        value, j = max(others, key=lambda pair: (plain[pair[1]] != plain[i], pair[0]))
+        if plain[j] != plain[i] and sum(plain[k] == plain[j] for _, k in others) > agree:
             other = names[j] if names is not None else f"row {j + 1}"
             reason = f"{other} asks nearly the same (Jaccard {value:.2f}) and answers {answers[j][:80]!r}"
-            found.append(Suspect(i, answers[i], answers[j], value, reason))
-    return sorted(found, key=lambda one: (-one.score, one.row))
+            outvoted.append(Suspect(i, answers[i], answers[j], value, reason))
+    return sorted(outvoted, key=lambda suspect: (-suspect.score, suspect.row))
 
 
 def not_copied(questions: Sequence[str], answers: Sequence[str], *, usual: float = 0.6, limit: float = 0.5) -> list[Suspect]:
@@ -111,11 +117,11 @@ def not_copied(questions: Sequence[str], answers: Sequence[str], *, usual: float
     words = [set(re.findall(r"\w+", normalised(text))) for text in answers]
     asked = [set(re.findall(r"\w+", normalised(text))) for text in questions]
     times: dict[str, int] = {}
-    for one in words:
-        for word in one:
+    for own_words in words:
+        for word in own_words:
             times[word] = times.get(word, 0) + 1
     common = {word for word, n in times.items() if n > max(2, 0.1 * len(answers))}
-    own = [one - common for one in words]
+    own = [own_words - common for own_words in words]
     shares = [len(mine & there) / len(mine) if mine else None for mine, there in zip(own, asked, strict=True)]
     known = [share for share in shares if share is not None]
     middle = float(np.median(known)) if len(known) >= 20 else 0.0
@@ -134,25 +140,25 @@ def omitted(questions: Sequence[str], answers: Sequence[str], *, usual: float = 
     A word counts when it stands in ≥ `least` questions and in the answers to ≥ `usual` of them; the score is that share. Words that most
     answers have anyway (formats) do not count. Case matters: `Bank` may be a name where `bank` is none.
     """
-    asked, said = ([set(re.findall(r"\w{3,}", text)) for text in texts] for texts in (questions, answers))
+    asked, answered = ([set(re.findall(r"\w{3,}", text)) for text in texts] for texts in (questions, answers))
     there, repeated = (
-        Counter(word for one in asked for word in one),
-        Counter(word for a, b in zip(asked, said, strict=True) for word in a & b),
+        Counter(word for words in asked for word in words),
+        Counter(word for a, b in zip(asked, answered, strict=True) for word in a & b),
     )
-    everywhere = Counter(word for one in said for word in one)
+    everywhere = Counter(word for words in answered for word in words)
     marks = {
         word: repeated[word] / n
         for word, n in there.items()
         if n >= least and repeated[word] >= usual * n and everywhere[word] < 1.5 * n and n < 0.5 * len(questions)
     }
-    found = []
-    for i, (mine, answer) in enumerate(zip(asked, said, strict=True)):
+    omissions = []
+    for i, (mine, answer) in enumerate(zip(asked, answered, strict=True)):
         left_out = sorted((word for word in mine - answer if word in marks), key=lambda word: -marks[word])
         if left_out:
             word = left_out[0]
             reason = f"it leaves out '{word}', which {marks[word]:.0%} of the answers to questions with that word repeat"
-            found.append(Suspect(i, answers[i], "", marks[word], reason))
-    return sorted(found, key=lambda one: (-one.score, one.row))
+            omissions.append(Suspect(i, answers[i], "", marks[word], reason))
+    return sorted(omissions, key=lambda suspect: (-suspect.score, suspect.row))
 
 
 def _unexplained(datasets: Datasets, data: Rows, base: str) -> list[Suspect]:
@@ -169,10 +175,10 @@ def _unexplained(datasets: Datasets, data: Rows, base: str) -> list[Suspect]:
         bare = [Example(id=row.id, messages=(alone[0], msgspec.structs.replace(alone[1], content=row.messages[-1].text))) for row in part]
         for which, examples in enumerate((part, bare)):
             rendered = model.renderer.examples(examples)
-            scored = model.nll([(one.ids.tolist(), one.mask.tolist()) for one in rendered])
+            scored = model.nll([(sequence.ids.tolist(), sequence.mask.tolist()) for sequence in rendered])
             losses[which] += [nats / max(n, 1) for nats, n in scored]
         datasets.progress.bar("losses", begin + len(part), len(places))
-    return [one._replace(row=places[one.row]) for one in unexplained_answers(*losses)]
+    return [suspect._replace(row=places[suspect.row]) for suspect in unexplained_answers(*losses)]
 
 
 # --- what next, review -------------------------------------------------------------------------------------------------------------------
@@ -208,10 +214,13 @@ def choose_next(
         answers = model.answer(prompts, Sampling(max_tokens=48, top_logprobs=0), lambda i, _: datasets.progress.bar("asking", i, len(rows)))
         if not any(answer.logprobs for answer in answers):
             raise UsageError(f"'{model.name}' tells no probabilities", allowed="a local model, or an endpoint with logprobs")
-        uncertainty = uncertainty_of([[float(one["logprob"]) for one in answer.logprobs] for answer in answers])
+        uncertainty = uncertainty_of([[float(token["logprob"]) for token in answer.logprobs] for answer in answers])
     wanted = like_failures(texts, read_failures(failures)) if failures is not None else None
     chosen = choose(texts, number, known=theirs, uncertainty=uncertainty, wanted=wanted, vectors=vectors)
-    return [{**shown(rows[one.row]), "uncertainty": one.uncertainty, "wanted": one.wanted, "distance": one.distance} for one in chosen]
+    return [
+        {**shown(rows[choice.row]), "uncertainty": choice.uncertainty, "wanted": choice.wanted, "distance": choice.distance}
+        for choice in chosen
+    ]
 
 
 class _KeptSuspect(msgspec.Struct):
@@ -234,44 +243,44 @@ def kept_suspects(datasets: Datasets) -> dict[str, str]:
     if not file.is_file():
         return {}
     try:
-        kept = msgspec.json.decode(file.read_bytes(), type=list[_KeptSuspect])
+        entries = msgspec.json.decode(file.read_bytes(), type=list[_KeptSuspect])
     except msgspec.DecodeError as error:
         raise DataError(f"no list of suspects: {error}", where=str(file), remedy="tunesmith data labels writes it anew") from error
-    found: dict[str, str] = {}
-    for one in kept:
-        found.setdefault(one.row, one.reason)
-    return found
+    reasons: dict[str, str] = {}
+    for entry in entries:
+        reasons.setdefault(entry.row, entry.reason)
+    return reasons
 
 
 def queue(datasets: Datasets, data: Rows, annotator: str, most: int) -> list[dict[str, Any]]:
     """The next rows that the annotator has not judged, suspects first, each with the reason why it is suspect."""
     reasons = kept_suspects(datasets)
-    said = review.verdicts(verdicts_file(datasets))
-    waiting = review.waiting(data.rows, said, annotator, list(reasons))
+    verdicts = review.verdicts(verdicts_file(datasets))
+    waiting = review.waiting(data.rows, verdicts, annotator, list(reasons))
     return [{**shown(row), "answer": answer_of(row), "why": reasons.get(row.id, "")} for row, _ in zip(waiting, range(most), strict=False)]
 
 
 def agreement(datasets: Datasets) -> dict[str, Any]:
     """How many verdicts there are, by whom, and how far people agree. Raises DataError when no row was judged by two."""
-    said = review.verdicts(verdicts_file(datasets))
-    names = sorted({one.annotator for one in said})
-    found = {name: msgspec.structs.asdict(interval) for name, interval in review.agreement(said).items()}
-    return {"verdicts": len(said), "annotators": names, "agreement": found}
+    verdicts = review.verdicts(verdicts_file(datasets))
+    names = sorted({verdict.annotator for verdict in verdicts})
+    agreed = {name: msgspec.structs.asdict(interval) for name, interval in review.agreement(verdicts).items()}
+    return {"verdicts": len(verdicts), "annotators": names, "agreement": agreed}
 
 
 def reviewed(datasets: Datasets, data: Rows, note: str = "") -> tuple[DatasetVersion, int]:
     """Apply the verdicts: a new version, and how many rows they changed or took out. Raises DataError when they are about other rows."""
-    said = review.verdicts(verdicts_file(datasets))
+    verdicts = review.verdicts(verdicts_file(datasets))
     ids = {row.id for row in data.rows}
-    about = [one for one in said if one.row in ids]
+    about = [verdict for verdict in verdicts if verdict.row in ids]
     if not about:
-        raise DataError(f"none of the {len(said)} verdicts is about a row of {data.name}", remedy="tunesmith data review")
+        raise DataError(f"none of the {len(verdicts)} verdicts is about a row of {data.name}", remedy="tunesmith data review")
     ledger = own_ledger(data.ledger)
     rows = apply(data.rows, "review", review.reviewed(about), ledger)
     left = {row.origin: row for row in rows}
     splits = {name: [left[row.origin] for row in part if row.origin in left] for name, part in data.splits.items()}
     changed = sum(left.get(row.origin) != row for row in data.rows)
-    recipe = {"step": "review", "from": data.name, "verdicts": [msgspec.to_builtins(one) for one in about]}
+    recipe = {"step": "review", "from": data.name, "verdicts": [msgspec.to_builtins(verdict) for verdict in about]}
     return datasets.freeze(splits or {ALL: rows}, recipe, ledger, data, note), changed
 
 
@@ -281,17 +290,17 @@ def reviewed(datasets: Datasets, data: Rows, note: str = "") -> tuple[DatasetVer
 def leaks(data: Rows, evaluation: Sequence[Row], settings: Contamination) -> list[dict[str, Any]]:
     """Rows that hold an evaluation item, whole, in part or edited, the most similar first."""
     rows = data.rows
-    found = sorted(contaminated(rows, evaluation, settings), key=lambda one: (-one.jaccard, -one.containment, one.row))
+    matches = sorted(contaminated(rows, evaluation, settings), key=lambda match: (-match.jaccard, -match.containment, match.row))
     return [
         {
-            "row": rows[one.row].origin,
-            "item": evaluation[one.item].origin,
-            "containment": one.containment,
-            "jaccard": one.jaccard,
-            "text": subject_of(rows[one.row])[:300],
-            "item_text": subject_of(evaluation[one.item])[:300],
+            "row": rows[match.row].origin,
+            "item": evaluation[match.item].origin,
+            "containment": match.containment,
+            "jaccard": match.jaccard,
+            "text": subject_of(rows[match.row])[:300],
+            "item_text": subject_of(evaluation[match.item])[:300],
         }
-        for one in found
+        for match in matches
     ]
 
 

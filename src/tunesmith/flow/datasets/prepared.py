@@ -68,6 +68,6 @@ def given_parts(
 ) -> Splits:
     """Parts that were divided before, measured again: they are used as they are."""
     note = f"the parts are those of version {name}; clean and split of this project do not apply"
-    found = leakages(train, {"validation": validation, "test": test})
-    parts = Splits(train, validation, test, found, (note,))
+    leakage = leakages(train, {"validation": validation, "test": test})
+    parts = Splits(train, validation, test, leakage, (note,))
     return replace(parts, meaning=meaning(parts, settings, catalog))

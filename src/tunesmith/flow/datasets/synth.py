@@ -57,7 +57,9 @@ def wished(method: str, teacher: str, words: Sequence[str]) -> Wish:
         name = ".".join(key)
         known = (*Wish.__struct_fields__[2:-1], *Synth.__struct_fields__)
         if name not in known:
-            raise ConfigError(f"unknown option '--{name}'", allowed=", ".join(f"--{one}" for one in known), remedy=nearest(name, known))
+            raise ConfigError(
+                f"unknown option '--{name}'", allowed=", ".join(f"--{option}" for option in known), remedy=nearest(name, known)
+            )
         (tree["settings"] if name in Synth.__struct_fields__ else tree)[name] = value
     return convert(tree, Wish)
 
@@ -79,14 +81,14 @@ class RememberingTeacher:
 
     def answer(self, prompts: Sequence[Prompt], sampling: Sampling, on_answer: OnAnswer | None = None) -> list[Answer]:
         """As the teacher's; a kept answer counts no tokens. Raises SourceUnavailable, saying how to go on."""
-        kept = Answers(self._file)
-        old = [cache_key(self, prompt, sampling) in kept for prompt in prompts]
-        kept.close()
+        stored = Answers(self._file)
+        old = [cache_key(self, prompt, sampling) in stored for prompt in prompts]
+        stored.close()
         try:
             answers = ask_all(self._teacher, prompts, sampling, self._file)
         except SourceUnavailable as error:
-            said = "what it answered until now is kept: the same command goes on from there"
-            raise SourceUnavailable(error.what, where=error.where, remedy=said) from error
+            remedy = "what it answered until now is kept: the same command goes on from there"
+            raise SourceUnavailable(error.what, where=error.where, remedy=remedy) from error
         return [
             msgspec.structs.replace(answer, prompt_tokens=0, completion_tokens=0) if again else answer
             for answer, again in zip(answers, old, strict=True)
@@ -159,7 +161,7 @@ def make(
     """Ask, filter, judge. Held-out rows of `data` and `avoid` are never repeated."""
     held = [row for part in ("validation", "test") for row in (data.splits.get(part, []) if data is not None else [])]
 
-    def told(done: int, of: int, usd: float) -> None:
+    def on_answer(done: int, of: int, usd: float) -> None:
         datasets.progress.bar("asking the teacher" + (f" (${usd:.4f} so far)" if usd else ""), done, of)
         if usd and (done == of or done % (8 * wish.settings.batch) == 0):
             datasets.progress.say(f"{done} of {of} asked, ${usd:.4f} so far")
@@ -172,7 +174,7 @@ def make(
         avoid=[*held, *avoid],
         judge=_judge(datasets, wish, models),
         system=wish.system,
-        progress=told,
+        progress=on_answer,
     )
 
 
@@ -190,8 +192,8 @@ def _judge(datasets: Datasets, wish: Wish, models: Teachers) -> Judge | None:
     metric = rubric(models.resolve(wish.judge), wish.criterion, cache=cache, low=low, high=high)
 
     def judged(row: Example) -> float | None:
-        said = metric.rate(msgspec.structs.replace(row, messages=row.prompt), Answer(text=row.answer))
-        value = said.value if isinstance(said, Measured) else said
+        rating = metric.rate(msgspec.structs.replace(row, messages=row.prompt), Answer(text=row.answer))
+        value = rating.value if isinstance(rating, Measured) else rating
         return None if value is None else (value - low) / (high - low)
 
     return judged

@@ -64,13 +64,13 @@ def mask(row: Row, renderer: Renderer, max_length: int | None = None) -> list[di
         parts, _ = renderer.apart([as_example(row)])
         names = ["row"] if len(parts) == 1 else [f"row, up to turn {len(part.messages)}" for part in parts]
         sides = list(zip(names, renderer.examples(parts), strict=True))
-    return [{"side": name, **_masked(one, renderer, max_length)} for name, one in sides]
+    return [{"side": name, **_masked(sequence, renderer, max_length)} for name, sequence in sides]
 
 
-def _masked(one: Rendered, renderer: Renderer, max_length: int | None) -> dict[str, Any]:
-    kept = len(one.ids) if max_length is None else min(max_length, len(one.ids))
-    states: list[State] = ["cut" if i >= kept else "trained" if on else "context" for i, on in enumerate(one.mask.tolist())]
-    ids = one.ids.tolist()
+def _masked(sequence: Rendered, renderer: Renderer, max_length: int | None) -> dict[str, Any]:
+    length = len(sequence.ids) if max_length is None else min(max_length, len(sequence.ids))
+    states: list[State] = ["cut" if i >= length else "trained" if on else "context" for i, on in enumerate(sequence.mask.tolist())]
+    ids = sequence.ids.tolist()
     tokens = [{"id": number, "text": text, "state": state} for number, text, state in zip(ids, renderer.pieces(ids), states, strict=True)]
     counts = {state: states.count(state) for state in ("trained", "context", "cut")}
     return {"tokens": tokens, "counts": counts, "trained_before_the_cut": counts["trained"] > 0}

@@ -30,12 +30,12 @@ def rough(texts: Sequence[str], catalog: Catalog, encoder: str = "minilm-l6-v2")
     """Rough vectors (n × d, length 1), for finding candidates: the mean of the encoder's own token vectors, without its layers, which is
     about a hundred times faster than `embed`."""
     tokenizer, table = _token_vectors(catalog.encoder(encoder))
-    found = np.zeros((len(texts), table.shape[1]))
+    vectors = np.zeros((len(texts), table.shape[1]))
     for begin in range(0, len(texts), 1_024):
         parts = tokenizer.encode_batch_fast([text[:4_000] for text in texts[begin : begin + 1_024]], add_special_tokens=False)
         for i, part in enumerate(parts, start=begin):
-            found[i] = table[part.ids].sum(axis=0) if part.ids else 0.0
-    return np.asarray(found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12))
+            vectors[i] = table[part.ids].sum(axis=0) if part.ids else 0.0
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
 
 
 @cache

@@ -64,11 +64,11 @@ class Datasets(RowReader):
 
     def preview(self, sources: Sequence[Source], *, most: int = PREVIEW) -> list[dict[str, Any]]:
         """For each source its first file: the format that was detected, the first good rows, and the faults met until then."""
-        found = []
+        previews = []
         places = self.located(sources)
         for frozen in (place.frozen for place in places if place.frozen is not None):
             rows = [row for part in frozen.parts for row in frozen.rows(part)][:most]
-            found.append({"path": frozen.name, "format": "tunesmith", "rows": [shown(row) for row in rows], "faults": []})
+            previews.append({"path": frozen.name, "format": "tunesmith", "rows": [shown(row) for row in rows], "faults": []})
         for source in (place.source for place in places if place.frozen is None):
             formats: dict[str, str] = {}
             rows = []
@@ -80,16 +80,16 @@ class Datasets(RowReader):
                 if len(rows) >= most or len(faults) >= 20:
                     break
             path, name = next(iter(formats.items()), (source.path, source.format))
-            found.append({"path": path, "format": name, "rows": [shown(row) for row in rows], "faults": faults[:5]})
-        return found
+            previews.append({"path": path, "format": name, "rows": [shown(row) for row in rows], "faults": faults[:5]})
+        return previews
 
     def first(self, sources: Sequence[Source], most: int = 50) -> list[Row]:
         """The first good rows of the sources, of one kind."""
         rows: list[Row] = []
         for place in self.located(sources):
             frozen = place.frozen
-            found = (row for part in frozen.parts for row in frozen.rows(part)) if frozen is not None else self._good(place.source)
-            rows += itertools.islice(found, most)
+            good = (row for part in frozen.parts for row in frozen.rows(part)) if frozen is not None else self._good(place.source)
+            rows += itertools.islice(good, most)
         return [row for row in rows[:most] if type(row) is type(rows[0])]
 
     def _good(self, source: Source) -> Iterator[Row]:
@@ -108,7 +108,7 @@ class Datasets(RowReader):
         hashes = [name for place in self.located(sources) if "://" not in place.source.path for name in place.content]
         recipe = {"step": "import", "sources": msgspec.to_builtins(public), "content": hashes, "max_invalid": max_invalid}
         bar = reading(read, self.progress, self.named)
-        return imported(self.root, read, recipe, max_invalid=max_invalid, note=note, told=bar, named=self.named)
+        return imported(self.root, read, recipe, max_invalid=max_invalid, note=note, on_row=bar, named=self.named)
 
     def _read_anew(self, sources: Sequence[Source]) -> list[Source]:
         """The sources with real paths. Raises UsageError for versions, which need no import."""
@@ -160,12 +160,12 @@ class Datasets(RowReader):
         lines = self._lines(data, word)
         now = {row.origin: (name, row) for name, rows in data.splits.items() for row in rows}
         before = {row.origin: row for row in self._earliest(data)}
-        found = []
+        fates = []
         for line in lines:
             part, row = now.get(line.origin, (None, None))
             first = before.get(line.origin)
             other = now.get(line.other or "", (None, None))[1] or before.get(line.other or "")
-            found.append(
+            fates.append(
                 {
                     **msgspec.structs.asdict(line),
                     "split": part,
@@ -174,7 +174,7 @@ class Datasets(RowReader):
                     "repeats": shown(other) if other is not None else None,
                 }
             )
-        return found
+        return fates
 
     def _lines(self, data: Rows, word: str) -> list[LedgerLine]:
         ends = [line for line in data.fates if line.origin.endswith(f"/{word}") or (len(word) >= 6 and line.row.startswith(word))]
@@ -267,18 +267,18 @@ def differences(datasets: Datasets, old: str, new: str) -> dict[str, Any]:
     if a.rows and b.rows and kinds[0] is not kinds[1]:
         holds = f"{old} holds {NAMES[kinds[0]]}, {new} {NAMES[kinds[1]]}"
         raise DataError(f"different kinds of rows cannot be compared: {holds}", allowed="two sets of one kind")
-    found = versions.diff(a.splits, b.splits)
+    difference = versions.diff(a.splits, b.splits)
 
     def sides(changes: Sequence[versions.ChangedRow]) -> Iterator[dict[str, Any]]:
-        for one in changes:
-            before, after = (shown(row) if row is not None else None for row in (one.before, one.after))
-            yield {"origin": one.origin, "before": before, "after": after}
+        for change in changes:
+            before, after = (shown(row) if row is not None else None for row in (change.before, change.after))
+            yield {"origin": change.origin, "before": before, "after": after}
 
-    moved = [{"origin": origin, "from": was, "to": now} for origin, was, now in found.moved]
+    moved = [{"origin": origin, "from": was, "to": now} for origin, was, now in difference.moved]
     lists = {
-        "added": list(sides(found.added)),
-        "removed": list(sides(found.removed)),
-        "changed": list(sides(found.changed)),
+        "added": list(sides(difference.added)),
+        "removed": list(sides(difference.removed)),
+        "changed": list(sides(difference.changed)),
         "moved": moved,
     }
     return {"old": a.name, "new": b.name, "counts": {key: len(value) for key, value in lists.items()}, **lists}

@@ -81,22 +81,22 @@ class Compared:
 
     def summary(self) -> dict[str, Any]:
         """As plain JSON."""
-        found: dict[str, Any] = msgspec.to_builtins(self)
-        return found
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        return plain
 
 
 def sides(a: str, b: str, ask: Ask, at: Bench) -> tuple[Result, Result]:
     """Both results; a word that names none is a model and is evaluated on `ask.data`. `A1,A2,A3` are runs of one model (several seeds)."""
     known = {word: result(word, at.folder, at.context) for side in (a, b) for word in side.split(",")}
-    models = [word for word, found in known.items() if found is None]
+    models = [word for word, known_result in known.items() if known_result is None]
     parts = _to_ask(models, ask, at)
     if len(parts) > 1:
         raise UsageError(
             f"'{ask.data}' has {counted(len(parts), 'part')}", allowed="one data set", remedy="tunesmith compare A B --data suite:general"
         )
     measured = {word: load_kept(at.folder, measure(word, parts[0], ask, at).id) for word in models}
-    found = {**{word: one for word, one in known.items() if one is not None}, **measured}
-    first, second = (_together(side, [found[word] for word in side.split(",")]) for side in (a, b))
+    results = {**{word: known_result for word, known_result in known.items() if known_result is not None}, **measured}
+    first, second = (_together(side, [results[word] for word in side.split(",")]) for side in (a, b))
     return first, _aligned(first, second)
 
 
@@ -108,10 +108,10 @@ def _to_ask(models: Sequence[str], ask: Ask, at: Bench) -> list[Rows]:
     return at.data(ask.data, ask) if models else []
 
 
-def _together(words: str, found: Sequence[Result]) -> Result:
-    if len(found) == 1:
-        return found[0]
-    return Result(words, [run for one in found for run in one.runs], found[0].examples, found[0].metrics, found[0].clusters)
+def _together(words: str, parts: Sequence[Result]) -> Result:
+    if len(parts) == 1:
+        return parts[0]
+    return Result(words, [run for part in parts for run in part.runs], parts[0].examples, parts[0].metrics, parts[0].clusters)
 
 
 def _aligned(a: Result, b: Result) -> Result:
@@ -134,7 +134,7 @@ def _aligned(a: Result, b: Result) -> Result:
         )
         for run in b.runs
     ]
-    return Result(b.name, runs, [replace(row, id=names[row.id]) for row in b.examples if row.id in names], b.metrics, b.clusters, b.kept)
+    return Result(b.name, runs, [replace(row, id=names[row.id]) for row in b.examples if row.id in names], b.metrics, b.clusters, b.record)
 
 
 def _question(row: Example) -> str:
@@ -153,7 +153,7 @@ def check(weigh: Weigh, at: Bench) -> None:
 
 def compare_results(a: Result, b: Result, weigh: Weigh = Weigh(), at: Bench | None = None) -> Compared:
     """B against A on every metric that both have. Raises UsageError when there is none, or a slice is asked for that cannot be made."""
-    metrics = [one for one in a.metrics if one.name in {other.name for other in b.metrics}]
+    metrics = [own for own in a.metrics if own.name in {other.name for other in b.metrics}]
     if not metrics:
         raise UsageError(
             f"no common metric: {a.name} has {[m.name for m in a.metrics]}, {b.name} {[m.name for m in b.metrics]}",
@@ -193,23 +193,23 @@ def slicers(examples: Sequence[Example], wanted: Sequence[str]) -> dict[str, Sli
         has_labels = any(row.label is not None for row in examples)
         wanted = [*(["label"] if has_labels else []), "length", *(["cluster"] if len(examples) >= _CLUSTERED_FROM else [])]
     known: dict[str, Slicer] = {"label": by_label, "length": by_length, "cluster": by_cluster()}
-    found = {}
+    chosen = {}
     for name in wanted:
         if name.startswith("meta."):
-            found[name] = by_meta(name.removeprefix("meta."))
+            chosen[name] = by_meta(name.removeprefix("meta."))
         elif name in known:
-            found[name] = known[name]
+            chosen[name] = known[name]
         else:
             raise UsageError(f"no slices by '{name}'", allowed="label, length, cluster, meta.KEY")
-    return found
+    return chosen
 
 
 def _judged(a: Result, b: Result, weigh: Weigh, at: Bench) -> Judged:
     judge = at.models.resolve(weigh.judge)
-    said = [[row.answer for row in side.runs[0].rows] for side in (a, b)]
-    verdicts = pairwise(judge, a.examples, said[0], said[1], cache=at.folder / "answers" / "judge.jsonl")
+    texts = [[row.answer for row in side.runs[0].rows] for side in (a, b)]
+    verdicts = pairwise(judge, a.examples, texts[0], texts[1], cache=at.folder / "answers" / "judge.jsonl")
     read = [verdict.value for verdict in verdicts if verdict.value is not None]
-    lean = bias(judge, verdicts, said[0], said[1], (a.name, b.name))
+    lean = bias(judge, verdicts, texts[0], texts[1], (a.name, b.name))
     groups = [a.clusters.get(v.example_id, v.example_id) for v in verdicts if v.value is not None]
     human = _labels(Path(weigh.human), [row.id for row in a.examples]) if weigh.human else None
     fixed = corrected([verdict.value for verdict in verdicts], human) if human else None
@@ -238,8 +238,8 @@ def _labels(path: Path, ids: Sequence[str]) -> list[float | None]:
 def forgotten(a: str, b: str, ask: Ask, at: Bench) -> list[Forgotten]:
     """The abilities of a suite, B after A, the worst first."""
     parts = _to_ask((a, b), ask, at)
-    kept = {word: {part.name: load_kept(at.folder, measure(word, part, ask, at).id).whole for part in parts} for word in (a, b)}
-    return forgetting(kept[a], kept[b])
+    measured = {word: {part.name: load_kept(at.folder, measure(word, part, ask, at).id).whole for part in parts} for word in (a, b)}
+    return forgetting(measured[a], measured[b])
 
 
 class GateLine(Record, frozen=True):

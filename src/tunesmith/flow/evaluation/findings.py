@@ -44,7 +44,7 @@ def regression(context: ProjectContext, work: Path) -> Output:
         return {"left_out": str(error)}
     room, renderer = context.model.engine.context, context.model.renderer
     rows = {name: [row for row in own if len(renderer.prompt(as_given(row))) < room] for name, own in rows.items()}
-    suite = replace(suite, abilities=tuple(one for one in suite.abilities if len(rows[one.name]) >= 2))
+    suite = replace(suite, abilities=tuple(ability for ability in suite.abilities if len(rows[ability.name]) >= 2))
     if not suite.abilities:
         return {"left_out": f"the base's context of {room} tokens holds none of the suite's rows"}
     sides = {}
@@ -63,8 +63,8 @@ def _together(before: dict[str, Evaluation], after: dict[str, Evaluation]) -> di
     """All abilities' rows as one comparison: what one ability's few rows cannot show."""
     pairs = [
         (x.value, y.value)
-        for name, one in before.items()
-        for x, y in zip(one.scores(one.metrics[0]), after[name].scores(one.metrics[0]), strict=True)
+        for name, evaluation in before.items()
+        for x, y in zip(evaluation.scores(evaluation.metrics[0]), after[name].scores(evaluation.metrics[0]), strict=True)
         if x.value is not None and y.value is not None
     ]
     a, b = zip(*pairs, strict=True)
@@ -87,23 +87,23 @@ def findings(context: ProjectContext) -> dict[str, Any]:
     Reads finished stages only: the evaluations, `compare`, and `regression` where there is one. Plain JSON.
     """
     best = context.runner.run("compare").output["best_baseline"]
-    found = arm_evaluations(context, [best, TUNED])
+    evaluations = arm_evaluations(context, [best, TUNED])
     metrics = [metric(name) for name in context.project.evaluate.metrics]
     clusters = context.clusters(context.rows("test"))
     rows = [replace(row, group=clusters[row.id]) for row in context.questions("test")]
-    table = slices(rows, metrics[:1], slicers(rows, ()), found[TUNED], found[best])
-    tuned = Result(TUNED, [found[TUNED]], rows, metrics, clusters)
+    table = slices(rows, metrics[:1], slicers(rows, ()), evaluations[TUNED], evaluations[best])
+    tuned = Result(TUNED, [evaluations[TUNED]], rows, metrics, clusters)
     groups = failing(rows, tuned, metrics[0], context.questions("train"))
-    one = load_comparisons(context.runner.folder("compare"))[best].metrics[0]
+    measured = load_comparisons(context.runner.folder("compare"))[best].metrics[0]
     looked = openings(context.store.layout.openings, digest([row.id for row in rows]))
     stage = next((stage.name for stage in context.runner.stages if stage.name == "regression"), None)
     done = context.runner.peek(stage) if stage else None
     return {
         "metric": metrics[0].name,
         "against": best,
-        "answers": _answers(one, table, metrics[0].better, done.output if done else {}, groups),
-        "gained": _gained(one, table, metrics[0].better, done.output if done else {}),
-        "lost": _lost(one, table, metrics[0].better, done.output if done else {}),
+        "answers": _answers(measured, table, metrics[0].better, done.output if done else {}, groups),
+        "gained": _gained(measured, table, metrics[0].better, done.output if done else {}),
+        "lost": _lost(measured, table, metrics[0].better, done.output if done else {}),
         "slices": [_slice(line, metrics[0].better) for line in table[:_SHOWN_SLICES]],
         "slices_tested": sum(line.difference is not None for line in table),
         "slices_small": sum(line.difference is None for line in table),
@@ -114,25 +114,25 @@ def findings(context: ProjectContext) -> dict[str, Any]:
     }
 
 
-def _gained(one: MetricComparison, table: list[Slice], better: str, broke: Output) -> list[str]:
+def _gained(measured: MetricComparison, table: list[Slice], better: str, broke: Output) -> list[str]:
     """What the tuned model does better, a line each, the main metric first."""
     up = -1 if better == "lower" else 1
-    lines = [_moved(one)] if one.difference is not None and up * one.difference.estimate > 0 else []
-    lines += [f"{len(one.won)} held-out rows answered better"] if one.won else []
+    lines = [_moved(measured)] if measured.difference is not None and up * measured.difference.estimate > 0 else []
+    lines += [f"{len(measured.won)} held-out rows answered better"] if measured.won else []
     better_ = [line.name for line in table if line.p_adjusted is not None and line.p_adjusted < 0.05 and not _worse(line, better)]
     lines += [f"surely better in {', '.join(better_)}"] if better_ else []
     together = broke.get("together")
     return lines + ([_general(together, "rose")] if together and together["difference"] > 0 else [])
 
 
-def _lost(one: MetricComparison, table: list[Slice], better: str, broke: Output) -> list[str]:
+def _lost(measured: MetricComparison, table: list[Slice], better: str, broke: Output) -> list[str]:
     """What it does worse or may do worse, a line each; few rows are no reason to keep silent."""
     up = -1 if better == "lower" else 1
     together = broke.get("together")
-    lines = [_moved(one)] if one.difference is not None and up * one.difference.estimate < 0 else []
+    lines = [_moved(measured)] if measured.difference is not None and up * measured.difference.estimate < 0 else []
     lines += [_general(together, "fell")] if together and together["difference"] < 0 else []
     lines += ["what it forgot of its general abilities was not measured"] if not together else []
-    lines += [f"{len(one.lost)} held-out rows answered worse"] if one.lost else []
+    lines += [f"{len(measured.lost)} held-out rows answered worse"] if measured.lost else []
     fell = [line for line in table if line.a is not None and line.b is not None and up * (line.b - line.a) < 0]
     for line in sorted(fell, key=lambda line: up * ((line.b or 0.0) - (line.a or 0.0)))[:_SIDES]:
         sure = "surely" if _worse(line, better) else "few rows: not sure"
@@ -140,12 +140,12 @@ def _lost(one: MetricComparison, table: list[Slice], better: str, broke: Output)
     return lines
 
 
-def _moved(one: MetricComparison) -> str:
-    d = one.difference
-    if d is None or one.a is None or one.b is None:
-        return one.sentence
+def _moved(measured: MetricComparison) -> str:
+    d = measured.difference
+    if d is None or measured.a is None or measured.b is None:
+        return measured.sentence
     interval = f"{d.estimate:+.3f}, {100 * d.level:.3g}% interval {d.low:+.3f} to {d.high:+.3f}"
-    return f"{one.metric}: {one.a.estimate:.3f} → {one.b.estimate:.3f} ({interval})"
+    return f"{measured.metric}: {measured.a.estimate:.3f} → {measured.b.estimate:.3f} ({interval})"
 
 
 def _general(together: dict[str, Any], went: str) -> str:
@@ -177,9 +177,9 @@ def _slice(line: Slice, better: str) -> dict[str, Any]:
     }
 
 
-def _answers(one: Any, table: list[Slice], better: str, broke: Output, groups: list[dict[str, Any]]) -> dict[str, str]:
+def _answers(measured: Any, table: list[Slice], better: str, broke: Output, groups: list[dict[str, Any]]) -> dict[str, str]:
     """The six questions, a sentence each."""
-    d = one.difference
+    d = measured.difference
     tested = [line for line in table if line.difference is not None]
     worse = [f"{line.dimension}: {line.name}" for line in tested if _worse(line, better)]
     unsure = sum(line.p_adjusted is None or line.p_adjusted >= 0.05 for line in tested)
@@ -194,13 +194,13 @@ def _answers(one: Any, table: list[Slice], better: str, broke: Output, groups: l
     if first and first["support"] is not None:
         near = f"the nearest training rows are {first['support']:.0%} alike"
         next_ = f"collect rows like “{first['name']}”: {first['rows']} of {failed} failures; {near}."
-    sure = one.sentence
+    sure = measured.sentence
     if d:
-        seen = f"these rows show a difference from {one.smallest_detectable:.3f} on (80 % power)"
-        sure = f"{100 * d.level:.3g}% interval {d.low:+.3f} to {d.high:+.3f}, p = {one.p_adjusted:.2g}; {seen}."
+        seen = f"these rows show a difference from {measured.smallest_detectable:.3f} on (80 % power)"
+        sure = f"{100 * d.level:.3g}% interval {d.low:+.3f} to {d.high:+.3f}, p = {measured.p_adjusted:.2g}; {seen}."
     return {
-        "better": f"{one.verdict}.",
-        "by how much": f"{d.estimate:+.3f} on {one.metric}." if d else "cannot be said.",
+        "better": f"{measured.verdict}.",
+        "by how much": f"{d.estimate:+.3f} on {measured.metric}." if d else "cannot be said.",
         "sure": sure,
         "where not": f"{where}.",
         "what broke": _broke(broke),
@@ -232,12 +232,13 @@ def _regression(output: Output) -> dict[str, Any]:
     if "left_out" in output:
         return dict(output)
     rows = [
-        (one["ability"], one["difference"]["estimate"], one["difference"]["low"], one["difference"]["high"]) for one in output["abilities"]
+        (ability["ability"], ability["difference"]["estimate"], ability["difference"]["low"], ability["difference"]["high"])
+        for ability in output["abilities"]
     ]
     rows.append(("all together", output["together"]["difference"], output["together"]["low"], output["together"]["high"]))
     return {**output, "differences": rows}
 
 
-def findings_html(found: dict[str, Any]) -> str:
+def findings_html(numbers: dict[str, Any]) -> str:
     """The findings as the part of a report that holds them; everything that comes from data is escaped."""
-    return render("evaluation_findings", f=found)
+    return render("evaluation_findings", f=numbers)

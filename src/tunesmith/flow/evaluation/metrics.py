@@ -48,14 +48,14 @@ def _graded(name: str, tree: Any, models: Models | None) -> Metric:
 
     grader = graders.parse(tree, python=True)
 
-    def said(model: str, prompt: Prompt, sampling: Sampling) -> Answer:
+    def ask(model: str, prompt: Prompt, sampling: Sampling) -> Answer:
         if models is None:
             raise UsageError(f"grader '{name}' asks '{model}', and no models are at hand")
         return models.resolve(model).answer([prompt], sampling)[0]
 
     def rate(example: Example, answer: Answer) -> Measured:
         item = example.meta.get("item") or {"prompt": example.prompt[-1].text, "reference": example.answer}
-        grade = graders.run(grader, answer.text, item, said)
+        grade = graders.run(grader, answer.text, item, ask)
         return Measured(None if grade.errors else grade.reward, detail=", ".join(grade.errors))
 
     return Metric(name=name, rate=rate)

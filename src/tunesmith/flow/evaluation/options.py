@@ -73,7 +73,7 @@ def _value(word: str, raw: str, listed: bool) -> Any:
 
 
 def _is_list(kind: Any) -> bool:
-    return get_origin(kind) is tuple or any(get_origin(one) is tuple for one in get_args(kind))
+    return get_origin(kind) is tuple or any(get_origin(part) is tuple for part in get_args(kind))
 
 
 def pair(words: Sequence[str]) -> tuple[str, str]:
@@ -112,9 +112,9 @@ def plan(question: Question) -> dict[str, Any]:
         f"{q.discordance:g}).",
         f"{passes} rows let a gate with tolerance {q.margin:g} pass a truly equal model {q.power:.0%} of the time.",
     ]
-    found: dict[str, Any] = {"see_difference": see, "pass_gate": passes, "question": msgspec.to_builtins(q)}
+    result: dict[str, Any] = {"see_difference": see, "pass_gate": passes, "question": msgspec.to_builtins(q)}
     if q.rows is not None:
         least = smallest_detectable_rates(max(1, int(q.rows / q.design_effect)), q.discordance, power=q.power, alpha=q.alpha)
-        found["smallest_detectable"] = least
+        result["smallest_detectable"] = least
         lines.append(f"{q.rows} rows show a true difference from {least:.3f} on.")
-    return {**found, "text": "\n".join(lines)}
+    return {**result, "text": "\n".join(lines)}

@@ -50,10 +50,10 @@ def write_report(words: Sequence[str], at: Bench, out: Path, weigh: Weigh = Weig
 
 def collected(words: Sequence[str], at: Bench, weigh: Weigh) -> dict[str, Any]:
     """Everything that the report shows, as plain JSON."""
-    kept = kept_evaluations(at.folder)
-    words = words or ([] if kept else _arms(at))
+    evaluations = kept_evaluations(at.folder)
+    words = words or ([] if evaluations else _arms(at))
     named = [_named(word, at) for word in words]
-    if not kept and not named:
+    if not evaluations and not named:
         remedy = "tunesmith run measures base and tuned model; tunesmith eval MODEL --data FILE any other"
         raise NotFound("nothing was measured yet", where=str(at.folder), remedy=remedy)
     shared = msgspec.structs.replace(weigh, level=1 - (1 - weigh.level) / max(1, len(named) - 1))
@@ -61,17 +61,17 @@ def collected(words: Sequence[str], at: Bench, weigh: Weigh) -> dict[str, Any]:
     return {
         "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "version": __version__,
-        "boards": leaderboard(kept),
+        "boards": leaderboard(evaluations),
         "comparisons": [comparison_part(named[0], other, compare_results(named[0], other, shared, at)) for other in named[1:]],
         "run_report": _run_report(at),
         "failures": failures_part(named[-1], _taught(words[-1], at)) if named else None,
         "openings": [
             {
-                "when": datetime.datetime.fromtimestamp(one.time).isoformat(timespec="seconds"),
-                "data": one.dataset_digest[:12],
-                "who": one.who,
+                "when": datetime.datetime.fromtimestamp(opening.time).isoformat(timespec="seconds"),
+                "data": opening.dataset_digest[:12],
+                "who": opening.who,
             }
-            for one in looked
+            for opening in looked
         ],
     }
 
@@ -89,11 +89,11 @@ def _run_report(at: Bench) -> str | None:
 
 
 def _named(word: str, at: Bench) -> Result:
-    found = result(word, at.folder, at.context)
-    if found is None:
-        known = ", ".join(f"{one.id} ({one.model} on {one.data})" for one in kept_evaluations(at.folder)[:8])
+    named = result(word, at.folder, at.context)
+    if named is None:
+        known = ", ".join(f"{evaluation.id} ({evaluation.model} on {evaluation.data})" for evaluation in kept_evaluations(at.folder)[:8])
         raise NotFound(f"'{word}' names no result", allowed=known or "none is kept yet", remedy="tunesmith eval MODEL --data FILE")
-    return found
+    return named
 
 
 def _taught(word: str, at: Bench) -> list[Example]:
@@ -101,27 +101,27 @@ def _taught(word: str, at: Bench) -> list[Example]:
     return at.context.questions("train") if at.context is not None and word.startswith("run:") else []
 
 
-def leaderboard(kept: Sequence[KeptEvaluation]) -> list[dict[str, Any]]:
+def leaderboard(evaluations: Sequence[KeptEvaluation]) -> list[dict[str, Any]]:
     """One board for each data set and first metric, the best first; with a picture of every metric."""
     boards: dict[tuple[str, str], list[KeptEvaluation]] = {}
-    for one in kept:
-        boards.setdefault((one.dataset_digest, one.metrics[0]), []).append(one)
+    for evaluation in evaluations:
+        boards.setdefault((evaluation.dataset_digest, evaluation.metrics[0]), []).append(evaluation)
     return [_board(first, rows) for (_, first), rows in boards.items()]
 
 
 def _board(first: str, rows: Sequence[KeptEvaluation]) -> dict[str, Any]:
     made = build(first, rows[0].options.get(first, {}))
     sign = 1 if made.better == "lower" else -1
-    ranked = sorted(rows, key=lambda one: (one.values[first] is None, sign * (one.values[first] or 0.0)))
-    names = list(dict.fromkeys(name for one in ranked for name in one.metrics))
-    several = len({(one.model, one.variant) for one in rows})
+    ranked = sorted(rows, key=lambda entry: (entry.values[first] is None, sign * (entry.values[first] or 0.0)))
+    names = list(dict.fromkeys(name for entry in ranked for name in entry.metrics))
+    several = len({(entry.model, entry.variant) for entry in rows})
     return {
         "data": rows[0].data,
         "rows": rows[0].rows,
         "metric": first,
         "better": made.better,
         "metrics": names,
-        "entries": [_entry(one, names) for one in ranked],
+        "entries": [_entry(entry, names) for entry in ranked],
         "plots": [{"metric": name, "rows": drawn} for name in names if (drawn := _drawn(name, ranked))],
         "note": f"The best of {several} on the same rows looks better than it is: confirm it on rows that took no part in the choice."
         if several > 2
@@ -129,23 +129,23 @@ def _board(first: str, rows: Sequence[KeptEvaluation]) -> dict[str, Any]:
     }
 
 
-def _entry(one: KeptEvaluation, names: Sequence[str]) -> dict[str, Any]:
+def _entry(evaluation: KeptEvaluation, names: Sequence[str]) -> dict[str, Any]:
     return {
-        "id": one.id,
-        "model": one.model,
-        "variant": one.variant,
-        "cells": [_cell(one.values.get(name), one.intervals.get(name)) for name in names],
-        "values": one.values,
-        "intervals": msgspec.to_builtins(one.intervals),
-        "noise": one.noise,
-        "seeds": list(one.seeds),
-        "missing": sum(one.missing.values()),
-        "failed": one.failed,
-        "tokens": one.prompt_tokens + one.completion_tokens,
-        "seconds": one.seconds,
-        "usd": one.usd,
-        "opening": one.opening,
-        "created": datetime.datetime.fromtimestamp(one.created).isoformat(timespec="minutes"),
+        "id": evaluation.id,
+        "model": evaluation.model,
+        "variant": evaluation.variant,
+        "cells": [_cell(evaluation.values.get(name), evaluation.intervals.get(name)) for name in names],
+        "values": evaluation.values,
+        "intervals": msgspec.to_builtins(evaluation.intervals),
+        "noise": evaluation.noise,
+        "seeds": list(evaluation.seeds),
+        "missing": sum(evaluation.missing.values()),
+        "failed": evaluation.failed,
+        "tokens": evaluation.prompt_tokens + evaluation.completion_tokens,
+        "seconds": evaluation.seconds,
+        "usd": evaluation.usd,
+        "opening": evaluation.opening,
+        "created": datetime.datetime.fromtimestamp(evaluation.created).isoformat(timespec="minutes"),
     }
 
 
@@ -167,16 +167,18 @@ def _drawn(name: str, ranked: Sequence[KeptEvaluation]) -> list[tuple[str, float
 def comparison_part(a: Result, b: Result, compared: Compared) -> dict[str, Any]:
     """One comparison for the report: a line a metric, the telling slices, rows lost and won side by side."""
     body = replace(compared, slices=[], changed=[]).summary()
-    tested = [one for one in compared.slices if one.difference is not None]
+    tested = [piece for piece in compared.slices if piece.difference is not None]
     gains = compared.comparison.metrics[0]
-    won = [one for one in compared.changed[::-1] if one.example_id in set(gains.won)]
-    lost = [one for one in compared.changed if one.example_id in set(gains.lost)]
+    won = [changed for changed in compared.changed[::-1] if changed.example_id in set(gains.won)]
+    lost = [changed for changed in compared.changed if changed.example_id in set(gains.lost)]
     return {
         "a": a.name,
         "b": b.name,
         "level": compared.comparison.level,
         "metrics": body["comparison"]["metrics"],
-        "differences": [(one.metric, d.estimate, d.low, d.high) for one in compared.comparison.metrics if (d := one.difference)],
+        "differences": [
+            (measured.metric, d.estimate, d.low, d.high) for measured in compared.comparison.metrics if (d := measured.difference)
+        ],
         "slices": msgspec.to_builtins(tested[:_SLICES]),
         "slices_tested": len(tested),
         "slices_small": len(compared.slices) - len(tested),
@@ -217,7 +219,7 @@ def failing(examples: Sequence[Any], of: Result, metric: Metric, train: Sequence
     groups = failure_groups(examples, scores, train=train, below=best)
     weights = {group.name: weight for group, weight in collect_next(groups)} if groups else {}
     rows, taught = {row.id: row for row in examples}, {row.id: row for row in train}
-    said = {row.example_id: row.answer.text for row in of.runs[0].rows}
+    answers = {row.example_id: row.answer.text for row in of.runs[0].rows}
     return [
         {
             "name": group.name,
@@ -227,11 +229,11 @@ def failing(examples: Sequence[Any], of: Result, metric: Metric, train: Sequence
             "interval": _share(len(group.example_ids), group.share),
             "collect": weights[group.name],
             "ids": list(group.example_ids),
-            "questions": [rows[one].prompt[-1].text for one in group.example_ids],
+            "questions": [rows[row_id].prompt[-1].text for row_id in group.example_ids],
             "example": {
                 "asked": rows[group.example_ids[0]].prompt[-1].text,
                 "reference": rows[group.example_ids[0]].answer,
-                "said": said[group.example_ids[0]],
+                "said": answers[group.example_ids[0]],
                 "nearest": [
                     {
                         "similarity": near.similarity,
@@ -249,22 +251,26 @@ def failing(examples: Sequence[Any], of: Result, metric: Metric, train: Sequence
 def _share(rows: int, share: float) -> list[float]:
     from tunesmith.core.stats import wilson
 
-    found = wilson(rows, round(rows / share))
-    return [found.low, found.high]
+    interval = wilson(rows, round(rows / share))
+    return [interval.low, interval.high]
 
 
 def markdown(report: dict[str, Any]) -> str:
     """The report in few lines, for a pull request."""
     lines = ["## Evaluation", ""]
-    for one in report["comparisons"]:
-        lines += [f"### {one['b']} against {one['a']}", "", *[f"- {m['sentence']}" for m in one["metrics"]], ""]
-        worse = [s for s in one["slices"] if s["p_adjusted"] is not None and s["p_adjusted"] < 0.05]
+    for comparison in report["comparisons"]:
+        lines += [f"### {comparison['b']} against {comparison['a']}", "", *[f"- {m['sentence']}" for m in comparison["metrics"]], ""]
+        worse = [s for s in comparison["slices"] if s["p_adjusted"] is not None and s["p_adjusted"] < 0.05]
         lines += [
             f"- slice {s['dimension']} = {s['name']} ({counted(s['n'], 'row')}), {s['metric']}: {s['difference']['estimate']:+.3g} "
             f"[{s['difference']['low']:+.3g}, {s['difference']['high']:+.3g}], p = {s['p_adjusted']:.2g} (Holm)"
             for s in worse
         ]
-        lines += [f"- {one['slices_tested']} slices tested, {len(worse)} differ after correction", ""] if one["slices_tested"] else []
+        lines += (
+            [f"- {comparison['slices_tested']} slices tested, {len(worse)} differ after correction", ""]
+            if comparison["slices_tested"]
+            else []
+        )
     for board in report["boards"]:
         lines += [f"### {board['data']} ({counted(board['rows'], 'row')})", "", "| model | prompt | " + " | ".join(board["metrics"]) + " |"]
         lines += ["| --- " * (2 + len(board["metrics"])) + "|"]

@@ -66,7 +66,7 @@ class Result:
     examples: list[Example]
     metrics: list[Metric]
     clusters: dict[str, str] = field(default_factory=dict)
-    kept: KeptEvaluation | None = None
+    record: KeptEvaluation | None = None
 
     @property
     def whole(self) -> Evaluation:
@@ -76,8 +76,8 @@ class Result:
 
 def kept_evaluations(folder: Path) -> list[KeptEvaluation]:
     """Every evaluation of `evaluations/`, the newest first."""
-    found = [msgspec.json.decode(path.read_bytes(), type=KeptEvaluation) for path in folder.glob("*/kept.json")]
-    return sorted(found, key=lambda one: -one.created)
+    evaluations = [msgspec.json.decode(path.read_bytes(), type=KeptEvaluation) for path in folder.glob("*/kept.json")]
+    return sorted(evaluations, key=lambda evaluation: -evaluation.created)
 
 
 def result(word: str, folder: Path, context: ProjectContext | None = None) -> Result | None:
@@ -90,10 +90,10 @@ def result(word: str, folder: Path, context: ProjectContext | None = None) -> Re
     if (place / "evaluation.json").is_file():
         return _folder(place)
     if re.fullmatch(r"[0-9a-f]{4,16}", word):
-        found = [path.parent for path in folder.glob(f"{word}*/kept.json")]
-        if len(found) > 1:
-            raise UsageError(f"'{word}' begins {len(found)} ids", allowed=", ".join(sorted(path.name for path in found)))
-        return load_kept(folder, found[0].name) if found else None
+        folders = [path.parent for path in folder.glob(f"{word}*/kept.json")]
+        if len(folders) > 1:
+            raise UsageError(f"'{word}' begins {len(folders)} ids", allowed=", ".join(sorted(path.name for path in folders)))
+        return load_kept(folder, folders[0].name) if folders else None
     return None
 
 
@@ -112,22 +112,22 @@ def load_kept(folder: Path, name: str) -> Result:
     path = folder / name / "kept.json"
     if not path.is_file():
         raise NotFound(f"no evaluation '{name}'", where=str(folder), remedy="tunesmith report lists them")
-    kept = msgspec.json.decode(checked(path).read_bytes(), type=KeptEvaluation)
-    places = [folder / name / f"seed-{seed}" for seed in kept.seeds] or [folder / name]
-    rows = folder / "rows" / f"{kept.dataset_digest}.jsonl"
+    record = msgspec.json.decode(checked(path).read_bytes(), type=KeptEvaluation)
+    places = [folder / name / f"seed-{seed}" for seed in record.seeds] or [folder / name]
+    rows = folder / "rows" / f"{record.dataset_digest}.jsonl"
     clusters = rows.with_suffix(".clusters.json")
     examples = list(read_jsonl(rows, Example))
-    if dataset_digest(examples) != kept.dataset_digest:
+    if dataset_digest(examples) != record.dataset_digest:
         raise StoreError(
             "the rows are not those that were asked", where=str(rows), remedy="evaluate again; kept answers are not asked again"
         )
     return Result(
-        kept.model,
+        record.model,
         [load_evaluation(place) for place in places],
         examples,
-        [build(one, kept.options.get(one, {})) for one in kept.metrics],
+        [build(metric_name, record.options.get(metric_name, {})) for metric_name in record.metrics],
         msgspec.json.decode(checked(clusters).read_bytes(), type=dict[str, str]) if clusters.is_file() else {},
-        kept,
+        record,
     )
 
 
@@ -140,21 +140,21 @@ def _arm(arm: str, context: ProjectContext | None) -> Result:
     if context is None or arm not in context.arms or context.runner.peek(f"evaluate:{arm}") is None:
         done = finished_arms(context) if context else []
         raise NotFound(f"no finished arm '{arm}'", allowed=", ".join(done) or "none yet", remedy="tunesmith run")
-    found = load_evaluation(context.runner.folder(f"evaluate:{arm}"))
+    evaluation = load_evaluation(context.runner.folder(f"evaluate:{arm}"))
     asked = context.questions("test")
-    return Result(arm, [found], asked, [metric(one) for one in found.metrics], context.clusters(asked))
+    return Result(arm, [evaluation], asked, [metric(metric_name) for metric_name in evaluation.metrics], context.clusters(asked))
 
 
 def _imported(path: Path) -> Result:
     from tunesmith.evaluate.importers import inspect_log, lm_eval_log
 
-    found = lm_eval_log(path, model=path.parent.name) if path.suffix == ".jsonl" else inspect_log(path)
-    return Result(found.evaluation.model, [found.evaluation], found.examples, _plain(found.evaluation), _groups(found.examples))
+    log = lm_eval_log(path, model=path.parent.name) if path.suffix == ".jsonl" else inspect_log(path)
+    return Result(log.evaluation.model, [log.evaluation], log.examples, _plain(log.evaluation), _groups(log.examples))
 
 
 def _folder(place: Path) -> Result:
-    found = load_evaluation(place)
-    return Result(found.model, [found], [], _plain(found))
+    evaluation = load_evaluation(place)
+    return Result(evaluation.model, [evaluation], [], _plain(evaluation))
 
 
 def _plain(evaluation: Evaluation) -> list[Metric]:

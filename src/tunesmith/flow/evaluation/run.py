@@ -122,18 +122,18 @@ def run_eval(words: Sequence[str], ask: Ask, at: Bench) -> list[KeptEvaluation]:
     for word in chosen:
         at.models.resolve(word)  # a word that names no model is told before another one is asked, or sealed rows are opened
     parts = at.data(ask.data, ask)  # as data that is none
-    found: list[KeptEvaluation] = []
+    chosen_on: list[KeptEvaluation] = []
     if ask.choose_on:
-        found = [measure(word, part, ask, at) for part in at.data(ask.choose_on, ask) for word in chosen]
-        chosen = list(dict.fromkeys([chosen[0], winner(found).model]))
-    return found + [measure(word, part, ask, at) for part in parts for word in chosen]
+        chosen_on = [measure(word, part, ask, at) for part in at.data(ask.choose_on, ask) for word in chosen]
+        chosen = list(dict.fromkeys([chosen[0], winner(chosen_on).model]))
+    return chosen_on + [measure(word, part, ask, at) for part in parts for word in chosen]
 
 
-def winner(found: Sequence[KeptEvaluation]) -> KeptEvaluation:
+def winner(evaluations: Sequence[KeptEvaluation]) -> KeptEvaluation:
     """The best by the first metric, in its good direction. Raises DataError when none has a value."""
-    first = found[0].metrics[0]
-    sign = -1.0 if build(first, found[0].options.get(first, {})).better == "lower" else 1.0
-    valued = [(sign * value, one) for one in found if (value := one.values[first]) is not None]
+    first = evaluations[0].metrics[0]
+    sign = -1.0 if build(first, evaluations[0].options.get(first, {})).better == "lower" else 1.0
+    valued = [(sign * value, evaluation) for evaluation in evaluations if (value := evaluation.values[first]) is not None]
     if not valued:
         raise DataError(f"no model has a value of {first}", remedy="look at the missing scores")
     return max(valued, key=lambda pair: pair[0])[1]
@@ -176,12 +176,12 @@ class _Task:
         """Metric → options, in order: those asked for, else what the rows bring, else exact match; then the judge's rubric and the cost."""
         ask, brought = self.ask, self.data.metrics
         wanted = {name: brought.get(name, {}) for name in ask.metrics} or dict(brought) or _usual(self.documents)
-        found = {name: {**own, **ask.options.get(name, {})} for name, own in wanted.items()}
+        by_metric = {name: {**own, **ask.options.get(name, {})} for name, own in wanted.items()}
         if ask.judge:
-            found["rubric"] = {"judge": ask.judge, "criterion": ask.criterion}
+            by_metric["rubric"] = {"judge": ask.judge, "criterion": ask.criterion}
         if ask.price is not None:
-            found["cost"] = {"prompt_usd": ask.price[0], "completion_usd": ask.price[1]}
-        return found
+            by_metric["cost"] = {"prompt_usd": ask.price[0], "completion_usd": ask.price[1]}
+        return by_metric
 
     @cached_property
     def variant(self) -> PromptVariant:
@@ -220,18 +220,18 @@ class _Task:
         self._open()
         started, out = time.monotonic(), self.at.folder / self.id
         runs = self._ask(out)
-        kept = self._summary(runs)
-        self._keep_rows(kept.dataset_digest)
-        write_atomic(out / "kept.json", msgspec.json.encode(kept))
+        record = self._summary(runs)
+        self._keep_rows(record.dataset_digest)
+        write_atomic(out / "kept.json", msgspec.json.encode(record))
         seal(out)
         took = time.monotonic() - started
-        self.at.progress.say(f"{self.word} on {self.data.name}: {counted(kept.rows, 'row')}, {self.model.asked} asked now, {took:.1f} s")
-        return kept
+        self.at.progress.say(f"{self.word} on {self.data.name}: {counted(record.rows, 'row')}, {self.model.asked} asked now, {took:.1f} s")
+        return record
 
     def _open(self) -> None:
         """Log a look at sealed rows, unless this very evaluation is finished: then nothing is looked at anew."""
         sealed, who = self.data.seal, f"eval {self.id}: {self.word}"
-        before = [one.who for one in openings(self.at.log, sealed)]
+        before = [opening.who for opening in openings(self.at.log, sealed)]
         if not (self.data.sealed or before):
             return
         if who in before and (self.at.folder / self.id / "kept.json").is_file():
@@ -247,7 +247,7 @@ class _Task:
         def tell(done: int, total: int) -> None:
             self.at.progress.bar(label, done, total)
 
-        def one(sampling: Sampling, folder: Path) -> Evaluation:
+        def evaluation(sampling: Sampling, folder: Path) -> Evaluation:
             return evaluate(
                 self.model,
                 self.rows,
@@ -260,9 +260,9 @@ class _Task:
             )
 
         if self.sampling.temperature <= 0:
-            return [one(self.sampling, out)]
+            return [evaluation(self.sampling, out)]
         seeds = range(self.ask.seed, self.ask.seed + self.ask.samples)
-        return [one(replace(self.sampling, seed=seed), out / f"seed-{seed}") for seed in seeds]
+        return [evaluation(replace(self.sampling, seed=seed), out / f"seed-{seed}") for seed in seeds]
 
     def _usd(self, read: int, written: int) -> float | None:
         price = self.ask.price
@@ -285,7 +285,7 @@ class _Task:
             values=whole.values,
             intervals={m.name: estimate(m, whole.scores(m.name), self.data.clusters) for m in self.metrics},
             missing=whole.missing,
-            noise={one: spread for one, each in values.items() if each and (spread := run_noise(each)) is not None},
+            noise={name: spread for name, each in values.items() if each and (spread := run_noise(each)) is not None},
             asked=self.model.asked,
             failed=whole.failed,
             prompt_tokens=whole.prompt_tokens,
