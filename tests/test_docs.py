@@ -66,6 +66,7 @@ NEEDS = {
     "migrate": "moves a provider's fine-tune; test_migrate does so",
     "migrated": "runs what migrate wrote; test_migrate does so",
     "run": "walks the circle; test_run_whole does so",
+    "decide": "carries out an experiment; test_decide does so with a tiny model",
     "serve": "answers until it is stopped; test_serve does so",
     "estimate": "plans for a real base; test_train_estimate does so",
     "train": "trains; test_train_bad_input and test_run_whole do so",

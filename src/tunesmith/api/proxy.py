@@ -20,6 +20,7 @@ from tunesmith.api.exchange import answered_by, ended_by, opened
 from tunesmith.api.http import Receive, Scope, Send
 from tunesmith.api.state import State
 from tunesmith.core import wire
+from tunesmith.core.deployment import Variant
 from tunesmith.deploy.answered import CLIENT_LEFT, Exchange, client_left
 from tunesmith.deploy.router import Target
 from tunesmith.models.base import Passing, passing
@@ -99,15 +100,24 @@ def _note_prompt(exchange: Exchange, path: str, body: bytes, tree: dict[str, msg
 
 
 def _put_in(tree: dict[str, msgspec.Raw], target: Target) -> None:
-    """What the variant brings: its instruction in place of the request's, its sampling where the request leaves it open."""
-    turns = msgspec.json.decode(tree["messages"]) if target.variant.instruction is not None and "messages" in tree else None
+    """What the variant brings: its instruction in place of the request's, its shots, its sampling where the request leaves it open."""
+    turns = msgspec.json.decode(tree["messages"]) if target.variant.prompted and "messages" in tree else None
     if isinstance(turns, list):
-        turns = [turn for turn in turns if not isinstance(turn, dict) or turn.get("role") not in ("system", "developer")]
-        instruction = {"role": "system", "content": target.variant.instruction}
-        tree["messages"] = msgspec.Raw(msgspec.json.encode([instruction, *turns]))
+        tree["messages"] = msgspec.Raw(msgspec.json.encode(_under(target.variant, turns)))
     for name, value in target.defaults.items():
         if name not in tree and not (name == "max_tokens" and "max_completion_tokens" in tree):
             tree[name] = msgspec.Raw(msgspec.json.encode(int(value) if name == "max_tokens" else value))
+
+
+def _under(variant: Variant, turns: list[Any]) -> list[Any]:
+    """A request's turns as the variant has them asked; what is no turn of a chat stays, for the upstream to judge."""
+    leading = [isinstance(turn, dict) and turn.get("role") in ("system", "developer") for turn in turns]
+    shots = [wire.message_body(shot) for shot in variant.shots]
+    if variant.instruction is None:
+        cut = leading.index(False) if False in leading else len(turns)
+        return [*turns[:cut], *shots, *turns[cut:]]
+    rest = [turn for turn, first in zip(turns, leading, strict=True) if not first]
+    return [{"role": "system", "content": variant.instruction}, *shots, *rest]
 
 
 async def _body(receive: Receive) -> bytes:

@@ -24,6 +24,7 @@ from tunesmith.cli import (
 )
 from tunesmith.cli.data import app as data_app
 from tunesmith.cli.data import previewed
+from tunesmith.cli.deciding import decide, taken
 from tunesmith.cli.jobs import jobs_app, keys_app
 from tunesmith.cli.metrics import metrics
 from tunesmith.cli.migrate import migrate_app
@@ -56,6 +57,7 @@ app.command()(serve)
 app.command()(trace)
 app.command()(metrics)
 evaluating.register(app)
+app.command(context_settings=OVERRIDES)(decide)
 app.command(context_settings=OVERRIDES)(estimate)
 app.command(context_settings=OVERRIDES)(train)
 
@@ -118,6 +120,10 @@ def run(
     config: file_option = Path("tunesmith.yaml"),
     data: data_option = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Prepare the data, then print the plan with time, memory and tokens.")] = False,
+    arm: Annotated[
+        str | None,
+        typer.Option(help="Put this arm of the last `tunesmith decide` in force (decided: the one it chose); a fine-tuned one is run."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Walk the circle that tunesmith.yaml describes; what is already done is not done again.
@@ -138,6 +144,8 @@ def run(
         with told(as_json) as progress:
             result = plan_only(project, config.resolve().parent, progress)
         emit(result, as_json, result["text"])
+        return
+    if arm is not None and taken(project, config.resolve().parent, arm, as_json=as_json):
         return
     from tunesmith.api.serve import temporary  # before any work, so that a missing package is said at once
 

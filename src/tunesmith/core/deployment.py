@@ -10,19 +10,22 @@ from tunesmith.core.passages import Retrieval
 from tunesmith.core.types import Message, Record
 
 SAMPLING_DEFAULTS = ("max_tokens", "temperature", "top_p")
+_LEADING = ("system", "developer")
 
 
 class Variant(Record, frozen=True):
     """One way to answer: a model here, or an upstream by its name in `serve.upstreams`, with a prompt and sampling of its own.
 
-    `instruction` is put in place of the request's system message; `sampling` are defaults for what a request leaves open
-    (`max_tokens`, `temperature`, `top_p`); `retrieval` is what it looks up for each question.
+    `instruction` is put in place of the request's system message, and `shots` are solved turns between that and the conversation;
+    `sampling` are defaults for what a request leaves open (`max_tokens`, `temperature`, `top_p`); `retrieval` is what it looks up for each
+    question.
     """
 
     name: str
     model: ModelRef | None = None
     upstream: str | None = None
     instruction: str | None = None
+    shots: tuple[Message, ...] = ()
     sampling: dict[str, float] = {}
     retrieval: Retrieval | None = None
     weight: float = 1.0
@@ -33,12 +36,18 @@ class Variant(Record, frozen=True):
         if unknown := sorted(self.sampling.keys() - set(SAMPLING_DEFAULTS)):
             raise ConfigError(f"variant '{self.name}' has the sampling keys {unknown}", allowed=", ".join(SAMPLING_DEFAULTS))
 
+    @property
+    def prompted(self) -> bool:
+        """Whether anything is put before the conversation."""
+        return self.instruction is not None or bool(self.shots)
+
     def instructed(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
-        """The messages with this variant's instruction in place of their own, where it has one."""
+        """The messages under this variant's instruction in place of their own, and after its shots, where it has them."""
         if self.instruction is None:
-            return messages
-        rest = tuple(message for message in messages if message.role not in ("system", "developer"))
-        return (Message(role="system", content=self.instruction), *rest)
+            cut = next((i for i, message in enumerate(messages) if message.role not in _LEADING), len(messages))
+            return (*messages[:cut], *self.shots, *messages[cut:])
+        rest = tuple(message for message in messages if message.role not in _LEADING)
+        return (Message(role="system", content=self.instruction), *self.shots, *rest)
 
 
 class Deployment(Record, frozen=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 from tunesmith.core.errors import ConfigError
@@ -59,15 +60,32 @@ def few_shot(train: Sequence[Example], k: int, by: Literal["random", "nearest"] 
         raise ConfigError(f"by = '{by}'", where="few_shot", allowed="random, nearest")
     order = random.Random(seed).sample(range(len(train)), len(train))
     near = TextIndex([asked(row) for row in train]) if by == "nearest" else None
+    name = f"{k}-shot {by}"
+    if near is None:
+        return shown(train, lambda _: order, k, name)
+    return shown(train, lambda example: near.rank(asked(example)), k, name, best_last=True)
+
+
+def shown(
+    train: Sequence[Example],
+    order: Callable[[Example], Sequence[int]],
+    k: int,
+    name: str,
+    *,
+    best_last: bool = False,
+    instruction: str | None = None,
+) -> PromptVariant:
+    """The row after the first `k` training rows by `order`, solved, the first of them last where `best_last` says so; `instruction` stands
+    in place of the row's own leading instructions (None: those stay). A row is never shown itself nor a row of its own group."""
+    given = None if instruction is None else [Message(role="system", content=instruction)]
 
     def build(example: Example) -> Prompt:
-        ranked: Sequence[int] = near.rank(asked(example)) if near else order
-        chosen = [train[i] for i in ranked if _apart(train[i], example)][:k]
+        chosen = list(islice((train[i] for i in order(example) if _apart(train[i], example)), k))
         head, own = _system(example.prompt)
-        shots = [message for row in (reversed(chosen) if near else chosen) for message in _solved(row)]
-        return _prompt(example, [*head, *shots, *own])
+        shots = [message for row in (reversed(chosen) if best_last else chosen) for message in solved(row)]
+        return _prompt(example, [*(head if given is None else given), *shots, *own])
 
-    return PromptVariant(f"{k}-shot {by}", build)
+    return PromptVariant(name, build)
 
 
 def _apart(row: Example, example: Example) -> bool:
@@ -79,7 +97,8 @@ def asked(example: Example) -> str:
     return "\n".join(m.text for m in _system(example.prompt)[1])
 
 
-def _solved(row: Example) -> list[Message]:
+def solved(row: Example) -> list[Message]:
+    """A row's question and its answer as turns, without its leading instructions."""
     last = row.messages[-1] if row.messages else None
     answered = last is not None and last.role == "assistant" and row.reference is None
     reply = row.messages[-1] if answered else Message(role="assistant", content=row.answer)

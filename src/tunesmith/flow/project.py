@@ -19,6 +19,7 @@ from tunesmith.core.types import Record
 from tunesmith.data.clean import Clean
 from tunesmith.data.collect import Source
 from tunesmith.data.split import Split
+from tunesmith.decide.plan import Decide
 from tunesmith.deploy.serve_config import ServeConfig
 from tunesmith.evaluate import sandbox
 from tunesmith.evaluate.sandbox import Boundary
@@ -77,6 +78,7 @@ class Project(Record, frozen=True):
     evaluate: Evaluate = Evaluate()
     gate: GateRule = GateRule()
     deploy: Deploy = Deploy()
+    decide: Decide = Decide()
     serve: ServeConfig = ServeConfig()
     trust_remote_code: tuple[str, ...] = ()
     python_boundary: Boundary = "kernel"

@@ -1,4 +1,4 @@
-"""A model as a variant of a deployment has it answer: under the variant's instruction. Knows nothing about which variant answers."""
+"""A model as a variant of a deployment has it answer: under its instruction, after its shots. Knows nothing about which variant answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tunesmith.models.base import Model, OnAnswer
 
 @dataclass
 class AsDeployed:
-    """The model under the variant's instruction; its digest names both. How answers are drawn is the caller's, who leaves nothing open."""
+    """The model under the variant's instruction and shots, all in its digest. How answers are drawn is the caller's."""
 
     model: Model
     variant: Variant
@@ -26,8 +26,8 @@ class AsDeployed:
 
     @property
     def digest(self) -> str:
-        """Of the model and the instruction."""
-        return digest(self.model.digest, self.variant.instruction)
+        """Of the model, the instruction and the shots."""
+        return digest(self.model.digest, self.variant.instruction, *([self.variant.shots] if self.variant.shots else []))
 
     def answer(self, prompts: Sequence[Prompt], sampling: Sampling, on_answer: OnAnswer | None = None) -> list[Answer]:
         """See `Model.answer`."""

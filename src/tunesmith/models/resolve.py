@@ -82,7 +82,7 @@ class Models:
             raise UsageError(f"'{plain}' looks passages up already, in the index {own.index[:12]}", allowed=f"{plain} alone")
         looked_up = retrieval or own
         model = model if looked_up is None else self.grounded(model, looked_up)
-        return model if variant is None or variant.instruction is None else AsDeployed(model, variant)
+        return AsDeployed(model, variant) if variant is not None and variant.prompted else model
 
     def grounded(self, model: Model, retrieval: Retrieval) -> Model:
         """The model with what it looks up. Raises NotFound for an index that is not there."""

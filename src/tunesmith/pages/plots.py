@@ -128,6 +128,58 @@ def intervals(title: str, rows: Sequence[tuple[str, float, float, float]], x_lab
     return frame.figure(title)
 
 
+def scatter(title: str, points: Sequence[tuple[str, float, float, float, float]], x_label: str, y_label: str) -> Markup:
+    """Numbered points with upright intervals over a logarithmic axis: (label, x, y, low, high); the legend names the numbers. Points that
+    are not finite, or not above 0 across, are left out."""
+    points = [one for one in points if one[1] > 0 and all(map(math.isfinite, one[1:]))]
+    low, high = _range(math.log10(x) for _, x, *_ in points)
+    bottom, top = _range(value for _, _, *values in points for value in values)
+    margin = 0.08 * (high - low) or 0.3
+    frame = _Frame(330, _LEFT, (low - margin, high + margin), (min(0.0, bottom), top * 1.05 or 1.0))
+    frame.upwards(y_label)
+    for value in _decades(frame.x0, frame.x1):
+        frame.text(frame.at(math.log10(value), frame.y0)[0], frame.height - 28, f"{value:.3g}")
+    frame.text((_WIDTH + _LEFT) / 2, frame.height - 5, x_label)
+    for i, (_, x, y, below, above) in enumerate(points):
+        across = math.log10(x)
+        frame.line(frame.at(across, below), frame.at(across, above), f"stroke{i % _COLOURS}")
+        frame.dot(across, y, 6, i % _COLOURS)
+        right, up = frame.at(across, y)
+        frame.text(right + 10, up + 5, str(i + 1), "start")
+    return frame.figure(title, [f"{i}. {label}" for i, (label, *_) in enumerate(points, 1)])
+
+
+def _decades(low: float, high: float) -> list[float]:
+    """Round values between 10^low and 10^high, at most a few."""
+    for steps in ((1, 2, 5), (1,)):
+        values = [step * 10.0**power for power in range(math.floor(low), math.ceil(high) + 1) for step in steps]
+        inside = [value for value in values if low <= math.log10(value) <= high]
+        if len(inside) <= 6:
+            break
+    return inside[:: max(1, len(inside) // 5)]
+
+
+def band(
+    title: str, curve: Sequence[tuple[float, float, float, float]], points: Sequence[tuple[float, float]], x_label: str, y_label: str
+) -> Markup:
+    """A curve with its band over a logarithmic axis, (x, y, low, high) each, and the points (x, y) that were observed."""
+    curve = [one for one in curve if one[0] > 0 and all(map(math.isfinite, one))]
+    low, high = _range(math.log10(x) for x in [one[0] for one in curve] + [x for x, _ in points])
+    bottom, top = _range([value for _, *values in curve for value in values] + [y for _, y in points])
+    frame = _Frame(310, _LEFT, (low, high), (min(0.0, bottom), top * 1.05 or 1.0))
+    edge = [frame.at(math.log10(x), up) for x, _, _, up in curve] + [frame.at(math.log10(x), down) for x, _, down, _ in reversed(curve)]
+    frame.parts.append(f'<polygon points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in edge)}" class="area"/>')
+    frame.upwards(y_label)
+    for value in _decades(frame.x0, frame.x1):
+        frame.text(frame.at(math.log10(value), frame.y0)[0], frame.height - 28, f"{value:,.0f}")
+    frame.text((_WIDTH + _LEFT) / 2, frame.height - 5, x_label)
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (frame.at(math.log10(x), y) for x, y, _, _ in curve))
+    frame.parts.append(f'<polyline points="{line}" class="stroke0"/>')
+    for x, y in points:
+        frame.dot(math.log10(x), y, 5, 1)
+    return frame.figure(title, ["the law, with the band in which it is expected", "trainings"])
+
+
 def bars(title: str, rows: Sequence[tuple[str, float]], x_label: str) -> Markup:
     """Horizontal bars with their values."""
     most = max((value for _, value in rows), default=1.0) or 1.0

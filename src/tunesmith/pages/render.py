@@ -42,7 +42,9 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("tunesmith.pages"), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=_Missing
     )
-    environment.globals |= {draw.__name__: draw for draw in (plots.bars, plots.histogram, plots.intervals, plots.lines)}
+    environment.globals |= {
+        draw.__name__: draw for draw in (plots.band, plots.bars, plots.histogram, plots.intervals, plots.lines, plots.scatter)
+    }
     environment.filters |= {
         "count": lambda number: f"{number:,.0f}",
         "brief": lambda number: _number(number, ".3g"),

@@ -62,6 +62,11 @@ class Layout:
         return self.folder / "evaluations"
 
     @property
+    def decisions(self) -> Path:
+        """Experiments of `tunesmith decide`, each with its answers' evaluations."""
+        return self.folder / "decisions"
+
+    @property
     def model_digests(self) -> Path:
         """Digests of models, remembered by their files."""
         return self.evaluations / "digests"

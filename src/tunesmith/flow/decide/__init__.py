@@ -1,0 +1,1 @@
+"""The experiment of `tunesmith decide`, joined of rooms."""

@@ -1,0 +1,177 @@
+"""`tunesmith decide`: what can be said is said before anything is spent, then every arm is built, all are asked the same sealed rows, and
+the cheapest of the best is named. An interrupted experiment goes on: answers and trainings are found, the test rows are opened once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tunesmith.core.errors import ConfigError, TunesmithError
+from tunesmith.core.progress import Progress
+from tunesmith.core.types import digest
+from tunesmith.decide.arms import Arm, Arms, arms_of
+from tunesmith.decide.plan import Decide, Learning
+from tunesmith.decide.records import Decision, MeasuredArm
+from tunesmith.decide.verdict import broken_limits, cheapest_first, decide
+from tunesmith.flow.context import ProjectContext
+from tunesmith.flow.decide.beforehand import check_budget, expected_s, look
+from tunesmith.flow.decide.budget import Budget
+from tunesmith.flow.decide.build import Built, build
+from tunesmith.flow.decide.desk import Desk
+from tunesmith.flow.decide.evidence import evidence_of, measured
+from tunesmith.flow.decide.racing import run_race
+from tunesmith.flow.decide.report import Found, written
+from tunesmith.flow.decide.upkeep import Upkeep, priced, upkeep_of
+from tunesmith.flow.decide.volume import volumes
+from tunesmith.flow.pipeline.run import opened
+from tunesmith.flow.project import Project
+from tunesmith.flow.runner import only_one
+
+_DATA = ("collect", "split", "tokens")
+# What --quick changes where the file does not say it, and what of the plan.
+_QUICK: dict[str, Any] = {
+    "validation_rows": 16,
+    "test_rows": 72,
+    "shots": (4,),
+    "passages": (3,),
+    "latency_rows": 4,
+    "learning": Learning(shares=(0.5,), seeds=(0,)),
+}
+_LEFT_TO_LONGER = ("few-shot-greedy", "distilled")  # kinds that --quick builds only where they are named
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an experiment ended: its decision, and where the pages lie."""
+
+    decision: Decision
+    report: dict[str, Any]
+    folder: Path
+
+    def text(self) -> str:
+        """In words."""
+        lines = [self.decision.sentence]
+        for arm in self.report["arms"]:
+            interval = arm.get("interval")
+            span = f" [{interval['low']:.3f}, {interval['high']:.3f}]" if interval else ""
+            value = "–" if arm["value"] is None else f"{arm['value']:.3f}{span}"
+            lines.append(f"  {arm['name']:<28} {value}  {arm['rows']} rows{'  ' + arm['dropped'] if arm['dropped'] else ''}")
+        lines += [f"not tried: {name}: {why}" for name, why in self.report["left_out"].items()]
+        lines += [f"next: {command}" for command in self.report["next"]]
+        return "\n".join([*lines, f"decision: {self.folder / 'decision.html'}"])
+
+
+def quickened(project: Project) -> Project:
+    """The project as `--quick` has it: what the file leaves at its default is made smaller, one epoch where the plan says auto."""
+    plan, usual = project.decide, Decide()
+    smaller = {key: value for key, value in _QUICK.items() if getattr(plan, key) == getattr(usual, key)}
+    train = msgspec.structs.replace(project.train, epochs=1) if project.train.epochs == "auto" else project.train
+    return msgspec.structs.replace(project, decide=msgspec.structs.replace(plan, **smaller), train=train)
+
+
+def run_decide(project: Project, folder: Path, progress: Progress, *, out: Path, command: str = "tunesmith decide") -> Outcome:
+    """Carry the experiment out and write `decision.html`, `.json` and `.md` into `out`.
+
+    Raises ConfigError, before anything is spent, for arms that cannot be, a metric that cannot decide and a budget that is too small for
+    one arm; NotFound for a word that names no model.
+    """
+    project = quickened(project) if project.decide.quick else project
+    plan = project.decide
+    arms = _arms(plan, project.base)
+    with _contexts(project, folder, progress) as contexts:
+        desk = Desk(plan, folder, contexts, Budget(plan.budget_s, plan.budget_usd, plan.machine_per_hour))
+        with only_one(desk.project.store.folder):
+            look(desk, arms.arms)
+            for context in contexts.values():
+                for stage in _DATA:
+                    context.runner.run(stage)
+            identity = _identity(desk, arms)
+            desk.folder = desk.project.store.layout.decisions / identity
+            check_budget(desk, arms.arms)
+            return _carried_out(desk, arms, identity, out, command)
+
+
+def _arms(plan: Decide, base: str) -> Arms:
+    arms = arms_of(plan, base)
+    if not plan.quick or plan.arms:
+        return arms
+    dropped = {arm.name: "left to the experiment without --quick" for arm in arms.arms if arm.kind in _LEFT_TO_LONGER}
+    return Arms(arms=tuple(arm for arm in arms.arms if arm.name not in dropped), left_out=arms.left_out | dropped)
+
+
+@contextmanager
+def _contexts(project: Project, folder: Path, progress: Progress) -> Iterator[dict[str, ProjectContext]]:
+    """A project at work for each base, all over the same store."""
+    with ExitStack() as stack:
+        yield {
+            base: stack.enter_context(opened(msgspec.structs.replace(project, base=base), folder, progress))
+            for base in (project.base, *project.decide.bases)
+        }
+
+
+def _identity(desk: Desk, arms: Arms) -> str:
+    """What names the experiment: its rows, bases, plan and arms; what it may take and what prices are change nothing of it,
+    another rule is another look at the test rows."""
+    plan = msgspec.structs.replace(desk.plan, budget=None, budget_usd=None, machine_per_hour=None, busy=1.0, requests_per_month=None)
+    bases = [(context.runner.digests["tokens"], context.project.train) for context in desk.contexts.values()]
+    return digest(plan, arms.arms, bases, desk.project.project.evaluate, *([desk.documents] if desk.documents else []))[:16]
+
+
+def _carried_out(desk: Desk, arms: Arms, identity: str, out: Path, command: str) -> Outcome:
+    left_out = dict(arms.left_out)
+    built = list(_built(desk, arms.arms, left_out))
+    desk.forget()
+    upkeeps = {one.arm.name: upkeep_of(desk, one) for one in built}
+    able, barred = _able(desk, built, upkeeps)
+    raced = run_race(desk, able, identity)
+    figures = evidence_of(desk, able, raced)
+    plan = desk.plan
+    arms_measured = [measured(one, upkeeps[one.arm.name], raced, figure) for one, figure in zip(able, figures, strict=True)]
+    decision = decide(
+        [*arms_measured, *barred], plan.margin, plan.constraints, plan.alpha, requests=plan.requests_per_month, race=raced.race
+    )
+    more = {"volume": volumes(list(upkeeps.values()), decision, plan.requests_per_month)}
+    left_out |= {arm.name: "; ".join(broken_limits(arm, plan.constraints)) for arm in barred}
+    report = written(desk, Found(identity, command, decision, figures, raced, upkeeps, left_out, None, more), out)
+    return Outcome(decision, report, out)
+
+
+def _able(desk: Desk, built: Sequence[Built], upkeeps: Mapping[str, Upkeep]) -> tuple[list[Built], list[MeasuredArm]]:
+    """The arms that keep the constraints, from the cheapest to the dearest, and the others, which no test row is spent on.
+
+    Raises ConfigError where none keeps them.
+    """
+    by_name = {one.arm.name: one for one in built}
+    arms = [priced(one, upkeeps[one.arm.name]) for one in built]
+    broken = {arm.name: broken_limits(arm, desk.plan.constraints) for arm in arms}
+    order = cheapest_first(arms, desk.plan.requests_per_month)
+    if all(broken.values()):
+        why = "; ".join(f"{name}: {', '.join(limits)}" for name, limits in broken.items())
+        raise ConfigError(f"no arm keeps the constraints ({why})", where="decide.constraints", remedy="other limits, or other arms")
+    return [by_name[name] for name in order if not broken[name]], [arm for arm in arms if broken[arm.name]]
+
+
+def _built(desk: Desk, arms: tuple[Arm, ...], left_out: dict[str, str]) -> Iterator[Built]:
+    """The arms that the budget allows, in the order from the simplest; why another was not built is told. One that cannot be built for its
+    own reasons, such as a server that does not answer, leaves the others alone."""
+    for number, arm in enumerate(arms):
+        short = desk.budget.short(expected_s(desk, arm)) if number else ""
+        if short:
+            left_out[arm.name] = f"not built: {short}"
+            desk.project.progress.say(f"{arm.name}: {left_out[arm.name]}")
+            continue
+        desk.project.progress.say(f"building {arm.name}")
+        if arm.trains:
+            desk.forget()
+        try:
+            yield build(desk, arm)
+        except ConfigError:
+            raise
+        except TunesmithError as error:
+            left_out[arm.name] = f"not built: {error.what}"
+            desk.project.progress.say(f"{arm.name}: {error}")
