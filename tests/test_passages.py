@@ -150,8 +150,8 @@ def test_what_is_found_is_what_brute_force_finds(encoder, tmp_path):
         found = index.search([query], 9, "fused")[0]
         assert [hit.passage.id for hit in found] == [str(i) for i in best]
         assert [hit.score for hit in found] == pytest.approx([fused[i] for i in best])
-    together = index.search(queries, 4)
-    for query, hits in zip(queries, together, strict=True):
+    together = index.search(queries * 40, 4)
+    for query, hits in zip(queries * 40, together, strict=True):
         assert [hit.passage for hit in hits] == [hit.passage for hit in index.search([query], 4)[0]]
     assert index.search(["nothing of it"], 5, "words") == [[]]
 

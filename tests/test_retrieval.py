@@ -9,6 +9,7 @@ import pytest
 
 import tiny
 from document_parts import pdf
+from openai_spec import assert_valid, require_spec
 from tunesmith.api.app import running
 from tunesmith.api.serve import application
 from tunesmith.cli import app
@@ -85,6 +86,15 @@ def test_numbers_in_brackets_are_citations(index):
     assert places == [("[1]", first), ("[2, 1]", second), ("[2, 1]", first)]
     assert {one["url"] for one in cited["sources"]["passages"]} == {"manual.pdf#page=4", "prices%20list.xlsx#sheet%20A"}
     assert wire.cited(Answer(text=said)) == {}
+
+
+def test_an_answer_with_sources_is_what_the_published_schema_says(index):
+    require_spec()
+    (made,) = GroundedModel(EchoModel(), index, 3, "words").ground([asked("York")], Sampling())
+    identity = {"id": "c", "created": 1, "model": "support-rag", "system_fingerprint": "f"}
+    answer = Answer(text="Nobody [1], [2].", sources=made.sources)
+    assert_valid("CreateChatCompletionResponse", wire.completion(identity, [wire.choice(0, answer, with_logprobs=False)], wire.usage(1, 2)))
+    assert_valid("CreateChatCompletionStreamResponse", wire.chunk(identity, 0, wire.cited(answer)))
 
 
 @pytest.mark.parametrize("template", ["{question}", "{passages} {question} {question}", ""])

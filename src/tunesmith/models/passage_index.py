@@ -30,6 +30,7 @@ Floats = npt.NDArray[np.float32]
 K1, B = 1.5, 0.75  # Lucene's way to weigh words, with the usual parameters
 _SMOOTHING = 60
 _AT_ONCE = 256  # passages that are encoded between two reports
+_ASKED_AT_ONCE = 64  # questions that are compared with all passages in one product: 25 MB for a hundred thousand
 _PASSAGES, _VECTORS, _WORDS, _INDEX = "passages.jsonl", "vectors.npy", "words", "index.json"
 
 
@@ -138,8 +139,10 @@ class PassageIndex:
         """
         if how not in self.ways or k < 1:
             raise UsageError(f"{k} passages by '{how}'", where="k, how", allowed=f"k from 1, how {', '.join(self.ways)}")
-        if not queries:
-            return []
+        parts = (queries[start : start + _ASKED_AT_ONCE] for start in range(0, len(queries), _ASKED_AT_ONCE))
+        return [hits for part in parts for hits in self._search(part, k, how)]
+
+    def _search(self, queries: Sequence[str], k: int, how: How) -> list[list[Hit]]:
         close = self._close(queries) if how != "words" else None
         results = []
         for i, query in enumerate(queries):
@@ -159,7 +162,7 @@ class PassageIndex:
         assert self.encoder is not None
         assert self.vectors is not None
         parts = [_windows(self.encoder, query) for query in queries]
-        vectors = self.encoder([part for each in parts for part in each])
+        vectors = self.encoder([window for windows in parts for window in windows])
         starts = np.cumsum([0, *map(len, parts)])[:-1]
         means = np.add.reduceat(vectors, starts, axis=0)
         means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
