@@ -9,6 +9,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from tunesmith.core.errors import ConfigError, NotFound
 from tunesmith.core.model_ref import ModelRef, artifact_in, artifact_ref
 from tunesmith.core.progress import Progress
@@ -19,7 +21,7 @@ from tunesmith.data.collect import Source
 from tunesmith.flow.clusters import read_clusters
 from tunesmith.flow.last_run import View
 from tunesmith.flow.logged import logged
-from tunesmith.flow.project import Project
+from tunesmith.flow.project import Evaluate, Project
 from tunesmith.flow.runner import Runner, Stage
 from tunesmith.flow.sources import Frozen, Place, located, rows
 from tunesmith.flow.upstreams import asked_upstreams
@@ -182,7 +184,8 @@ class ProjectContext:
     def stages(self) -> list[Stage]:
         """All stages in an order in which each comes after what it needs."""
         project, measured = self.project, [f"evaluate:{arm}" for arm in self.arms]
-        asked = (project.evaluate, self.base_digest)
+        general = project.evaluate.general_rows
+        asked = (msgspec.structs.replace(project.evaluate, general_rows=Evaluate().general_rows), self.base_digest)
         judged = (project.evaluate.metrics[0], project.evaluate.max_tokens) if project.train.metric_rows else ()
         return [
             *self.data_stages(),
@@ -205,7 +208,7 @@ class ProjectContext:
             Stage("train", (project.train, self.base_digest, *judged), ("tokens",), about="training"),
             Stage(f"evaluate:{TUNED}", asked, ("train",), about="asking the tuned model the same rows"),
             Stage("compare", project.gate, tuple(measured), version=2, about="paired differences with their intervals"),
-            Stage("regression", self.base_digest, ("train",), about="the base's general abilities before and after"),
+            Stage("regression", (self.base_digest, general), ("train",), about="the base's general abilities before and after"),
             Stage(
                 "ask",
                 (project.deploy.alias, project.deploy.questions),

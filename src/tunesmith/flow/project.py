@@ -44,12 +44,14 @@ class Baseline(Record, frozen=True):
 
 
 class Evaluate(Record, frozen=True):
-    """How answers are measured. The first metric decides. `limit`: at most so many test rows (None: all)."""
+    """How answers are measured. The first metric decides. `limit`: at most so many test rows (None: all). `general_rows` of each general
+    ability are asked before and after training (0: none)."""
 
     metrics: tuple[str, ...] = ("exact_match",)
     max_tokens: int | Literal["auto"] = "auto"
     limit: int | None = None
     batch_size: int = 64
+    general_rows: int = 20
 
 
 class Deploy(Record, frozen=True):

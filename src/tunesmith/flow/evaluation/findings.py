@@ -28,16 +28,17 @@ if TYPE_CHECKING:
     from tunesmith.evaluate.compare import MetricComparison
     from tunesmith.evaluate.run import Evaluation
 
-ROWS = 20  # of each ability: a look at each, and a fair view of all together
 _SHOWN_SLICES = 10
 _SIDES = 3  # slices among what was lost, the worst first
 
 
 def regression(context: ProjectContext, work: Path) -> Output:
-    """The stage: six general abilities of the base before and after training, `ROWS` rows each, on the same rows; writes one folder an
-    evaluation, so that an interrupted stage continues. Rows longer than the base's context are left out; where the suite's package cannot
-    be fetched, or nothing fits, the output says so (`left_out`)."""
-    suite = sized(GENERAL, ROWS)
+    """The stage: six general abilities of the base before and after training, `evaluate.general_rows` of each, on the same rows; writes one
+    folder an evaluation, so that an interrupted stage continues. Rows longer than the base's context are left out; where the suite's
+    package cannot be fetched, nothing fits or nothing is asked for, the output says so (`left_out`)."""
+    if not context.project.evaluate.general_rows:
+        return {"left_out": "evaluate.general_rows is 0"}
+    suite = sized(GENERAL, context.project.evaluate.general_rows)
     try:
         rows = fetch_suite(suite, context.catalog.folder / "downloads")
     except SourceUnavailable as error:

@@ -37,8 +37,8 @@ _FILLED = {"zero": 0.5, "shots": 0.05}
 _LOADING_S, _ASKING_S = 5.0, 40.0
 # What the libraries of the data stages keep in the same process.
 _DATA_BYTES = 200_000_000
-# The general-ability suite, both models: 240 short answers.
-_SUITE_FLOP = 2.1e13
+# One row of each ability of the general suite, both models: 12 short answers.
+_SUITE_FLOP = 1.05e12
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _by_stage(context: ProjectContext, waiting: Sequence[str], training: Estimat
             arm = name.removeprefix("evaluate:")
             seconds[name] = _LOADING_S + _answering(context, arm, training.rate, speed.filled) * speed.answer
     if "regression" in waiting:
-        seconds["regression"] = _LOADING_S + _SUITE_FLOP / training.rate * speed.answer
+        seconds["regression"] = _LOADING_S + context.project.evaluate.general_rows * _SUITE_FLOP / training.rate * speed.answer
     if "ask" in waiting:
         seconds["ask"] = _ASKING_S
     return seconds
