@@ -1,30 +1,33 @@
-"""openai-agents, set to chat completions (its own default is the Responses API)."""
+"""openai-agents by the Responses API, its own default, and set to chat completions."""
 
 from __future__ import annotations
 
 import asyncio
 
-from agents import Agent, ModelSettings, OpenAIChatCompletionsModel, Runner, function_tool, set_tracing_disabled
+from agents import Agent, ModelSettings, OpenAIChatCompletionsModel, OpenAIResponsesModel, Runner, function_tool, set_tracing_disabled
 from checks import LIMIT, MODEL, PLANNER, QUESTION, RESULTS, URL, Place, Trip, run
 from openai import AsyncOpenAI
 
 set_tracing_disabled(True)
 
 
-def agent(name=MODEL, limit=LIMIT, **more):
-    model = OpenAIChatCompletionsModel(model=name, openai_client=AsyncOpenAI(base_url=URL, api_key="none", max_retries=0))
+WAYS = (OpenAIResponsesModel, OpenAIChatCompletionsModel)
+
+
+def agent(way, name=MODEL, limit=LIMIT, **more):
+    model = way(model=name, openai_client=AsyncOpenAI(base_url=URL, api_key="none", max_retries=0))
     return Agent(name="asks", model=model, model_settings=ModelSettings(temperature=0, max_tokens=limit), **more)
 
 
-def chat():
-    answer = asyncio.run(Runner.run(agent(), QUESTION)).final_output
+def chat(way):
+    answer = asyncio.run(Runner.run(agent(way), QUESTION)).final_output
     assert answer
     return answer
 
 
-def stream():
+def stream(way):
     async def pieces():
-        result = Runner.run_streamed(agent(), QUESTION)
+        result = Runner.run_streamed(agent(way), QUESTION)
         return [
             event.data.delta
             async for event in result.stream_events()
@@ -33,10 +36,10 @@ def stream():
 
     made = asyncio.run(pieces())
     assert len(made) > 1
-    assert "".join(made) == chat()
+    assert "".join(made) == chat(way)
 
 
-def tools():
+def tools(way):
     seen = []
 
     @function_tool
@@ -50,7 +53,7 @@ def tools():
         return RESULTS["ferry"]
 
     async def asked():
-        asking = agent(PLANNER, tools=[weather, ferry])
+        asking = agent(way, PLANNER, tools=[weather, ferry])
         result = await Runner.run(asking, QUESTION, max_turns=4)
         assert result.final_output
         assert seen == ["weather", "ferry"], seen
@@ -60,8 +63,13 @@ def tools():
     asyncio.run(asked())
 
 
-def structured():
-    assert isinstance(asyncio.run(Runner.run(agent(limit=200, output_type=Trip), QUESTION)).final_output, Trip)
+def structured(way):
+    assert isinstance(asyncio.run(Runner.run(agent(way, limit=200, output_type=Trip), QUESTION)).final_output, Trip)
 
 
-run(chat=chat, stream=stream, tools=tools, structured=structured)
+def each_way(check):
+    """The check by one interface and then by the other."""
+    return lambda: [check(way) for way in WAYS]
+
+
+run(chat=each_way(chat), stream=each_way(stream), tools=each_way(tools), structured=each_way(structured))

@@ -33,7 +33,9 @@ from tunesmith.api import (
     fine_tuning,
     graders,
     models,
+    responses,
     stored_chat,
+    stored_responses,
     unserved,
     uploads,
     webhooks,
@@ -59,6 +61,7 @@ from tunesmith.monitor.metrics import ServerMetrics
 from tunesmith.store.files import Files
 from tunesmith.store.interactions import InteractionLog
 from tunesmith.store.keys import Keys
+from tunesmith.store.responses import Responses
 from tunesmith.store.store import Store
 from tunesmith.store.uploads import Uploads
 
@@ -120,6 +123,7 @@ def create_app(
 def _routes() -> list[Route]:
     return [
         Route("/v1/chat/completions", chat.create, methods=["POST"]),
+        Route("/v1/responses", responses.create, methods=["POST"]),
         Route("/v1/completions", completions.create, methods=["POST"]),
         Route("/v1/embeddings", embeddings.create, methods=["POST"]),
         Route("/v1/models", models.list_models, methods=["GET"]),
@@ -157,6 +161,10 @@ def _stored() -> list[Route]:
         Route("/v1/chat/completions/{chat}", stored_chat.update, methods=["POST"]),
         Route("/v1/chat/completions/{chat}", stored_chat.delete, methods=["DELETE"]),
         Route("/v1/chat/completions/{chat}/messages", stored_chat.messages, methods=["GET"]),
+        Route("/v1/responses/{response}", stored_responses.retrieve, methods=["GET"]),
+        Route("/v1/responses/{response}", stored_responses.delete, methods=["DELETE"]),
+        Route("/v1/responses/{response}/cancel", stored_responses.cancel, methods=["POST"]),
+        Route("/v1/responses/{response}/input_items", stored_responses.input_items, methods=["GET"]),
         Route("/v1/fine_tuning/jobs", fine_tuning.create, methods=["POST"]),
         Route("/v1/fine_tuning/jobs", fine_tuning.list_jobs, methods=["GET"]),
         Route(job, fine_tuning.retrieve, methods=["GET"]),
@@ -213,7 +221,7 @@ def _background(app: Starlette, state: State) -> list[Coroutine[Any, Any, None]]
 async def _sweep(store: Store) -> None:
     """Take what has expired off the disk, for as long as the server runs."""
     while True:
-        for sweep in (Files(store).sweep, Uploads(store).sweep, Keys(store).sweep):
+        for sweep in (Files(store).sweep, Uploads(store).sweep, Keys(store).sweep, Responses(store).sweep):
             try:
                 await away(sweep)
             except TunesmithError as error:  # a database that is away for a moment

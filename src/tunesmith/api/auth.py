@@ -26,7 +26,7 @@ RULES = tuple(
     for methods, path, scopes in (
         ("GET", r"/v1/models(/.+)?", _READ | _SERVE),
         ("DELETE", r"/v1/models/.+", _TRAIN),
-        ("GET POST DELETE", r"/v1/(chat/completions|batches)(/.*)?", _SERVE),
+        ("GET POST DELETE", r"/v1/(chat/completions|responses|batches)(/.*)?", _SERVE),
         ("POST", r"/v1/(completions|embeddings)", _SERVE),
         ("GET", r"/v1/files(/.+)?", _READ | _SERVE),
         ("POST DELETE", r"/v1/files(/.+)?", _TRAIN | _SERVE),

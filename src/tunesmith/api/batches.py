@@ -40,6 +40,8 @@ class _Create(Record, frozen=True):
 class _Usage(msgspec.Struct):
     prompt_tokens: int | None = 0
     completion_tokens: int | None = 0
+    input_tokens: int | None = 0
+    output_tokens: int | None = 0
 
 
 class _Used(msgspec.Struct):
@@ -165,4 +167,6 @@ def _tokens(body: bytes) -> tuple[int, int]:
         used = msgspec.json.decode(body, type=_Used).usage
     except msgspec.DecodeError:
         used = None
-    return (0, 0) if used is None else (used.prompt_tokens or 0, used.completion_tokens or 0)
+    if used is None:
+        return 0, 0
+    return used.prompt_tokens or used.input_tokens or 0, used.completion_tokens or used.output_tokens or 0

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tunesmith.api.exchange import Live, asks, attended, sse, target_of
+from tunesmith.api.exchange import Live, asks, attended, sse, target_of, with_calls
 from tunesmith.api.http import away, reply
 from tunesmith.api.state import State, state_of
 from tunesmith.core import wire
@@ -78,7 +77,7 @@ class _Chat:
         return wire.completion(self.identity, choices, _usage(answers))
 
 
-@asks("chat.completions", "chatcmpl")
+@asks("chat.completions", "chatcmpl-")
 async def create(request: Request, exchange: Exchange, body: bytes) -> Response:
     """The endpoint."""
     state = state_of(request)
@@ -100,7 +99,7 @@ async def create(request: Request, exchange: Exchange, body: bytes) -> Response:
         whole = await attended(request, asyncio.gather(*(stream.whole() for stream in chat.streams)))
     finally:
         chat.cancel()
-    limited = [_limited(chat, i, answer) for i, answer in enumerate(whole)]
+    limited = [with_calls(answer, exchange.id, i, several=asked.several) for i, answer in enumerate(whole)]
     await chat.end(limited)
     return reply(chat.completion(limited), headers=ignored)
 
@@ -117,20 +116,6 @@ async def _ask(chat: _Chat, prompt: Prompt) -> None:
     sampling: Sampling = asked.sampling(chat.state.default_max_tokens, chat.target.defaults)
     constraint = constraint_of(None if forced else asked.schema, forced, several=asked.several)
     chat.streams += await chat.state.answering.ask(chat.target.model, prompt, sampling, asked.choices, constraint=constraint)
-
-
-def _limited(chat: _Chat, index: int, answer: Answer) -> Answer:
-    """One tool call where no more are wanted; each with an id that no other call has."""
-    calls = answer.tool_calls if chat.request.several else answer.tool_calls[:1]
-    if not calls:
-        return answer
-    named = tuple(msgspec.structs.replace(call, id=_call_id(chat.exchange.id, index, i)) for i, call in enumerate(calls))
-    return msgspec.structs.replace(answer, tool_calls=named)
-
-
-def _call_id(answer: str, choice: int, number: int) -> str:
-    """Of the answer's own id, so that it is the same in its chunks, in the log and among the stored completions."""
-    return f"call_{hashlib.blake2b(f'{answer}/{choice}/{number}'.encode(), digest_size=12).hexdigest()}"
 
 
 def _usage(answers: list[Answer]) -> dict[str, int]:
@@ -150,7 +135,7 @@ async def _events(chat: _Chat, answers: dict[int, Answer]) -> AsyncGenerator[byt
                 yield sse(_chunk(chat, index, {"content": piece.text}, logprobs=piece.logprobs))
             if piece.answer is None:
                 continue
-            answers[index] = answer = _limited(chat, index, piece.answer)
+            answers[index] = answer = with_calls(piece.answer, chat.exchange.id, index, several=chat.request.several)
             if answer.tool_calls:
                 yield sse(_chunk(chat, index, wire.calls_delta(answer.tool_calls, older=chat.request.older)))
             if len(answers) == len(chat.streams):

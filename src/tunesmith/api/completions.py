@@ -132,7 +132,7 @@ class _Completion:
             stream.cancel()
 
 
-@asks("completions", "cmpl")
+@asks("completions", "cmpl-")
 async def create(request: Request, exchange: Exchange, body: bytes) -> Response:
     """The endpoint. A variant's instruction has no place here: a text is continued as it is."""
     state = state_of(request)

@@ -32,7 +32,7 @@ class _Body(Record, frozen=True):
     user: str | None = None
 
 
-@asks("embeddings", "embd")
+@asks("embeddings", "embd-")
 async def create(request: Request, exchange: Exchange, body: bytes) -> Response:
     """The endpoint."""
     state, asked = state_of(request), wire.convert(wire.decode_object(body), _Body)

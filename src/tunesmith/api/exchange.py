@@ -1,7 +1,7 @@
 """What every endpoint that asks a model shares: its request is opened here and ends once in `deploy/answered`, however it ends. Knows
 nothing about what an endpoint asks.
 
-A further endpoint is one file: a handler under `asks("its.name", "prefix")` that notes the prompt (`exchange.ask`), finds who answers
+A further endpoint is one file: a handler under `asks("its.name", "prefix-")` that notes the prompt (`exchange.ask`), finds who answers
 (`target_of`), and ends the exchange with what was answered before its last bytes leave. What it raises ends the exchange too.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import wraps
@@ -97,6 +98,17 @@ async def target_of(request: Request, exchange: Exchange, name: str) -> Target:
     target = await state_of(request).target(name, exchange.project, exchange.key)
     answered_by(exchange, target)
     return target
+
+
+def with_calls(answer: Answer, number: str, choice: int = 0, *, several: bool) -> Answer:
+    """The answer `number` with one tool call where no more are wanted; each with an id that no other call has, and that is the same in its
+    stream, in the log and where the answer is kept."""
+    calls = answer.tool_calls if several else answer.tool_calls[:1]
+    if not calls:
+        return answer
+    ids = [hashlib.blake2b(f"{number}/{choice}/{i}".encode(), digest_size=12).hexdigest() for i in range(len(calls))]
+    named = tuple(msgspec.structs.replace(call, id=f"call_{own}") for call, own in zip(calls, ids, strict=True))
+    return msgspec.structs.replace(answer, tool_calls=named)
 
 
 async def attended(request: Request, work: Awaitable[T]) -> T:

@@ -28,9 +28,9 @@ from tunesmith.models.connection import Incoming
 
 # What is passed: how the log names it, and how the ids of its rows begin where the answer has none.
 _PASSED = {
-    "/v1/chat/completions": ("chat.completions", "chatcmpl"),
-    "/v1/completions": ("completions", "cmpl"),
-    "/v1/embeddings": ("embeddings", "embd"),
+    "/v1/chat/completions": ("chat.completions", "chatcmpl-"),
+    "/v1/completions": ("completions", "cmpl-"),
+    "/v1/embeddings": ("embeddings", "embd-"),
 }
 _END = b"data: [DONE]"
 _LOOK_S = 0.25  # a request that took so long is worth looking whether its client is still there

@@ -8,7 +8,9 @@ from starlette.routing import Route
 
 from tunesmith.api.errors import APIError
 
-_SERVED = "/v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models, /v1/files, /v1/uploads, /v1/batches, /v1/fine_tuning"
+_SERVED = (
+    "/v1/chat/completions, /v1/responses, /v1/completions, /v1/embeddings, /v1/models, /v1/files, /v1/uploads, /v1/batches, /v1/fine_tuning"
+)
 # Their paths below /v1, and what they would do.
 _NAMES = {
     "images": "images are neither made nor read here",
@@ -21,15 +23,17 @@ _NAMES = {
     "vector_stores": "there are no vector stores here: /v1/embeddings gives vectors",
     "evals": "evaluations are run by `tunesmith eval`, not over HTTP",
     "containers": "there are no containers here",
-    "responses": "the Responses API is not served: clients of it can be set to chat completions",
-    "conversations": "the Responses API is not served: clients of it can be set to chat completions",
+    "responses/compact": "nothing compacts a context here: 'truncation': 'auto' of /v1/responses leaves out what is oldest",
+    "responses/input_tokens": "nothing counts tokens here before a model is asked: 'usage' of the answer does",
+    "conversations": "there are no conversation objects here: 'previous_response_id' of /v1/responses goes on from a kept response",
 }
 _METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 
 async def refuse(request: Request) -> Response:
     """Say what is not served. Raises APIError 404."""
-    name = request.url.path.split("/")[2]
+    path = request.url.path.removeprefix("/v1/")
+    name = next(name for name in _NAMES if path == name or path.startswith(f"{name}/"))
     message = f"{request.url.path[:200]} is not served: {_NAMES[name]}\n  allowed: {_SERVED}"
     raise APIError(404, message, code="unsupported_endpoint")
 

@@ -14,7 +14,7 @@ import msgspec
 
 from tunesmith.core import strict_schema
 from tunesmith.core.history import turns
-from tunesmith.core.types import Message, Prompt, Record, Sampling
+from tunesmith.core.types import Prompt, Record, Sampling
 from tunesmith.core.wire import HARMLESS, BadRequest, convert, decode_object, take_ignored
 
 MAX_STOPS, MAX_CHOICES, MAX_TOP_LOGPROBS = 4, 128, 20
@@ -97,7 +97,9 @@ class ChatRequest(Record, frozen=True):
     @property
     def several(self) -> bool:
         """Whether more than one call at a time may be answered. A function that is chosen by name is called once."""
-        return self.parallel_tool_calls is not False and not self.older and not isinstance(self.tool_choice, dict)
+        choice = self.tool_choice
+        by_name = isinstance(choice, dict) and choice.get("type") != "allowed_tools"
+        return self.parallel_tool_calls is not False and not self.older and not by_name
 
     @property
     def schema(self) -> dict[str, Any] | None:
@@ -111,10 +113,20 @@ class ChatRequest(Record, frozen=True):
     @property
     def must_call(self) -> tuple[dict[str, Any], ...]:
         """The tools of which one must be called, none when the model is free."""
-        tools, choice = tuple(_held(tool) for tool in self.offered), self.choice_of_tool
+        choice = self.choice_of_tool
         if isinstance(choice, dict):
-            return tuple(tool for tool in tools if tool["function"]["name"] == _chosen(choice))
-        return tools if choice == "required" else ()
+            choice = allowed["mode"] if (allowed := _allowed(choice)) is not None else "required"
+        return tuple(_held(tool) for tool in self.allowed) if choice == "required" else ()
+
+    @property
+    def allowed(self) -> tuple[_Tool, ...]:
+        """The tools that may be called, of those that are offered: all of them unless `tool_choice` names some."""
+        choice = self.choice_of_tool
+        if not isinstance(choice, dict):
+            return () if choice == "none" else self.offered
+        allowed = _allowed(choice)
+        names = {_chosen(choice)} if allowed is None else {_chosen(tool) for tool in allowed["tools"]}
+        return tuple(tool for tool in self.offered if tool.function.name in names)
 
     @property
     def include_usage(self) -> bool:
@@ -123,9 +135,14 @@ class ChatRequest(Record, frozen=True):
 
     def prompt(self) -> Prompt:
         """What the model is asked. Raises BadRequest for what messages cannot be."""
-        tools = () if self.choice_of_tool == "none" else self.offered
-        messages: tuple[Message, ...] = turns(self.messages)
-        return Prompt(messages=messages, tools=tuple(msgspec.to_builtins(tool) for tool in tools))
+        return Prompt(messages=turns(self.messages), tools=self.shown)
+
+    @property
+    def shown(self) -> tuple[dict[str, Any], ...]:
+        """The tools that the model is told of: all that are offered, but where only some are allowed, those."""
+        choice = self.choice_of_tool
+        tools = self.offered if isinstance(choice, dict) and _allowed(choice) is None else self.allowed
+        return tuple(msgspec.to_builtins(tool) for tool in tools)
 
     def sampling(self, default_max_tokens: int, defaults: Mapping[str, float] = MappingProxyType({})) -> Sampling:
         """How it is drawn, each number within its limits. What the request leaves open is as in `defaults`, else as at OpenAI: a
@@ -182,6 +199,25 @@ def _chosen(choice: dict[str, Any]) -> str | None:
     return function.get("name") if choice.get("type") == "function" and isinstance(function, dict) else None
 
 
+def _allowed(choice: dict[str, Any]) -> dict[str, Any] | None:
+    """What `{"type": "allowed_tools", …}` allows, as its `mode` and `tools`; None for another choice."""
+    return choice.get("allowed_tools") if choice.get("type") == "allowed_tools" else None
+
+
+def _check_allowed(request: ChatRequest, choice: dict[str, Any]) -> None:
+    """Refuse an `allowed_tools` that is none. Raises BadRequest."""
+    allowed, param, shape = choice.get("allowed_tools"), "tool_choice.allowed_tools", '{"mode": "auto" or "required", "tools": [...]}'
+    if not isinstance(allowed, dict) or allowed.keys() != {"mode", "tools"} or allowed["mode"] not in ("auto", "required"):
+        raise BadRequest(f"'{param}' is {str(allowed)[:100]}", param=param, code="invalid_value", allowed=shape)
+    tools, known = allowed["tools"], {tool.function.name for tool in request.offered}
+    for i, tool in enumerate(tools if isinstance(tools, list) and tools else [None]):
+        if not isinstance(tool, dict) or _chosen(tool) not in known:
+            where = f"{param}.tools[{i}]"
+            raise BadRequest(
+                f"'{where}' is {str(tool)[:100]}, and no such tool is given", param=where, code="invalid_value", allowed="a tool of 'tools'"
+            )
+
+
 def _form(request: ChatRequest) -> None:
     """Refuse forms of answers that nothing can have. Raises BadRequest."""
     for what in request.modalities or ():
@@ -190,7 +226,9 @@ def _form(request: ChatRequest) -> None:
     choice, param = request.choice_of_tool, "function_call" if request.older else "tool_choice"
     if isinstance(choice, str) and choice not in ("auto", "none", "required"):
         raise BadRequest(f"'{param}' is {choice[:50]!r}", param=param, code="unsupported_value", allowed="auto, none, required")
-    if (choice == "required" and not request.offered) or (isinstance(choice, dict) and not request.must_call):
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        _check_allowed(request, choice)
+    elif (choice == "required" and not request.offered) or (isinstance(choice, dict) and not request.must_call):
         message = f"'{param}' is {str(choice)[:100]}, and no such tool is given"
         raise BadRequest(message, param=param, code="invalid_value", allowed="a tool of 'tools'")
     wanted = request.response_format

@@ -40,8 +40,8 @@ _BESIDE_PART = frozenset({"annotations", "cache_control", "citations", "id", "in
 _BESIDE_CALL = frozenset({"cache_control", "index", "parsed_arguments", "provider_specific_fields"})
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 # Kinds of parts that no text model reads, by what they are called in the refusal.
-_NOT_READ = {"image_url": "images", "input_image": "images", "image": "images", "input_audio": "audio", "audio": "audio", "file": "files"}
-_NOT_READ |= {"input_file": "files", "video_url": "video", "video": "video"}
+NOT_READ = {"image_url": "images", "input_image": "images", "image": "images", "input_audio": "audio", "audio": "audio", "file": "files"}
+NOT_READ |= {"input_file": "files", "video_url": "video", "video": "video"}
 _WORDS = ("text", "input_text", "output_text")
 
 
@@ -86,7 +86,7 @@ def _plain(raw: Any, where: str, called: dict[str, str]) -> Any:
         return raw
     turn = {key: value for key, value in raw.items() if value is not None and key not in _BESIDE}
     if "audio" in turn:
-        raise _not_read("audio", f"{where}.audio")
+        raise not_read("audio", f"{where}.audio")
     if turn.get("images") == []:
         del turn["images"]
     thought = next((turn[key] for key in _REASONING if isinstance(turn.get(key), str)), None)
@@ -114,13 +114,14 @@ def _part(raw: Any, where: str) -> Any:
     if not isinstance(raw, dict):
         return raw
     kind = raw.get("type")
-    if kind in _NOT_READ:
-        raise _not_read(_NOT_READ[str(kind)], where)
+    if kind in NOT_READ:
+        raise not_read(NOT_READ[str(kind)], where)
     part = {key: value for key, value in raw.items() if value is not None and key not in _BESIDE_PART}
     return part | {"type": "text"} if kind in _WORDS else part
 
 
-def _not_read(what: str, where: str) -> BadRequest:
+def not_read(what: str, where: str) -> BadRequest:
+    """What is said of a part that no text model reads."""
     return BadRequest(
         f"'{where}' has {what}, which this server's models do not read", param=where, code="unsupported_value", allowed="text"
     )

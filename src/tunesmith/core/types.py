@@ -224,8 +224,9 @@ class Interaction(Record, frozen=True):
     """One answered request: what was asked and answered, by which variant of which deployment, how long, how many tokens, at what price.
 
     `deployment` is the version of the alias's deployment and `model_digest` names the weights that answered, so that a row leads back to
-    what made it. `endpoint` is what was called (`chat.completions`, `completions`, `embeddings`). `user_key` is what the client calls its
-    user, `propensity` the probability with which this variant was chosen, `sources` what was looked up for the answer. Times in seconds.
+    what made it. `endpoint` is what was called (`chat.completions`, `responses`, `completions`, `embeddings`). `user_key` is what the
+    client calls its user, `propensity` the probability with which this variant was chosen, `sources` what was looked up for the answer.
+    Times in seconds.
     """
 
     id: str

@@ -108,7 +108,7 @@ class Exchange:
     @property
     def id(self) -> str:
         """The answer's id: its own where it brought one, else made when it is first asked for."""
-        self.own_id = self.own_id or f"{self.prefix}-{secrets.token_hex(16)}"
+        self.own_id = self.own_id or f"{self.prefix}{secrets.token_hex(16)}"
         return self.own_id
 
     def ask(self, messages: tuple[Message, ...]) -> None:

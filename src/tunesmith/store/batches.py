@@ -24,9 +24,9 @@ from tunesmith.store.paging import Missing, Refused, Row, new_id, page
 from tunesmith.store.store import Store
 from tunesmith.store.tables import batch_lines, batches
 
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+ENDPOINTS = ("/v1/chat/completions", "/v1/responses", "/v1/completions", "/v1/embeddings")
 # Documented by OpenAI: a batch for one of them is taken and fails with that reason.
-UNSERVED = ("/v1/responses", "/v1/moderations", "/v1/images/generations", "/v1/images/edits", "/v1/videos")
+UNSERVED = ("/v1/moderations", "/v1/images/generations", "/v1/images/edits", "/v1/videos")
 MOST_LINES, DAY_S = 50_000, 86_400.0
 _MOST_ERRORS = 100  # of a file that are told
 OPEN = ("validating", "in_progress", "finalizing", "cancelling")

@@ -29,6 +29,7 @@ from tunesmith.store.tables import interactions
 
 _GATHER_S = 0.003
 _MOST = 256  # rows in one transaction
+_CHATS = ("chat.completions", "responses")  # the endpoints that are asked in messages
 
 _ENCODED = ("messages", "tool_calls", "sources")
 _PLAIN = tuple(column.name for column in interactions.columns if column.name not in _ENCODED)
@@ -156,9 +157,10 @@ class Interactions:
     def answered(
         self, equal: Mapping[str, str], *, since: float | None = None, until: float | None = None, limit: int | None = None
     ) -> list[Interaction]:
-        """The chats that were answered without an error and fit all that is given (column → value), oldest first; the newest `limit`."""
+        """The chats, asked as responses or not, that were answered without an error and fit all that is given (column → value), oldest
+        first; the newest `limit`."""
         table = interactions.c
-        where: list[sa.ColumnElement[bool]] = [table.endpoint == "chat.completions", table.status == 200, table.error == ""]
+        where: list[sa.ColumnElement[bool]] = [table.endpoint.in_(_CHATS), table.status == 200, table.error == ""]
         where += [table[name] == value for name, value in equal.items()]
         where += [table.created >= since] if since is not None else []
         where += [table.created < until] if until is not None else []

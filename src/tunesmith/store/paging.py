@@ -19,7 +19,7 @@ class Missing(NotFound):
     """An object that does not exist, or that belongs to another project. `param` is the request's key that named it."""
 
     def __init__(self, kind: str, name: str, *, param: str = "id", code: str | None = None) -> None:
-        self.param, self.code = param, code
+        self.param, self.code, self.name = param, code, name
         super().__init__(f"No such {kind}: {name[:200]}")
 
 

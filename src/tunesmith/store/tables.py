@@ -254,6 +254,19 @@ chats = _ordered(
     sa.Column("response", _JSON, nullable=False),
 )
 
+# Responses that are kept for their clients: `items` are those of the request, `previous` is the response that it goes on from, `elsewhere`
+# the alias of another server that answered and has it too.
+responses = _ordered(
+    "responses",
+    _project(),
+    sa.Column("model", sa.String, nullable=False),
+    sa.Column("expires", sa.Float, nullable=False, index=True),
+    sa.Column("previous", sa.String),
+    sa.Column("elsewhere", sa.String),
+    sa.Column("items", _JSON, nullable=False),
+    sa.Column("response", _JSON, nullable=False),
+)
+
 # Batches of requests, and the answers so far (`line` counts from 0).
 batches = _ordered(
     "batches",
