@@ -67,7 +67,7 @@ class Check(Record, frozen=True):
     @property
     def usable(self) -> bool:
         """Whether nothing says stop."""
-        return all(one.level != "stop" for one in self.advice)
+        return all(advice.level != "stop" for advice in self.advice)
 
 
 def check(
@@ -85,20 +85,20 @@ def check(
     """
     if tokens is not None and len(tokens) != len(rows):
         raise ConfigError(f"{len(tokens)} lengths for {counted(len(rows), 'row')}", allowed="one a row")
-    found: list[Advice] = []
+    advice: list[Advice] = []
     for look in LOOKS:
-        found += look(rows)
+        advice += look(rows)
     if tokens is not None:
-        found += _lengths(rows, tokens, max_length)
+        advice += _lengths(rows, tokens, max_length)
     test = held_out_power(max(1, round(len(rows) * held_out)))
-    found += _test_size(test)
+    advice += _test_size(test)
     groups = topics([subject_of(row) for row in (*rows, *wanted)])
-    found += _missing(rows, wanted, [set(topic.rows) for topic in groups], [topic.words for topic in groups])
-    told = tuple(
+    advice += _missing(rows, wanted, [set(topic.rows) for topic in groups], [topic.words for topic in groups])
+    shares = tuple(
         {"share": sum(i < len(rows) for i in topic.rows) / max(len(rows), 1), "words": list(topic.words)} for topic in groups if topic.rows
     )
-    order = sorted(range(len(found)), key=lambda i: (LEVELS.index(found[i].level), i))
-    return Check(advice=tuple(found[i] for i in order), numbers=summary(rows), test=test, topics=told)
+    order = sorted(range(len(advice)), key=lambda i: (LEVELS.index(advice[i].level), i))
+    return Check(advice=tuple(advice[i] for i in order), numbers=summary(rows), test=test, topics=shares)
 
 
 def held_out_power(n: int) -> dict[str, float]:
@@ -177,8 +177,8 @@ def _near(rows: Sequence[Row]) -> Iterator[Advice]:
     if similar:
         much = len(similar) > 0.1 * len(rows)
         do = "the split keeps them on one side; clean: near_duplicates: {action: drop} keeps one of each"
-        found = f"{_rows(similar)} ({len(similar) / len(rows):.0%}) {'is' if len(similar) == 1 else 'are'} nearly the same as another"
-        yield Advice(level="consider" if much else "fine", code="near_duplicates", found=found, do=do, rows=_origins(rows, similar))
+        text = f"{_rows(similar)} ({len(similar) / len(rows):.0%}) {'is' if len(similar) == 1 else 'are'} nearly the same as another"
+        yield Advice(level="consider" if much else "fine", code="near_duplicates", found=text, do=do, rows=_origins(rows, similar))
 
 
 def _contradictions(rows: Sequence[Row]) -> Iterator[Advice]:
@@ -238,7 +238,11 @@ def _labels(rows: Sequence[Row]) -> Iterator[Advice]:
             do="collect more of these",
         )
     if len(known) >= 50 and len(counts) <= 100:
-        wrong = [one for one in label_errors([question_of(rows[i]) for i in known], [str(labels[i]) for i in known]) if one.score > 0.5]
+        wrong = [
+            suspect
+            for suspect in label_errors([question_of(rows[i]) for i in known], [str(labels[i]) for i in known])
+            if suspect.score > 0.5
+        ]
         if wrong:
             yield Advice(
                 level="fix",
@@ -274,9 +278,9 @@ def _turns(rows: Sequence[Row]) -> Iterator[Advice]:
 def _calls(rows: Sequence[Row]) -> Iterator[Advice]:
     places = [i for i, row in enumerate(rows) if any(not _is_object(call.function.arguments) for call in _tool_calls(row))]
     if places:
-        found = f"{_rows(places)} with tool calls whose arguments are no JSON object"
+        text = f"{_rows(places)} with tool calls whose arguments are no JSON object"
         do = "put them right: the model learns to call tools so that nothing can read it"
-        yield Advice(level="fix", code="tool_arguments", found=found, do=do, rows=_origins(rows, places))
+        yield Advice(level="fix", code="tool_arguments", found=text, do=do, rows=_origins(rows, places))
 
 
 def _tool_calls(row: Row) -> Iterator[ToolCall]:
@@ -331,7 +335,7 @@ def _specials(rows: Sequence[Row]) -> Iterator[Advice]:
 def _personal(rows: Sequence[Row]) -> Iterator[Advice]:
     texts = ["\n".join(texts_of(row)) for row in rows]
     spans = find_all(texts)
-    places = [i for i, found in enumerate(spans) if found]
+    places = [i for i, personal in enumerate(spans) if personal]
     if places:
         kinds = ", ".join(f"{kind} ({n})" for kind, n in count(spans).items())
         do = "clean: personal_data: {action: pseudonymise}"
@@ -343,11 +347,11 @@ def _personal(rows: Sequence[Row]) -> Iterator[Advice]:
 def _lengths(rows: Sequence[Row], tokens: Sequence[int], max_length: int | None) -> Iterator[Advice]:
     long = [i for i, n in enumerate(tokens) if max_length is not None and n > max_length]
     if long:
-        found = f"{len(long)} rows are longer than {max_length} tokens (the longest has {max(tokens)})"
+        text = f"{len(long)} rows are longer than {max_length} tokens (the longest has {max(tokens)})"
         yield Advice(
             level="fix",
             code="too_long",
-            found=found,
+            found=text,
             do="split them or raise max_length: a cut row can lose its answer",
             rows=_origins(rows, long),
         )
@@ -360,12 +364,12 @@ def _lengths(rows: Sequence[Row], tokens: Sequence[int], max_length: int | None)
 
 def _test_size(test: dict[str, float]) -> Iterator[Advice]:
     width, seen = test["half_width_at_50"], test["smallest_difference"]
-    found = f"a test of {test['rows']:.0f} rows gives ±{width:.1f} points near 50 % and sees differences from {seen:.1f}"
+    text = f"a test of {test['rows']:.0f} rows gives ±{width:.1f} points near 50 % and sees differences from {seen:.1f}"
     if width > 10:
         do = f"hold out more, or collect more: ±2 points take {test['rows_for_2_points']:.0f} rows"
-        yield Advice(level="consider", code="small_test", found=found, do=do)
+        yield Advice(level="consider", code="small_test", found=text, do=do)
     else:
-        yield Advice(level="fine", code="test", found=found)
+        yield Advice(level="fine", code="test", found=text)
 
 
 def _missing(rows: Sequence[Row], wanted: Sequence[Row], groups: Sequence[set[int]], words: Sequence[tuple[str, ...]]) -> Iterator[Advice]:
@@ -373,10 +377,8 @@ def _missing(rows: Sequence[Row], wanted: Sequence[Row], groups: Sequence[set[in
         asked = [i - len(rows) for i in sorted(members) if i >= len(rows)]
         have, want = (len(members) - len(asked)) / max(len(rows), 1), len(asked) / max(len(wanted), 1)
         if want >= 0.05 and have < want / 3:
-            found = f"{want:.0%} of what is asked is of a kind that is {have:.1%} of the data: {', '.join(marks) or 'no common words'}"
-            yield Advice(
-                level="fix", code="missing_kind", found=found, do="collect or make rows of this kind", rows=_origins(wanted, asked)
-            )
+            text = f"{want:.0%} of what is asked is of a kind that is {have:.1%} of the data: {', '.join(marks) or 'no common words'}"
+            yield Advice(level="fix", code="missing_kind", found=text, do="collect or make rows of this kind", rows=_origins(wanted, asked))
 
 
 LOOKS: tuple[Callable[[Sequence[Row]], Iterator[Advice]], ...] = (

@@ -78,10 +78,10 @@ def _weights(name: str, given: Sequence[float] | None, rows: int) -> Floats:
         return np.ones(rows)
     if len(given) != rows:
         raise ConfigError(f"{len(given)} values of {name} for {counted(rows, 'row')}", allowed="one a row")
-    found = np.asarray(given, dtype=np.float64)
-    if rows and not (np.isfinite(found).all() and found.min() >= 0 and found.max() <= 1):
+    weights = np.asarray(given, dtype=np.float64)
+    if rows and not (np.isfinite(weights).all() and weights.min() >= 0 and weights.max() <= 1):
         raise ConfigError(f"a value of {name} is no number from 0 to 1", allowed="0 to 1")
-    return found
+    return weights
 
 
 def _unit_vectors(pool: Sequence[str], known: Sequence[str], vectors: tuple[Floats, Floats] | None) -> tuple[Floats, Floats]:
@@ -98,4 +98,4 @@ def _unit_vectors(pool: Sequence[str], known: Sequence[str], vectors: tuple[Floa
 
 def uncertainty_of(logprobs: Sequence[Sequence[float]]) -> list[float]:
     """1 − the geometric mean probability of each answer's tokens (nats in, 0 to 1 out): what a sampled answer says of its own sureness."""
-    return [1 - float(np.exp(np.mean(one))) if len(one) else 1.0 for one in logprobs]
+    return [1 - float(np.exp(np.mean(tokens))) if len(tokens) else 1.0 for tokens in logprobs]

@@ -111,25 +111,25 @@ def collect(
     Raises NotFound, or DataError: a source that cannot be read or has no rows, mixed kinds of rows, or a share of invalid rows
     above `max_invalid` (with every fault, after the rejects were written).
     """
-    found, bad = Collected(), []
-    for incoming in stream_all(sources, found.formats, named):
-        found.inputs += 1
+    collected, bad = Collected(), []
+    for incoming in stream_all(sources, collected.formats, named):
+        collected.inputs += 1
         if incoming.row is not None and not incoming.mends:  # nearly all
-            found.ledger.enter(incoming.origin, incoming.row.id)
+            collected.ledger.enter(incoming.origin, incoming.row.id)
         else:
-            found.ledger.add(incoming.fate)
+            collected.ledger.add(incoming.fate)
         if incoming.row is not None:
-            found.rows.append(incoming.row)
+            collected.rows.append(incoming.row)
             continue
-        found.invalid += 1
-        found.faults += faults_of(incoming)
+        collected.invalid += 1
+        collected.faults += faults_of(incoming)
         bad.append(incoming.reject)
     if rejects is not None and bad:
         write_jsonl(rejects, bad)
-    refuse_invalid(found, max_invalid, rejects)
-    kind_of(found.rows)
-    found.ledger.check(found.inputs, len(found.rows))
-    return found
+    refuse_invalid(collected, max_invalid, rejects)
+    kind_of(collected.rows)
+    collected.ledger.check(collected.inputs, len(collected.rows))
+    return collected
 
 
 def faults_of(incoming: IncomingRow) -> list[Fault]:
@@ -145,22 +145,24 @@ class Counted(Protocol):
     faults: list[Fault]
 
 
-def refuse_invalid(found: Counted, max_invalid: float, rejects: str | Path | None) -> None:
+def refuse_invalid(counts: Counted, max_invalid: float, rejects: str | Path | None) -> None:
     """Raise DataError when a larger share of the rows than `max_invalid` has faults, or all of them have."""
     if not 0 <= max_invalid <= 1:
         raise ConfigError(f"max_invalid is {max_invalid}", allowed="a share of the rows from 0 to 1, such as 0.01 or 1%")
-    if not found.invalid:
+    if not counts.invalid:
         return
     place = f"; all of these rows with their faults: {rejects}" if rejects is not None else ""
-    if found.invalid == found.inputs:
+    if counts.invalid == counts.inputs:
         raise DataError(
-            f"none of the {counted(found.inputs, 'row')} can be used{place}", faults=found.faults, remedy="mend them, or name the --format"
+            f"none of the {counted(counts.inputs, 'row')} can be used{place}",
+            faults=counts.faults,
+            remedy="mend them, or name the --format",
         )
-    if found.invalid / found.inputs > max_invalid:
-        tenths = -(-1_000 * found.invalid // found.inputs)  # of a percent, rounded up
+    if counts.invalid / counts.inputs > max_invalid:
+        tenths = -(-1_000 * counts.invalid // counts.inputs)  # of a percent, rounded up
         raise DataError(
-            f"{found.invalid} of {counted(found.inputs, 'row')} cannot be used{place}",
-            faults=found.faults,
+            f"{counts.invalid} of {counted(counts.inputs, 'row')} cannot be used{place}",
+            faults=counts.faults,
             allowed=f"at most {100 * max_invalid:g}% of the rows (max_invalid)",
             remedy=f"mend them, or accept their loss with max_invalid: {tenths / 10:g}%",
         )
@@ -274,5 +276,5 @@ def _raw_id(raw: bytes | dict[str, Any]) -> str:
 
 def _path(message: str) -> str:
     """The path in the row that a message ends with; the whole row where it names none."""
-    _, found, path = message.rpartition(" (at ")
-    return path.removesuffix(")") if found else "$"
+    _, marker, path = message.rpartition(" (at ")
+    return path.removesuffix(")") if marker else "$"

@@ -88,8 +88,8 @@ def _candidates(rows: Shingles, items: Shingles, item_pairs: Shingles) -> list[t
     """(row, item) that share a run of eight words; of items shorter than that none."""
     long_enough = np.diff(item_pairs.starts) >= RUN - 1
     owner = np.repeat(np.arange(len(items)), np.diff(items.starts))
-    kept = long_enough[owner]
-    hashes, owner = items.hashes[kept], owner[kept]
+    wanted = long_enough[owner]
+    hashes, owner = items.hashes[wanted], owner[wanted]
     order = np.argsort(hashes, kind="stable")
     hashes, owner = hashes[order], owner[order]
     low, high = np.searchsorted(hashes, rows.hashes, "left"), np.searchsorted(hashes, rows.hashes, "right")

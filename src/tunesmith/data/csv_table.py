@@ -51,12 +51,12 @@ class _Lines:
         self.taken.append(line)
         return line
 
-    def give_back(self, kept: int) -> None:
+    def give_back(self, number: int) -> None:
         """Keep so many of the lines that were taken, and give the others again."""
-        later = self.taken[kept:]
+        later = self.taken[number:]
         self._again.extendleft(reversed(later))
         self.number -= len(later)
-        del self.taken[kept:]
+        del self.taken[number:]
 
 
 def read_table(file: Path, delimiter: str | None = None) -> Iterator[tuple[int, dict[str, str] | Broken]]:
@@ -90,9 +90,9 @@ def _delimiter(lines: _Lines, given: str | None) -> str | None:
         if not line.strip():
             lines.taken.clear()
             continue
-        if said := _SEP.match(line):
+        if separator := _SEP.match(line):
             lines.taken.clear()
-            given = given or said[1]
+            given = given or separator[1]
             continue
         header = line
         while header.count('"') % 2 and len(lines.taken) < LOOK_AHEAD and (more := next(lines, None)) is not None:
@@ -130,8 +130,8 @@ def _rows(table: Iterator[list[str]], lines: _Lines, header: list[str], delimite
         elif len(cells) == len(header):
             yield begin, {name: cell for name, cell in zip(header, cells, strict=True) if cell != ""}
         elif cells:
-            said = f"the row has {len(cells)} cells, the header {len(header)}"
-            fault = Broken("wrong_cells", f"{said}: is a '{delimiter}' or a quote not escaped?")
+            what = f"the row has {len(cells)} cells, the header {len(header)}"
+            fault = Broken("wrong_cells", f"{what}: is a '{delimiter}' or a quote not escaped?")
             yield from _broken(lines, len(header), delimiter, fault) if len(lines.taken) > 1 else [(begin, fault)]
 
 

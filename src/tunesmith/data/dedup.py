@@ -126,9 +126,9 @@ def _pairs(sets: Shingles, rows: Ints, sides: Any, cross: bool, threshold: float
     if len(rows) < 2:
         return np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int32), np.zeros(0)
     if compiled is False or (compiled is None and len(rows) <= SMALL_ROWS):
-        found = _pairs_scipy(sets, rows, sides, cross, threshold, SMALL_PRODUCT if compiled is None else None)
-        if found is not None:
-            return found
+        pairs = _pairs_scipy(sets, rows, sides, cross, threshold, SMALL_PRODUCT if compiled is None else None)
+        if pairs is not None:
+            return pairs
     need("numba", extra="data")
     from tunesmith.data import join
 

@@ -79,7 +79,7 @@ def _strict(fields: Fields | None, name: str) -> Fields | None:
 
 def _openai(value: Any) -> Any:
     if isinstance(value, list):
-        return [_openai(one) for one in value]
+        return [_openai(item) for item in value]
     if not isinstance(value, dict):
         return value
     if "role" in value:
@@ -100,7 +100,7 @@ def _write(made: Sequence[Fields], path: Path, name: str) -> None:
         with atomic_file(path) as stream:
             stream.write(msgspec.json.format(msgspec.json.encode(list(made)), indent=1))
     elif kind == ".parquet" and name == "tunesmith":
-        rows: Iterable[Row] = (msgspec.convert(one, own_kind(one)) for one in made)
+        rows: Iterable[Row] = (msgspec.convert(fields, own_kind(fields)) for fields in made)
         write_parquet(path, rows)
     elif kind == ".parquet":
         _write_columns(made, path, name)
@@ -117,9 +117,12 @@ def _write(made: Sequence[Fields], path: Path, name: str) -> None:
 def _write_columns(made: Sequence[Fields], path: Path, name: str) -> None:
     """Parquet with nested columns, as trainers read it. Arrow gives all structs of a column the same keys and plants nulls where a row has
     none: tools that it cannot hold so are JSON text, as data sets have them, and what would not come back the same is refused."""
-    texts = [one | {"tools": msgspec.json.encode(one["tools"]).decode()} if isinstance(one.get("tools"), list) else one for one in made]
+    texts = [
+        fields | {"tools": msgspec.json.encode(fields["tools"]).decode()} if isinstance(fields.get("tools"), list) else fields
+        for fields in made
+    ]
     packed, why = _packed(made, name)
-    if packed is None and any("tools" in one for one in made):
+    if packed is None and any("tools" in fields for fields in made):
         packed, why = _packed(texts, name)
     if packed is None:
         raise DataError(why, where=str(path), remedy="export as tunesmith, or as .jsonl")
@@ -136,17 +139,17 @@ def _packed(made: Sequence[Fields], name: str) -> tuple[bytes | None, str]:
         pq.write_table(table, packed, compression="zstd")
     except pa.ArrowException as error:
         return None, f"Parquet cannot hold these rows: {error}"
-    back = [without_planted(one) for one in table.to_pylist()]
-    for number, (one, now) in enumerate(zip(made, back, strict=True), start=1):
-        if _other(parse_row(one, name).row, parse_row(now, name).row):
+    back = [without_planted(fields) for fields in table.to_pylist()]
+    for number, (fields, now) in enumerate(zip(made, back, strict=True), start=1):
+        if _other(parse_row(fields, name).row, parse_row(now, name).row):
             return None, f"Parquet's columns would change row {number}"
     return packed.getvalue(), ""
 
 
 def _with_all_keys(made: Sequence[Fields]) -> list[Fields]:
     """Every row with every key: Arrow takes its columns from the first row alone."""
-    header = dict.fromkeys(key for one in made for key in one)
-    return [{key: one.get(key) for key in header} for one in made]
+    header = dict.fromkeys(key for fields in made for key in fields)
+    return [{key: fields.get(key) for key in header} for fields in made]
 
 
 def _other(a: Row | None, b: Row | None) -> bool:
@@ -156,8 +159,10 @@ def _other(a: Row | None, b: Row | None) -> bool:
 def _write_table(made: Sequence[Fields], path: Path, delimiter: str) -> None:
     import csv
 
-    header = list(dict.fromkeys(key for one in made for key in one))
-    wrong = next((one for one in made if not all(isinstance(value, str) and value and "\r" not in value for value in one.values())), None)
+    header = list(dict.fromkeys(key for fields in made for key in fields))
+    wrong = next(
+        (fields for fields in made if not all(isinstance(value, str) and value and "\r" not in value for value in fields.values())), None
+    )
     if wrong is not None:
         raise DataError(
             "a table holds only texts that are not empty and have no carriage return; one row has another value",
@@ -175,8 +180,8 @@ def _write_table(made: Sequence[Fields], path: Path, delimiter: str) -> None:
 def _why(row: Row) -> str:
     what = f"{NAMES[type(row)]} are something else" if not isinstance(row, Example) else ""
     roles = ", ".join(turn.role for turn in turns_of(row))
-    told = [what, f"its turns are {roles}" if roles else "", "with tools" if tools_of(row) else ""]
-    return ", ".join(part for part in told if part)
+    reasons = [what, f"its turns are {roles}" if roles else "", "with tools" if tools_of(row) else ""]
+    return ", ".join(part for part in reasons if part)
 
 
 def _with_rest(fields: Fields, row: Row, name: str) -> Fields:

@@ -71,11 +71,11 @@ class Fingerprints:
 
     def taken(self, which: Array) -> Fingerprints:
         """Those of the rows at these ascending places. The shingles move within their own array: these fingerprints are used up."""
-        kept = np.zeros(len(self), dtype=bool)
-        kept[which] = True
+        stays = np.zeros(len(self), dtype=bool)
+        stays[which] = True
         arrays = {name: getattr(self, name)[which] for name in _ARRAYS}
         arrays["about"] = arrays["prompt"] if self.about is self.prompt else self.about[which]
-        sets = None if self.sets is None else self.sets.compacted(kept)
+        sets = None if self.sets is None else self.sets.compacted(stays)
         origins = Origins(self.origins[i] for i in which.tolist()) if len(which) < len(self) else self.origins
         return Fingerprints(origins=origins, **arrays, sets=sets, groups=self.groups, labels=self.labels)
 

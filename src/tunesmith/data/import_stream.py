@@ -72,16 +72,16 @@ def intake(
 
     Memory: one batch of rows, and the ids of rows that bring one. Raises as `collect`, and then `ledger`, which comes last, is not there.
     """
-    found, total = Intake(), RunningDigest()
+    counts, total = Intake(), RunningDigest()
     if rejects is not None:
         rejects.unlink(missing_ok=True)  # those of an earlier import would be taken for this one's
 
     def good() -> Iterator[Row]:
         with ExitStack() as bad:
             turned_away = None
-            for incoming in stream_all(sources, found.formats, named):
-                lines.write(canonical(found.enter(incoming)) + b"\n")
-                if found.inputs % TOLD_EVERY == 0:
+            for incoming in stream_all(sources, counts.formats, named):
+                lines.write(canonical(counts.enter(incoming)) + b"\n")
+                if counts.inputs % TOLD_EVERY == 0:
                     on_row(incoming)
                 if incoming.row is not None:
                     total.add(incoming.row)
@@ -90,20 +90,20 @@ def intake(
                 if rejects is not None:
                     turned_away = turned_away or bad.enter_context(atomic_file(rejects))
                     turned_away.write(canonical(incoming.reject) + b"\n")
-        refuse_invalid(found, max_invalid, rejects)
+        refuse_invalid(counts, max_invalid, rejects)
 
     with atomic_file(ledger) as lines:
-        add_up(found, write_parquet(rows, good()))
-    found.digest = total.hexdigest()
-    return found
+        add_up(counts, write_parquet(rows, good()))
+    counts.digest = total.hexdigest()
+    return counts
 
 
-def add_up(found: Intake, written: int) -> None:
+def add_up(counts: Intake, written: int) -> None:
     """Raise DataError unless every row has a fate and the rows on disk are those that were not lost."""
-    lost = sum(n for fate, n in found.fates.items() if fate in LOST)
-    if found.fates.total() != found.inputs or found.inputs - lost != written or lost != found.invalid:
+    lost = sum(n for fate, n in counts.fates.items() if fate in LOST)
+    if counts.fates.total() != counts.inputs or counts.inputs - lost != written or lost != counts.invalid:
         raise DataError(
-            f"the ledger does not add up: {counted(found.inputs, 'row')} came in, {found.invalid} have faults, {written} were written, "
-            f"and the ledger has {dict(found.fates)}",
+            f"the ledger does not add up: {counted(counts.inputs, 'row')} came in, {counts.invalid} have faults, {written} were written, "
+            f"and the ledger has {dict(counts.fates)}",
             remedy="this is a fault of Tunesmith: please report it",
         )

@@ -89,12 +89,12 @@ def _sort(values: Array, begin: int, end: int) -> None:
 
 @_compiled
 def _distinct(values: Array, begin: int, end: int) -> int:
-    kept = begin
+    place = begin
     for i in range(begin, end):
-        if i == begin or values[i] != values[kept - 1]:
-            values[kept] = values[i]
-            kept += 1
-    return kept
+        if i == begin or values[i] != values[place - 1]:
+            values[place] = values[i]
+            place += 1
+    return place
 
 
 def shingle_batch(points: Array, table: Array, size: int) -> tuple[Array, Array]:
@@ -318,7 +318,7 @@ def join(hashes: Array, starts: Array, order: Array, sides: Array, cross: bool, 
     entries = np.empty((first[-1], 2), dtype=np.uint64)  # half of the parities, which settles nearly all, then size and place in `order`
     seen = np.full(len(order), -1, dtype=np.int32)
     left, right, jaccard = np.empty(1024, dtype=np.int32), np.empty(1024, dtype=np.int32), np.empty(1024, dtype=np.float64)
-    found, share = 0, threshold / (1 + threshold)
+    pairs, share = 0, threshold / (1 + threshold)
     # of sets with so many elements together at most so many may differ
     most = np.floor((1 - threshold) / (1 + threshold) * np.arange(2 * sizes.max() + 1) + 1e-6).astype(np.int64)
     for i in range(len(order)):
@@ -343,14 +343,14 @@ def join(hashes: Array, starts: Array, order: Array, sides: Array, cross: bool, 
                 common = _overlap(hashes, starts[a], starts[a + 1], starts[b], starts[b + 1], needed)
                 if common < needed:
                     continue
-                if found == len(left):
+                if pairs == len(left):
                     left, right = np.concatenate((left, left)), np.concatenate((right, right))
                     jaccard = np.concatenate((jaccard, jaccard))
-                left[found], right[found], jaccard[found] = a, b, common / (n + m - common)
-                found += 1
+                left[pairs], right[pairs], jaccard[pairs] = a, b, common / (n + m - common)
+                pairs += 1
         for k in range(begins[i], begins[i] + indexed[i]):
             at = list_of[k] + mine
             e = spans[at, 1]
             entries[e, 0], entries[e, 1] = mine_low, (np.uint64(n) << _S32) | np.uint64(i)
             spans[at, 1] += 1
-    return left[:found].copy(), right[:found].copy(), jaccard[:found].copy()
+    return left[:pairs].copy(), right[:pairs].copy(), jaccard[:pairs].copy()

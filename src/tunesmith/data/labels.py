@@ -157,12 +157,12 @@ def unexplained_answers(with_question: Sequence[float], alone: Sequence[float], 
     middle = np.median(gap) if len(gap) else 0.0
     spread = max(1.4826 * float(np.median(np.abs(gap - middle))) if len(gap) else 0.0, 1e-9)
     score = (gap - middle) / spread
-    found = np.flatnonzero(score > limit)
+    places = np.flatnonzero(score > limit)
     return [
         Suspect(
             int(i), "", "", float(score[i]), f"the question changes the answer's loss by {gap[i]:+.2f} nats a token; usual is {middle:+.2f}"
         )
-        for i in found[np.argsort(-score[found], kind="stable")]
+        for i in places[np.argsort(-score[places], kind="stable")]
     ]
 
 
@@ -174,14 +174,14 @@ def unexpected_answers(questions: Floats, answers: Floats, *, share: float = 0.0
     """
     if len(questions) < 10 * folds:
         return []
-    asked, said = _unit(questions), _unit(answers)
+    asked, answered = _unit(questions), _unit(answers)
     fold = np.random.default_rng(seed).permutation(len(asked)) % folds
-    expected = np.zeros_like(said)
+    expected = np.zeros_like(answered)
     for number in range(folds):
         known, test = asked[fold != number], fold == number
-        weights = np.linalg.solve(known.T @ known + np.eye(asked.shape[1]), known.T @ said[fold != number])
+        weights = np.linalg.solve(known.T @ known + np.eye(asked.shape[1]), known.T @ answered[fold != number])
         expected[test] = asked[test] @ weights
-    loss = 1 - (_unit(expected) * said).sum(axis=1)
+    loss = 1 - (_unit(expected) * answered).sum(axis=1)
     usual = float(np.median(loss))
     order = np.argsort(-loss, kind="stable")[: int(np.ceil(share * len(loss)))]
     return [

@@ -45,7 +45,7 @@ def find_all(texts: Sequence[str], kinds: Sequence[str] = KINDS) -> list[list[Pe
     for kind in kinds:
         if kind not in KINDS:
             raise ConfigError(f"no kind of personal data is called '{kind}'", allowed=", ".join(KINDS), remedy=nearest(kind, KINDS))
-    found: list[list[PersonalSpan]] = [[] for _ in texts]
+    by_text: list[list[PersonalSpan]] = [[] for _ in texts]
     wanted = frozenset(kinds)
     plain = [text.isascii() for text in texts]
     # apart: one letter beyond ASCII makes a joined text two to four times as wide, and every search in it slower
@@ -58,8 +58,8 @@ def find_all(texts: Sequence[str], kinds: Sequence[str] = KINDS) -> list[list[Pe
                     end = span.end
                     if span.kind in wanted:
                         at = bisect_right(starts, span.start) - 1
-                        found[which[first + at]].append(PersonalSpan(span.kind, span.start - starts[at], span.end - starts[at]))
-    return found
+                        by_text[which[first + at]].append(PersonalSpan(span.kind, span.start - starts[at], span.end - starts[at]))
+    return by_text
 
 
 def _batches(texts: Sequence[str]) -> Iterator[tuple[int, list[int], str]]:
@@ -91,6 +91,6 @@ def replace(text: str, spans: Sequence[PersonalSpan], *, salt: str | None = None
     return "".join([*parts, text[at:]])
 
 
-def count(found: Sequence[Sequence[PersonalSpan]]) -> dict[str, int]:
+def count(by_row: Sequence[Sequence[PersonalSpan]]) -> dict[str, int]:
     """How many rows have each kind, most first."""
-    return dict(Counter(kind for spans in found for kind in {span.kind for span in spans}).most_common())
+    return dict(Counter(kind for spans in by_row for kind in {span.kind for span in spans}).most_common())

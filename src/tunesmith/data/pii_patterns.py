@@ -27,10 +27,10 @@ class PersonalSpan(NamedTuple):
 def search(text: str) -> list[PersonalSpan]:
     """Everything in the joined text by place; of what overlaps at one place the kinds that are surest come first."""
     folded = text.replace("İ", "I").lower()  # the one letter that grows when lowered; places must stay
-    found = [*_anchored(text), *_emails(text), *_ibans(text), *_ip6(text)]
-    found += [*_numbers(text, folded), *_births(text, folded), *_passwords(text, folded)]
-    found.sort(key=lambda span: (span.start, _SUREST.index(span.kind), -span.end))
-    return found
+    spans = [*_anchored(text), *_emails(text), *_ibans(text), *_ip6(text)]
+    spans += [*_numbers(text, folded), *_births(text, folded), *_passwords(text, folded)]
+    spans.sort(key=lambda span: (span.start, _SUREST.index(span.kind), -span.end))
+    return spans
 
 
 # --- things that begin with a fixed text -----------------------------------------------------------------------------------------
@@ -135,8 +135,8 @@ def _ibans(text: str) -> Iterator[PersonalSpan]:
             continue
         end = match.end()
         words = match[0].split(" ")
-        for kept in range(len(words), 0, -1):  # words after the number can look like a part of it
-            value = " ".join(words[:kept])
+        for number in range(len(words), 0, -1):  # words after the number can look like a part of it
+            value = " ".join(words[:number])
             if iban_valid(value):
                 yield PersonalSpan("iban", match.start(), match.start() + len(value))
                 break
@@ -146,8 +146,8 @@ def _country_codes(text: str) -> list[int]:
     """Where two capitals and two digits stand together. Found over the whole array: to a pattern every capital is a beginning."""
     points = np.frombuffer(text.encode("ascii"), np.uint8) if text.isascii() else _points(text)
     digit, capital = (points - ord("0")) < 10, (points - ord("A")) < 26  # unsigned, so that what is below wraps to far above
-    found: list[int] = np.flatnonzero(capital[:-3] & capital[1:-2] & digit[2:-1] & digit[3:]).tolist()
-    return found
+    places: list[int] = np.flatnonzero(capital[:-3] & capital[1:-2] & digit[2:-1] & digit[3:]).tolist()
+    return places
 
 
 def _points(text: str) -> np.ndarray[Any, np.dtype[Any]]:

@@ -50,29 +50,29 @@ def verdicts(path: str | Path) -> list[Verdict]:
     return list(last.values())
 
 
-def waiting(rows: Sequence[Row], said: Sequence[Verdict], annotator: str, first: Sequence[str] = ()) -> Iterator[Row]:
+def waiting(rows: Sequence[Row], verdicts: Sequence[Verdict], annotator: str, first: Sequence[str] = ()) -> Iterator[Row]:
     """Rows that the annotator has not judged, those whose ids are in `first` before the others (suspects, what to label next)."""
-    done = {verdict.row for verdict in said if verdict.annotator == annotator}
+    done = {verdict.row for verdict in verdicts if verdict.annotator == annotator}
     places = {identity: i for i, identity in enumerate(first)}
     order = sorted(range(len(rows)), key=lambda i: (places.get(rows[i].id, len(places)), i))
     yield from (rows[i] for i in order if rows[i].id not in done)
 
 
-def reviewed(said: Sequence[Verdict]) -> Rule:
+def reviewed(verdicts: Sequence[Verdict]) -> Rule:
     """The verdicts as a rule for `clean.apply`: the majority decides (a tie rejects nothing), the latest edit of a majority is taken."""
 
     def rule(rows: Sequence[Row]) -> Iterator[RowChange]:
         by_row: dict[str, list[Verdict]] = {}
-        for verdict in said:
+        for verdict in verdicts:
             by_row.setdefault(verdict.row, []).append(verdict)
         for i, row in enumerate(rows):
             here = by_row.get(row.id, [])
-            rejects = [one for one in here if one.action == "reject"]
-            edits = [one for one in here if one.action == "edit"]
+            rejects = [verdict for verdict in here if verdict.action == "reject"]
+            edits = [verdict for verdict in here if verdict.action == "edit"]
             if 2 * len(rejects) > len(here):
-                yield RowChange(i, "dropped", f"rejected by {', '.join(one.annotator for one in rejects)}{_comments(rejects)}")
+                yield RowChange(i, "dropped", f"rejected by {', '.join(verdict.annotator for verdict in rejects)}{_comments(rejects)}")
             elif 2 * len(edits) > len(here):
-                latest = max(edits, key=lambda one: one.created)
+                latest = max(edits, key=lambda verdict: verdict.created)
                 yield RowChange(
                     i, "mended", f"edited by {latest.annotator}{_comments([latest])}", row=with_answer(row, latest.answer or "")
                 )
@@ -80,8 +80,8 @@ def reviewed(said: Sequence[Verdict]) -> Rule:
     return rule
 
 
-def _comments(said: Sequence[Verdict]) -> str:
-    comments = [one.comment for one in said if one.comment]
+def _comments(verdicts: Sequence[Verdict]) -> str:
+    comments = [verdict.comment for verdict in verdicts if verdict.comment]
     return f": {'; '.join(comments)}" if comments else ""
 
 
@@ -102,24 +102,24 @@ def with_answer(row: Row, answer: str) -> Row:
     return msgspec.structs.replace(row, messages=turns, reference=None if row.reference is None else answer)
 
 
-def agreement(said: Sequence[Verdict]) -> dict[str, Interval]:
+def agreement(verdicts: Sequence[Verdict]) -> dict[str, Interval]:
     """How far annotators agree on the action, with 95 % intervals: Krippendorff's alpha over all rows judged twice or more; Cohen's kappa
     when there are two annotators, Fleiss' kappa when all rows that were judged twice or more have the same number of judges.
 
     Raises DataError when no row was judged by two.
     """
-    names = sorted({verdict.annotator for verdict in said})
+    names = sorted({verdict.annotator for verdict in verdicts})
     table: dict[str, dict[str, str]] = {}
-    for verdict in said:
+    for verdict in verdicts:
         table.setdefault(verdict.row, {})[verdict.annotator] = verdict.action
     several = [row for row in table.values() if len(row) > 1]
     if not several:
         raise DataError(
-            f"no row was judged by two annotators ({len(said)} verdicts by {len(names)})", remedy="let two people judge the same rows"
+            f"no row was judged by two annotators ({len(verdicts)} verdicts by {len(names)})", remedy="let two people judge the same rows"
         )
-    found = {"krippendorff_alpha": krippendorff_alpha([[row.get(name) for name in names] for row in several])}
+    coefficients = {"krippendorff_alpha": krippendorff_alpha([[row.get(name) for name in names] for row in several])}
     if len(names) == 2:
-        found["cohen_kappa"] = cohen_kappa([row[names[0]] for row in several], [row[names[1]] for row in several])
+        coefficients["cohen_kappa"] = cohen_kappa([row[names[0]] for row in several], [row[names[1]] for row in several])
     elif len({len(row) for row in several}) == 1:
-        found["fleiss_kappa"] = fleiss_kappa([list(row.values()) for row in several])
-    return found
+        coefficients["fleiss_kappa"] = fleiss_kappa([list(row.values()) for row in several])
+    return coefficients

@@ -174,7 +174,7 @@ def personal_data(settings: PersonalData) -> Rule:
         spans = iter(find_all([text for several in texts for text in several], settings.kinds))
         for i, (row, several) in enumerate(zip(rows, texts, strict=True)):
             here = [next(spans) for _ in several]
-            kinds = tuple(sorted({span.kind for one in here for span in one}))
+            kinds = tuple(sorted({span.kind for text_spans in here for span in text_spans}))
             if not kinds:
                 continue
             if settings.action == "report":
@@ -184,7 +184,7 @@ def personal_data(settings: PersonalData) -> Rule:
                 yield RowChange(i, "dropped", f"it holds {', '.join(kinds)}", kinds=kinds)
                 continue
             salt = settings.salt if settings.action == "pseudonymise" else None
-            better = iter([replace(text, one, salt=salt) for text, one in zip(several, here, strict=True)])
+            better = iter([replace(text, text_spans, salt=salt) for text, text_spans in zip(several, here, strict=True)])
             mended = map_texts(row, lambda _, new=better: next(new), arguments=True)  # type: ignore[misc]
             yield RowChange(i, "mended", ", ".join(kinds), row=mended, kinds=kinds)
 
@@ -207,17 +207,17 @@ def user_rule(reference: str) -> Rule:
     def rule(rows: Sequence[Row]) -> Iterator[RowChange]:
         for i, row in enumerate(rows):
             try:
-                said = function(row)
+                outcome = function(row)
             except Exception as error:  # whatever a user's code raises is told with its row
                 raise ConfigError(f"the rule {reference} failed for {row.origin}: {type(error).__name__}: {error}") from error
-            if isinstance(said, str):
-                yield RowChange(i, "dropped", said)
-            elif isinstance(said, Example | Preference | Labelled | Document):
-                if said != row:
-                    yield RowChange(i, "mended", "", row=said)
-            elif said is not None:
+            if isinstance(outcome, str):
+                yield RowChange(i, "dropped", outcome)
+            elif isinstance(outcome, Example | Preference | Labelled | Document):
+                if outcome != row:
+                    yield RowChange(i, "mended", "", row=outcome)
+            elif outcome is not None:
                 raise ConfigError(
-                    f"the rule {reference} answered {type(said).__name__} for {row.origin}",
+                    f"the rule {reference} answered {type(outcome).__name__} for {row.origin}",
                     allowed="None (keep), a text (drop, with that reason) or a row (put right)",
                 )
 

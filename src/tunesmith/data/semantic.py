@@ -106,14 +106,14 @@ def overlaps(
     best: dict[int, tuple[float, int]] = {}
     for value, (i, j) in zip(_cosines(pairs, flat, train, encoder), pairs, strict=True):
         best[i] = max(best.get(i, (-1.0, 0)), (value, j))
-    found, start = {}, 0
+    measured, start = {}, 0
     for name, rows in asked.items():
         here = [(*best[i], i) for i in range(start, start + len(rows)) if i in best]
-        leaked = sorted((one for one in here if one[0] >= settings.threshold), reverse=True)
+        leaked = sorted((pair for pair in here if pair[0] >= settings.threshold), reverse=True)
         examples = tuple((flat[i].origin, train[j].origin, round(value, 3)) for value, j, i in leaked[:10])
-        found[name] = Overlap(looked_at=len(rows), found=len(leaked), threshold=settings.threshold, examples=examples)
+        measured[name] = Overlap(looked_at=len(rows), found=len(leaked), threshold=settings.threshold, examples=examples)
         start += len(rows)
-    return found
+    return measured
 
 
 def gate_overlap(measured: Overlap, settings: SemanticLeakage, name: str) -> None:

@@ -106,9 +106,9 @@ def contamination(held: Sequence[HeldOutRow], evaluation: Sequence[Row]) -> SetR
     """The rows that hold evaluation items."""
 
     def rule(prints: Fingerprints, rows: Sequence[Row]) -> Iterator[Lost]:
-        for one in held:
-            how = f"Jaccard {one.jaccard:.3f}" if one.jaccard else f"{one.containment:.0%} of its word pairs"
-            yield Lost(one.row, "dropped", f"it holds the evaluation item {evaluation[one.item].origin} ({how})")
+        for match in held:
+            how = f"Jaccard {match.jaccard:.3f}" if match.jaccard else f"{match.containment:.0%} of its word pairs"
+            yield Lost(match.row, "dropped", f"it holds the evaluation item {evaluation[match.item].origin} ({how})")
 
     return rule
 

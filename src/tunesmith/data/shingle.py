@@ -92,9 +92,9 @@ def shingles(texts: Sequence[str], *, size: int = 2, compiled: bool | None = Non
         shingle_batch = _shingle_numpy
     hashes, counts = [], []
     for start, stop in _batches(texts):
-        found, lengths = shingle_batch(code_points(texts[start:stop]), character_classes(), size)
-        found, lengths = _wordless(texts[start:stop], found, lengths)
-        hashes.append(found)
+        hashed, lengths = shingle_batch(code_points(texts[start:stop]), character_classes(), size)
+        hashed, lengths = _wordless(texts[start:stop], hashed, lengths)
+        hashes.append(hashed)
         counts.append(lengths)
     starts = np.zeros(len(texts) + 1, dtype=np.int64)
     if counts:
@@ -115,13 +115,13 @@ def _wordless(texts: Sequence[str], hashes: Any, counts: Any) -> tuple[Any, Any]
 
 
 def _batches(texts: Sequence[str]) -> list[tuple[int, int]]:
-    found, start, chars = [], 0, 0
+    batches, start, chars = [], 0, 0
     for i, text in enumerate(texts):
         chars += len(text) + 1
         if chars >= BATCH_CHARS:
-            found.append((start, i + 1))
+            batches.append((start, i + 1))
             start, chars = i + 1, 0
-    return [*found, (start, len(texts))] if start < len(texts) else found
+    return [*batches, (start, len(texts))] if start < len(texts) else batches
 
 
 _M1, _M2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)

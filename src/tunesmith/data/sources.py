@@ -152,18 +152,18 @@ def files(path: str) -> list[Path]:
     Raises NotFound when there is none, DataError for a folder without any."""
     place = Path(path).expanduser()
     if place.is_dir():
-        found = sorted(file for file in place.rglob("*") if file.is_file() and _suffix(file) in READERS and not _is_notice(file))
+        matches = sorted(file for file in place.rglob("*") if file.is_file() and _suffix(file) in READERS and not _is_notice(file))
         # beside files of rows a text is about them (README.md); alone the texts are the rows
-        found = [file for file in found if _suffix(file) not in TEXT] or found
-        if not found:
+        matches = [file for file in matches if _suffix(file) not in TEXT] or matches
+        if not matches:
             held = ", ".join(sorted(file.name for file in place.iterdir())[:5]) or "nothing"
             raise DataError(f"this folder has no rows in it; it has {held}", where=path, allowed="files ending in " + ", ".join(READERS))
-        return found
+        return matches
     if glob.has_magic(path) and not place.exists():
-        found = [Path(name) for name in sorted(glob.glob(str(place), recursive=True)) if Path(name).is_file()]
-        if not found:
+        matches = [Path(name) for name in sorted(glob.glob(str(place), recursive=True)) if Path(name).is_file()]
+        if not matches:
             raise NotFound("no file fits the pattern", where=path, remedy="patterns start at the current folder; ** reaches into folders")
-        return found
+        return matches
     if not place.exists():
         raise NotFound("no such file", where=path, remedy=f"check the path; the current folder is {Path.cwd()}")
     if _suffix(place) not in READERS:
@@ -233,8 +233,8 @@ def _query(url: str, query: str) -> tuple[str, Iterator[SourceItem]]:
     def rows() -> Iterator[SourceItem]:
         try:
             with engine.connect() as connection:
-                found = connection.execution_options(stream_results=True, yield_per=1_000).execute(sqlalchemy.text(query))
-                for number, row in enumerate(found.mappings(), start=1):
+                result = connection.execution_options(stream_results=True, yield_per=1_000).execute(sqlalchemy.text(query))
+                for number, row in enumerate(result.mappings(), start=1):
                     yield SourceItem(number, dict(row))
         except sqlalchemy.exc.SQLAlchemyError as error:
             raise DataError(
@@ -312,9 +312,9 @@ _DAMAGED = (OSError, ValueError, KeyError, IndexError, MemoryError, OverflowErro
 
 
 def _not_readable(file: Path, kind: str, error: BaseException) -> DataError:
-    said = str(error).split("\n", 1)[0] or type(error).__name__
+    reason = str(error).split("\n", 1)[0] or type(error).__name__
     remedy = "copy or download it again; where another program wrote it, write it again there"
-    return DataError(f"not a whole {kind} file: {said}", where=str(file), remedy=remedy)
+    return DataError(f"not a whole {kind} file: {reason}", where=str(file), remedy=remedy)
 
 
 _MOST_BATCH_BYTES = 1 << 29

@@ -97,8 +97,8 @@ def split(rows: Sequence[Row], settings: Split, clusters: Ints | None = None, pr
     places = [np.flatnonzero(sides == which) for which in (TRAIN, VALIDATION, TEST)]
     held_out = {"validation": places[VALIDATION], "test": places[TEST]}
     measured = _leakages(rows, prints, places[TRAIN], held_out, settings.leakage_threshold)
-    for name, one in measured.items():
-        gate_leakage(one, settings.max_leakage, name)
+    for name, leak in measured.items():
+        gate_leakage(leak, settings.max_leakage, name)
     train, validation, test = (taken(rows, which) for which in places)
     return Splits(train, validation, test, measured, tuple(notes))
 
@@ -134,13 +134,13 @@ def assign(
         sides[members[place < settings.test + settings.validation]] = VALIDATION
         sides[members[place < settings.test]] = TEST
     notes += _give_back(sides, size, rank, settings)
-    found = sides[unit]
-    if settings.by == "random" and (torn := _torn(prints, found)):
+    assigned = sides[unit]
+    if settings.by == "random" and (torn := _torn(prints, assigned)):
         notes.append(
             f"{torn} groups have rows on both sides, since by: random looks at no group: what was learned of one row of a group helps with "
             "the others, so held-out values may be too good; by: cluster or by: group keeps them whole"
         )
-    return found, notes
+    return assigned, notes
 
 
 def _torn(prints: Fingerprints, sides: np.ndarray[Any, Any]) -> int:

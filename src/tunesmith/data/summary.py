@@ -38,7 +38,7 @@ def summary(
         with_tools += bool(tools_of(row))
         labels.update([label] if label is not None else [])
         repeated.append(_key(answer))
-    found: dict[str, Any] = {
+    numbers: dict[str, Any] = {
         "rows": len(rows),
         "kinds": {NAMES[kind]: n for kind, n in kinds.items()},
         "question_chars": _spread(questions),
@@ -50,14 +50,14 @@ def summary(
         "answers": _most_common(rows, repeated),
     }
     if ledger is not None:
-        found["ledger"] = {"inputs": len(ledger), "fates": ledger.counts(), "rules": ledger.rules()}
+        numbers["ledger"] = {"inputs": len(ledger), "fates": ledger.counts(), "rules": ledger.rules()}
     if clusters is not None:
-        found["clusters"] = _clusters(clusters)
+        numbers["clusters"] = _clusters(clusters)
     if splits is not None:
-        found["splits"] = {name: len(getattr(splits, name)) for name in ("train", "validation", "test")}
-        found["leakage"] = {name: {**msgspec.to_builtins(value), "share": value.share} for name, value in splits.leakage.items()}
-        found["notes"] = list(splits.notes)
-    return found
+        numbers["splits"] = {name: len(getattr(splits, name)) for name in ("train", "validation", "test")}
+        numbers["leakage"] = {name: {**msgspec.to_builtins(value), "share": value.share} for name, value in splits.leakage.items()}
+        numbers["notes"] = list(splits.notes)
+    return numbers
 
 
 def _key(text: str) -> int:

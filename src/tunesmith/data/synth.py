@@ -101,7 +101,7 @@ def make(
     for begin in range(0, len(requests), settings.batch):
         batch = requests[begin : begin + settings.batch]
         sampling = Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature, seed=settings.seed + begin)
-        answers = asked(teacher, [one.prompt for one in batch], sampling)
+        answers = asked(teacher, [request.prompt for request in batch], sampling)
         for number, (request, answer) in enumerate(zip(batch, answers, strict=True), start=begin):
             made.asked += 1
             made.prompt_tokens += answer.prompt_tokens
@@ -128,7 +128,7 @@ def make(
 
 def estimate(requests: Sequence[TeacherRequest], settings: Synth, *, chars_per_token: float = 4.0) -> dict[str, float]:
     """Before asking: requests, tokens in (by characters), tokens out at most, and the most that it can cost in US dollars."""
-    tokens_in = sum(len(turn.text) for one in requests for turn in one.prompt.messages) / chars_per_token
+    tokens_in = sum(len(turn.text) for request in requests for turn in request.prompt.messages) / chars_per_token
     tokens_out = float(len(requests) * settings.max_tokens)
     usd = (tokens_in * settings.usd_in + tokens_out * settings.usd_out) / 1e6
     return {"requests": float(len(requests)), "prompt_tokens": tokens_in, "completion_tokens": tokens_out, "usd": usd}
@@ -148,15 +148,15 @@ def asked(teacher: Model, prompts: Sequence[Prompt], sampling: Sampling) -> list
 
 
 def _read(text: str, request: TeacherRequest, teacher: str, number: int, system: str | None) -> tuple[Example | None, str]:
-    found = first_object(text)
-    if found is None:
+    pair = first_object(text)
+    if pair is None:
         return None, "no JSON object in the answer"
-    question, answer = found.get("question"), found.get("answer")
+    question, answer = pair.get("question"), pair.get("answer")
     if not isinstance(question, str) or not isinstance(answer, str) or not question.strip() or not answer.strip():
         return None, "question or answer is missing or empty"
     meta = {"method": request.method, "teacher": teacher, **request.meta}
     if request.document:
-        span = find_quote(request.document, found.get("quote"))
+        span = find_quote(request.document, pair.get("quote"))
         if span is None:
             return None, "the quote is not in the document"
         start = int(meta.pop("offset", 0))
@@ -193,15 +193,15 @@ def _new(fresh: list[Example], known: Sequence[Row], near: float, made: Synthesi
     texts = [comparison_text(row) for row in fresh]
     index, value = best_matches(texts, [comparison_text(row) for row in known], near)
     repeats = set(near_duplicates(texts, near).right.tolist())
-    kept = []
+    new = []
     for i, row in enumerate(fresh):
         if index[i] >= 0:
             made.refused.append((f"Jaccard {value[i]:.2f} to {known[index[i]].origin or 'a known row'}", row.answer))
         elif i in repeats:
             made.refused.append(("it repeats another new row", row.answer))
         else:
-            kept.append(row)
-    return kept
+            new.append(row)
+    return new
 
 
 # --- ways to ask -------------------------------------------------------------------------------------------------------------------
@@ -222,18 +222,18 @@ def from_seeds(seeds: Sequence[Row], count: int, settings: Synth, *, shown: int 
     if not seeds:
         raise ConfigError("there are no seeds to make rows like", remedy="give at least one row, better twenty")
     draw = random.Random(settings.seed)
-    found = []
+    requests = []
     for _ in range(count):
         chosen = draw.sample(list(seeds), min(shown, len(seeds)))
         lines = "\n".join(_shown(row) for row in chosen)
         task = f"Here are examples of a task:\n{lines}\n\nWrite one new example of the same task. Take another subject and other words."
-        found.append(TeacherRequest(_ask(task, PAIR_SCHEMA), "seeds", {"seeds": [row.id for row in chosen]}))
-    return found
+        requests.append(TeacherRequest(_ask(task, PAIR_SCHEMA), "seeds", {"seeds": [row.id for row in chosen]}))
+    return requests
 
 
 def from_documents(documents: Iterable[tuple[str, str]], *, each: int = 3, chars: int = 4_000) -> list[TeacherRequest]:
     """Requests for questions that a part of a document answers, with the words that prove it. `documents`: (name, text)."""
-    found = []
+    requests = []
     for name, text in documents:
         for start, part in _parts(text, chars):
             for number in range(each):
@@ -241,8 +241,8 @@ def from_documents(documents: Iterable[tuple[str, str]], *, each: int = 3, chars
                     f"Document:\n{part}\n\nWrite question {number + 1} of {each} that this document answers, its answer, "
                     "and the exact words of the document that prove the answer (quote)."
                 )
-                found.append(TeacherRequest(_ask(task, SPAN_SCHEMA), "document", {"document": name, "offset": start}, part))
-    return found
+                requests.append(TeacherRequest(_ask(task, SPAN_SCHEMA), "document", {"document": name, "offset": start}, part))
+    return requests
 
 
 def _parts(text: str, chars: int) -> Iterator[tuple[int, str]]:
@@ -275,14 +275,14 @@ def from_topics(root: str, teacher: Model, settings: Synth, *, breadth: int = 4,
                 f"the teacher '{teacher.name}' named no parts of '{root}'", remedy="try a larger teacher or name topics yourself"
             )
         paths = grown
-    found = []
+    requests = []
     for path in paths:
         for number in range(each):
             task = (
                 f"Topic: {' > '.join(path)}\n\nWrite question {number + 1} of {each} that someone would ask about it, and the best answer."
             )
-            found.append(TeacherRequest(_ask(task, PAIR_SCHEMA), "topics", {"topic": list(path)}))
-    return found
+            requests.append(TeacherRequest(_ask(task, PAIR_SCHEMA), "topics", {"topic": list(path)}))
+    return requests
 
 
 EVOLUTIONS = (
@@ -296,12 +296,12 @@ EVOLUTIONS = (
 def evolve(rows: Sequence[Row], settings: Synth, *, ways: Sequence[str] = EVOLUTIONS) -> list[TeacherRequest]:
     """A harder or different version of each row (Xu et al. 2023, Evol-Instruct), the way drawn for each."""
     draw = random.Random(settings.seed)
-    found = []
+    requests = []
     for row in rows:
         way = draw.choice(list(ways))
         task = f"Example of a task:\n{_shown(row)}\n\nRewrite it. {way} Give the right answer to the new question."
-        found.append(TeacherRequest(_ask(task, PAIR_SCHEMA), "evolve", {"seeds": [row.id], "way": way}))
-    return found
+        requests.append(TeacherRequest(_ask(task, PAIR_SCHEMA), "evolve", {"seeds": [row.id], "way": way}))
+    return requests
 
 
 def preferences(rows: Sequence[Example], weak: Model, settings: Synth) -> tuple[list[Preference], list[tuple[str, str]]]:

@@ -106,16 +106,16 @@ def map_texts(row: Row, change: Callable[[str], str], *, arguments: bool = False
 def texts_of(row: Row) -> list[str]:
     """Every text of a row in which personal data can be, in the order of `map_texts`: turns, tool calls' arguments, reference, a
     document's text."""
-    found: list[str] = []
+    texts: list[str] = []
     for turn in turns_of(row):
         if isinstance(turn.content, str):
-            found.append(turn.content)
+            texts.append(turn.content)
         elif turn.content is not None:
-            found += [part.text for part in turn.content]
-        found += [call.function.arguments for call in turn.tool_calls]
-        found += [text for text in (turn.refusal, turn.reasoning_content) if text is not None]
+            texts += [part.text for part in turn.content]
+        texts += [call.function.arguments for call in turn.tool_calls]
+        texts += [text for text in (turn.refusal, turn.reasoning_content) if text is not None]
     if isinstance(row, Example) and row.reference is not None:
-        found.append(row.reference)
+        texts.append(row.reference)
     if isinstance(row, Document):
-        found.append(row.text)
-    return found
+        texts.append(row.text)
+    return texts

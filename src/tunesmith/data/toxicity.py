@@ -48,10 +48,10 @@ def toxicity(settings: Toxicity) -> Rule:
 
 
 def _scores(scorer: Scorer, name: str, texts: Sequence[str]) -> list[float]:
-    found = [float(score) for score in scorer(texts)]
-    if len(found) != len(texts) or not all(0 <= score <= 1 for score in found):
-        raise ConfigError(f"the scorer {name} gave {len(found)} scores for {len(texts)} texts", allowed="one number from 0 to 1 a text")
-    return found
+    scores = [float(score) for score in scorer(texts)]
+    if len(scores) != len(texts) or not all(0 <= score <= 1 for score in scores):
+        raise ConfigError(f"the scorer {name} gave {len(scores)} scores for {len(texts)} texts", allowed="one number from 0 to 1 a text")
+    return scores
 
 
 # Stems of common obscenities and insults; a word is listed when it begins with one, or is one that is marked with a final $.

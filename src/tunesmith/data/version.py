@@ -172,13 +172,13 @@ def load(root: str | Path, name: str) -> DatasetVersion:
 
 def log(root: str | Path) -> list[DatasetVersion]:
     """All finished versions, newest first."""
-    found = []
+    versions = []
     for path in Path(root).glob(f"*/{SEAL}"):
         try:
-            found.append(msgspec.json.decode(path.read_bytes(), type=DatasetVersion))
+            versions.append(msgspec.json.decode(path.read_bytes(), type=DatasetVersion))
         except msgspec.DecodeError as error:
             raise DataError(f"this version is damaged: {error}", where=str(path), remedy="remove its folder and make it again") from error
-    return sorted(found, key=lambda version: (-version.created, version.id))
+    return sorted(versions, key=lambda version: (-version.created, version.id))
 
 
 def rows_of(root: str | Path, version: DatasetVersion, split: str) -> Sequence[Row]:
@@ -201,10 +201,10 @@ def rows_in(folder: Path, version: DatasetVersion, split: str) -> Sequence[Row]:
 
 def lineage(root: str | Path, name: str) -> list[DatasetVersion]:
     """The version and its parents, youngest first."""
-    found = [load(root, name)]
-    while (parent := found[-1].parent) is not None:
-        found.append(load(root, parent))
-    return found
+    versions = [load(root, name)]
+    while (parent := versions[-1].parent) is not None:
+        versions.append(load(root, parent))
+    return versions
 
 
 def diff(old: Mapping[str, Sequence[Row]], new: Mapping[str, Sequence[Row]]) -> VersionDifference:
@@ -234,7 +234,7 @@ def _paired(before: list[tuple[str, Row]], after: list[tuple[str, Row]]) -> tupl
     for split, row in before:
         left[_content(row)].append((split, row))
     pairs, alone = [], []
-    for split, row in sorted(after, key=lambda one: not any(was == one[0] for was, _ in left.get(_content(one[1]), ()))):
+    for split, row in sorted(after, key=lambda named: not any(was == named[0] for was, _ in left.get(_content(named[1]), ()))):
         equal = left.get(_content(row), [])
         if not equal:
             alone.append((split, row))

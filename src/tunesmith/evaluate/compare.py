@@ -122,10 +122,10 @@ def compare(
 
 def _by_metric(scores: Sequence[Score]) -> dict[str, dict[str, Score]]:
     """Metric → example id → score, in order of appearance; several scores of one example become their mean."""
-    found: dict[str, dict[str, list[Score]]] = {}
+    by_metric: dict[str, dict[str, list[Score]]] = {}
     for score in scores:
-        found.setdefault(score.metric, {}).setdefault(score.example_id, []).append(score)
-    return {metric: {example: _mean(same) for example, same in rows.items()} for metric, rows in found.items()}
+        by_metric.setdefault(score.metric, {}).setdefault(score.example_id, []).append(score)
+    return {metric: {example: _mean(same) for example, same in rows.items()} for metric, rows in by_metric.items()}
 
 
 def _mean(scores: Sequence[Score]) -> Score:
@@ -211,20 +211,20 @@ def merged(evaluations: Sequence[Evaluation], metrics: Sequence[Metric]) -> Eval
     first = evaluations[0]
     if len(evaluations) == 1:
         return first
-    if len({(one.dataset_digest, one.metrics) for one in evaluations}) > 1:
+    if len({(run.dataset_digest, run.metrics) for run in evaluations}) > 1:
         raise UsageError(f"runs of {first.model} are of different rows or metrics", remedy="evaluate all of them on the same data")
-    columns = [[_mean(same) for same in zip(*(one.scores(m.name) for one in evaluations), strict=True)] for m in metrics]
+    columns = [[_mean(same) for same in zip(*(run.scores(m.name) for run in evaluations), strict=True)] for m in metrics]
     return replace(
         first,
         metrics=tuple(m.name for m in metrics),
         rows=tuple(replace(row, scores=tuple(scores)) for row, *scores in zip(first.rows, *columns, strict=True)),
         values={m.name: m.value(column) for m, column in zip(metrics, columns, strict=True)},
         missing={m.name: sum(s.value is None for s in column) for m, column in zip(metrics, columns, strict=True)},
-        asked=sum(one.asked for one in evaluations),
-        failed=sum(one.failed for one in evaluations),
-        prompt_tokens=sum(one.prompt_tokens for one in evaluations),
-        completion_tokens=sum(one.completion_tokens for one in evaluations),
-        seconds=sum(one.seconds for one in evaluations),
+        asked=sum(run.asked for run in evaluations),
+        failed=sum(run.failed for run in evaluations),
+        prompt_tokens=sum(run.prompt_tokens for run in evaluations),
+        completion_tokens=sum(run.completion_tokens for run in evaluations),
+        seconds=sum(run.seconds for run in evaluations),
     )
 
 
@@ -240,21 +240,21 @@ def estimate(metric: Metric, scores: Sequence[Score], clusters: Mapping[str, str
 
 def _single(metric: Metric, scores: Sequence[Score], groups: Sequence[Hashable], level: float) -> Interval:
     if metric.kind == "mean":
-        found = mean_interval(np.array([score.value for score in scores], dtype=np.float64), groups, level, _span(metric))
+        interval = mean_interval(np.array([score.value for score in scores], dtype=np.float64), groups, level, _span(metric))
         # A mean of shares cannot lie above 1.
-        return replace(found, low=max(found.low, metric.low), high=min(found.high, metric.high))
+        return replace(interval, low=max(interval.low, metric.low), high=min(interval.high, metric.high))
     pool = metric.pool(scores)
     if metric.pool is f1_pool:
         return pooled_f1_interval(pool.rows, groups, level=level)
     return _allowing(metric, pool.rows, groups, pooled_interval(pool.rows, pool.value, groups, bounds=_bounds(metric), level=level), pool)
 
 
-def _allowing(metric: Metric, rows: Floats, groups: Sequence[Hashable], found: Interval, pool: Pool) -> Interval:
+def _allowing(metric: Metric, rows: Floats, groups: Sequence[Hashable], interval: Interval, pool: Pool) -> Interval:
     """The interval, with a lower end that allows for what noise alone makes of the value."""
     if pool.noise is None:
-        return found
-    least = found.estimate - pool.noise(rows.sum(axis=0), len(set(groups)) / len(rows), found.level)
-    return replace(found, low=max(metric.low, min(found.low, least)))
+        return interval
+    least = interval.estimate - pool.noise(rows.sum(axis=0), len(set(groups)) / len(rows), interval.level)
+    return replace(interval, low=max(metric.low, min(interval.low, least)))
 
 
 def _span(metric: Metric) -> float:

@@ -234,11 +234,11 @@ class _Work:
         if isinstance(grader, ScoreModel):
             return self._score(grader)
         assert isinstance(grader, LabelModel)
-        said = self._said(grader.model, grader.input, Sampling(max_tokens=256))
-        found = [(said.rfind(label), label) for label in grader.labels if label in said]
-        if not found:
+        answer = self._said(grader.model, grader.input, Sampling(max_tokens=256))
+        places = [(answer.rfind(label), label) for label in grader.labels if label in answer]
+        if not places:
             raise GradeError("model_grader_parse_error")
-        return float(max(found)[1] in grader.passing_labels)
+        return float(max(places)[1] in grader.passing_labels)
 
     def _score(self, grader: ScoreModel) -> float:
         params = grader.sampling_params
@@ -248,9 +248,9 @@ class _Work:
             top_p=params.top_p or 1.0,
             seed=params.seed,
         )
-        said = self._said(grader.model, grader.input, sampling)
+        answer = self._said(grader.model, grader.input, sampling)
         low, high = grader.range or (0.0, 1.0)
-        value = _number(said)
+        value = _number(answer)
         if value is None or not low <= value <= high:
             raise GradeError("model_grader_parse_error")
         return value
@@ -324,13 +324,13 @@ def similarity(text: str, reference: str, metric: str) -> float:
         import numpy as np
 
         return float(bleu_value(np.array(bleu_statistics(text, [reference])), effective=True)) / 100
-    said, wanted = words(text), words(reference)
+    answered, wanted = words(text), words(reference)
     if metric == "gleu":
-        said, wanted = tuple(text.split()), tuple(reference.split())
-        counts = [rouge_n(wanted, said, n) for n in range(1, 5)]
+        answered, wanted = tuple(text.split()), tuple(reference.split())
+        counts = [rouge_n(wanted, answered, n) for n in range(1, 5)]
         shared, of_wanted, of_said = (sum(column) for column in zip(*counts, strict=True))
         return float(shared / max(of_wanted, of_said, 1))
-    shared, of_wanted, of_said = rouge_l(wanted, said) if metric == "rouge_l" else rouge_n(wanted, said, int(metric[-1]))
+    shared, of_wanted, of_said = rouge_l(wanted, answered) if metric == "rouge_l" else rouge_n(wanted, answered, int(metric[-1]))
     return 2 * shared / (of_wanted + of_said) if shared else 0.0
 
 

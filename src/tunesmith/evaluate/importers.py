@@ -52,8 +52,8 @@ def _messages(given: object) -> tuple[Message, ...]:
     if not isinstance(given, list) or not given:
         raise ValueError(f"expected text or messages, got {type(given).__name__}")
     messages = []
-    for one in given:
-        role, content = (one.get("role"), one.get("content")) if isinstance(one, dict) else (None, None)
+    for turn in given:
+        role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
         if isinstance(content, list):
             content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
         if role not in ("system", "developer", "user", "assistant", "tool") or not isinstance(content, str):
@@ -71,7 +71,7 @@ def _row(messages: tuple[Message, ...], references: Sequence[str], origin: str, 
 
 
 def _texts(given: object) -> list[str]:
-    return [str(one) for one in given] if isinstance(given, list) else [str(given)]
+    return [str(item) for item in given] if isinstance(given, list) else [str(given)]
 
 
 def _each(items: Iterable[tuple[str, Any]], make: Callable[[str, Any], T], what: str) -> list[T]:
@@ -192,7 +192,7 @@ def promptfoo(path: Path) -> Imported:
         except TemplateError as error:
             raise ValueError(f"the prompt cannot be filled in: {error}") from error
         both = (*(shared.get("assert") or ()), *(test.get("assert") or ()))
-        asserted = [_assertion(one, variables, environment, options.get("transform")) for one in both]
+        asserted = [_assertion(assertion, variables, environment, options.get("transform")) for assertion in both]
         chat = json_value(text) if text.lstrip().startswith("[") else text
         row = _row(_messages(chat), [], where, {"vars": variables, "assert": asserted})
         # two tests may ask the same and check something else
@@ -240,7 +240,7 @@ def _assertion(given: dict[str, Any], variables: dict[str, Any], environment: An
     if isinstance(value, str) and kind != "regex":
         value = environment.render(environment.bounded(value), **variables)
     if isinstance(value, list):
-        value = [environment.render(environment.bounded(one), **variables) if isinstance(one, str) else one for one in value]
+        value = [environment.render(environment.bounded(item), **variables) if isinstance(item, str) else item for item in value]
     methods = [*(_methods(transform) if transform else ()), *(_methods(given["transform"]) if given.get("transform") else ())]
     rest = {"threshold": given.get("threshold"), "weight": float(given.get("weight", 1))}
     return {"type": str(given["type"]), "value": value, **rest, **({"transform": methods} if methods else {})}
@@ -251,28 +251,28 @@ def promptfoo_metric() -> Metric:
 
     def rate(example: Example, answer: Answer) -> Measured:
         asserted = example.meta.get("assert") or []
-        weights = sum(one["weight"] for one in asserted)
+        weights = sum(assertion["weight"] for assertion in asserted)
         if not weights:
             return Measured(None, detail="no assertions")
-        failed = [one for one in asserted if not _holds(one, example, answer)]
-        share = 1 - sum(one["weight"] for one in failed) / weights
-        return Measured(share, detail="; ".join(f"{one['type']}: {one['value']}" for one in failed))
+        failed = [assertion for assertion in asserted if not _holds(assertion, example, answer)]
+        share = 1 - sum(assertion["weight"] for assertion in failed) / weights
+        return Measured(share, detail="; ".join(f"{assertion['type']}: {assertion['value']}" for assertion in failed))
 
     return Metric(name="promptfoo", rate=rate)
 
 
-def _holds(one: dict[str, Any], example: Example, answer: Answer) -> bool:
-    for method in one.get("transform", ()):
+def _holds(assertion: dict[str, Any], example: Example, answer: Answer) -> bool:
+    for method in assertion.get("transform", ()):
         answer = msgspec.structs.replace(answer, text=_METHODS[method](answer.text))
-    one = {**one, "transform": ()}
-    negated, kind = one["type"].startswith("not-"), one["type"].removeprefix("not-")
+    assertion = {**assertion, "transform": ()}
+    negated, kind = assertion["type"].startswith("not-"), assertion["type"].removeprefix("not-")
     if kind in _LISTED:
-        each = [_holds({**one, "type": _LISTED[kind], "value": value}, example, answer) for value in _texts(one["value"])]
+        each = [_holds({**assertion, "type": _LISTED[kind], "value": value}, example, answer) for value in _texts(assertion["value"])]
         held = any(each) if kind.endswith("any") else all(each)
         return held is not negated
-    name, options = _ASSERTIONS[kind](one["value"])
-    value = metric(name, **options)(_row(example.messages, [str(one["value"])], ""), answer).value
-    threshold = one["threshold"] if one["threshold"] is not None else _THRESHOLDS.get(kind, 1.0)
+    name, options = _ASSERTIONS[kind](assertion["value"])
+    value = metric(name, **options)(_row(example.messages, [str(assertion["value"])], ""), answer).value
+    threshold = assertion["threshold"] if assertion["threshold"] is not None else _THRESHOLDS.get(kind, 1.0)
     if value is None:
         return False
     if kind == "latency":
@@ -329,11 +329,13 @@ def _archived(path: Path) -> tuple[Any, list[Any]]:
     """The header and the samples of a log that is an archive. Raises DataError for a damaged one, and one that unpacks without an end."""
     try:
         with zipfile.ZipFile(path) as archive:
-            members = [one for one in archive.infolist() if one.filename == "header.json" or one.filename.startswith("samples/")]
-            size = sum(one.file_size for one in members)
+            members = [
+                member for member in archive.infolist() if member.filename == "header.json" or member.filename.startswith("samples/")
+            ]
+            size = sum(member.file_size for member in members)
             if size > _MOST_UNPACKED:
                 raise DataError(f"its samples unpack to {size:,} bytes", where=str(path), allowed=f"{_MOST_UNPACKED:,}")
-            names = sorted(one.filename for one in members if one.filename.endswith(".json") and one.filename != "header.json")
+            names = sorted(member.filename for member in members if member.filename.endswith(".json") and member.filename != "header.json")
             return json_value(archive.read("header.json")), [json_value(archive.read(name)) for name in names]
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError, ValueError, RuntimeError, NotImplementedError) as error:
         raise DataError(f"the log cannot be read: {error}", where=str(path), remedy="write it again, or give the .json log") from error

@@ -113,7 +113,7 @@ GENERAL = Suite(
 
 def sized(suite: Suite, rows: int) -> Suite:
     """The suite with at most `rows` rows an ability: the first ones of the same draw, so that a small suite is part of the large one."""
-    return replace(suite, abilities=tuple(replace(one, rows=min(rows, one.rows)) for one in suite.abilities))
+    return replace(suite, abilities=tuple(replace(ability, rows=min(rows, ability.rows)) for ability in suite.abilities))
 
 
 def fetch_suite(suite: Suite, folder: Path) -> dict[str, list[Example]]:
@@ -190,7 +190,7 @@ def forgetting(before: Mapping[str, Evaluation], after: Mapping[str, Evaluation]
         pairs = [(x.value, y.value) for x, y in zip(first.scores(rated), second.scores(rated), strict=True)]
         a, b = zip(*[(x, y) for x, y in pairs if x is not None and y is not None], strict=True)
         tested.append((name, rated, sum(a) / len(a), sum(b) / len(b), paired_difference(a, b, level=level)))
-    adjusted = [float(p) for p in holm([one[-1].p_value for one in tested])]
+    adjusted = [float(p) for p in holm([test[-1].p_value for test in tested])]
     lines = [
         Forgotten(ability=n, metric=m, before=x, after=y, difference=d, p_adjusted=p, lost=d.estimate < 0 and p < 1 - level)
         for (n, m, x, y, d), p in zip(tested, adjusted, strict=True)

@@ -59,11 +59,11 @@ def _token_rows(model: Any, plan: ResolvedPlan, base: Path) -> dict[str, list[in
             allowed=f"tokens of {base.name}'s tokenizer with one of its {rows} embeddings",
             remedy="add them with transformers: tokenizer.add_tokens([…]), model.resize_token_embeddings(len(tokenizer)), save both",
         )
-    found = sorted({number for number in ids if number is not None})
+    numbers = sorted({number for number in ids if number is not None})
     if model.config.get_text_config().tie_word_embeddings:
-        return found
+        return numbers
     layers = {id(module): name.rsplit(".", 1)[-1] for name, module in model.named_modules()}
-    return {layers[id(layer)]: found for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
+    return {layers[id(layer)]: numbers for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
 
 
 def _peft_config(model: Any, plan: ResolvedPlan, base: Path) -> Any:
@@ -155,37 +155,37 @@ class Trainable:
         inner = sum(m.in_features * m.out_features for m in self.causal.modules() if isinstance(m, (nn.Linear, Nf4Linear)))
         return (4.0 if self.lora else 6.0) * ((inner - self._head_size) * computed + self._head_size * targets)
 
-    def states(self, one: Pack) -> Tensor:
+    def states(self, packed: Pack) -> Tensor:
         """What `head` takes, at the pack's targets: the last states [M, H] after the final norm, or [M, V] logits on the plain route."""
-        if not self.route.tree and one.shares:
-            one = pack(one.rows, share=False)  # laid down for another model: the teacher of this one, or its student
+        if not self.route.tree and packed.shares:
+            packed = pack(packed.rows, share=False)  # laid down for another model: the teacher of this one, or its student
         self.balance = None
         with torch.autocast(self.device, torch.bfloat16, enabled=self.autocast):
-            states = self._packed(one) if self.route.packed else self._by_row(one)
+            states = self._packed(packed) if self.route.packed else self._by_row(packed)
         return states.to(torch.bfloat16) if self.autocast and not self.route.plain else states
 
-    def _packed(self, one: Pack) -> Tensor:
-        ids, positions, at = (torch.from_numpy(a).to(self.device) for a in (one.ids, one.positions, one.at))
-        more: dict[str, Any] = {"spans": one.spans, "longest": one.longest, "places": positions} if self.route.tree else {}
-        found: Tensor = self.decoder(input_ids=ids[None], position_ids=positions[None], use_cache=False, **more).last_hidden_state[0, at]
-        return found
+    def _packed(self, packed: Pack) -> Tensor:
+        ids, positions, at = (torch.from_numpy(a).to(self.device) for a in (packed.ids, packed.positions, packed.at))
+        more: dict[str, Any] = {"spans": packed.spans, "longest": packed.longest, "places": positions} if self.route.tree else {}
+        states: Tensor = self.decoder(input_ids=ids[None], position_ids=positions[None], use_cache=False, **more).last_hidden_state[0, at]
+        return states
 
-    def _by_row(self, one: Pack) -> Tensor:
+    def _by_row(self, packed: Pack) -> Tensor:
         """One row after the other, each whole: what comes after its last trained token counts where frequencies follow the length."""
-        found: list[Tensor | None] = [None] * len(one.at)
-        for number in np.unique(one.row).tolist():
-            row = one.rows[number]
+        states: list[Tensor | None] = [None] * len(packed.at)
+        for number in np.unique(packed.row).tolist():
+            row = packed.rows[number]
             trained = np.flatnonzero(row.mask[1:])  # the places that predict trained tokens
             ids, at = (torch.from_numpy(a.astype(np.int64)).to(self.device) for a in (row.ids, trained))
-            for place, state in zip(np.flatnonzero(one.row == number).tolist(), self._row(ids[None], at), strict=True):
-                found[place] = state
-        return torch.stack([state for state in found if state is not None])
+            for place, state in zip(np.flatnonzero(packed.row == number).tolist(), self._row(ids[None], at), strict=True):
+                states[place] = state
+        return torch.stack([state for state in states if state is not None])
 
     def _row(self, ids: Tensor, at: Tensor) -> Tensor:
         """States or logits of one row alone, at `at`."""
         if not self.route.plain:
-            found: Tensor = self.decoder(input_ids=ids, use_cache=False).last_hidden_state[0, at]
-            return found
+            states: Tensor = self.decoder(input_ids=ids, use_cache=False).last_hidden_state[0, at]
+            return states
         if self._keeps:
             out = self.causal(input_ids=ids, use_cache=False, logits_to_keep=at)
             if len(out.logits[0]) == len(at):

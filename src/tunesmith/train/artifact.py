@@ -100,9 +100,9 @@ def _merge_error(model: Any) -> float:
         x = torch.randn(8, layer.in_features, generator=torch.Generator().manual_seed(0))
         a, b = (m["default"].weight.detach().float() for m in (layer.lora_A, layer.lora_B))
         w = layer.get_base_layer().weight.detach().float()
-        kept = x @ w.T + layer.scaling["default"] * (x @ a.T) @ b.T
+        apart = x @ w.T + layer.scaling["default"] * (x @ a.T) @ b.T
         merged = x @ (w + layer.get_delta_weight("default").detach().float()).T
-        worst = max(worst, float((kept - merged).abs().max() / kept.abs().max()))
+        worst = max(worst, float((apart - merged).abs().max() / apart.abs().max()))
     return worst
 
 

@@ -141,7 +141,7 @@ def sound(folder: Path) -> TrainingState | None:
         return None
 
 
-def found(out: Path) -> list[Path]:
+def checkpoints(out: Path) -> list[Path]:
     """Checkpoint folders, the newest step first."""
     folders = [p for p in (out / "checkpoints").glob("checkpoint-*") if p.name.rpartition("-")[2].isdigit()]
     return sorted(folders, key=lambda p: -int(p.name.rpartition("-")[2]))
@@ -149,7 +149,7 @@ def found(out: Path) -> list[Path]:
 
 def newest(out: Path, identity: str) -> tuple[Path, TrainingState] | None:
     """The newest sound checkpoint of this run; broken ones are passed over."""
-    for folder in found(out):
+    for folder in checkpoints(out):
         state = sound(folder)
         if state is not None and state.identity == identity:
             return folder, state
@@ -159,7 +159,7 @@ def newest(out: Path, identity: str) -> tuple[Path, TrainingState] | None:
 def prune(out: Path, *, keep: int, best: int | None, epoch_steps: int) -> None:
     """Remove old checkpoints: the newest of all, the newest `keep` planned ones, the best, and those that end an epoch stay."""
     planned = 0
-    for place, folder in enumerate(found(out)):
+    for place, folder in enumerate(checkpoints(out)):
         step, regular = int(folder.name.rpartition("-")[2]), _planned(folder)
         planned += regular
         if place and not (regular and planned <= keep) and step != best and step % epoch_steps:
@@ -175,6 +175,6 @@ def _planned(folder: Path) -> bool:
 
 def discard_after(out: Path, step: int) -> None:
     """Remove the checkpoints of all later steps, the newest first, so that a kill in between leaves a usable folder."""
-    for folder in found(out):
+    for folder in checkpoints(out):
         if int(folder.name.rpartition("-")[2]) > step:
             shutil.rmtree(folder)

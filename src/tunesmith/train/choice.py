@@ -52,7 +52,7 @@ class Choice(Record, frozen=True):
 
     def why(self) -> str:
         """Why this route, in words."""
-        seen = "; ".join(one.sentence() for one in self.tried)
+        seen = "; ".join(attempt.sentence() for attempt in self.tried)
         lane = "; one lane, for the model keeps something of a pass in its modules" if self.alone else ""
         return f"{BY_NAME[self.route].about}: {seen or self.reason}{lane}"
 

@@ -29,8 +29,8 @@ def require_safetensors(base: Path) -> None:
     if any(base.glob("*.safetensors")):
         return
     pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in base.glob(pattern))
-    found = f"only pickled weights, which can run code when they are read ({', '.join(pickled)})" if pickled else "no weights"
-    raise TrainingError(f"the base has {found}", where=str(base), allowed="*.safetensors", remedy="prepare it with save_pretrained")
+    what = f"only pickled weights, which can run code when they are read ({', '.join(pickled)})" if pickled else "no weights"
+    raise TrainingError(f"the base has {what}", where=str(base), allowed="*.safetensors", remedy="prepare it with save_pretrained")
 
 
 def base_shape(base: Path) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def header(path: Path) -> dict[str, Any]:
 
 def require_same_tokens(base: Path, teacher: Path) -> None:
     """Raises ConfigError unless the two models number the same tokens alike: else their distributions are over different things."""
-    found = []
+    vocabularies = []
     for folder in (base, teacher):
         try:
             tree = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
@@ -141,8 +141,8 @@ def require_same_tokens(base: Path, teacher: Path) -> None:
         added = {token["content"]: token["id"] for token in tree.get("added_tokens", ())}
         vocabulary = tree["model"]["vocab"]
         plain = vocabulary if isinstance(vocabulary, dict) else {token: number for number, (token, _) in enumerate(vocabulary)}
-        found.append(plain | added)
-    own, other = found
+        vocabularies.append(plain | added)
+    own, other = vocabularies
     if own != other:
         differ = sum(own.get(token) != other.get(token) for token in {*own, *other})
         raise ConfigError(
@@ -232,13 +232,13 @@ def start_of(adapter: Adapter) -> tuple[int | None, float | None]:
         return None, None
     place = Path(adapter.start_from) / SETTINGS
     try:
-        found = json.loads(place.read_text("utf-8"))
-        rank, alpha = int(found["r"]), float(found["lora_alpha"])
+        settings = json.loads(place.read_text("utf-8"))
+        rank, alpha = int(settings["r"]), float(settings["lora_alpha"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = f"no adapter to start from: {error}"
         raise TrainingError(what, where=str(place), remedy="start_from: a folder with a LoRA adapter in peft's format") from error
     given = {"r": adapter.r, "alpha": adapter.alpha, "rslora": adapter.rslora, "dora": adapter.dora}
-    there = {"r": rank, "alpha": alpha, "rslora": bool(found.get("use_rslora")), "dora": bool(found.get("use_dora"))}
+    there = {"r": rank, "alpha": alpha, "rslora": bool(settings.get("use_rslora")), "dora": bool(settings.get("use_dora"))}
     for name, value in there.items():
         if given[name] not in ("auto", value):
             raise ConfigError(
@@ -253,10 +253,10 @@ def environment() -> dict[str, str]:
     """What the bytes of a result depend on besides plan, data and base: packages, processor, system."""
     import torch
 
-    found = {"python": platform.python_version(), "system": platform.platform(), "processor": torch.backends.cpu.get_cpu_capability()}
+    versions = {"python": platform.python_version(), "system": platform.platform(), "processor": torch.backends.cpu.get_cpu_capability()}
     for name in ("tunesmith", "torch", "transformers", "peft", "safetensors", "numpy"):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed as a package"
-    return found
+            versions[name] = "not installed as a package"
+    return versions

@@ -19,10 +19,10 @@ from tunesmith.train.plan import ResolvedAdapter, ResolvedPlan
 SHORTEST = 128  # tokens; no shorter rows are proposed
 
 
-def peak(config: dict[str, Any], plan: ResolvedPlan, found: Estimate) -> Memory:
+def peak(config: dict[str, Any], plan: ResolvedPlan, estimate: Estimate) -> Memory:
     """Peak bytes of `plan` over the rows of an estimate; `config` as `base_shape` gives it. A pack holds one row at least."""
-    longest = min(found.longest, plan.max_length)
-    largest = max(longest, min(found.largest_pack, plan.micro_batch_tokens))
+    longest = min(estimate.longest, plan.max_length)
+    largest = max(longest, min(estimate.largest_pack, plan.micro_batch_tokens))
     trainable = int(config["parameters"]) if plan.adapter.kind == "none" else lora_parameters(config, plan)
     return memory(config, plan, trainable, largest)
 
@@ -47,14 +47,14 @@ def _changes(plan: ResolvedPlan, longest: int) -> Iterator[list[dict[str, Any]]]
     yield [{"max_length": n, "micro_batch_tokens": n} for n in _halves(min(longest, plan.max_length), SHORTEST)]
 
 
-def what_fits(found: Estimate, plan: ResolvedPlan, limit: int, *, base: Path) -> tuple[str, ...]:
+def what_fits(estimate: Estimate, plan: ResolvedPlan, limit: int, *, base: Path) -> tuple[str, ...]:
     """Changes of `plan` with which the run fits into `limit` bytes: those that do alone, else several together as one, else none."""
     config = base_shape(base)
 
     def fits(values: dict[str, Any]) -> bool:
-        return peak(config, msgspec.structs.replace(plan, **values), found).total <= limit
+        return peak(config, msgspec.structs.replace(plan, **values), estimate).total <= limit
 
-    changes = [settings for settings in _changes(plan, found.longest) if settings]
+    changes = [settings for settings in _changes(plan, estimate.longest) if settings]
     alone = [next(filter(fits, settings), None) for settings in changes]
     if any(alone):
         return tuple(_words(values) for values in alone if values)
@@ -73,18 +73,18 @@ def _words(values: dict[str, Any]) -> str:
     return " and ".join(f"{key}: {str(value).lower()}" for key, value in named.items())
 
 
-def refuse_what_cannot_fit(found: Estimate, *, base: Path) -> None:
+def refuse_what_cannot_fit(estimate: Estimate, *, base: Path) -> None:
     """Raises TrainingError with changes of the plan that would fit, when the estimated peak exceeds the free memory."""
-    if found.available_bytes is not None:
-        refuse(found, found.plan, found.memory, found.available_bytes, base=base)
+    if estimate.available_bytes is not None:
+        refuse(estimate, estimate.plan, estimate.memory, estimate.available_bytes, base=base)
 
 
-def refuse(found: Estimate, plan: ResolvedPlan, needed: Memory, limit: int, *, base: Path, place: str = "here") -> None:
+def refuse(estimate: Estimate, plan: ResolvedPlan, needed: Memory, limit: int, *, base: Path, place: str = "here") -> None:
     """Raises TrainingError when `needed` exceeds `limit` bytes at `place`."""
     if needed.total <= limit:
         return
     raise TrainingError(
         f"the run needs about {needed.total / 1e9:.1f} GB and {limit / 1e9:.1f} GB can be used {place}",
         where="train",
-        remedy=", or ".join(what_fits(found, plan, limit, base=base)) or "a smaller base",
+        remedy=", or ".join(what_fits(estimate, plan, limit, base=base)) or "a smaller base",
     )

@@ -80,17 +80,17 @@ def gpu_of(name: str) -> Gpu:
     return known[name.upper()]
 
 
-def on_gpu(found: Estimate, name: str, *, base: Path, share: float = ASSUMED_SHARE) -> GpuEstimate:
+def on_gpu(estimate: Estimate, name: str, *, base: Path, share: float = ASSUMED_SHARE) -> GpuEstimate:
     """The estimated run on one GPU of that name: in bfloat16 where it has it, one pack at a time. Raises NotFound.
 
     Time is the longest of: the arithmetic, reading the weights twice a pack (both at the assumed share), and launching the kernels.
     """
     gpu = gpu_of(name)
     shape = base_shape(base)
-    plan = msgspec.structs.replace(found.plan, device="cuda", lanes=1, dtype="float32" if gpu.bfloat16 is None else "bfloat16")
-    needed = fit.peak(shape, plan, found)
-    packs = max(found.steps, found.computed_tokens / plan.micro_batch_tokens)
-    computing = found.flops / (1e12 * (gpu.bfloat16 or gpu.float32)) / share
+    plan = msgspec.structs.replace(estimate.plan, device="cuda", lanes=1, dtype="float32" if gpu.bfloat16 is None else "bfloat16")
+    needed = fit.peak(shape, plan, estimate)
+    packs = max(estimate.steps, estimate.computed_tokens / plan.micro_batch_tokens)
+    computing = estimate.flops / (1e12 * (gpu.bfloat16 or gpu.float32)) / share
     reading = 2 * packs * needed.weights / (1e9 * gpu.bandwidth) / share
     launching = packs * int(shape["num_hidden_layers"]) * SECONDS_PER_BLOCK
     return GpuEstimate(
@@ -105,6 +105,6 @@ def on_gpu(found: Estimate, name: str, *, base: Path, share: float = ASSUMED_SHA
     )
 
 
-def refuse_what_cannot_fit(found: Estimate, there: GpuEstimate, *, base: Path) -> None:
+def refuse_what_cannot_fit(estimate: Estimate, there: GpuEstimate, *, base: Path) -> None:
     """Raises TrainingError with changes of the plan that would fit on that GPU."""
-    fit.refuse(found, there.plan, there.memory, there.usable_bytes, base=base, place=f"on one {there.name}")
+    fit.refuse(estimate, there.plan, there.memory, there.usable_bytes, base=base, place=f"on one {there.name}")

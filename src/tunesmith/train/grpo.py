@@ -93,12 +93,12 @@ def reinforce(
         return done
     resolved = run.manifest.resolved
     refuse_overlap(prompts, held_out)
-    kept, dropped = _answerable(tasks, resolved)
+    fitting, dropped = _answerable(tasks, resolved)
     result = None
     with lanes(resolved) as side:
         while result is None:
             try:
-                result = _run(run, (kept, list(validation)), reward, base, side, should_stop)
+                result = _run(run, (fitting, list(validation)), reward, base, side, should_stop)
             except Diverged as diverged:
                 fall_back(run, diverged)
     return run.finish(msgspec.structs.replace(result, dropped=dropped))
@@ -107,15 +107,15 @@ def reinforce(
 def _answerable(tasks: Sequence[Task], plan: ResolvedPlan) -> tuple[list[Task], tuple[str, ...]]:
     """The tasks whose prompt leaves room for a whole answer, and the ids of the others."""
     room = plan.max_length - plan.reinforcement.max_tokens
-    kept = [task for task in tasks if len(task.prompt.ids) <= room]
-    if not kept:
+    fitting = [task for task in tasks if len(task.prompt.ids) <= room]
+    if not fitting:
         raise TrainingError(
             f"none of {len(tasks)} prompts has at most {room} tokens",
             where="train.max_length",
             allowed=f"max_length {plan.max_length} less max_tokens {plan.reinforcement.max_tokens}",
             remedy="a smaller reinforcement.max_tokens, or a larger max_length",
         )
-    return kept, tuple(task.prompt.example_id for task in tasks if len(task.prompt.ids) > room)
+    return fitting, tuple(task.prompt.example_id for task in tasks if len(task.prompt.ids) > room)
 
 
 def _run(
@@ -126,8 +126,8 @@ def _run(
     sampler = Sampler(trainable, base, plan)
     state = trainer.begin(len(held_out))
     if held_out and not state.step:
-        found = roll_out(sampler, reward, held_out, options.eval_samples, HELD_OUT)
-        run.emit("evaluation", **trainer.place(0), **_named("valid_", found.means()))
+        judged = roll_out(sampler, reward, held_out, options.eval_samples, HELD_OUT)
+        run.emit("evaluation", **trainer.place(0), **_named("valid_", judged.means()))
     while not trainer.over(state):
         started, step = time.perf_counter(), state.step + 1
         rollout = roll_out(sampler, reward, [prompts[i] for i in trainer.order(step)], options.samples, step)
@@ -160,9 +160,9 @@ def _run(
             seconds_left=(trainer.total - step) * state.seconds / step,
         )
         if held_out and trainer.looks(step):
-            found = roll_out(sampler, reward, held_out, options.eval_samples, HELD_OUT)
-            state = _judged(state, found)
-            run.emit("evaluation", **trainer.place(step), **_named("valid_", found.means()))
+            judged = roll_out(sampler, reward, held_out, options.eval_samples, HELD_OUT)
+            state = _judged(state, judged)
+            run.emit("evaluation", **trainer.place(step), **_named("valid_", judged.means()))
         trainer.keep(state, should_stop)
     return _finish(trainer, prompts, state, side)
 
@@ -186,11 +186,11 @@ def _named(prefix: str, figures: dict[str, float]) -> dict[str, Any]:
     return {prefix + name: value for name, value in figures.items()}
 
 
-def _judged(state: TrainingState, found: Rollout) -> TrainingState:
+def _judged(state: TrainingState, rollout: Rollout) -> TrainingState:
     """The state after an evaluation, whose metric is the mean reward."""
-    if not found.rewards:
+    if not rollout.rewards:
         return state
-    reward = statistics.fmean(found.rewards)
+    reward = statistics.fmean(rollout.rewards)
     state = msgspec.structs.replace(state, valid_metric=reward, stale=state.stale + 1)
     better = state.best_metric is None or reward > state.best_metric
     return msgspec.structs.replace(state, best_metric=reward, best_step=state.step, stale=0) if better else state

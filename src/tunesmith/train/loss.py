@@ -97,7 +97,7 @@ def _chunks(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
         part = slice(start, start + size)
         target = targets[part, None]
         logits = torch.mm(hidden[part], weight.T, out=room[: len(target)])
-        found = torch.empty(3, len(target), 1, dtype=torch.float32, device=hidden.device)
+        columns = torch.empty(3, len(target), 1, dtype=torch.float32, device=hidden.device)
         rows = max(1, BLOCK_BYTES // (4 * len(weight))) if hidden.device.type == "cpu" else size
         for low in range(0, len(target), rows):
             block = slice(low, low + rows)
@@ -105,11 +105,11 @@ def _chunks(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
             chosen, peak = z.gather(1, target[block]), z.amax(1, keepdim=True)
             e = torch.add(peak * -LOG2E, z, alpha=LOG2E, out=z).exp2_()  # exp2 costs a quarter of exp on a CPU
             total = e.sum(1, keepdim=True)
-            found[0, block], found[1, block], found[2, block] = total, chosen - peak - total.log(), chosen - peak
+            columns[0, block], columns[1, block], columns[2, block] = total, chosen - peak - total.log(), chosen - peak
             if slopes:
                 slope = e.scatter_add_(1, target[block], -total)
                 logits[block] = slope if bent is None else slope.mul_(bent)
-        yield _Chunk(part, found[0], found[1, :, 0], found[2, :, 0] >= 0, logits)
+        yield _Chunk(part, columns[0], columns[1, :, 0], columns[2, :, 0] >= 0, logits)
 
 
 class _Grads(NamedTuple):

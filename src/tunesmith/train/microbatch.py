@@ -52,7 +52,7 @@ class Lanes:
         each = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
-            return [work(number, one) for number, one in enumerate(packs)]
+            return [work(number, item) for number, item in enumerate(packs)]
         finally:
             torch.set_num_threads(each)
 

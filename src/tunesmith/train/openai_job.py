@@ -115,9 +115,9 @@ class Driver:
         def send() -> str:
             return self._send_parts(path, name) if path.stat().st_size > UPLOADS_ABOVE_BYTES else self._send_whole(path, name)
 
-        found = self._once(send, find, f"upload of '{path.name}'")
-        self._on_event({"event": "uploaded", "file": found, "bytes": path.stat().st_size})
-        return found
+        file_id = self._once(send, find, f"upload of '{path.name}'")
+        self._on_event({"event": "uploaded", "file": file_id, "bytes": path.stat().st_size})
+        return file_id
 
     def _send_whole(self, path: Path, name: str) -> str:
         with path.open("rb") as file:
@@ -150,22 +150,24 @@ class Driver:
 
     def _jobs(self, job: HostedJob) -> list[Any]:
         """Every job with our tag, oldest first. Servers that ignore the filter are filtered here."""
-        found = [one for one in self._client.fine_tuning.jobs.list(metadata={TAG: job.tag}) if (one.metadata or {}).get(TAG) == job.tag]
-        return sorted(found, key=lambda one: (one.created_at, one.id))
+        jobs = [
+            tuning for tuning in self._client.fine_tuning.jobs.list(metadata={TAG: job.tag}) if (tuning.metadata or {}).get(TAG) == job.tag
+        ]
+        return sorted(jobs, key=lambda twin: (twin.created_at, twin.id))
 
     def _tagged(self, job: HostedJob) -> Any | None:
-        found = self._jobs(job)
-        return found[0] if found else None
+        jobs = self._jobs(job)
+        return jobs[0] if jobs else None
 
     def _only(self, job: HostedJob) -> Any | None:
         """The oldest job with our tag; a twin that a repeated request made is cancelled."""
-        found = self._steady(lambda: self._jobs(job), "list of jobs")
-        for twin in found[1:]:
+        jobs = self._steady(lambda: self._jobs(job), "list of jobs")
+        for twin in jobs[1:]:
             if twin.status not in ENDED:
                 twin_id = twin.id
                 self._steady(lambda twin_id=twin_id: self._client.fine_tuning.jobs.cancel(twin_id), "cancelling a twin")  # type: ignore[misc]
                 self._on_event({"event": "twin_cancelled", "job": twin_id})
-        return found[0] if found else None
+        return jobs[0] if jobs else None
 
     def _once(self, act: Callable[[], T], find: Callable[[], T | None], what: str) -> T:
         """Do something that must not be done twice: after an answer was lost, look whether it was done before doing it again."""
@@ -251,9 +253,9 @@ class Driver:
 
     def results(self, job: HostedJob) -> list[str]:
         """The result files as text (CSV), also where the provider sends them base64-encoded."""
-        found = self._steady(lambda: self._client.fine_tuning.jobs.retrieve(job.id), "looking at the job")
+        finished = self._steady(lambda: self._client.fine_tuning.jobs.retrieve(job.id), "looking at the job")
         texts = []
-        for name in found.result_files:
+        for name in finished.result_files:
             data = self._steady(lambda name=name: self._client.files.content(name).read(), "result file")  # type: ignore[misc]
             texts.append(plain_text(data))
         return texts

@@ -100,7 +100,7 @@ def fall_back(run: RunFolder, diverged: Diverged) -> None:
     that only a pause wrote does not count: pausing must not change the result.
     """
     back_to = 0
-    for folder in checkpoint.found(run.out):
+    for folder in checkpoint.checkpoints(run.out):
         state = checkpoint.sound(folder)
         if state is not None and state.planned and state.identity == run.identity and state.step < diverged.step - 1:
             back_to = state.step

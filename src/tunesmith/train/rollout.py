@@ -78,10 +78,10 @@ class Sampler:
         ways = [Way("cached", lambda: self._decoder("cached"))]
         if turn is None or plan.max_length <= turn:
             ways.insert(0, Way("batched", lambda: self._decoder("batched")))
-        kept = place(base, None, self.trainable.causal, digest(plan.adapter, self.trainable.route.name, len(ways)))
+        file = place(base, None, self.trainable.causal, digest(plan.adapter, self.trainable.route.name, len(ways)))
         try:
             with self._answering("cached"):
-                choice = choose(lambda _: (self.plain, ways), None, kept)
+                choice = choose(lambda _: (self.plain, ways), None, file)
         except RAISED as error:
             raise TrainingError(f"transformers itself cannot compute this base: {shown(error)}", where=str(base)) from error
         if choice.route == "reread":
@@ -113,7 +113,7 @@ class Sampler:
     def _answers(self, tasks: Sequence[Task], count: int, step: int) -> list[list[int]]:
         """The token ids of `count` answers to each task."""
         options, decoder = self.plan.reinforcement, self._decoder(self.choice.route)
-        seed, said = self.plan.seed * 1_000_003 + step, dict[int, list[int]]()
+        seed, answers = self.plan.seed * 1_000_003 + step, dict[int, list[int]]()
         for task in tasks:
             ids = task.prompt.ids.tolist()
             for choice in range(count):
@@ -125,16 +125,16 @@ class Sampler:
                     seed=row_seed(seed, ids, choice),
                     share=len(ids),
                 )
-                said[decoder.add(request)] = []
+                answers[decoder.add(request)] = []
         while decoder.busy:
             for token in decoder.step():
-                said[token.sequence].append(token.id)
-        return list(said.values())
+                answers[token.sequence].append(token.id)
+        return list(answers.values())
 
-    def _sample(self, task: Task, said: list[int]) -> Sample:
-        prompt, answer = task.prompt.ids, np.array(said, np.int32)
+    def _sample(self, task: Task, token_ids: list[int]) -> Sample:
+        prompt, answer = task.prompt.ids, np.array(token_ids, np.int32)
         mask = np.concatenate([np.zeros(len(prompt), np.uint8), np.ones(len(answer), np.uint8)])
-        return Sample(task, Rendered(task.prompt.example_id, np.concatenate([prompt, answer]), mask), self.renderer.decode(said))
+        return Sample(task, Rendered(task.prompt.example_id, np.concatenate([prompt, answer]), mask), self.renderer.decode(token_ids))
 
     @contextmanager
     def _answering(self, route: str) -> Iterator[None]:
@@ -182,10 +182,10 @@ class Rollout(NamedTuple):
 
     def means(self) -> dict[str, float]:
         """`failed`, how many answers were not graded; of the others, where there are any, the means of `reward` and `answer_tokens`."""
-        rows, found = [row for group in self.groups for row in group.rows], {"failed": float(len(self.failures))}
+        rows, means = [row for group in self.groups for row in group.rows], {"failed": float(len(self.failures))}
         if rows:
-            found |= {"reward": statistics.fmean(self.rewards), "answer_tokens": statistics.fmean(row.trained for row in rows)}
-        return found
+            means |= {"reward": statistics.fmean(self.rewards), "answer_tokens": statistics.fmean(row.trained for row in rows)}
+        return means
 
 
 def roll_out(sampler: Sampler, reward: Reward, tasks: Sequence[Task], count: int, step: int) -> Rollout:
@@ -195,9 +195,9 @@ def roll_out(sampler: Sampler, reward: Reward, tasks: Sequence[Task], count: int
     groups, failures = [], []
     for first in range(0, len(samples), count):
         pairs = list(zip(samples, graded, strict=True))[first : first + count]
-        known = [(sample.row, one.reward) for sample, one in pairs if one.reward is not None]
+        known = [(sample.row, grade.reward) for sample, grade in pairs if grade.reward is not None]
         groups.append(Group(tuple(row for row, _ in known), tuple(value for _, value in known)))
-        failures += [one.why for _, one in pairs if one.reward is None]
+        failures += [grade.why for _, grade in pairs if grade.reward is None]
     return Rollout(tuple(groups), tuple(failures))
 
 

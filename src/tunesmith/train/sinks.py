@@ -77,8 +77,8 @@ def mlflow(experiment: str, *, address: str | None = None) -> OnEvent:
     def on_event(event: dict[str, Any]) -> None:
         if event["event"] == "start":
             client.log_params(settings(event))
-        if found := figures(event):
-            client.log_metrics(found, step=event["step"])
+        if numbers := figures(event):
+            client.log_metrics(numbers, step=event["step"])
         if event["event"] in ("finished", "paused"):
             client.end_run()
 
@@ -92,8 +92,8 @@ def wandb(project: str, **options: Any) -> OnEvent:
     def on_event(event: dict[str, Any]) -> None:
         if event["event"] == "start":
             run.config.update(settings(event), allow_val_change=True)
-        if found := figures(event):
-            run.log(found, step=event["step"])
+        if numbers := figures(event):
+            run.log(numbers, step=event["step"])
         if event["event"] in ("finished", "paused"):
             run.finish()
 

@@ -257,12 +257,12 @@ def _logps(trainable: Any, rows: Sequence[Rendered]) -> list[torch.Tensor]:
         return []
     shares = trainable.route.tree
     packs = [pack(rows, share=shares)] if trainable.route.packed else [pack([row], share=False) for row in rows]
-    found: list[torch.Tensor] = []
-    for i, one in enumerate(packs):
-        logp = chunked_logp(trainable.states(one), trainable.head, torch.from_numpy(one.targets).to(trainable.device))
+    logps: list[torch.Tensor] = []
+    for i, packed in enumerate(packs):
+        logp = chunked_logp(trainable.states(packed), trainable.head, torch.from_numpy(packed.targets).to(trainable.device))
         each = rows if trainable.route.packed else [rows[i]]
-        found += [_own(logp[torch.from_numpy(one.row == number).to(logp.device)], row) for number, row in enumerate(each)]
-    return found
+        logps += [_own(logp[torch.from_numpy(packed.row == number).to(logp.device)], row) for number, row in enumerate(each)]
+    return logps
 
 
 def _own(logp: torch.Tensor, row: Rendered) -> torch.Tensor:

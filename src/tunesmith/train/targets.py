@@ -35,10 +35,10 @@ class Reach(Record, frozen=True):
 
     def sentence(self) -> str:
         """What a person should know; nothing where the adapter reaches everything and 4 bits hold everything."""
-        said = [self._left()] if self.left else []
+        parts = [self._left()] if self.left else []
         if self.packed is not None and self.packed < 0.995:
-            said.append(f"{self.packed:.0%} of the weights in the model's matrices are in 4 bits: experts in one tensor stay as they are")
-        return "; ".join(said)
+            parts.append(f"{self.packed:.0%} of the weights in the model's matrices are in 4 bits: experts in one tensor stay as they are")
+        return "; ".join(parts)
 
     def _left(self) -> str:
         named = f"; adapter.target_parameters: [{', '.join(self.parameters)}] adds those" if self.parameters else ""
@@ -48,8 +48,8 @@ class Reach(Record, frozen=True):
 def inner_model(causal: Any) -> nn.Module:
     """The model under the output layer, whatever its class calls it: what gives the last states."""
     named = (getattr(causal, name, None) for name in (causal.base_model_prefix, "model", "transformer", "backbone"))
-    found = next((part for part in named if isinstance(part, nn.Module) and part is not causal), None)
-    return text_part(causal) if found is None else found
+    inner = next((part for part in named if isinstance(part, nn.Module) and part is not causal), None)
+    return text_part(causal) if inner is None else inner
 
 
 def text_part(model: Any) -> nn.Module:

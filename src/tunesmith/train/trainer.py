@@ -137,8 +137,8 @@ class Trainer:
         pause = not over and should_stop()
         due = over or step % (self.plan.checkpoint_every or self.per_epoch) == 0 or step % self.per_epoch == 0 or state.best_step == step
         if due or pause:
-            kept = msgspec.structs.replace(state, planned=due)
-            write_checkpoint(self.run, self.base, self.trainable, self.optimizer, kept, self.per_epoch)
+            saved = msgspec.structs.replace(state, planned=due)
+            write_checkpoint(self.run, self.base, self.trainable, self.optimizer, saved, self.per_epoch)
         if pause:
             self.run.emit("paused", step=step, total_steps=self.total)
             raise Paused(step)

@@ -17,8 +17,8 @@ def _alpaca_row(row: Fields, notes: Notes) -> Row | None:
 
 
 def _alpaca(row: Row) -> Fields | None:
-    found = question_answer(row)
-    return None if found is None else {**found[0], "instruction": found[1], "output": found[2]}
+    parts = question_answer(row)
+    return None if parts is None else {**parts[0], "instruction": parts[1], "output": parts[2]}
 
 
 FORMAT = Format(

@@ -25,13 +25,13 @@ def ask_and_answer(row: Fields, key: str, notes: Notes) -> Row | None:
     answer = as_text(row.pop(key), f"$.{key}", notes)
     if notes.faults or answer is None:
         return None
-    said = convert.messages([{"role": "assistant", "content": answer}], f"$.{key}", notes)
-    return example((*turns, *said), row, notes, tools=tools)
+    answers = convert.messages([{"role": "assistant", "content": answer}], f"$.{key}", notes)
+    return example((*turns, *answers), row, notes, tools=tools)
 
 
 def _columns(row: Row) -> Fields | None:
-    found = question_answer(row)
-    return None if found is None else {**found[0], "prompt": found[1], "response": found[2]}
+    parts = question_answer(row)
+    return None if parts is None else {**parts[0], "prompt": parts[1], "response": parts[2]}
 
 
 FORMAT = Format(

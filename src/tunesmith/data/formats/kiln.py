@@ -24,21 +24,21 @@ def _kiln(row: Fields, notes: Notes) -> Row | None:
     """A task run; a repaired output goes before the model's own, and the rating is kept."""
     output = row["output"]
     better = (row.get("repaired_output") or row.get("fixed_output") or output) if isinstance(output, dict) else {}
-    said = better.get("output") if isinstance(better, dict) else None
-    if not isinstance(said, str) or not isinstance(row["input"], str):
-        notes.fault("$.output.output", "wrong_type", f"expected input and output texts, got {shown(row['input'])} and {shown(said)}")
+    text = better.get("output") if isinstance(better, dict) else None
+    if not isinstance(text, str) or not isinstance(row["input"], str):
+        notes.fault("$.output.output", "wrong_type", f"expected input and output texts, got {shown(row['input'])} and {shown(text)}")
         return None
     rating = output.get("rating") or {}
     meta = {"id": row.get("id"), "rating": rating.get("value") if isinstance(rating, dict) else None, "tags": row.get("tags") or None}
-    turns = (Message(role="user", content=row["input"]), Message(role="assistant", content=said))
+    turns = (Message(role="user", content=row["input"]), Message(role="assistant", content=text))
     return example(turns, own_or(row, {"meta": {key: value for key, value in meta.items() if value is not None}}, notes), notes)
 
 
 def _written_kiln(row: Row) -> Fields | None:
-    found = question_answer(row)
-    if found is None or found[0]:
+    parts = question_answer(row)
+    if parts is None or parts[0]:
         return None
-    return {"model_type": "task_run", "input": found[1], "output": {"output": found[2]}, **beside(row)}
+    return {"model_type": "task_run", "input": parts[1], "output": {"output": parts[2]}, **beside(row)}
 
 
 FORMAT = Format(

@@ -30,7 +30,11 @@ def _label_studio(row: Fields, notes: Notes) -> Row | None:
     if key is None:
         notes.fault("$.data", "no_question", f"which of {shown(sorted(data))} is the text? rename it to one of {', '.join(_QUESTION_KEYS)}")
         return None
-    done = [one for one in row["annotations"] if isinstance(one, dict) and not one.get("was_cancelled") and one.get("result")]
+    done = [
+        annotation
+        for annotation in row["annotations"]
+        if isinstance(annotation, dict) and not annotation.get("was_cancelled") and annotation.get("result")
+    ]
     if not done:
         notes.fault("$.annotations", "not_annotated", "no annotation was finished")
         return None
@@ -42,7 +46,7 @@ def _label_studio(row: Fields, notes: Notes) -> Row | None:
     if "id" in row:
         meta["id"] = row["id"]
     if len(done) > 1:
-        meta["annotations"] = [" ".join(_results(one["result"])[0] or _results(one["result"])[1]) for one in done]
+        meta["annotations"] = [" ".join(_results(annotation["result"])[0] or _results(annotation["result"])[1]) for annotation in done]
     turns = (Message(role="user", content=texts[key]), Message(role="assistant", content="\n".join(written or chosen)))
     label = {"label": ", ".join(chosen)} if chosen else {}
     return example(turns, own_or(row, {"meta": meta, **label}, notes), notes)
@@ -52,25 +56,25 @@ def _results(results: Any) -> tuple[list[str], list[str]]:
     """The texts that were written and the choices that were made, in their order; what is neither is passed over."""
     written: list[str] = []
     chosen: list[str] = []
-    for one in results if isinstance(results, list) else ():
-        value = one.get("value") if isinstance(one, dict) else None
+    for result in results if isinstance(results, list) else ():
+        value = result.get("value") if isinstance(result, dict) else None
         if isinstance(value, dict):
-            text = value.get("text") if one.get("type") == "textarea" else None
+            text = value.get("text") if result.get("type") == "textarea" else None
             written += [text] if isinstance(text, str) else _texts(text)
             chosen += _texts(value.get("choices"))
     return written, chosen
 
 
-def _texts(found: Any) -> list[str]:
-    return [item for item in found if isinstance(item, str)] if isinstance(found, list) else []
+def _texts(items: Any) -> list[str]:
+    return [item for item in items if isinstance(item, str)] if isinstance(items, list) else []
 
 
 def _written_label_studio(row: Row) -> Fields | None:
-    found = question_answer(row)
-    if found is None or found[0]:
+    parts = question_answer(row)
+    if parts is None or parts[0]:
         return None
-    result = {"from_name": "answer", "to_name": "text", "type": "textarea", "value": {"text": [found[2]]}}
-    return {"data": {"text": found[1]}, "annotations": [{"result": [result]}], **beside(row)}
+    result = {"from_name": "answer", "to_name": "text", "type": "textarea", "value": {"text": [parts[2]]}}
+    return {"data": {"text": parts[1]}, "annotations": [{"result": [result]}], **beside(row)}
 
 
 FORMAT = Format(

@@ -61,12 +61,12 @@ def _count_keys(value: Any) -> int:
 
 
 def _first_duplicate(data: bytes) -> str:
-    found: list[str] = []
+    duplicates: list[str] = []
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = Counter(key for key, _ in items)
-        found.extend(key for key, times in keys.items() if times > 1)
+        duplicates.extend(key for key, times in keys.items() if times > 1)
         return dict(items)
 
     json.loads(data, object_pairs_hook=pairs)
-    return found[0] if found else ""
+    return duplicates[0] if duplicates else ""

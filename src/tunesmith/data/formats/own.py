@@ -20,19 +20,19 @@ from tunesmith.data.formats.turns import Notes
 
 def _own_row(row: Fields, notes: Notes) -> Row | None:
     try:
-        found: Row = msgspec.convert(row, own_kind(row))
+        typed: Row = msgspec.convert(row, own_kind(row))
     except msgspec.ValidationError as error:
         notes.fault("$", "wrong_record", str(error))
         return None
     if "messages" in row:
         convert.messages(row["messages"], "$.messages", notes)  # what a type cannot say: nothing empty, tools answered
-    right = content_id(found)
-    if found.id != right:
+    right = content_id(typed)
+    if typed.id != right:
         notes.mend("id")
-    meta = found.meta
-    if found.origin.startswith(("interaction:", "synthetic:")):
-        meta = {"provenance": found.origin, **meta}  # the place in the file becomes the origin
-    return msgspec.structs.replace(found, id=right, meta=meta)
+    meta = typed.meta
+    if typed.origin.startswith(("interaction:", "synthetic:")):
+        meta = {"provenance": typed.origin, **meta}  # the place in the file becomes the origin
+    return msgspec.structs.replace(typed, id=right, meta=meta)
 
 
 def own_kind(row: Mapping[str, Any]) -> type[Row]:

@@ -157,10 +157,10 @@ def one_message(raw: Any, path: str, notes: Notes) -> Message | None:
     if isinstance(raw, list) and len(raw) != 1:
         notes.fault(path, "not_one_message", f"expected exactly one assistant message, got {len(raw)}")
         return None
-    found = convert.message(raw[0] if isinstance(raw, list) else raw, path, notes)
-    if found is not None and found.role != "assistant":
-        notes.fault(f"{path}.role", "wrong_role", f"expected an assistant message, got '{found.role}'")
-    return found
+    message = convert.message(raw[0] if isinstance(raw, list) else raw, path, notes)
+    if message is not None and message.role != "assistant":
+        notes.fault(f"{path}.role", "wrong_role", f"expected an assistant message, got '{message.role}'")
+    return message
 
 
 def preference(

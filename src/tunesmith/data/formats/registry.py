@@ -104,10 +104,10 @@ def parse_line(
         row = _fast(data, name, origin)
         if row is not None:
             return Parsed(row)
-    found, fault = load_object(data)
+    fields, fault = load_object(data)
     if fault is not None:
         return Parsed(None, (fault,))
-    return parse_row(found, name, mapping=mapping, origin=origin, ignored=ignored)
+    return parse_row(fields, name, mapping=mapping, origin=origin, ignored=ignored)
 
 
 def _fast(data: bytes, name: str, origin: str) -> Example | None:
@@ -146,10 +146,10 @@ def parse_row(
     fields = rename(row, mapping, notes)
     if not notes.faults and not check_format(name).matches(fields):
         notes.fault("$", "wrong_format", f"this is no '{name}' row: its keys are {_keys(fields)}{_looks_like(fields)}")
-    found = None if notes.faults else FORMATS[name].read(fields, notes)
-    if notes.faults or found is None:
+    typed = None if notes.faults else FORMATS[name].read(fields, notes)
+    if notes.faults or typed is None:
         return Parsed(None, tuple((code, f"{message} (at {path})") for path, code, message in notes.faults))
-    return Parsed(msgspec.structs.replace(found, origin=origin or found.origin), (), tuple(notes.mends))
+    return Parsed(msgspec.structs.replace(typed, origin=origin or typed.origin), (), tuple(notes.mends))
 
 
 def check_format(name: str) -> Format:

@@ -34,12 +34,12 @@ def _sharegpt_row(row: Fields, notes: Notes) -> Row | None:
 
 def sharegpt_turns(row: Fields, notes: Notes) -> tuple[Message, ...]:
     """The turns of the row, taken out of it."""
-    said = row.pop("conversations") if "conversations" in row else row.pop("conversation")
+    turns = row.pop("conversations") if "conversations" in row else row.pop("conversation")
     raw: list[Any] = []
-    for i, turn in enumerate(said if isinstance(said, list) else []):
+    for i, turn in enumerate(turns if isinstance(turns, list) else []):
         raw.append(sharegpt_turn(turn, f"$.conversations[{i}]", raw, notes))
-    if not isinstance(said, list):
-        notes.fault("$.conversations", "not_a_list", f"expected a list of turns, got {shown(said)}")
+    if not isinstance(turns, list):
+        notes.fault("$.conversations", "not_a_list", f"expected a list of turns, got {shown(turns)}")
     return () if notes.faults else convert.messages(raw, "$.conversations", notes)
 
 
@@ -48,10 +48,10 @@ def sharegpt_turn(turn: Any, path: str, before: list[Any], notes: Notes) -> Fiel
     if not isinstance(turn, dict):
         notes.fault(path, "not_an_object", f"expected {{'from', 'value'}}, got {shown(turn)}")
         return {}
-    said, value = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
-    role = SHAREGPT_ROLES.get(said) if isinstance(said, str) else None
+    speaker, value = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
+    role = SHAREGPT_ROLES.get(speaker) if isinstance(speaker, str) else None
     if role is None:
-        notes.fault(f"{path}.from", "wrong_role", f"from is {shown(said)}; allowed: {', '.join(SHAREGPT_ROLES)}")
+        notes.fault(f"{path}.from", "wrong_role", f"from is {shown(speaker)}; allowed: {', '.join(SHAREGPT_ROLES)}")
         return {}
     rest = {key: item for key, item in turn.items() if key not in ("from", "role", "value", "content")}
     if role == "function_call":
@@ -74,14 +74,14 @@ def _thought(value: Any) -> tuple[str | None, Any]:
 
 
 def _written_call(value: Any, identity: str, path: str, notes: Notes) -> Fields:
-    found, fault = load_object(value.encode()) if isinstance(value, str) else (value, None)
-    if fault is not None or not isinstance(found, dict):
+    call, fault = load_object(value.encode()) if isinstance(value, str) else (value, None)
+    if fault is not None or not isinstance(call, dict):
         notes.fault(f"{path}.value", "wrong_tool_call", f"expected a call as JSON {{'name', 'arguments'}}, got {shown(value)}")
         return {"id": identity}
     return {
         "id": identity,
         "type": "function",
-        "function": {"name": found.get("name"), "arguments": found.get("arguments", found.get("parameters"))},
+        "function": {"name": call.get("name"), "arguments": call.get("arguments", call.get("parameters"))},
     }
 
 

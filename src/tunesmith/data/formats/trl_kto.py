@@ -39,9 +39,11 @@ def judges(row: Mapping[str, Any]) -> bool:
     """Whether the row's label says that its answer is wanted or not, rather than naming a class: true or false, which tables write out. A
     class that is called true or false is the answer itself."""
     value = row.get("label", row.get("desirable"))
-    said = row.get("completion")
-    told = isinstance(value, str) and value.strip().lower() in ("true", "false")
-    return isinstance(value, bool) or (told and not (isinstance(said, str) and said.strip().lower() == str(value).strip().lower()))
+    completion = row.get("completion")
+    is_word = isinstance(value, str) and value.strip().lower() in ("true", "false")
+    return isinstance(value, bool) or (
+        is_word and not (isinstance(completion, str) and completion.strip().lower() == str(value).strip().lower())
+    )
 
 
 FORMAT = Format(

@@ -67,9 +67,9 @@ def messages(raw: Any, path: str, notes: Notes) -> tuple[Message, ...]:
         return ()
     if not raw:
         notes.fault(path, "no_messages", "the list of messages is empty")
-    found = [message(item, f"{path}[{i}]", notes) for i, item in enumerate(raw)]
-    good = tuple(item for item in found if item is not None)
-    if len(good) == len(found):
+    turns = [message(item, f"{path}[{i}]", notes) for i, item in enumerate(raw)]
+    good = tuple(item for item in turns if item is not None)
+    if len(good) == len(turns):
         _check_tool_turns(good, path, notes)
     return good
 
@@ -135,11 +135,11 @@ def _check_keys(raw: dict[str, Any], path: str, notes: Notes) -> None:
 
 def _with_weight(raw: dict[str, Any], role: str, path: str, notes: Notes) -> dict[str, Any]:
     """The turn with `weight` where another tool's word says whether it is trained; a turn that is no answer is never trained."""
-    said = {key: value for key in _TRAINED if (value := raw.get(key)) is not None}
-    if not said:
+    weights = {key: value for key in _TRAINED if (value := raw.get(key)) is not None}
+    if not weights:
         return raw
     raw = {key: value for key, value in raw.items() if key not in _TRAINED}
-    for key, value in said.items():
+    for key, value in weights.items():
         if not isinstance(value, bool | int) or value not in (0, 1):
             notes.fault(f"{path}.{key}", "wrong_weight", f"{key} is {shown(value)}; allowed: true or false")
         elif role != "assistant" and value:
@@ -163,9 +163,9 @@ def _role(raw: Any, path: str, notes: Notes) -> str:
             "model": "did you mean 'assistant'?",
             "bot": "did you mean 'assistant'?",
         }
-        said = hint.get(raw, "") if isinstance(raw, str) else ""
+        advice = hint.get(raw, "") if isinstance(raw, str) else ""
         notes.fault(
-            f"{path}.role", "wrong_role", f"role is {shown(raw)}; allowed: {', '.join(ROLES)} {said or nearest(str(raw), ROLES)}".rstrip()
+            f"{path}.role", "wrong_role", f"role is {shown(raw)}; allowed: {', '.join(ROLES)} {advice or nearest(str(raw), ROLES)}".rstrip()
         )
     return raw if isinstance(raw, str) else ""
 
@@ -236,8 +236,8 @@ def _tool_calls(raw: dict[str, Any], path: str, notes: Notes) -> tuple[ToolCall,
     if not isinstance(calls, list):
         notes.fault(f"{path}.tool_calls", "not_a_list", f"expected a list of tool calls, got {shown(calls)}")
         return ()
-    found = [_tool_call(call, f"{path}.tool_calls[{i}]", notes) for i, call in enumerate(calls)]
-    return tuple(call for call in found if call is not None)
+    read = [_tool_call(call, f"{path}.tool_calls[{i}]", notes) for i, call in enumerate(calls)]
+    return tuple(call for call in read if call is not None)
 
 
 def _tool_call(raw: Any, path: str, notes: Notes) -> ToolCall | None:

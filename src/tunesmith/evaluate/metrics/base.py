@@ -118,9 +118,9 @@ class Metric:
         there = [i for i, answer in enumerate(answers) if answer.finish_reason != "error"]
         spoken = [without_thoughts(examples[i], answers[i]) for i in there]
         rated = self.many([example for example, _ in spoken], [answer for _, answer in spoken])
-        found = dict(zip(there, rated, strict=True))
+        rated_at = dict(zip(there, rated, strict=True))
         missing = Measured(None, detail="the model gave no answer")
-        return [self._score(example, found.get(i, missing)) for i, example in enumerate(examples)]
+        return [self._score(example, rated_at.get(i, missing)) for i, example in enumerate(examples)]
 
     def value(self, scores: Sequence[Score]) -> float | None:
         """The number of a set of rows; None where no row has one."""
@@ -147,12 +147,12 @@ class Metric:
 
 def without_thoughts(example: Example, answer: Answer) -> tuple[Example, Answer]:
     """Both as they are rated: what stands in <think>…</think> before an answer is no part of it, in an answer as in a reference."""
-    wanted, said = parted(example.answer, inside=False), parted(answer.text, inside=False)
+    wanted, spoken = parted(example.answer, inside=False), parted(answer.text, inside=False)
     if wanted.reasoning is not None:
         example = msgspec.structs.replace(example, reference=wanted.rest)
-    if said.reasoning is not None:
-        thoughts = answer.reasoning_content or said.reasoning
-        answer = msgspec.structs.replace(answer, text=said.rest, reasoning_content=thoughts)
+    if spoken.reasoning is not None:
+        thoughts = answer.reasoning_content or spoken.reasoning
+        answer = msgspec.structs.replace(answer, text=spoken.rest, reasoning_content=thoughts)
     return example, answer
 
 
@@ -223,12 +223,12 @@ def metric(name: str, **options: Any) -> Metric:
     attribute that is a Metric already is taken as it is. Raises NotFound with the nearest known name, ConfigError for an unknown option.
     """
     if ":" in name:
-        found = resolve(name, where="metric")
-        if isinstance(found, Metric):
-            return found
-        if not callable(found):
-            raise ConfigError(f"'{name}' is no function but {type(found).__name__}", where="metric", allowed="(example, answer) -> number")
-        return Metric(name=name, rate=found, low=-np.inf, high=np.inf)
+        target = resolve(name, where="metric")
+        if isinstance(target, Metric):
+            return target
+        if not callable(target):
+            raise ConfigError(f"'{name}' is no function but {type(target).__name__}", where="metric", allowed="(example, answer) -> number")
+        return Metric(name=name, rate=target, low=-np.inf, high=np.inf)
     make = _maker(name)
     allowed = list(inspect.signature(make).parameters)
     for key in options:

@@ -44,8 +44,8 @@ def _reader(labels: Sequence[str] | None) -> Callable[[str], str]:
 
     def read(text: str) -> str:
         first = opening.match(text.lstrip())
-        said = [first[1]] if first else named.findall(text)
-        return label_form(str(said[-1])) if said else ""
+        named_labels = [first[1]] if first else named.findall(text)
+        return label_form(str(named_labels[-1])) if named_labels else ""
 
     return read
 
@@ -55,8 +55,8 @@ def _label_metric(name: str, labels: Sequence[str] | None, value: Callable[[Floa
 
     def rate(example: Example, answer: Answer) -> Measured:
         wanted = label_form(example.label if example.label is not None else example.answer)
-        said = read(answer.text)
-        return Measured(float(wanted == said), detail=canonical((wanted, said)).decode())
+        answered = read(answer.text)
+        return Measured(float(wanted == answered), detail=canonical((wanted, answered)).decode())
 
     if value is None:
         return Metric(name=name, rate=rate)
@@ -87,10 +87,10 @@ def _macro_f1(sums: Floats) -> Floats:
 
 
 def _mcc(sums: Floats) -> Floats:
-    right, wanted, said = sums[..., 0, :].sum(axis=-1), sums[..., 1, :], sums[..., 2, :]
+    right, wanted, answered = sums[..., 0, :].sum(axis=-1), sums[..., 1, :], sums[..., 2, :]
     n = wanted.sum(axis=-1)
-    spread = (n**2 - (said**2).sum(axis=-1)) * (n**2 - (wanted**2).sum(axis=-1))
-    return ratio(right * n - (wanted * said).sum(axis=-1), np.sqrt(spread), 0.0)
+    spread = (n**2 - (answered**2).sum(axis=-1)) * (n**2 - (wanted**2).sum(axis=-1))
+    return ratio(right * n - (wanted * answered).sum(axis=-1), np.sqrt(spread), 0.0)
 
 
 @register("accuracy")
@@ -120,12 +120,12 @@ def mcc(labels: Sequence[str] | None = None) -> Metric:
 def _confidence(answer: Answer, pattern: Pattern | None) -> float | None:
     """How sure the model was: what it says in percent or as a share, or the probability of its tokens; None when it is not known."""
     if pattern is not None:
-        found = pattern.search(answer.text)
+        match = pattern.search(answer.text)
         try:
-            said = float(found[1]) if found else math.nan
+            sureness = float(match[1]) if match else math.nan
         except ValueError:
             return None
-        share = said / 100 if said > 1 else said
+        share = sureness / 100 if sureness > 1 else sureness
         return share if 0 <= share <= 1 else None
     nats = [float(token["logprob"]) for token in answer.logprobs if token.get("logprob") is not None]
     return min(1.0, math.exp(sum(nats))) if nats else None
