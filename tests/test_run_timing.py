@@ -94,7 +94,7 @@ def test_a_stage_that_took_longer_corrects_its_like_aloud():
     assert not expected.took("evaluate:few-shot", 85.0)
     assert not expected.took("train", 120.0)
     assert "estimated" not in expected.took("evaluate:tuned", 300.0)  # nothing is left to correct
-    assert expected.said == 190.0
+    assert expected.estimated_s == 190.0
     assert expected.outcome()["error"] >= 1.0
 
 

@@ -34,9 +34,9 @@ def read_clusters(folder: Path, rows: Collection[str]) -> dict[str, str]:
             stream.seek(0)
             numbers = msgspec.json.decode(stream.read(), type=dict[str, int])
             return {row: str(numbers[row]) for row in wanted}
-        found = {}
+        clusters = {}
         for line in stream:
             key, colon, cluster = line.rstrip(b",\n").rpartition(b":")
             if colon and (row := msgspec.json.decode(key, type=str)) in wanted:
-                found[row] = cluster.decode()
-    return found
+                clusters[row] = cluster.decode()
+    return clusters

@@ -40,8 +40,8 @@ def examine() -> list[dict[str, Any]]:
     return checks
 
 
-def _check(name: str, ok: bool, said: str) -> dict[str, Any]:
-    return {"name": name, "ok": ok, "said": said}
+def _check(name: str, ok: bool, text: str) -> dict[str, Any]:
+    return {"name": name, "ok": ok, "said": text}
 
 
 def _features() -> str:
@@ -51,8 +51,8 @@ def _features() -> str:
             flags = next((line for line in file if line.startswith("flags")), "")
     except OSError:
         return ""
-    found = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags.split()]
-    return f", {' '.join(found)}" if found else ""
+    features = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags.split()]
+    return f", {' '.join(features)}" if features else ""
 
 
 def _memory() -> dict[str, Any]:

@@ -34,6 +34,6 @@ def write_failures(file: Path, groups: Iterable[Mapping[str, Any]]) -> None:
 
 def read_failures(file: Path) -> list[tuple[str, float]]:
     """Each failed question and what it weighs: its group's share, split evenly. Raises DataError for a file that no report wrote."""
-    found = list(read_jsonl(file, Failed))
-    inside = Counter(one.group for one in found)
-    return [(one.question, one.collect / inside[one.group]) for one in found]
+    failures = list(read_jsonl(file, Failed))
+    inside = Counter(failure.group for failure in failures)
+    return [(failure.question, failure.collect / inside[failure.group]) for failure in failures]

@@ -99,11 +99,11 @@ def written_name(config: Path, overrides: Sequence[str]) -> str:
 
 def _texts(overrides: Sequence[str]) -> list[tuple[tuple[str, ...], str]]:
     """Each override's key and its value as it was typed."""
-    left, found = list(overrides), []
+    left, texts = list(overrides), []
     while left:
         word = left.pop(0)
         words = [word] if "=" in word else [word, *left[:1]]
         left = left if "=" in word else left[1:]
         ((key, _),) = parse_overrides(words)
-        found.append((key, word.partition("=")[2] if "=" in word else words[1]))
-    return found
+        texts.append((key, word.partition("=")[2] if "=" in word else words[1]))
+    return texts

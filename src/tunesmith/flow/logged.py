@@ -29,21 +29,21 @@ _SECONDS = {"m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 def conditions(text: str) -> dict[str, str]:
     """`alias=x,since=7d` as a mapping; empty text asks for all. Raises UsageError for what is no condition."""
-    found: dict[str, str] = {}
+    wanted: dict[str, str] = {}
     for part in filter(None, text.split(",")):
         key, equals, value = part.partition("=")
-        if key not in KEYS or not equals or not value or key in found:
+        if key not in KEYS or not equals or not value or key in wanted:
             raise UsageError(
                 f"'{part}' is no condition of the log", where=f"log:{text}", allowed=f"each of {', '.join(KEYS)} once, as key=value",
                 remedy=nearest(key, KEYS),
             )  # fmt: skip
-        found[key] = value
+        wanted[key] = value
     for key in ("since", "until"):
-        if key in found:
-            seconds_of(found[key])
-    if "limit" in found and not re.fullmatch("[1-9][0-9]{0,8}", found["limit"]):
-        raise UsageError(f"limit is '{found['limit'][:40]}'", where=f"log:{text[:80]}", allowed="a number from 1 to 999999999")
-    return found
+        if key in wanted:
+            seconds_of(wanted[key])
+    if "limit" in wanted and not re.fullmatch("[1-9][0-9]{0,8}", wanted["limit"]):
+        raise UsageError(f"limit is '{wanted['limit'][:40]}'", where=f"log:{text[:80]}", allowed="a number from 1 to 999999999")
+    return wanted
 
 
 def seconds_of(text: str) -> float:
@@ -62,5 +62,5 @@ def logged(text: str, store: Store) -> Iterator[dict[str, Any]]:
     equal = {column: wanted[key] for key, column in _EQUAL.items() if key in wanted}
     times = {key: seconds_of(wanted[key]) for key in ("since", "until") if key in wanted}
     limit = int(wanted["limit"]) if "limit" in wanted else None
-    for one in Interactions(store).answered(equal, since=times.get("since"), until=times.get("until"), limit=limit):
-        yield msgspec.json.decode(msgspec.json.encode(one))
+    for interaction in Interactions(store).answered(equal, since=times.get("since"), until=times.get("until"), limit=limit):
+        yield msgspec.json.decode(msgspec.json.encode(interaction))

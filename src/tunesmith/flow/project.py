@@ -117,7 +117,7 @@ def fitted(project: Project) -> Project:
     metrics = ("bits_per_byte", "perplexity") if project.evaluate.metrics == plain else project.evaluate.metrics
     usual = Project.__struct_defaults__[Project.__struct_fields__.index("baselines") - len(Project.__struct_fields__)]
     baselines = (Baseline(name="base"),) if project.baselines == usual else project.baselines
-    shown = next((one.name for one in baselines if one.shots or one.instruction is not None), None)
+    shown = next((baseline.name for baseline in baselines if baseline.shots or baseline.instruction is not None), None)
     if shown is not None:
         raise ConfigError(
             f"baseline '{shown}' puts something before a question, and documents ask nothing",

@@ -217,7 +217,7 @@ class RowReader:
         several = self.read(word, format=format, mapping=mapping, max_invalid=1.0)
         if len(several) == 1:
             return several[0]
-        splits = {one.name.rpartition("/")[2]: one.rows for one in several}
+        splits = {rows.name.rpartition("/")[2]: rows.rows for rows in several}
         return Rows(word, splits, entered(splits))
 
     def read(self, word: str, *, format: str = "auto", mapping: Mapping[str, str] | None = None, max_invalid: float = 0.0) -> list[Rows]:
@@ -238,7 +238,7 @@ class RowReader:
         if not is_source and (frozen := frozen_of(word, self.home, self.splits_of_runs)) is not None:
             return [self._as_measured(self._frozen(frozen), frozen.folder)]
         if not is_source:
-            known = [one.id for one in self.log()]
+            known = [version.id for version in self.log()]
             remedy = nearest(word, ["latest", "run", *PARTS, *known]) or "tunesmith data log lists versions"
             raise NotFound(f"no data '{word}'", where=str(self.root), allowed=WORDS, remedy=remedy)
         source = Source(path=word, format=format, map=dict(mapping or {}), unique_ids=False)
@@ -295,13 +295,13 @@ class RowReader:
 
     def log(self) -> list[DatasetVersion]:
         """Every version and every split of a run, newest first."""
-        known = [*versions.log(self.root), *(one.version for one in self.splits_of_runs())]
+        known = [*versions.log(self.root), *(split.version for split in self.splits_of_runs())]
         return sorted(known, key=lambda version: -version.created)
 
     def _of_run(self, part: str) -> Rows:
         """The split of the plan as it is now where a run finished it, else the newest."""
         planned = self._planned()
-        fits = [one for one in self.splits_of_runs() if one.folder == planned] or list(self.splits_of_runs())
+        fits = [split for split in self.splits_of_runs() if split.folder == planned] or list(self.splits_of_runs())
         if not fits:
             raise NotFound("this project has no finished run", where=str(self.folder), remedy="tunesmith run")
         rows = replace(self._frozen(fits[0]), name=f"run {fits[0].version.id[:12]}", last=self._tokenized(fits[0]), version=None)
@@ -368,8 +368,8 @@ class RowReader:
             )
         rows = list(context.rows(part))
         ledger = Ledger.read(context.data.folder("split") / "ledger.jsonl")
-        kept = narrowed(ledger, {row.origin for row in rows})
-        return self._as_planned(Rows(f"{context.project.name}/{part}", {part: rows}, kept, sealed=part == "test"))
+        fates = narrowed(ledger, {row.origin for row in rows})
+        return self._as_planned(Rows(f"{context.project.name}/{part}", {part: rows}, fates, sealed=part == "test"))
 
     # --- sources -------------------------------------------------------------------------------------------------------------------------
 

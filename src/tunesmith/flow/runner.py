@@ -113,17 +113,17 @@ class Runner:
         """The stage's result if it is finished and all of it is still there and whole. Large files are only measured: who reads one looks
         at its digest, and so does `run`."""
         key = self.digests[name]
-        kept, folder = self.store.finished(key), self.folder(name)
-        if kept is None or not folder.is_dir() or damaged(folder, hashed_up_to=_HASHED_AT_A_LOOK):
+        stored, folder = self.store.finished(key), self.folder(name)
+        if stored is None or not folder.is_dir() or damaged(folder, hashed_up_to=_HASHED_AT_A_LOOK):
             return None
-        return Done(name, key, folder, kept["output"], kept["seconds"], cached=True)
+        return Done(name, key, folder, stored["output"], stored["seconds"], cached=True)
 
     def run(self, name: str) -> Done:
         """The stage's result, computed now or found; whatever it needs comes first. One that lost a file, or has one that is no longer what
         was written, is done again from what is whole."""
-        found = self.peek(name)
-        if found is not None and not damaged(found.folder):
-            return found
+        done = self.peek(name)
+        if done is not None and not damaged(done.folder):
+            return done
         stage = next(stage for stage in self.stages if stage.name == name)
         for needed in stage.needs:
             self.run(needed)

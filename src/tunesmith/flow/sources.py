@@ -74,11 +74,11 @@ class Frozen:
 
     def ledger(self) -> Ledger:
         """The fates of the rows that came in; of one part those of its rows."""
-        kept = self.folder / versions.LEDGER
-        rows = [row for part in self.parts for row in self.rows(part)] if self.part is not None or not kept.is_file() else []
-        if not kept.is_file():
+        file = self.folder / versions.LEDGER
+        rows = [row for part in self.parts for row in self.rows(part)] if self.part is not None or not file.is_file() else []
+        if not file.is_file():
             return entered({ALL: rows})
-        ledger = Ledger.read(kept)
+        ledger = Ledger.read(file)
         return ledger if self.part is None else narrowed(ledger, {row.origin for row in rows})
 
 
@@ -182,7 +182,7 @@ def _refuse_an_id(word: str, store: Path) -> None:
     if not _VERSION.fullmatch(head):
         return
     root = store / "datasets"
-    known = ", ".join(one.id for one in versions.log(root)[:5]) or "there is none yet"
+    known = ", ".join(version.id for version in versions.log(root)[:5]) or "there is none yet"
     splits = any(Layout(store).stages.glob(f"{head}*/train.parquet"))
     what = f"'{word}' is the split that a run of this project made of its sources" if splits else f"there is no version '{word}'"
     remedy = "leave --data away: the project's sources are split so" if splits else "tunesmith data log lists versions"
@@ -211,18 +211,18 @@ def frozen_of(word: str, store: Path, more: Callable[[], Sequence[Frozen]] = lam
         known = versions.log(root)
         if not known:
             raise NotFound("there is no data version yet", where=str(root), remedy="tunesmith data import FILE")
-        found = Frozen(known[0], root / known[0].id)
+        frozen = Frozen(known[0], root / known[0].id)
     elif _VERSION.fullmatch(head):
-        fits = [Frozen(one, root / one.id) for one in versions.log(root) if one.id.startswith(head)]
-        fits += [one for one in more() if one.version.id.startswith(head)]
+        fits = [Frozen(version, root / version.id) for version in versions.log(root) if version.id.startswith(head)]
+        fits += [split for split in more() if split.version.id.startswith(head)]
         if not fits:
             return None
-        found = fits[0] if len({one.version.id for one in fits}) == 1 else Frozen(versions.load(root, head), root / head)
+        frozen = fits[0] if len({split.version.id for split in fits}) == 1 else Frozen(versions.load(root, head), root / head)
     else:
         return None
-    if part and part not in found.version.counts:
-        raise NotFound(f"version {found.name} has no part '{part}'", allowed=", ".join(found.version.counts))
-    return Frozen(found.version, found.folder, part) if part else found
+    if part and part not in frozen.version.counts:
+        raise NotFound(f"version {frozen.name} has no part '{part}'", allowed=", ".join(frozen.version.counts))
+    return Frozen(frozen.version, frozen.folder, part) if part else frozen
 
 
 # --- URLs and queries --------------------------------------------------------------------------------------------------------------------
@@ -259,9 +259,9 @@ def _requests_in(source: Source, folder: Path) -> Source:
 def fetch_again(sources: Sequence[Source], store: Path, log: Log) -> list[str]:
     """Read every URL, query and `log:` anew; what they are called, without secrets. What they gave before is replaced."""
     remote = [source for source in sources if _is_remote(source)]
-    kept = [_kept(source, store, reading=True, anew=True) for source in remote]
-    kept += [_kept_log(source, store, log, anew=True) for source in sources if source.path.startswith("log:")]
-    return [manifest.url for source in kept if (manifest := manifest_of(Path(source.path))) is not None]
+    replaced = [_kept(source, store, reading=True, anew=True) for source in remote]
+    replaced += [_kept_log(source, store, log, anew=True) for source in sources if source.path.startswith("log:")]
+    return [manifest.url for source in replaced if (manifest := manifest_of(Path(source.path))) is not None]
 
 
 # --- what a stage kept -------------------------------------------------------------------------------------------------------------------

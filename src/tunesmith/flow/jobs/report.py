@@ -82,13 +82,13 @@ class Reporter:
         events = reported(self._out)
         steps = {event["step"]: event for event in events if event["event"] == "step"}
         valid = {event["step"]: event for event in events if event["event"] == "evaluation"}
-        found = {int(path.name.rpartition("-")[2]): path for path in (self._out / "checkpoints").glob("checkpoint-*")}
-        ends = [step for step in steps.keys() & found.keys() if float(steps[step]["epoch"]).is_integer()]
+        folders = {int(path.name.rpartition("-")[2]): path for path in (self._out / "checkpoints").glob("checkpoint-*")}
+        ends = [step for step in steps.keys() & folders.keys() if float(steps[step]["epoch"]).is_integer()]
         wanted = set(sorted(ends, key=lambda step: (valid.get(step, {}).get("valid_reward", -math.inf), step))[-KEPT:])
         paused = [event["step"] for event in events if event["event"] == "paused"][-1:]
         known = self._lease.checkpoint_steps()
-        for step in sorted((wanted | {*paused} & found.keys()) - known):
-            folder = found[step] if step in wanted else self._apart(found[step])
+        for step in sorted((wanted | {*paused} & folders.keys()) - known):
+            folder = folders[step] if step in wanted else self._apart(folders[step])
             self._keep(step, folder, {"step": step} | _trained(steps[step]) | _valid(valid.get(step)))
         for step in sorted(known - wanted - {*paused}):
             self._forget(step)
@@ -133,8 +133,8 @@ def _headline(event: dict[str, Any], prefix: str) -> str:
 
 
 def _figures(event: dict[str, Any], prefix: str) -> dict[str, Any]:
-    found = {key.removeprefix(prefix): value for key, value in event.items() if key.startswith(prefix)}
-    return {prefix + _NAMES.get(key, key): value for key, value in found.items()}
+    figures = {key.removeprefix(prefix): value for key, value in event.items() if key.startswith(prefix)}
+    return {prefix + _NAMES.get(key, key): value for key, value in figures.items()}
 
 
 def _trained(event: dict[str, Any]) -> dict[str, Any]:
@@ -143,8 +143,8 @@ def _trained(event: dict[str, Any]) -> dict[str, Any]:
 
 def _valid(event: dict[str, Any] | None) -> dict[str, Any]:
     """An evaluation under the API's names. Validation is always over the whole file here, so both pairs have the same values."""
-    found = _figures(event, "valid_") if event else {}
-    return found | {f"full_{key}": value for key, value in found.items()}
+    figures = _figures(event, "valid_") if event else {}
+    return figures | {f"full_{key}": value for key, value in figures.items()}
 
 
 def weight_files(store: Store, job: Row, folder: Path, prefix: str) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ _KEYS = ("WANDB_API_KEY", "WANDB_MODE")  # without either, W&B would ask for a k
 
 def tracked(job: Row, folder: Path, say: Say) -> list[OnEvent]:
     """The trackers that a job asked for, each as something that takes its events; `say` tells of those that are not used and why."""
-    return [sink for one in job["integrations"] or [] if (sink := _opened(one["wandb"], folder, say)) is not None]
+    return [sink for integration in job["integrations"] or [] if (sink := _opened(integration["wandb"], folder, say)) is not None]
 
 
 def _opened(asked: dict[str, Any], folder: Path, say: Say) -> OnEvent | None:

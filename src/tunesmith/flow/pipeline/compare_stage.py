@@ -18,13 +18,13 @@ from tunesmith.flow.runner import Output
 def judge(context: ProjectContext, work: Path) -> Output:
     """Compare on the same rows, clusters as one observation; writes comparisons.json. The best baseline by the first metric decides."""
     metrics = [metric(name) for name in context.project.evaluate.metrics]
-    found = arm_evaluations(context, context.arms)
-    tuned, baselines = found.pop(TUNED), found
+    evaluations = arm_evaluations(context, context.arms)
+    tuned, baselines = evaluations.pop(TUNED), evaluations
     clusters = context.clusters(context.rows("test"))
     comparisons = {arm: _against(arm, baseline, tuned, metrics, clusters) for arm, baseline in baselines.items()}
     (work / "comparisons.json").write_bytes(msgspec.json.encode(comparisons))
     best = _best(baselines, metrics[0])
-    (line,) = gate(comparisons[best], {one.name: one.better for one in metrics}, context.project.gate)
+    (line,) = gate(comparisons[best], {rated.name: rated.better for rated in metrics}, context.project.gate)
     sentence = comparisons[best].metric(line.metric).sentence
     verdict = f"{sentence[:1].upper()}{sentence[1:]} Gate: {line.decision}, {line.reason}."
     return {"decision": line.decision, "verdict": verdict, "best_baseline": best, "gate": msgspec.structs.asdict(line)}
@@ -39,7 +39,7 @@ def _best(baselines: dict[str, Evaluation], by: Metric) -> str:
     sign = -1.0 if by.better == "lower" else 1.0
 
     def value(arm: str) -> float:
-        found = baselines[arm].values[by.name]
-        return float("-inf") if found is None else sign * found
+        measured = baselines[arm].values[by.name]
+        return float("-inf") if measured is None else sign * measured
 
     return max(baselines, key=value)

@@ -42,11 +42,11 @@ def collect(context: ProjectContext, work: Path) -> Output:
     summary = {"inputs": taken.inputs, "invalid": taken.invalid, "rows": taken.rows, "formats": sorted(set(taken.formats.values()))}
     if not versions:
         return summary
-    kept: list[Sequence[Row]] = [StoredRows(own[0])] if files else []
-    kept += [frozen.rows(part) for frozen in versions for part in frozen.parts]
+    parts: list[Sequence[Row]] = [StoredRows(own[0])] if files else []
+    parts += [frozen.rows(part) for frozen in versions for part in frozen.parts]
     lines = [Ledger.read(own[1])] if files else []
     lines += [frozen.ledger() for frozen in versions]
-    written = write_parquet(target[0], chain.from_iterable(kept))
+    written = write_parquet(target[0], chain.from_iterable(parts))
     inputs = write_jsonl(target[1], chain.from_iterable(lines))
     for path in own:
         path.unlink(missing_ok=True)
@@ -79,5 +79,5 @@ def clean_and_split(context: ProjectContext, work: Path) -> Output:
             )
     write_clusters(work, ((row.id, int(cluster)) for row, cluster in zip(rows, clusters, strict=True)))
     ledger.write(work / "ledger.jsonl")
-    told = {**summary_of(rows, ledger=ledger, clusters=clusters, splits=parts), "meaning": as_plain(parts.meaning)}
-    return told if given is None else {**told, "version": given.version.id}
+    summary = {**summary_of(rows, ledger=ledger, clusters=clusters, splits=parts), "meaning": as_plain(parts.meaning)}
+    return summary if given is None else {**summary, "version": given.version.id}

@@ -52,7 +52,7 @@ def _report(context: ProjectContext) -> dict[str, Any]:
     comparisons = load_comparisons(context.runner.folder("compare"))
     compared = outputs["compare"]
     best = compared["best_baseline"]
-    found, in_data = findings(context), in_rows.findings(context)
+    in_answers, in_data = findings(context), in_rows.findings(context)
     return {
         "name": context.project.name,
         "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -66,7 +66,7 @@ def _report(context: ProjectContext) -> dict[str, Any]:
         "total_time": _minutes(sum(done.seconds for done in stages)),
         **_measured(context, comparisons, outputs),
         **_rows_won_and_lost(context, best, comparisons[best]),
-        "findings": found,
+        "findings": in_answers,
         "data_findings": in_data,
         "data": _data(context, outputs),
         "training": _training(context, outputs["train"]),
@@ -83,9 +83,9 @@ def _report(context: ProjectContext) -> dict[str, Any]:
 def _without_secrets(value: Any, project: Project) -> Any:
     """A report is shown around: the database's password and the webhooks' secrets are taken out of every text in `value`."""
     if isinstance(value, dict):
-        return {key: _without_secrets(one, project) for key, one in value.items()}
+        return {key: _without_secrets(item, project) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_secrets(one, project) for one in value]
+        return [_without_secrets(item, project) for item in value]
     if not isinstance(value, str):
         return value
     for hook in project.serve.webhooks:
@@ -100,9 +100,9 @@ _FOLDERS = re.compile(r"(?<![\w.:/~-])/(?:[^/\s'\"]+/)+(?=[^/\s'\"])")
 def without_folders(value: Any) -> Any:
     """A report is sent to others, who have no use for this machine's folders: of absolute paths the last name is left; addresses stay."""
     if isinstance(value, dict):
-        return {key: without_folders(one) for key, one in value.items()}
+        return {key: without_folders(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [without_folders(one) for one in value]
+        return [without_folders(item) for item in value]
     return _FOLDERS.sub("…/", value) if isinstance(value, str) else value
 
 
@@ -114,13 +114,15 @@ def _measured(context: ProjectContext, comparisons: dict[str, Comparison], outpu
     """Each arm's intervals, what is drawn of them, and the table of differences."""
     names = context.project.evaluate.metrics
     first = next(iter(comparisons.values()))
-    intervals = {arm: {one.metric: one.a for one in comparison.metrics} for arm, comparison in comparisons.items()}
-    intervals["tuned"] = {one.metric: one.b for one in first.metrics}
+    intervals = {arm: {measured.metric: measured.a for measured in comparison.metrics} for arm, comparison in comparisons.items()}
+    intervals["tuned"] = {measured.metric: measured.b for measured in first.metrics}
     labels = {arm: f"{arm} ({outputs[f'evaluate:{arm}']['variant']})" if arm not in ("zero-shot", "tuned") else arm for arm in intervals}
     plotted = []
     for name in names:
         kind = metric(name)
-        rows = [(labels[arm], found.estimate, found.low, found.high) for arm, each in intervals.items() if (found := each[name])]
+        rows = [
+            (labels[arm], interval.estimate, interval.low, interval.high) for arm, each in intervals.items() if (interval := each[name])
+        ]
         unit = kind.low == 0 and kind.high == 1
         about = f"{'pooled over all rows' if kind.kind == 'pooled' else 'mean over rows'}; {kind.better} is better"
         plotted.append({"name": name, "about": about, "rows": rows, "span": (0.0, 1.0) if unit else None})
@@ -128,33 +130,34 @@ def _measured(context: ProjectContext, comparisons: dict[str, Comparison], outpu
         {
             "name": arm,
             "label": labels[arm],
-            "scores": {name: msgspec.structs.asdict(found) for name, found in each.items() if found},
+            "scores": {name: msgspec.structs.asdict(interval) for name, interval in each.items() if interval},
             **outputs[f"evaluate:{arm}"],
         }
         for arm, each in intervals.items()
     ]
     table = [
-        {"against": arm, "metrics": [_row(one) for one in comparison.metrics if one.difference]} for arm, comparison in comparisons.items()
+        {"against": arm, "metrics": [_row(measured) for measured in comparison.metrics if measured.difference]}
+        for arm, comparison in comparisons.items()
     ]
     return {"metrics": plotted, "arms": arms, "comparisons": table}
 
 
-def _row(one: Any) -> dict[str, Any]:
+def _row(measured: Any) -> dict[str, Any]:
     return {
-        "metric": one.metric,
-        "difference": msgspec.structs.asdict(one.difference),
-        "p_adjusted": one.p_adjusted,
-        "smallest": one.smallest_detectable,
-        "verdict": one.verdict,
-        "sentence": one.sentence,
+        "metric": measured.metric,
+        "difference": msgspec.structs.asdict(measured.difference),
+        "p_adjusted": measured.p_adjusted,
+        "smallest": measured.smallest_detectable,
+        "verdict": measured.verdict,
+        "sentence": measured.sentence,
     }
 
 
 def _rows_won_and_lost(context: ProjectContext, best: str, comparison: Comparison) -> dict[str, Any]:
-    found = arm_evaluations(context, [best, TUNED])
-    said = {arm: {row.example_id: _said(context, row) for row in evaluation.rows} for arm, evaluation in found.items()}
+    evaluations = arm_evaluations(context, [best, TUNED])
+    texts = {arm: {row.example_id: _said(context, row) for row in evaluation.rows} for arm, evaluation in evaluations.items()}
     rows = {row.id: row for row in context.questions("test")}
-    one = comparison.metric(context.project.evaluate.metrics[0])
+    measured = comparison.metric(context.project.evaluate.metrics[0])
 
     def shown(ids: tuple[str, ...]) -> dict[str, Any]:
         longest = sorted(ids, key=lambda i: (-len(rows[i].answer), i))[:_SHOWN]
@@ -162,14 +165,14 @@ def _rows_won_and_lost(context: ProjectContext, best: str, comparison: Compariso
             {
                 "asked": rows[i].prompt[-1].text if rows[i].prompt else "",
                 "reference": rows[i].answer,
-                "baseline": said[best][i],
-                "tuned": said[TUNED][i],
+                "baseline": texts[best][i],
+                "tuned": texts[TUNED][i],
             }
             for i in longest
         ]
         return {"count": len(ids), "shown": entries}
 
-    return {"won": shown(one.won), "lost": shown(one.lost)}
+    return {"won": shown(measured.won), "lost": shown(measured.lost)}
 
 
 def _said(context: ProjectContext, row: Any) -> str:
@@ -213,11 +216,11 @@ def _data(context: ProjectContext, outputs: dict[str, Output]) -> dict[str, Any]
 
 
 def _training(context: ProjectContext, output: Output) -> dict[str, Any]:
-    told = events(context.runner.folder("train"))
+    history = events(context.runner.folder("train"))
     method = METHODS[output["plan"].get("method", "sft")]
     figure, unit = "reward" if method.graded else "loss", method.unit
-    steps = [event for event in told if event["event"] == "step" and f"train_{figure}" in event]
-    valid = [event for event in told if event.get(f"valid_{figure}") is not None]
+    steps = [event for event in history if event["event"] == "step" and f"train_{figure}" in event]
+    valid = [event for event in history if event.get(f"valid_{figure}") is not None]
     series = [("training", [event["step"] for event in steps], _smooth([event[f"train_{figure}"] for event in steps]))]
     if valid:
         series.append(("validation", [event["step"] for event in valid], [event[f"valid_{figure}"] for event in valid]))
@@ -245,17 +248,17 @@ def _training(context: ProjectContext, output: Output) -> dict[str, Any]:
         "reasons": output["reasons"],
         "plan": output["plan"],
         "checks": checks,
-        "computed": _computed(told),
-        "events": told,
+        "computed": _computed(history),
+        "events": history,
     }
 
 
-def _computed(told: list[dict[str, Any]]) -> list[str]:
+def _computed(history: list[dict[str, Any]]) -> list[str]:
     """On which route the run was computed, why, how fast, and what of the model its adapter leaves out."""
-    start = next((event for event in told if event["event"] == "start" and event.get("route")), None)
+    start = next((event for event in history if event["event"] == "start" and event.get("route")), None)
     if start is None:
         return []
-    speeds = sorted(event["tokens_per_s"] for event in told if event["event"] == "step" and "tokens_per_s" in event)
+    speeds = sorted(event["tokens_per_s"] for event in history if event["event"] == "step" and "tokens_per_s" in event)
     fast = f", {speeds[len(speeds) // 2]:,.0f} tokens/s in the middle step" if speeds else ""
     lines = [f"route {start['route']}{fast}: {start['route_why']}"]
     return lines + [start[key] for key in ("unreached", "untried") if start.get(key)]
@@ -268,8 +271,8 @@ def _smooth(values: list[float], width: int = 5) -> list[float]:
 
 def _watched(variant: dict[str, Any]) -> dict[str, Any]:
     def seconds(name: str) -> str:
-        found = variant["total_s"].get(name)
-        return f"{found['value']:.2f} s" if found else "–"
+        quantile = variant["total_s"].get(name)
+        return f"{quantile['value']:.2f} s" if quantile else "–"
 
     keys = ("alias", "variant", "requests", "errors", "prompt_tokens", "completion_tokens")
     return {key: variant[key] for key in keys} | {"p50": seconds("p50"), "p95": seconds("p95")}

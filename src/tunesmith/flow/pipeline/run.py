@@ -68,8 +68,8 @@ class RunOutcome:
     def summary(self) -> dict[str, Any]:
         """The outcome as one JSON object."""
         computed = [stage.name for stage in self.stages if not stage.cached]
-        found = {"verdict": self.verdict, "decision": self.decision, "report": str(self.report), "values": self.values}
-        return found | {"computed": computed, "times": self.times}
+        outcome = {"verdict": self.verdict, "decision": self.decision, "report": str(self.report), "values": self.values}
+        return outcome | {"computed": computed, "times": self.times}
 
     def text(self) -> str:
         """The outcome in words."""
@@ -110,7 +110,7 @@ def run_pipeline(
         _publish(results["report"].folder, report)
         values = {arm: results[f"evaluate:{arm}"].output["values"] for arm in context.arms}
         Runs(context.store).finish(run.id, decision)
-        times = expected.outcome() if expected.said else {}
+        times = expected.outcome() if expected.estimated_s else {}
         return RunOutcome(results["compare"].output["verdict"], decision, report / "report.html", done, values, times)
 
 
@@ -122,8 +122,8 @@ def dry_run(project: Project, folder: Path, progress: Progress, elsewhere: Other
         _check_metrics(context)
         _data(context)
         waiting = [stage.name for stage in context.runner.stages if context.runner.peek(stage.name) is None]
-        found = estimate(context, waiting, elsewhere)
-        return found.summary() | {"waiting": waiting, "text": found.text()}
+        expected = estimate(context, waiting, elsewhere)
+        return expected.summary() | {"waiting": waiting, "text": expected.text()}
 
 
 def begin(context: ProjectContext, made: RunCommand, stages: Sequence[str] = ()) -> Run:

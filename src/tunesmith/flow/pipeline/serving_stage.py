@@ -35,15 +35,15 @@ def ask(context: ProjectContext, server: Server, work: Path) -> Output:
     openai = need("openai", extra="openai")
     tokens, asked = context.sampling().max_tokens, _chosen(context.questions("test"), context.project.deploy.questions)
     questions = [_beginning(row) if context.documents else ServedQuestion(row.prompt, row.prompt[-1].text, row.answer) for row in asked]
-    said: dict[str, list[dict[str, Any]]] = {}
+    served: dict[str, list[dict[str, Any]]] = {}
     with TemporaryDirectory(dir=work) as folder, closing(Store.open(folder)) as log:
         for names in _together(context):
             with server({name: load() for name, load in names.items()}, log) as url:
                 client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
-                said |= {name: [_answer(client, question, name, tokens) for question in questions] for name in names}
+                served |= {name: [_answer(client, question, name, tokens) for question in questions] for name in names}
         seen = status(log)
     answers = [
-        {"asked": question.asked, "reference": question.reference, "answers": [each[i] for each in said.values()]}
+        {"asked": question.asked, "reference": question.reference, "answers": [each[i] for each in served.values()]}
         for i, question in enumerate(questions)
     ]
     return {"questions": answers, "monitoring": seen}

@@ -49,11 +49,11 @@ def speeds(context: ProjectContext, training: Estimate, expected_s: float) -> Sp
         return Speeds()
     file = user_folder() / "speeds" / f"{_key(context, training)}.json"
     try:
-        kept = msgspec.json.decode(file.read_bytes(), type=Speeds)
+        stored = msgspec.json.decode(file.read_bytes(), type=Speeds)
     except (OSError, msgspec.DecodeError):
-        kept = None
-    if kept is not None and 0 <= time.time() - kept.at < KEPT_S:
-        return kept
+        stored = None
+    if stored is not None and 0 <= time.time() - stored.at < KEPT_S:
+        return stored
     context.progress.say("timing one training step and a few answers, for the estimate")
     timed = _timed(context, training)
     write_atomic(file, msgspec.json.encode(timed))
@@ -145,10 +145,10 @@ class Expected:
 
     seconds: dict[str, float]
     _began: float = field(default_factory=time.monotonic)
-    said: float = field(init=False)
+    estimated_s: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.said = sum(self.seconds.values())
+        self.estimated_s = sum(self.seconds.values())
 
     def took(self, name: str, seconds: float) -> str:
         """Note a stage's real time; a sentence where what was said of the rest is corrected, else nothing."""
@@ -168,8 +168,8 @@ class Expected:
     def outcome(self) -> dict[str, Any]:
         """Seconds that were said and that it took since, and by what factor they differ (at least 1)."""
         took = time.monotonic() - self._began
-        ratio = took / self.said if self.said else math.inf
-        return {"estimated_s": self.said, "took_s": took, "error": max(ratio, 1 / ratio)}
+        ratio = took / self.estimated_s if self.estimated_s else math.inf
+        return {"estimated_s": self.estimated_s, "took_s": took, "error": max(ratio, 1 / ratio)}
 
 
 def _kind(name: str) -> str:
