@@ -108,7 +108,7 @@ def _first_look(config: Path, data: str, progress: Progress) -> tuple[list[dict[
     desk = Datasets.beside(config, progress)
     try:
         seen = desk.preview([Source(path=data)], most=1)
-        fault = "\n".join(line for one in seen for line in one["faults"] if not one["rows"])
+        fault = "\n".join(line for source in seen for line in source["faults"] if not source["rows"])
         return seen, [] if fault else desk.first([Source(path=data)]), fault
     except TunesmithError as error:  # what is written is right; the rows are mended in it or beside it
         return [], [], str(error)
@@ -253,9 +253,9 @@ def doctor(as_json: Json = False) -> None:
     """
     from tunesmith.flow.doctor import examine
 
-    found = examine()
-    emit({"checks": found}, as_json, "\n".join(f"{'ok ' if item['ok'] else '!! '} {item['name']:<12} {item['said']}" for item in found))
-    if not all(item["ok"] for item in found):
+    checks = examine()
+    emit({"checks": checks}, as_json, "\n".join(f"{'ok ' if item['ok'] else '!! '} {item['name']:<12} {item['said']}" for item in checks))
+    if not all(item["ok"] for item in checks):
         raise typer.Exit(1)
 
 

@@ -67,8 +67,8 @@ def logs(job: _Job, config: file_option = _DEFAULT, as_json: Json = False) -> No
         Jobs(store).find(job, None)
         rows, more, after = [], True, None
         while more:
-            found, more = Jobs(store).events(job, after=after, limit=1000, oldest_first=True)
-            rows += found
+            page, more = Jobs(store).events(job, after=after, limit=1000, oldest_first=True)
+            rows += page
             after = rows[-1]["id"] if rows else None
         log = folder_of(store, job) / "log.txt"
         words = log.read_text("utf-8", "replace") if log.is_file() else ""

@@ -84,14 +84,14 @@ def monitor_status(
     from tunesmith.monitor.status import status
 
     store = open_store(load_project(config), config.resolve().parent)
-    found = status(store, since=time.time() - 3600 * hours)
+    numbers = status(store, since=time.time() - 3600 * hours)
     store.close()
-    lines = [f"{counted(found['requests'], 'request')}, {counted(found['errors'], 'error')} in {hours:g} h"]
+    lines = [f"{counted(numbers['requests'], 'request')}, {counted(numbers['errors'], 'error')} in {hours:g} h"]
     lines += [
-        f"  {_who(one):<28} {one['requests']:>6} requests  {_seconds(one, 'p50')} p50  {_seconds(one, 'p95')} p95"
-        for one in found["variants"]
+        f"  {_who(variant):<28} {variant['requests']:>6} requests  {_seconds(variant, 'p50')} p50  {_seconds(variant, 'p95')} p95"
+        for variant in numbers["variants"]
     ]
-    emit(found, as_json, "\n".join(lines))
+    emit(numbers, as_json, "\n".join(lines))
 
 
 def _who(variant: dict[str, Any]) -> str:

@@ -85,8 +85,8 @@ def guarded(app: typer.Typer, words: Sequence[str]) -> int:
         result = _INTERRUPTED
     except typer.Abort as error:
         if not isinstance(error.__context__, KeyboardInterrupt):
-            said = "stopped at the question, which nobody answered with yes\n  to mend it: answer it, or say --yes beforehand"
-            return _say(said, 2, as_json, "UsageError")
+            stopped = "stopped at the question, which nobody answered with yes\n  to mend it: answer it, or say --yes beforehand"
+            return _say(stopped, 2, as_json, "UsageError")
         result = _INTERRUPTED
     except BrokenPipeError:
         return 0  # the reader of a pipe went away, such as `| head`

@@ -32,11 +32,11 @@ def estimate(
     from tunesmith.flow.project import load_project
 
     with told(as_json) as progress:
-        found = dry_run(
+        expected = dry_run(
             load_project(config, instead(data, config, context.args)), config.resolve().parent, progress, OtherMachine(gpu, usd_per_hour)
         )
-    reasons = [f"  {one['field']} = {one['value']}: {one['why']} ({one['source']})" for one in found["reasons"]]
-    emit(found, as_json, "\n".join([found["text"], *reasons]))
+    reasons = [f"  {reason['field']} = {reason['value']}: {reason['why']} ({reason['source']})" for reason in expected["reasons"]]
+    emit(expected, as_json, "\n".join([expected["text"], *reasons]))
 
 
 def train(
@@ -65,14 +65,14 @@ def train(
         return
     with told(as_json) as progress:
         if overfit:
-            found = train_only.overfit(project, folder, progress, overfit)
-            emit(found, as_json, f"it can learn: {counted(found['rows'], 'row')} at {found['train_loss']:.4f} ({found['unit']})")
+            result = train_only.overfit(project, folder, progress, overfit)
+            emit(result, as_json, f"it can learn: {counted(result['rows'], 'row')} at {result['train_loss']:.4f} ({result['unit']})")
             return
         made = RunCommand("tunesmith train", tuple(context.args), written_name(config, context.args))
-        found = train_only.train_project(project, folder, progress, fresh=not resume, made=made)
-    loss = f", validation loss {found['valid_loss']:.3f}" if found["valid_loss"] is not None else ""
-    done = "was already done" if found["cached"] else f"{counted(found['steps'], 'step')} in {found['seconds']:.0f} s"
-    emit(found, as_json, f"training {done}{loss}\nmodel: {found['artifact']}")
+        result = train_only.train_project(project, folder, progress, fresh=not resume, made=made)
+    loss = f", validation loss {result['valid_loss']:.3f}" if result["valid_loss"] is not None else ""
+    done = "was already done" if result["cached"] else f"{counted(result['steps'], 'step')} in {result['seconds']:.0f} s"
+    emit(result, as_json, f"training {done}{loss}\nmodel: {result['artifact']}")
 
 
 def _provider(backend: str, base_url: str | None) -> Provider:
@@ -104,5 +104,5 @@ def _hosted(project: Project, folder: Path, provider: Provider, *, yes: bool, as
         return yes or typer.confirm("create the job?", err=True)
 
     with told(as_json) as progress:
-        found = train_hosted(project, folder, progress, provider, confirm)
-    emit(found, as_json, f"job {found['id']} {found['status']}: {found['fine_tuned_model']}\nresults: {found['folder']}")
+        job = train_hosted(project, folder, progress, provider, confirm)
+    emit(job, as_json, f"job {job['id']} {job['status']}: {job['fine_tuned_model']}\nresults: {job['folder']}")

@@ -166,15 +166,15 @@ class NamedJson(NamedTuple):
     def read(self, text: str, tools: Schemas) -> tuple[list[Call], str]:
         """See `Syntax`."""
         calls, at, begin = list[Call](), 0, -1
-        while found := self.item.search(text, at):
+        while match := self.item.search(text, at):
             try:
-                value, at = _decode(text, found.end())
+                value, at = _decode(text, match.end())
             except (ValueError, RecursionError):
                 return [], text
             if not isinstance(value, dict):
                 return [], text
-            begin = found.start() if begin < 0 else begin
-            calls.append(Call(plain_name(found["name"], tools), value))
+            begin = match.start() if begin < 0 else begin
+            calls.append(Call(plain_name(match["name"], tools), value))
         return (calls, _words_before(text, begin, self.first)) if calls else ([], text)
 
 
@@ -224,18 +224,18 @@ def _whole_marks(text: str) -> str:
     return text[cut.end() :] if cut and text[cut.end() :].strip() else text
 
 
-def _common_end(one: str, other: str) -> str:
+def _common_end(first: str, other: str) -> str:
     length = 0
-    for a, b in zip(reversed(one), reversed(other), strict=False):
+    for a, b in zip(reversed(first), reversed(other), strict=False):
         if a != b:
             break
         length += 1
-    return one[len(one) - length :]
+    return first[len(first) - length :]
 
 
-def _common_start(one: str, other: str) -> str:
-    length = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    return one[:length]
+def _common_start(first: str, other: str) -> str:
+    length = next((i for i, (a, b) in enumerate(zip(first, other, strict=False)) if a != b), min(len(first), len(other)))
+    return first[:length]
 
 
 _NAME = r"(?P<name>[\w.:/-]+?)"
@@ -281,7 +281,7 @@ class PythonCalls(NamedTuple):
 def _python_list(source: str) -> list[Call]:
     try:
         source = source.replace("\n", "\\n")  # within texts, which templates write as they are
-        tree = ast.parse(re.sub(r"=(true|false)(?=[,)])", lambda found: f"={found[1].title()}", source))
+        tree = ast.parse(re.sub(r"=(true|false)(?=[,)])", lambda match: f"={match[1].title()}", source))
         nodes = tree.body[0].value.elts  # type: ignore[attr-defined]
         return [Call(ast.unparse(node.func), {word.arg: ast.literal_eval(word.value) for word in node.keywords}) for node in nodes]
     except (SyntaxError, ValueError, AttributeError, IndexError, RecursionError, MemoryError):
@@ -311,13 +311,13 @@ class BareObjects(NamedTuple):
     def read(self, text: str, tools: Schemas) -> tuple[list[Call], str]:
         """See `Syntax`."""
         calls, begin, at = list[Call](), -1, 0
-        while found := self.item.search(text, at):
+        while match := self.item.search(text, at):
             try:
-                value, at = _decode(_strict(text[found.end() :], self.quote), 0)[0], found.end()
+                value, at = _decode(_strict(text[match.end() :], self.quote), 0)[0], match.end()
             except (ValueError, RecursionError):
                 return [], text
-            begin = found.start() if begin < 0 else begin
-            calls.append(Call(plain_name(found["name"], tools), value))
+            begin = match.start() if begin < 0 else begin
+            calls.append(Call(plain_name(match["name"], tools), value))
         return (calls, _words_before(text, begin, self.first)) if calls else ([], text)
 
 
@@ -334,11 +334,11 @@ def _strict(text: str, quote: str) -> str:
 
 
 def _bare_objects(text: str, write: Write) -> Syntax | None:
-    found = re.search(re.escape(_ONE.name) + r"\{area:(?P<quote>[^\w\s]\S*?)Ghent St(?P=quote),", text)
-    if found is None or (before := _before_name(text, write)) is None:
+    match = re.search(re.escape(_ONE.name) + r"\{area:(?P<quote>[^\w\s]\S*?)Ghent St(?P=quote),", text)
+    if match is None or (before := _before_name(text, write)) is None:
         return None
     first, item = before
-    return BareObjects(first.strip(), re.compile(item + _NAME + r"(?=\{)"), found["quote"])
+    return BareObjects(first.strip(), re.compile(item + _NAME + r"(?=\{)"), match["quote"])
 
 
 # --- a name, and an element for each argument --------------------------------------------------------------------------------------------
@@ -372,13 +372,13 @@ class Elements(NamedTuple):
 
     def _arguments(self, body: str, schema: dict[str, Any]) -> dict[str, Any]:
         arguments, at = {}, 0
-        while found := self.key.search(body, at):
-            closing = self.closing.replace(_KEY, found["key"])
-            end = body.find(closing, found.end())
+        while match := self.key.search(body, at):
+            closing = self.closing.replace(_KEY, match["key"])
+            end = body.find(closing, match.end())
             end = len(body) if end < 0 else end
-            text, written = body[found.end() : end], found.groupdict()
+            text, written = body[match.end() : end], match.groupdict()
             stated = "text" if written.get("text") is not None else "other" if written.get("other") is not None else ""
-            arguments[found["key"]] = _value(text, (schema.get("properties") or {}).get(found["key"], {}), stated)
+            arguments[match["key"]] = _value(text, (schema.get("properties") or {}).get(match["key"], {}), stated)
             at = end + len(closing)
         return arguments
 

@@ -212,11 +212,11 @@ class Renderer:
 
     def examples(self, examples: Sequence[Example]) -> list[Rendered]:
         """Many rows, tokenized in one parallel call. Raises DataError for a row whose tokens are not those that serving would send."""
-        found = self._all_spans(examples)
-        texts = [text for text, _ in found]
+        rendered_texts = self._all_spans(examples)
+        texts = [text for text, _ in rendered_texts]
         encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
         rows, merged = [], []
-        for example, encoding, (text, spans) in zip(examples, encodings, found, strict=True):
+        for example, encoding, (text, spans) in zip(examples, encodings, rendered_texts, strict=True):
             ids, offsets, starts = encoding.ids, encoding.offsets, [start for start, _ in spans]
             if (start := next((at for at in starts if self._merges(text, ids, offsets, at)), None)) is not None:
                 merged.append((example, text, start))
@@ -232,14 +232,14 @@ class Renderer:
 
     def _all_spans(self, examples: Sequence[Example]) -> list[tuple[str, list[tuple[int, int]]]]:
         """The text and the trained spans of each row; one error names every row that cannot be rendered."""
-        found, refused = [], []
+        rendered, refused = [], []
         for example in examples:
             try:
-                found.append(self._spans(example))
+                rendered.append(self._spans(example))
             except DataError as error:
                 refused.append(error)
         if not refused:
-            return found
+            return rendered
         first = refused[0]
         if len(refused) == 1:
             raise first
@@ -353,13 +353,13 @@ class Renderer:
     def parse(self, text: str, tools: Sequence[dict[str, Any]] | None = None, *, inside: bool = False) -> Message:
         """What a model said, as an assistant message: thoughts apart, calls of `tools` (None: of any) taken out of the words. `inside`: the
         prompt had begun the thoughts."""
-        said = self.reader.read(text, tools, inside=inside)
+        answer = self.reader.read(text, tools, inside=inside)
         calls = tuple(
             ToolCall(id=f"call_{i}", function=Function(name=call.name, arguments=json.dumps(call.arguments, ensure_ascii=False)))
-            for i, call in enumerate(said.calls)
+            for i, call in enumerate(answer.calls)
         )
-        words = said.words if said.words or not calls else None
-        return Message(role="assistant", content=words, tool_calls=calls, reasoning_content=said.reasoning or None)
+        words = answer.words if answer.words or not calls else None
+        return Message(role="assistant", content=words, tool_calls=calls, reasoning_content=answer.reasoning or None)
 
 
 @cache

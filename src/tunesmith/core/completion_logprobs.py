@@ -34,8 +34,8 @@ class LogprobLists:
 
 def _likeliest(token: dict[str, Any]) -> dict[str, float]:
     likely: dict[str, float] = {}
-    for one in (*token["top_logprobs"], token):
-        likely.setdefault(_name(one), one["logprob"])
+    for likely_token in (*token["top_logprobs"], token):
+        likely.setdefault(_name(likely_token), likely_token["logprob"])
     return likely
 
 

@@ -71,7 +71,7 @@ def turns(raw: Any) -> tuple[Message, ...]:
     if not raw:
         raise BadRequest("'messages' is empty", param="messages", code="empty_array", allowed="at least one message")
     called: dict[str, str] = {}  # an older function's name → the id that its latest call was given
-    plain = [_plain(one, f"messages[{i}]", called) for i, one in enumerate(raw)]
+    plain = [_plain(turn, f"messages[{i}]", called) for i, turn in enumerate(raw)]
     read = convert({"messages": plain}, _Turns).messages
     return tuple(_message(turn, f"messages[{i}]") for i, turn in enumerate(read))
 
@@ -105,7 +105,7 @@ def _thought(part: Any, turn: dict[str, Any]) -> bool:
         return False
     words = part.get("thinking", part.get("reasoning", part.get("text", "")))
     if isinstance(words, list):
-        words = "".join(str(one.get("text", "")) for one in words if isinstance(one, dict))
+        words = "".join(str(item.get("text", "")) for item in words if isinstance(item, dict))
     turn["reasoning_content"] = turn.get("reasoning_content", "") + str(words)
     return True
 

@@ -49,9 +49,9 @@ def records(log: Path, kind: type[R]) -> Iterator[R]:
 
 def _record(raw: bytes, kind: type[R]) -> R | None:
     """The record of a line; None where the digest beside it is another one's."""
-    said: dict[str, Any] = msgspec.json.decode(raw, type=dict[str, Any])
-    named = said.pop(_DIGEST, None)
-    record = msgspec.convert(said, kind)
+    fields: dict[str, Any] = msgspec.json.decode(raw, type=dict[str, Any])
+    named = fields.pop(_DIGEST, None)
+    record = msgspec.convert(fields, kind)
     return record if named in (None, digest(record)) else None
 
 

@@ -123,27 +123,27 @@ def kind_of(rows: Iterable[Row], where: str = "") -> type[Row]:
 def as_examples(rows: Iterable[Row]) -> list[Example]:
     """Rows of any kind as things that a model is asked and can be compared with: a pair with its preferred answer, of labelled rows those
     that are wanted, a document as one turn without a question."""
-    found = []
+    examples = []
     for row in rows:
         if isinstance(row, Example):
-            found.append(row)
+            examples.append(row)
         elif isinstance(row, Document):
             turn = Message(role="assistant", content=row.text)
-            found.append(Example(id=row.id, messages=(turn,), group=row.group, meta=row.meta, origin=row.origin))
+            examples.append(Example(id=row.id, messages=(turn,), group=row.group, meta=row.meta, origin=row.origin))
         elif is_wanted(row):
             turns = (*row.messages, answer_turns(row)[0])
-            found.append(Example(id=row.id, messages=turns, tools=row.tools, group=row.group, meta=row.meta, origin=row.origin))
-    return found
+            examples.append(Example(id=row.id, messages=turns, tools=row.tools, group=row.group, meta=row.meta, origin=row.origin))
+    return examples
 
 
 def only(rows: Iterable[Row], kind: type[Kind], where: str = "") -> list[Kind]:
     """The rows as rows of that kind. Raises DataError naming the kind they are."""
-    found = list(rows)
-    if other := next((row for row in found if not isinstance(row, kind)), None):
+    listed = list(rows)
+    if other := next((row for row in listed if not isinstance(row, kind)), None):
         raise DataError(
             f"these rows are {NAMES[type(other)]}, not {NAMES[kind]}; the first: {other.origin or other.id}",
             where=where,
             allowed=NAMES[kind],
             remedy="tunesmith init proposes the training method that takes them",
         )
-    return [row for row in found if isinstance(row, kind)]
+    return [row for row in listed if isinstance(row, kind)]

@@ -37,8 +37,8 @@ def checked(path: Path) -> Path:
     for folder in list(path.parents)[:_DEPTH]:
         if (folder / SEAL).is_file():
             name = path.relative_to(folder).as_posix()
-            for digest, size, kept in _lines(folder):
-                if kept == name:
+            for digest, size, sealed in _lines(folder):
+                if sealed == name:
                     _check(path, digest, size)
             break
     return path
@@ -80,14 +80,14 @@ def _lines(folder: Path) -> Iterator[tuple[str, int, str]]:
 
 def _check(path: Path, digest: str, size: int, *, measure: bool = False) -> None:
     try:
-        found = path.stat()
+        facts = path.stat()
     except OSError as error:
         raise StoreError(f"the file is gone: {error.strerror or error}", where=str(path), remedy=_REMEDY) from error
-    if found.st_size != size:
-        raise StoreError(f"the file is damaged: {found.st_size} bytes, {size} were written", where=str(path), remedy=_REMEDY)
+    if facts.st_size != size:
+        raise StoreError(f"the file is damaged: {facts.st_size} bytes, {size} were written", where=str(path), remedy=_REMEDY)
     if measure:
         return
-    key, stamp = os.path.realpath(path), (found.st_size, found.st_mtime_ns, found.st_ino)
+    key, stamp = os.path.realpath(path), (facts.st_size, facts.st_mtime_ns, facts.st_ino)
     if _seen.get(key, (None, ""))[0] != stamp:
         _seen[key] = (stamp, file_digest(path))
     if _seen[key][1] != digest:

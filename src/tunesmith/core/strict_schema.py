@@ -17,18 +17,18 @@ _COMBINING = ("if", "not", "dependentSchemas", "unevaluatedProperties", "$dynami
 def fault(schema: dict[str, Any]) -> str:
     """Why a schema is not strict, in OpenAI's words; empty when it is: every object says `additionalProperties: false` and requires each
     of its properties."""
-    for path, one in _all(schema, ()):
-        kind = one.get("type")
-        if not ("properties" in one or kind == "object" or (isinstance(kind, list) and "object" in kind)):
+    for path, part in _all(schema, ()):
+        kind = part.get("type")
+        if not ("properties" in part or kind == "object" or (isinstance(kind, list) and "object" in kind)):
             continue
         context = f"In context={path!r}"
-        if one.get("additionalProperties") is not False:
+        if part.get("additionalProperties") is not False:
             return f"{context}, 'additionalProperties' is required to be supplied and to be false."
-        properties, required = one.get("properties") or {}, one.get("required")
+        properties, required = part.get("properties") or {}, part.get("required")
         missing = [key for key in properties if not isinstance(required, list) or key not in required]
         if missing:
-            told = "'required' is required to be supplied and to be an array including every key in properties."
-            return f"{context}, {told} Missing '{missing[0]}'."
+            words = "'required' is required to be supplied and to be an array including every key in properties."
+            return f"{context}, {words} Missing '{missing[0]}'."
     return ""
 
 
@@ -36,20 +36,20 @@ def _all(schema: dict[str, Any], path: tuple[str, ...]) -> Iterator[tuple[tuple[
     """The schema and every schema within it, each with the way to it."""
     waiting = [(path, schema)]
     while waiting:
-        at, one = waiting.pop()
-        yield at, one
-        waiting += [((*at, *way), part) for way, part in _parts(one)]
+        at, schema = waiting.pop()
+        yield at, schema
+        waiting += [((*at, *way), part) for way, part in _parts(schema)]
 
 
 def _parts(schema: dict[str, Any]) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
-    found: list[tuple[tuple[str, ...], Any]] = [((key,), schema.get(key)) for key in _ONE]
+    parts: list[tuple[tuple[str, ...], Any]] = [((key,), schema.get(key)) for key in _ONE]
     for key in _LISTS:
         several = schema.get(key)
-        found += [((key, str(i)), part) for i, part in enumerate(several)] if isinstance(several, list) else []
+        parts += [((key, str(i)), part) for i, part in enumerate(several)] if isinstance(several, list) else []
     for key in _NAMED:
         named = schema.get(key)
-        found += [((key, name), part) for name, part in named.items()] if isinstance(named, dict) else []
-    return [(way, part) for way, part in found if isinstance(part, dict)]
+        parts += [((key, name), part) for name, part in named.items()] if isinstance(named, dict) else []
+    return [(way, part) for way, part in parts if isinstance(part, dict)]
 
 
 def moved(schema: dict[str, Any], root: str) -> dict[str, Any]:
@@ -83,15 +83,15 @@ def closed(schema: dict[str, Any]) -> dict[str, Any]:
 def _mapped(schema: dict[str, Any], change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
     """The schema with every schema within it, and itself, changed."""
 
-    def one(part: Any) -> Any:
+    def converted(part: Any) -> Any:
         return _mapped(part, change) if isinstance(part, dict) else part
 
     made = dict(schema)
     for key, value in schema.items():
         if key in _NAMED and isinstance(value, dict):
-            made[key] = {name: one(part) for name, part in value.items()}
+            made[key] = {name: converted(part) for name, part in value.items()}
         elif key in _LISTS and isinstance(value, list):
-            made[key] = [one(part) for part in value]
+            made[key] = [converted(part) for part in value]
         elif key in _ONE:
-            made[key] = one(value)
+            made[key] = converted(value)
     return change(made)

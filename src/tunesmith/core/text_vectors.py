@@ -30,14 +30,14 @@ def weighted(counts: Any, min_rows: int = 1) -> Any:
     table.sum_duplicates()
     n, terms = table.shape
     times = np.bincount(table.indices, minlength=terms)
-    kept = times >= min_rows
-    inside = kept[table.indices]
-    indices = (np.cumsum(kept) - 1)[table.indices[inside]].astype(table.indices.dtype)
+    frequent = times >= min_rows
+    inside = frequent[table.indices]
+    indices = (np.cumsum(frequent) - 1)[table.indices[inside]].astype(table.indices.dtype)
     starts = np.concatenate([[0], np.cumsum(inside)])[table.indptr].astype(table.indptr.dtype)
-    values = table.data[inside] * (np.log((1 + n) / (1 + times[kept])) + 1)[indices]
+    values = table.data[inside] * (np.log((1 + n) / (1 + times[frequent])) + 1)[indices]
     row = np.repeat(np.arange(n), np.diff(starts))
     length = np.sqrt(np.bincount(row, values * values, minlength=n))
-    return csr_array((values / length[row], indices, starts), shape=(n, int(kept.sum())))
+    return csr_array((values / length[row], indices, starts), shape=(n, int(frequent.sum())))
 
 
 def clusters(vectors: Any, k: int, seed: int = 0, rounds: int = 20) -> NDArray[np.intp]:

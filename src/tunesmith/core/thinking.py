@@ -36,8 +36,8 @@ class Thought(NamedTuple):
 
 def marks_in(text: str) -> Marks | None:
     """The pair whose opening mark stands last in `text`; None when there is none."""
-    found = list(_OPEN.finditer(text))
-    return Marks(found[-1].group(), _closing(found[-1])) if found else None
+    marks = list(_OPEN.finditer(text))
+    return Marks(marks[-1].group(), _closing(marks[-1])) if marks else None
 
 
 def _closing(opened: re.Match[str]) -> str:

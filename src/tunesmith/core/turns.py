@@ -162,13 +162,13 @@ def _behind(prompt: str, tail: str, whole: str, asked: str) -> str | None:
     return whole[best[1] :] if sure else None
 
 
-def _common_start(one: str, other: str) -> int:
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+def _common_start(first: str, other: str) -> int:
+    return next((i for i, (a, b) in enumerate(zip(first, other, strict=False)) if a != b), min(len(first), len(other)))
 
 
-def _common_end(one: str, other: str) -> int:
+def _common_end(first: str, other: str) -> int:
     length = 0
-    for a, b in zip(reversed(one), reversed(other), strict=False):
+    for a, b in zip(reversed(first), reversed(other), strict=False):
         if a != b:
             break
         length += 1

@@ -242,14 +242,14 @@ _NONE = Abilities()
 
 def abilities(model: Model) -> Abilities:
     """What a model says that it can do."""
-    found: Abilities = getattr(model, "abilities", _NONE)
-    return found
+    stated: Abilities = getattr(model, "abilities", _NONE)
+    return stated
 
 
 def ref_of(model: Model) -> ModelRef | None:
     """What a model is written down as; None for one that is not made of weights here."""
-    found: ModelRef | None = getattr(model, "ref", None)
-    return found
+    ref: ModelRef | None = getattr(model, "ref", None)
+    return ref
 
 
 def route_of(model: Model) -> DecodeChoice | None:

@@ -205,9 +205,9 @@ class Catalog:
         stamp = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
         cache = self.folder / "digests" / f"{hashlib.blake2b(str(folder.resolve()).encode(), digest_size=12).hexdigest()}.json"
         if cache.is_file():
-            kept = json.loads(cache.read_text("utf-8"))
-            if kept["stamp"] == stamp:
-                return str(kept["digest"])
+            stored = json.loads(cache.read_text("utf-8"))
+            if stored["stamp"] == stamp:
+                return str(stored["digest"])
         whole = files_digest(files)
         write_atomic(cache, json.dumps({"stamp": stamp, "digest": whole}))
         return whole
@@ -215,11 +215,11 @@ class Catalog:
 
 def _checked(folder: Path) -> Path:
     if not any((folder / weights).is_file() for weights in _WEIGHTS) or not (folder / "config.json").is_file():
-        found = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+        names = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
         raise NotFound(
             "not a model folder",
             where=str(folder),
-            allowed=f"config.json and model.safetensors (found: {found}); pickled weights are refused because loading them runs code",
+            allowed=f"config.json and model.safetensors (found: {names}); pickled weights are refused because loading them runs code",
             remedy="save the model with save_pretrained(folder, safe_serialization=True)",
         )
     return folder

@@ -118,8 +118,8 @@ def _noted(logits: Tensor, wanted: Sequence[int]) -> Floats:
     """How likely the wanted ids are, and how likely the likeliest: [places, 2] from logits [places, V]."""
     total = torch.logsumexp(logits.double(), -1)
     own = logits.gather(1, torch.tensor(wanted, device=logits.device)[:, None])[:, 0]
-    found: Floats = (torch.stack([own, logits.max(-1).values], 1).double() - total[:, None]).cpu().numpy()
-    return found
+    chances: Floats = (torch.stack([own, logits.max(-1).values], 1).double() - total[:, None]).cpu().numpy()
+    return chances
 
 
 class DecodeCheck:
@@ -222,12 +222,12 @@ def _moved(model: Any) -> Iterator[None]:
 Rehearsal = Callable[[bool], tuple[PlainEngine, list[Way]]]
 
 
-def choose(rehearsed: Rehearsal, adapter: str | None, kept: Path, *, limit: int | None = None) -> DecodeChoice:
-    """The first way that passes, else `reread`; remembered in the file `kept`. What transformers itself raises is raised.
+def choose(rehearsed: Rehearsal, adapter: str | None, file: Path, *, limit: int | None = None) -> DecodeChoice:
+    """The first way that passes, else `reread`; remembered in `file`. What transformers itself raises is raised.
 
     `rehearsed` gives transformers' own engine and the ways to try, cut to as few layers as show every kind of layer (True), or whole.
     """
-    choice = read(kept)
+    choice = read(file)
     if choice is None:
         try:
             choice = _chosen(*rehearsed(True), adapter, limit)
@@ -235,7 +235,7 @@ def choose(rehearsed: Rehearsal, adapter: str | None, kept: Path, *, limit: int 
             choice = None
         if choice is None or choice.route == "reread":  # a model that is cut may be none that can be computed
             choice = _chosen(*rehearsed(False), adapter, limit)
-        write_atomic(kept, msgspec.json.encode(choice))
+        write_atomic(file, msgspec.json.encode(choice))
     return choice
 
 
@@ -253,10 +253,10 @@ def _chosen(plain: PlainEngine, ways: Sequence[Way], adapter: str | None, limit:
     return DecodeChoice(route=passed[0], tried=tuple(tried), limit=limit if limited else None, beyond=passed[1] if limited else "")
 
 
-def read(kept: Path) -> DecodeChoice | None:
+def read(file: Path) -> DecodeChoice | None:
     """The choice in a file; None where there is none that can be read."""
     try:
-        return msgspec.json.decode(kept.read_bytes(), type=DecodeChoice)
+        return msgspec.json.decode(file.read_bytes(), type=DecodeChoice)
     except (OSError, msgspec.DecodeError):
         return None
 
@@ -276,7 +276,9 @@ def _settings(adapter: Path) -> list[Any]:
     config = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
     for key in ("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version"):
         config.pop(key, None)
-    lists = {key: sorted(value) for key, value in config.items() if isinstance(value, list) and all(isinstance(one, str) for one in value)}
+    lists = {
+        key: sorted(value) for key, value in config.items() if isinstance(value, list) and all(isinstance(item, str) for item in value)
+    }
     return [config | lists, tensor_shapes(adapter)]
 
 
@@ -300,8 +302,8 @@ def probes(plain: PlainEngine) -> list[Probe]:
 
 def _lengths(config: dict[str, Any]) -> list[int]:
     """The lengths at which a configuration says that something changes, the two shortest and the longest."""
-    found = sorted(set(_numbers(config)))
-    return sorted({*found[:2], *found[-1:]})
+    lengths = sorted(set(_numbers(config)))
+    return sorted({*lengths[:2], *lengths[-1:]})
 
 
 def _numbers(config: dict[str, Any]) -> Iterator[int]:

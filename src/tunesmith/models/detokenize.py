@@ -45,9 +45,9 @@ class Words:
 
     def _release(self, new: str) -> str:
         self._held += new
-        found = [(at, word) for word in self._stop if (at := self._held.find(word)) >= 0]
-        if found:
-            out, self._held, self.stopped = self._held[: min(found)[0]], "", True
+        stops = [(at, word) for word in self._stop if (at := self._held.find(word)) >= 0]
+        if stops:
+            out, self._held, self.stopped = self._held[: min(stops)[0]], "", True
         else:
             keep = max((overlap(self._held, word) for word in self._stop), default=0)
             cut = len(self._held) - keep

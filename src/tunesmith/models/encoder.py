@@ -65,7 +65,7 @@ class Encoder:
         if not rows:
             return np.zeros((0, dimensions or self.size), dtype=np.float32)
         torch = self._torch
-        found: list[Any] = [None] * len(rows)
+        means_by_row: list[Any] = [None] * len(rows)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         with self._lock, torch.inference_mode():
             for start in range(0, len(order), _BATCH):
@@ -78,8 +78,8 @@ class Encoder:
                 weight = mask.unsqueeze(-1).float()
                 means = ((hidden * weight).sum(1) / weight.sum(1)).numpy()
                 for i, vector in zip(batch, means, strict=True):
-                    found[i] = vector
-        vectors = np.stack(found)[:, :dimensions]
+                    means_by_row[i] = vector
+        vectors = np.stack(means_by_row)[:, :dimensions]
         return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), dtype=np.float32)
 
     def _cut(self, row: Sequence[int]) -> list[int]:

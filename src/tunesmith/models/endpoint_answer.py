@@ -62,8 +62,8 @@ def _object(body: bytes, where: str) -> dict[str, Any]:
 
 
 def _words(error: Any) -> str:
-    told = error.get("message") if isinstance(error, dict) else error
-    return str(told or error)[:_SHOWN]
+    message = error.get("message") if isinstance(error, dict) else error
+    return str(message or error)[:_SHOWN]
 
 
 def _passes(error: Any) -> bool:

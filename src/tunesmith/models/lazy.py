@@ -59,8 +59,8 @@ class LazyModel:
     def likelihoods(self, prompts: Sequence[Prompt]) -> Iterator[Answer]:
         """See `LocalModel.likelihoods`."""
         model: Any = self.loaded()
-        found: Iterator[Answer] = model.likelihoods(prompts)
-        return found
+        answers: Iterator[Answer] = model.likelihoods(prompts)
+        return answers
 
 
 def computing(base: str, adapter: Path | None) -> str:

@@ -45,8 +45,8 @@ def _class(config: Any) -> Any:
     if type(config) in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return transformers.AutoModelForImageTextToText
     named = [getattr(transformers, name, None) for name in config.architectures or ()]
-    found = next((kind for kind in named if kind is not None and hasattr(kind, "get_output_embeddings")), None)
-    return transformers.AutoModelForCausalLM if found is None else found  # which says what it knows
+    causal = next((kind for kind in named if kind is not None and hasattr(kind, "get_output_embeddings")), None)
+    return transformers.AutoModelForCausalLM if causal is None else causal  # which says what it knows
 
 
 def _ordinary(model: Any) -> Any:

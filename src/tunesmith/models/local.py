@@ -221,7 +221,7 @@ class LocalModel:
         from tunesmith.nets.prompt_scores import prompt_log_probabilities
 
         first = {"token": self.renderer.word(ids[0]), "logprob": None, "bytes": self.renderer.bytes_of(ids[0]), "top_logprobs": []}
-        return [first, *(spell(one, self.renderer) for one in prompt_log_probabilities(self.engine, ids, self.adapter, top))]
+        return [first, *(spell(token, self.renderer) for token in prompt_log_probabilities(self.engine, ids, self.adapter, top))]
 
 
 @dataclass(slots=True, eq=False)
@@ -268,8 +268,12 @@ def load_engine(base: Path, dtype: str, device: str) -> _Loaded:
 def _best_dtype(torch: Any, device: str) -> str:
     if device != "cpu":
         return "bfloat16"
-    found = torch.cpu.get_capabilities()
-    return "bfloat16" if found.get("avx512_bf16") or found.get("amx_bf16") or found.get("amx_tile") or found.get("bf16") else "float32"
+    capabilities = torch.cpu.get_capabilities()
+    return (
+        "bfloat16"
+        if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("amx_tile") or capabilities.get("bf16")
+        else "float32"
+    )
 
 
 def _stamp(folder: Path) -> str:

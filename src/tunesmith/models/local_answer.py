@@ -88,12 +88,16 @@ class Reply:
         """What was said: thoughts apart, and calls of tools taken out when there were tools. A call that was cut is no words either: it is
         given as far as it came."""
         full = self._finish == "length" and not self._words.stopped
-        said, partly, cut = self._read(full or self._words.stopped)
+        message, partly, cut = self._read(full or self._words.stopped)
         return Answer(
-            text=said.text,
-            reasoning_content=said.reasoning_content or "",
-            finish_reason="length" if full and (cut or not said.tool_calls) else "tool_calls" if said.tool_calls and not cut else "stop",
-            tool_calls=(*said.tool_calls, *partly),
+            text=message.text,
+            reasoning_content=message.reasoning_content or "",
+            finish_reason="length"
+            if full and (cut or not message.tool_calls)
+            else "tool_calls"
+            if message.tool_calls and not cut
+            else "stop",
+            tool_calls=(*message.tool_calls, *partly),
             prompt_tokens=self._prompt_tokens,
             completion_tokens=self.tokens,
             first_token_s=self.first_token_s,
@@ -110,11 +114,11 @@ class Reply:
         reader = self._renderer.reader
         cut = cut_call(text, (CALLED,)) if tools and ended_early else None
         text, partly = cut or (text, ())
-        said = self._renderer.parse(text, tools, inside=self._inside)
-        if tools and ended_early and not said.tool_calls and any(mark in text for mark in reader.call_marks):
+        message = self._renderer.parse(text, tools, inside=self._inside)
+        if tools and ended_early and not message.tool_calls and any(mark in text for mark in reader.call_marks):
             words = reader.partial(text, tools, inside=self._inside).words
-            return msgspec.structs.replace(said, content=words), partly, True
-        return said, partly, cut is not None
+            return msgspec.structs.replace(message, content=words), partly, True
+        return message, partly, cut is not None
 
 
 def spell(logprob: dict[str, Any], renderer: Renderer) -> dict[str, Any]:

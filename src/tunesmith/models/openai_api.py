@@ -110,8 +110,8 @@ class OpenAIModel:
         if key not in self._refused:
             self._refused.add(key)
             other = _OTHER_NAME.get(key)
-            told = f"the limit of its answers is sent as '{other}'" if other else "its answers are drawn by its own default"
-            _log.warning("'%s' refuses '%s', so %s: %s", self.model, key, told, str(error)[:200])
+            instead = f"the limit of its answers is sent as '{other}'" if other else "its answers are drawn by its own default"
+            _log.warning("'%s' refuses '%s', so %s: %s", self.model, key, instead, str(error)[:200])
 
     def _adapted(self, body: dict[str, Any]) -> dict[str, Any]:
         """The body without what the model has refused before; the limit of the answer under its other name."""
@@ -122,11 +122,11 @@ class OpenAIModel:
         return sent
 
 
-def _refused_key(told: Any, sent: Mapping[str, Any]) -> str | None:
+def _refused_key(body: Any, sent: Mapping[str, Any]) -> str | None:
     """Which of the parameters that can be left out or sent by another name the body of an error refuses; None for any other refusal, of a
     value among them."""
-    words = json.dumps(told, ensure_ascii=False, default=str)
+    words = json.dumps(body, ensure_ascii=False, default=str)
     if not _NOT_TAKEN.search(words):
         return None
-    by_name = [key for key in _LEFT_OUT if key in sent and isinstance(told, dict) and told.get("param") == key]
+    by_name = [key for key in _LEFT_OUT if key in sent and isinstance(body, dict) and body.get("param") == key]
     return next(iter(by_name or [key for key in _LEFT_OUT if key in sent and re.search(rf"\b{key}\b", words)]), None)

@@ -226,8 +226,8 @@ class Models:
         if self.store is None:
             return None
         deployments = Deployments(self.store)
-        if (found := deployments.in_force().get(word)) is not None:
-            return found
+        if (in_force := deployments.in_force().get(word)) is not None:
+            return in_force
         alias, at, version = word.rpartition("@")
         if not at or not version.isdecimal():
             return None

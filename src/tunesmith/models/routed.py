@@ -30,8 +30,8 @@ _log = logging.getLogger("tunesmith.models")
 def turn_of(model: Any) -> int | None:
     """The length beyond which all positions of a row are encoded otherwise, the earlier ones too (long-rope); None where there is none."""
     config = model.config.get_text_config()
-    said = getattr(config, "rope_parameters", None) or {}
-    kinds = [said, *(value for value in said.values() if isinstance(value, dict))]
+    settings = getattr(config, "rope_parameters", None) or {}
+    kinds = [settings, *(value for value in settings.values() if isinstance(value, dict))]
     turns = [kind.get("original_max_position_embeddings") for kind in kinds if kind.get("rope_type") == "longrope"]
     return min((int(turn) for turn in turns if turn and turn < context_of(model)), default=None)
 
@@ -71,9 +71,9 @@ class RoutedEngine:
 
         Raises UsageError where transformers itself cannot compute it.
         """
-        kept = place(self.base, folder, self.model, "" if raised is None else raised.raised)
+        file = place(self.base, folder, self.model, "" if raised is None else raised.raised)
         try:
-            choice = choose(lambda cut: self._rehearsed(name, tries_fast=raised is None, cut=cut), name, kept, limit=self.plain.turn)
+            choice = choose(lambda cut: self._rehearsed(name, tries_fast=raised is None, cut=cut), name, file, limit=self.plain.turn)
         except RAISED as error:
             what = "base" if folder is None else "adapter"
             raise UsageError(f"transformers itself cannot compute this {what}: {shown(error)}", where=str(folder or self.base)) from error

@@ -55,7 +55,7 @@ def refuse_code(config: dict[str, Any], where: Path) -> None:
         if config.get(key):
             remedy = f"read {folder}/*.py and, where you trust them, write trust_remote_code: [{name}] into tunesmith.yaml"
             raise UsageError(f"the model's configuration sets '{key}'", where=str(where), remedy=remedy)
-    elsewhere = [one for one in _classes(config, where) if "--" in one]
+    elsewhere = [class_name for class_name in _classes(config, where) if "--" in class_name]
     if elsewhere:
         raise UsageError(
             f"the model's code is fetched from elsewhere: {elsewhere[0]}",
@@ -96,7 +96,7 @@ def needs_no_code(config: dict[str, Any]) -> bool:
 
 def _classes(config: dict[str, Any], where: Path) -> list[str]:
     """What auto_map names: `module.Class`, or `repository--module.Class`. Raises UsageError when it is no mapping."""
-    found = config.get("auto_map") or {}
-    if not isinstance(found, Mapping):
-        raise UsageError(f"auto_map is {found!r}", where=str(where), allowed="a mapping from a loader's class to module.Class")
-    return [str(one) for value in found.values() for one in (value if isinstance(value, list | tuple) else (value,)) if one]
+    mapping = config.get("auto_map") or {}
+    if not isinstance(mapping, Mapping):
+        raise UsageError(f"auto_map is {mapping!r}", where=str(where), allowed="a mapping from a loader's class to module.Class")
+    return [str(name) for value in mapping.values() for name in (value if isinstance(value, list | tuple) else (value,)) if name]

@@ -46,7 +46,7 @@ def paired_difference(a: ArrayLike, b: ArrayLike, clusters: Clusters | None = No
         variance += span**2 * far_row(1.0, units)
     se = sqrt(variance)
     half = t_for(level, df) * se
-    found = Difference(
+    difference = Difference(
         estimate=mean,
         low=mean - half,
         high=mean + half,
@@ -60,7 +60,7 @@ def paired_difference(a: ArrayLike, b: ArrayLike, clusters: Clusters | None = No
         effect_size=mean / float(np.std(differences, ddof=1)),
         **outcomes(before, after),
     )
-    return within(found, before, after, span)
+    return within(difference, before, after, span)
 
 
 def within(difference: Difference, a: Floats, b: Floats, span: float) -> Difference:

@@ -86,7 +86,7 @@ def paired_pooled(
     else:
         half, p_value = wilson(0, units, level).high * span, 1.0 if estimate == 0 else 2.0 ** (1 - units)
         se, df, method = half / z_for(level), float(units - 1), "no variation: Wilson's bound, sign flip"
-    found = Difference(
+    difference = Difference(
         estimate=estimate,
         low=estimate - half,
         high=estimate + half,
@@ -99,7 +99,7 @@ def paired_pooled(
         clusters=None if codes is None else int(codes.max()) + 1,
         **outcomes(value(a), value(b)),
     )
-    return clipped(found, span) if bounded else found
+    return clipped(difference, span) if bounded else difference
 
 
 def pooled_f1_interval(counts: ArrayLike, clusters: Clusters | None = None, *, level: float = 0.95) -> Interval:
