@@ -76,7 +76,7 @@ def worker(store, folder):
     from tunesmith.flow.jobs import worker as module
 
     words = [*module.place(store), "--lease", "2", "--threads", "1"]
-    return start(module.MODULE, words, folder / "worker.log", told=store.url)
+    return start(module.MODULE, words, folder / "worker.log", stdin=store.url)
 
 
 def running(process):

@@ -209,8 +209,8 @@ def catalog() -> dict[str, Any]:
 
     from tunesmith.models.catalog import Catalog
 
-    found: dict[str, Any] = msgspec.to_builtins(Catalog().listing)
-    return found
+    listing: dict[str, Any] = msgspec.to_builtins(Catalog().listing)
+    return listing
 
 
 def _bench(config: str | Path) -> AbstractContextManager[Bench]:

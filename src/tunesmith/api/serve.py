@@ -54,7 +54,7 @@ def serve_project(
 
     with application(file, overrides, say, names=names or {}, as_written=as_written) as served:
         store, settings = served.store, served.settings
-        with Processes(worker.MODULE, worker.place(store), settings.workers, store.layout.workers_log, told=store.url):
+        with Processes(worker.MODULE, worker.place(store), settings.workers, store.layout.workers_log, stdin=store.url):
             answering = ", ".join(name for name, _ in served.router.listed())
             serve(served.app, settings, on_ready=lambda url: say(f"serving {answering} at {url} (ctrl-C stops)"))
 

@@ -59,9 +59,9 @@ class Stream:
         if not self._taken.done():
             self._taken.set_result(refusal)
 
-    def _tell(self, told: Callable[[Any], None], what: Any) -> None:
+    def _tell(self, on_loop: Callable[[Any], None], what: Any) -> None:
         try:
-            self._loop.call_soon_threadsafe(told, what)
+            self._loop.call_soon_threadsafe(on_loop, what)
         except RuntimeError:
             self.cancel()  # the server's loop is closed: nobody listens
 

@@ -21,8 +21,8 @@ _CALM_S = 5.0  # one that dies sooner is started again only after this long
 class Processes:
     """`count` processes as `start` starts them. Use as a context; its end asks them to stop, and waits."""
 
-    def __init__(self, module: str, words: Sequence[str], count: int, log: Path, *, told: str = "") -> None:
-        self._module, self._words, self._count, self._log, self._told = module, words, count, log, told
+    def __init__(self, module: str, words: Sequence[str], count: int, log: Path, *, stdin: str = "") -> None:
+        self._module, self._words, self._count, self._log, self._stdin = module, words, count, log, stdin
         self._running: list[subprocess.Popen[bytes]] = []
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="workers", daemon=True)
@@ -57,16 +57,16 @@ class Processes:
             process.wait()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        return start(self._module, self._words, self._log, told=self._told)
+        return start(self._module, self._words, self._log, stdin=self._stdin)
 
 
-def start(module: str, words: Sequence[str], log: Path, *, told: str = "") -> subprocess.Popen[bytes]:
-    """`python -m MODULE WORDS`, which adds its words to `log` and reads `told` from standard input, where no list of processes shows it."""
+def start(module: str, words: Sequence[str], log: Path, *, stdin: str = "") -> subprocess.Popen[bytes]:
+    """`python -m MODULE WORDS`, which adds its words to `log` and reads `stdin` as its standard input, where no list of processes shows it."""
     with log.open("ab") as out:
         process = subprocess.Popen([sys.executable, "-m", module, *words], stdin=subprocess.PIPE, stdout=out, stderr=out)
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError), process.stdin:  # one that died already read nothing
-        process.stdin.write(told.encode())
+        process.stdin.write(stdin.encode())
     return process
 
 

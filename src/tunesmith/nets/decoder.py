@@ -98,8 +98,8 @@ class Engine:
 
 def context_of(model: Any) -> int:
     """How many tokens a model reads; a large number where its configuration has no limit."""
-    said = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return int(said) if said else 1 << 20
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(limit) if limit else 1 << 20
 
 
 class Decoder(SequenceDecoder):

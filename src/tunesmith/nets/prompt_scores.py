@@ -19,11 +19,11 @@ class Reading(Protocol):
 @torch.inference_mode()
 def prompt_log_probabilities(engine: Reading, ids: Sequence[int], adapter: str | None, top: int) -> list[dict[str, Any]]:
     """For each id after the first what `sampling.log_probabilities` gives of a drawn one: {"id", "logprob" (nats), "top"}."""
-    found: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     for logits in engine.prompt_logits(ids, adapter):
-        after = ids[len(found) + 1 :][: len(logits)]
-        found += _entries(torch.log_softmax(logits.double(), dim=-1), after, top)
-    return found
+        after = ids[len(entries) + 1 :][: len(logits)]
+        entries += _entries(torch.log_softmax(logits.double(), dim=-1), after, top)
+    return entries
 
 
 def _entries(log_p: torch.Tensor, chosen: Sequence[int], top: int) -> list[dict[str, Any]]:

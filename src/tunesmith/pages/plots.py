@@ -131,7 +131,7 @@ def intervals(title: str, rows: Sequence[tuple[str, float, float, float]], x_lab
 def scatter(title: str, points: Sequence[tuple[str, float, float, float, float]], x_label: str, y_label: str) -> Markup:
     """Numbered points with upright intervals over a logarithmic axis: (label, x, y, low, high); the legend names the numbers. Points that
     are not finite, or not above 0 across, are left out."""
-    points = [one for one in points if one[1] > 0 and all(map(math.isfinite, one[1:]))]
+    points = [point for point in points if point[1] > 0 and all(map(math.isfinite, point[1:]))]
     low, high = _range(math.log10(x) for _, x, *_ in points)
     bottom, top = _range(value for _, _, *values in points for value in values)
     margin = 0.08 * (high - low) or 0.3
@@ -163,8 +163,8 @@ def band(
     title: str, curve: Sequence[tuple[float, float, float, float]], points: Sequence[tuple[float, float]], x_label: str, y_label: str
 ) -> Markup:
     """A curve with its band over a logarithmic axis, (x, y, low, high) each, and the points (x, y) that were observed."""
-    curve = [one for one in curve if one[0] > 0 and all(map(math.isfinite, one))]
-    low, high = _range(math.log10(x) for x in [one[0] for one in curve] + [x for x, _ in points])
+    curve = [point for point in curve if point[0] > 0 and all(map(math.isfinite, point))]
+    low, high = _range(math.log10(x) for x in [point[0] for point in curve] + [x for x, _ in points])
     bottom, top = _range([value for _, *values in curve for value in values] + [y for _, y in points])
     frame = _Frame(310, _LEFT, (low, high), (min(0.0, bottom), top * 1.05 or 1.0))
     edge = [frame.at(math.log10(x), up) for x, _, _, up in curve] + [frame.at(math.log10(x), down) for x, _, down, _ in reversed(curve)]

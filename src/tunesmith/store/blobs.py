@@ -76,13 +76,13 @@ class Blobs:
         if _whole.get(key, ()) == stamp:
             return stream
         try:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
         finally:
             if not stream.seekable():
                 stream.close()
-        if found != sha256:
+        if digest != sha256:
             stream.close()
-            raise BlobDamaged(f"'{name}' has the SHA-256 {found}, {sha256} was written", where=self.place)
+            raise BlobDamaged(f"'{name}' has the SHA-256 {digest}, {sha256} was written", where=self.place)
         _whole[key] = stamp
         if stream.closed:
             return self._backend.open(name)
@@ -107,10 +107,10 @@ class Blobs:
 def _stamp(stream: IO[bytes]) -> tuple[int, ...]:
     """What changes with a file; of an object in a bucket nothing is asked."""
     try:
-        found = os.fstat(stream.fileno())
+        facts = os.fstat(stream.fileno())
     except OSError:
         return (0,)
-    return found.st_size, found.st_mtime_ns, found.st_ino
+    return facts.st_size, facts.st_mtime_ns, facts.st_ino
 
 
 class _Folder:

@@ -95,7 +95,7 @@ class Runs:
         contains = sa.cast(runs.c.digests, sa.Text).contains(f'"{digest}"', autoescape=True)
         with self._store.reading() as connection:
             rows = connection.execute(sa.select(runs).where(contains).order_by(runs.c.seq.desc())).mappings()
-            return [found for found in map(_run, rows) if digest in found.digests.values()]
+            return [run for run in map(_run, rows) if digest in run.digests.values()]
 
 
 def without_secrets(overrides: Sequence[str]) -> tuple[str, ...]:

@@ -136,7 +136,7 @@ class Worker:
         words = [*place(self.store), "--job", lease.job, "--token", lease.token, "--lease", str(self.lease_s)]
         words += ["--threads", str(self.threads)] if self.threads else []
         if not can_fork():
-            return start(MODULE, words, log, told=self.store.url)
+            return start(MODULE, words, log, stdin=self.store.url)
         _import_heavy()
         return Fork(lambda: main(words, url=self.store.url), log)
 
