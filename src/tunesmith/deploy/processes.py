@@ -61,7 +61,7 @@ class Processes:
 
 
 def start(module: str, words: Sequence[str], log: Path, *, stdin: str = "") -> subprocess.Popen[bytes]:
-    """`python -m MODULE WORDS`, which adds its words to `log` and reads `stdin` as its standard input, where no list of processes shows it."""
+    """`python -m MODULE WORDS`, adding its words to `log`; `stdin` is what it reads there, where no list of processes shows it."""
     with log.open("ab") as out:
         process = subprocess.Popen([sys.executable, "-m", module, *words], stdin=subprocess.PIPE, stdout=out, stderr=out)
     assert process.stdin is not None
