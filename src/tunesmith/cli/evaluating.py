@@ -99,14 +99,14 @@ def compare(
             emit({"abilities": [_plain(line) for line in lines]}, as_json, "\n".join(_ability(line) for line in lines))
             return
         compared = compare_results(*sides(a, b, ask, at), weigh, at)
-    differ = [piece for piece in compared.slices if piece.difference is not None and (piece.p_adjusted or 0.0) < 1 - weigh.level]
+    differ = [line for line in compared.slices if line.difference is not None and (line.p_adjusted or 0.0) < 1 - weigh.level]
     sentences = [measured.sentence for measured in compared.comparison.metrics]
     sentences += [
-        f"  slice {piece.dimension} = {piece.name}: {piece.difference.estimate:+.3g} (p = {piece.p_adjusted:.2g})"
-        for piece in differ
-        if piece.difference
+        f"  slice {line.dimension} = {line.name}: {line.difference.estimate:+.3g} (p = {line.p_adjusted:.2g})"
+        for line in differ
+        if line.difference
     ]
-    tested = sum(piece.difference is not None for piece in compared.slices)
+    tested = sum(line.difference is not None for line in compared.slices)
     sentences += [f"{len(differ)} of {tested} slices differ (corrected together).", *compared.notes]
     emit({**compared.summary(), "plan": at.plan}, as_json, "\n".join(sentences + _judged(compared.judged)))
 

@@ -95,16 +95,16 @@ def findings(context: ProjectContext) -> dict[str, Any]:
     table = slices(rows, metrics[:1], slicers(rows, ()), evaluations[TUNED], evaluations[best])
     tuned = Result(TUNED, [evaluations[TUNED]], rows, metrics, clusters)
     groups = failing(rows, tuned, metrics[0], context.questions("train"))
-    measured = load_comparisons(context.runner.folder("compare"))[best].metrics[0]
+    comparison = load_comparisons(context.runner.folder("compare"))[best].metrics[0]
     looked = openings(context.store.layout.openings, digest([row.id for row in rows]))
     stage = next((stage.name for stage in context.runner.stages if stage.name == "regression"), None)
     done = context.runner.peek(stage) if stage else None
     return {
         "metric": metrics[0].name,
         "against": best,
-        "answers": _answers(measured, table, metrics[0].better, done.output if done else {}, groups),
-        "gained": _gained(measured, table, metrics[0].better, done.output if done else {}),
-        "lost": _lost(measured, table, metrics[0].better, done.output if done else {}),
+        "answers": _answers(comparison, table, metrics[0].better, done.output if done else {}, groups),
+        "gained": _gained(comparison, table, metrics[0].better, done.output if done else {}),
+        "lost": _lost(comparison, table, metrics[0].better, done.output if done else {}),
         "slices": [_slice(line, metrics[0].better) for line in table[:_SHOWN_SLICES]],
         "slices_tested": sum(line.difference is not None for line in table),
         "slices_small": sum(line.difference is None for line in table),
@@ -115,25 +115,25 @@ def findings(context: ProjectContext) -> dict[str, Any]:
     }
 
 
-def _gained(measured: MetricComparison, table: list[Slice], better: str, broke: Output) -> list[str]:
+def _gained(comparison: MetricComparison, table: list[Slice], better: str, broke: Output) -> list[str]:
     """What the tuned model does better, a line each, the main metric first."""
     up = -1 if better == "lower" else 1
-    lines = [_moved(measured)] if measured.difference is not None and up * measured.difference.estimate > 0 else []
-    lines += [f"{len(measured.won)} held-out rows answered better"] if measured.won else []
+    lines = [_moved(comparison)] if comparison.difference is not None and up * comparison.difference.estimate > 0 else []
+    lines += [f"{len(comparison.won)} held-out rows answered better"] if comparison.won else []
     better_ = [line.name for line in table if line.p_adjusted is not None and line.p_adjusted < 0.05 and not _worse(line, better)]
     lines += [f"surely better in {', '.join(better_)}"] if better_ else []
     together = broke.get("together")
     return lines + ([_general(together, "rose")] if together and together["difference"] > 0 else [])
 
 
-def _lost(measured: MetricComparison, table: list[Slice], better: str, broke: Output) -> list[str]:
+def _lost(comparison: MetricComparison, table: list[Slice], better: str, broke: Output) -> list[str]:
     """What it does worse or may do worse, a line each; few rows are no reason to keep silent."""
     up = -1 if better == "lower" else 1
     together = broke.get("together")
-    lines = [_moved(measured)] if measured.difference is not None and up * measured.difference.estimate < 0 else []
+    lines = [_moved(comparison)] if comparison.difference is not None and up * comparison.difference.estimate < 0 else []
     lines += [_general(together, "fell")] if together and together["difference"] < 0 else []
     lines += ["what it forgot of its general abilities was not measured"] if not together else []
-    lines += [f"{len(measured.lost)} held-out rows answered worse"] if measured.lost else []
+    lines += [f"{len(comparison.lost)} held-out rows answered worse"] if comparison.lost else []
     fell = [line for line in table if line.a is not None and line.b is not None and up * (line.b - line.a) < 0]
     for line in sorted(fell, key=lambda line: up * ((line.b or 0.0) - (line.a or 0.0)))[:_SIDES]:
         sure = "surely" if _worse(line, better) else "few rows: not sure"
@@ -141,12 +141,12 @@ def _lost(measured: MetricComparison, table: list[Slice], better: str, broke: Ou
     return lines
 
 
-def _moved(measured: MetricComparison) -> str:
-    d = measured.difference
-    if d is None or measured.a is None or measured.b is None:
-        return measured.sentence
+def _moved(comparison: MetricComparison) -> str:
+    d = comparison.difference
+    if d is None or comparison.a is None or comparison.b is None:
+        return comparison.sentence
     interval = f"{d.estimate:+.3f}, {100 * d.level:.3g}% interval {d.low:+.3f} to {d.high:+.3f}"
-    return f"{measured.metric}: {measured.a.estimate:.3f} → {measured.b.estimate:.3f} ({interval})"
+    return f"{comparison.metric}: {comparison.a.estimate:.3f} → {comparison.b.estimate:.3f} ({interval})"
 
 
 def _general(together: dict[str, Any], went: str) -> str:
@@ -178,9 +178,9 @@ def _slice(line: Slice, better: str) -> dict[str, Any]:
     }
 
 
-def _answers(measured: Any, table: list[Slice], better: str, broke: Output, groups: list[dict[str, Any]]) -> dict[str, str]:
+def _answers(comparison: Any, table: list[Slice], better: str, broke: Output, groups: list[dict[str, Any]]) -> dict[str, str]:
     """The six questions, a sentence each."""
-    d = measured.difference
+    d = comparison.difference
     tested = [line for line in table if line.difference is not None]
     worse = [f"{line.dimension}: {line.name}" for line in tested if _worse(line, better)]
     unsure = sum(line.p_adjusted is None or line.p_adjusted >= 0.05 for line in tested)
@@ -195,13 +195,13 @@ def _answers(measured: Any, table: list[Slice], better: str, broke: Output, grou
     if first and first["support"] is not None:
         near = f"the nearest training rows are {first['support']:.0%} alike"
         next_ = f"collect rows like “{first['name']}”: {first['rows']} of {failed} failures; {near}."
-    sure = measured.sentence
+    sure = comparison.sentence
     if d:
-        seen = f"these rows show a difference from {measured.smallest_detectable:.3f} on (80 % power)"
-        sure = f"{100 * d.level:.3g}% interval {d.low:+.3f} to {d.high:+.3f}, p = {measured.p_adjusted:.2g}; {seen}."
+        seen = f"these rows show a difference from {comparison.smallest_detectable:.3f} on (80 % power)"
+        sure = f"{100 * d.level:.3g}% interval {d.low:+.3f} to {d.high:+.3f}, p = {comparison.p_adjusted:.2g}; {seen}."
     return {
-        "better": f"{measured.verdict}.",
-        "by how much": f"{d.estimate:+.3f} on {measured.metric}." if d else "cannot be said.",
+        "better": f"{comparison.verdict}.",
+        "by how much": f"{d.estimate:+.3f} on {comparison.metric}." if d else "cannot be said.",
         "sure": sure,
         "where not": f"{where}.",
         "what broke": _broke(broke),

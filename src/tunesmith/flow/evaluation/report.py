@@ -167,7 +167,7 @@ def _drawn(name: str, ranked: Sequence[KeptEvaluation]) -> list[tuple[str, float
 def comparison_part(a: Result, b: Result, compared: Compared) -> dict[str, Any]:
     """One comparison for the report: a line a metric, the telling slices, rows lost and won side by side."""
     body = replace(compared, slices=[], changed=[]).summary()
-    tested = [piece for piece in compared.slices if piece.difference is not None]
+    tested = [line for line in compared.slices if line.difference is not None]
     gains = compared.comparison.metrics[0]
     won = [changed for changed in compared.changed[::-1] if changed.example_id in set(gains.won)]
     lost = [changed for changed in compared.changed if changed.example_id in set(gains.lost)]

@@ -142,14 +142,14 @@ def _measured(context: ProjectContext, comparisons: dict[str, Comparison], outpu
     return {"metrics": plotted, "arms": arms, "comparisons": table}
 
 
-def _row(measured: Any) -> dict[str, Any]:
+def _row(comparison: Any) -> dict[str, Any]:
     return {
-        "metric": measured.metric,
-        "difference": msgspec.structs.asdict(measured.difference),
-        "p_adjusted": measured.p_adjusted,
-        "smallest": measured.smallest_detectable,
-        "verdict": measured.verdict,
-        "sentence": measured.sentence,
+        "metric": comparison.metric,
+        "difference": msgspec.structs.asdict(comparison.difference),
+        "p_adjusted": comparison.p_adjusted,
+        "smallest": comparison.smallest_detectable,
+        "verdict": comparison.verdict,
+        "sentence": comparison.sentence,
     }
 
 
@@ -157,7 +157,7 @@ def _rows_won_and_lost(context: ProjectContext, best: str, comparison: Compariso
     evaluations = arm_evaluations(context, [best, TUNED])
     texts = {arm: {row.example_id: _said(context, row) for row in evaluation.rows} for arm, evaluation in evaluations.items()}
     rows = {row.id: row for row in context.questions("test")}
-    measured = comparison.metric(context.project.evaluate.metrics[0])
+    first = comparison.metric(context.project.evaluate.metrics[0])
 
     def shown(ids: tuple[str, ...]) -> dict[str, Any]:
         longest = sorted(ids, key=lambda i: (-len(rows[i].answer), i))[:_SHOWN]
@@ -172,7 +172,7 @@ def _rows_won_and_lost(context: ProjectContext, best: str, comparison: Compariso
         ]
         return {"count": len(ids), "shown": entries}
 
-    return {"won": shown(measured.won), "lost": shown(measured.lost)}
+    return {"won": shown(first.won), "lost": shown(first.lost)}
 
 
 def _said(context: ProjectContext, row: Any) -> str:
