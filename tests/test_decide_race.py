@@ -100,17 +100,22 @@ def test_groups_count_once_and_stay_whole() -> None:
     assert np.count_nonzero(np.diff([i % 7 for i in order])) == 6
 
 
-def test_an_arm_can_be_withdrawn_for_another_reason_than_its_score() -> None:
-    scores = answers([0.5, 0.6, 0.9], 600, 3)
-    race = Race(list(scores), 0.03, rows=600)
-    race.add({name: row[:20] for name, row in scores.items()})
+def test_an_arm_can_be_withdrawn_and_what_was_said_because_of_it_is_forgotten() -> None:
+    """Beside an arm that is always right, both others are surely not the best; without it nothing is sure of two that are alike."""
+    scores = answers([0.74, 0.74, 0.5], 600, 3, alike=0.01) | {"arm2": np.ones(600)}
+    race = Race(list(scores), 0.3, rows=600)
+    race.add({name: row[:36] for name, row in scores.items()})
+    assert race.open == ["arm0", "arm1", "arm2"]
     race.withdraw("arm2", "arm2 takes 3 s, 1 s allowed")
-    for rows in race.shards(20)[1:]:
+    assert not race.outcome().sure
+    for rows in race.shards(36)[1:]:
         if race.decided:
             break
         race.add({name: scores[name][rows.start : rows.stop] for name in race.open})
-    assert race.outcome().chosen == "arm1"
+    assert (race.outcome().chosen, race.outcome().sure) == ("arm0", True)
     assert race.dropped["arm2"].reason == "arm2 takes 3 s, 1 s allowed"
+    with pytest.raises(UsageError, match="an arm that is still in"):
+        race.withdraw("arm2", "again")
 
 
 def test_what_a_race_refuses() -> None:

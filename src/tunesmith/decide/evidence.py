@@ -28,7 +28,7 @@ class Evidence:
     """Fed with the scores of the next units (rows, or groups of rows) of the arms that are in."""
 
     def __init__(self, arms: int, margin: float, alpha: float, span: float, *, units: int | None = None, largest: int = 1) -> None:
-        self.margin, self.alpha, self._arms = margin, alpha, arms
+        self.margin, self.alpha, self._arms, self._span, self._units, self._largest = margin, alpha, arms, span, units, largest
         pairs = [(i, j) for i in range(arms) for j in range(arms) if i != j]
         self._stream = np.full((arms, arms), -1)
         for stream, pair in enumerate(pairs):
@@ -43,6 +43,10 @@ class Evidence:
         self.not_best: NDArray[np.bool_] = np.zeros(arms, dtype=bool)
         self.not_better: NDArray[np.bool_] = np.zeros(arms, dtype=bool)
         self.behind: Floats = np.full(arms, -inf)
+
+    def anew(self) -> Evidence:
+        """The same without any rows."""
+        return Evidence(self._arms, self.margin, self.alpha, self._span, units=self._units, largest=self._largest)
 
     @property
     def _others(self) -> int:

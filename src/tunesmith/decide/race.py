@@ -121,7 +121,7 @@ class Race:
         if self.rows is not None and stop > self.rows:
             raise DataError(f"{stop} rows", allowed=f"{self.rows}, which the test set has")
         which = [self.arms.index(name) for name in names]
-        self._bet(which, np.array([scores[name] for name in names], dtype=np.float64), start, stop)
+        self._bet(which, np.array([scores[name] for name in names], dtype=np.float64) - self._least, start, stop)
         for i, name in zip(which, names, strict=True):
             self._scores[i] = np.concatenate([self._scores[i], np.asarray(scores[name], dtype=np.float64) - self._least])
         self._look()
@@ -132,6 +132,13 @@ class Race:
             raise UsageError(f"withdraw '{arm}'", allowed=f"an arm that is still in, and not the last: {', '.join(self._left())}")
         rows = self._scores[self.arms.index(arm)].size
         self.dropped[arm] = Dropped(why="withdrawn", against=arm, rows=rows, difference=0.0, reason=reason)
+        self._evidence, start = self._evidence.anew(), 0
+        within = [i for i, name in enumerate(self.arms) if self._why(name) != "withdrawn"]
+        for stop in sorted({self._scores[i].size for i in within} - {0}):  # what was said because of this arm is forgotten
+            which = [i for i in within if self._scores[i].size >= stop]
+            if len(which) > 1:
+                self._bet(which, np.stack([self._scores[i][start:stop] for i in which]), start, stop)
+            start = stop
 
     def outcome(self) -> Outcome:
         """What stands now; sound at any moment, also when somebody else ends the race (a budget)."""
@@ -184,8 +191,8 @@ class Race:
                 raise DataError(f"the group of row {stop} is cut", allowed="whole groups of rows: Race.shards")
             sizes = np.bincount(codes - codes[0]).astype(np.float64)
             scores = np.stack([np.bincount(codes - codes[0], weights=row) for row in scores])
-        means = np.array([self._mean(i) for i in range(len(self.arms))])
-        means[which] = (means[which] * start + scores.sum(axis=1)) / stop
+        means = np.zeros(len(self.arms))
+        means[which] = (np.array([self._scores[i][:start].sum() for i in which]) + scores.sum(axis=1)) / stop
         self._evidence.add(which, scores, sizes, means)
 
     def _look(self) -> None:

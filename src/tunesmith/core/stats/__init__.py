@@ -3,7 +3,7 @@
 from tunesmith.core.stats.agreement import cohen_kappa, fleiss_kappa, krippendorff_alpha
 from tunesmith.core.stats.bootstrap import bootstrap, bootstrap_mean
 from tunesmith.core.stats.clustered import design_effect, icc
-from tunesmith.core.stats.gate import Decision, Gate, GateRule, decide, non_inferiority, superiority
+from tunesmith.core.stats.gate import Gate, GateAnswer, GateRule, decide, non_inferiority, superiority
 from tunesmith.core.stats.intervals import clopper_pearson, jeffreys, mean_interval, newcombe, rate_interval, wilson
 from tunesmith.core.stats.judge import post_stratified_mean, ppi_mean
 from tunesmith.core.stats.multiplicity import benjamini_hochberg, holm
@@ -28,9 +28,9 @@ from tunesmith.core.stats.sequential import Bets, mean_sequence, rate_at_least, 
 
 __all__ = [
     "Bets",
-    "Decision",
     "Difference",
     "Gate",
+    "GateAnswer",
     "GateRule",
     "Interval",
     "benjamini_hochberg",

@@ -18,7 +18,7 @@ from tunesmith.core.stats.power import power_edge
 from tunesmith.core.stats.records import Difference
 from tunesmith.core.types import Record
 
-Decision = Literal["pass", "block", "cannot tell"]
+GateAnswer = Literal["pass", "block", "cannot tell"]
 _POWER = 0.8
 _EXACT_UP_TO = 1_000  # rows; beyond, the normal approximation is exact to two figures
 
@@ -55,7 +55,7 @@ class Gate(Record, frozen=True):
     edge (non-inferiority: an equal one; superiority: one better by twice the margin), exact where rows are right or wrong. `rows_needed`:
     the rows that give it 80 % (None: no number does, the margin is 0). Both None where nothing could be compared."""
 
-    decision: Decision
+    decision: GateAnswer
     margin: float
     reason: str
     sentence: str
@@ -74,7 +74,7 @@ def decide(difference: Difference | None, rule: GateRule, *, better: str = "high
         reason = "too few rows to compare"
         return Gate(decision="cannot tell", margin=rule.margin, reason=reason, sentence="Too few rows to compare.")
     gain = difference if better == "higher" else _turned(difference)
-    decision: Decision = "pass" if gain.low > rule.edge else "block" if gain.high <= rule.edge else "cannot tell"
+    decision: GateAnswer = "pass" if gain.low > rule.edge else "block" if gain.high <= rule.edge else "cannot tell"
     reason = _reason(decision, rule)
     seen = f"{gain.estimate:+.4g} ({100 * gain.level:.3g}% interval {gain.low:+.4g} to {gain.high:+.4g})"
     needed = _rows_needed(gain, rule)
@@ -100,7 +100,7 @@ def _turned(difference: Difference) -> Difference:
     return replace(difference, estimate=-difference.estimate, low=-difference.high, high=-difference.low)
 
 
-def _reason(decision: Decision, rule: GateRule) -> str:
+def _reason(decision: GateAnswer, rule: GateRule) -> str:
     if rule.superior and rule.margin == 0:
         words = ("there is a gain", "a gain is ruled out", "a gain is neither shown nor ruled out")
     elif rule.superior:

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from tunesmith.core.counted import counted
 from tunesmith.core.errors import DataError, NotFound, UsageError
 from tunesmith.core.rows import read_lines
-from tunesmith.core.stats import Decision, GateRule, Interval, decide, mean_interval
+from tunesmith.core.stats import GateAnswer, GateRule, Interval, decide, mean_interval
 from tunesmith.core.stats.gate import check_margin
 from tunesmith.core.types import Example, Record, digest
 from tunesmith.evaluate.compare import Comparison, compare
@@ -247,7 +247,7 @@ class GateLine(Record, frozen=True):
     these rows (superiority: one better by twice the margin); `rows_needed` for a chance of 80 % (None: no number gives it)."""
 
     metric: str
-    decision: Decision
+    decision: GateAnswer
     reason: str
     sentence: str
     power: float | None = None
