@@ -19,13 +19,7 @@ def _components() -> dict[str, Any] | None:
     path = Path(os.environ.get("TUNESMITH_OPENAI_SPEC", _DEFAULT))
     if not path.is_file():
         return None
-    components: dict[str, Any] = yaml.load(path.read_text("utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))["components"]
-    logprobs = components["schemas"]["CreateCompletionResponse"]["properties"]["choices"]["items"]["properties"]["logprobs"]
-    schema = next(way for way in logprobs["anyOf"] if "properties" in way) if "anyOf" in logprobs else logprobs
-    # With `echo`, OpenAI's API answers null for the first token, which nothing stands before; its description forgot it.
-    for key in ("token_logprobs", "top_logprobs"):
-        schema["properties"][key]["items"] = {"anyOf": [schema["properties"][key]["items"], {"type": "null"}]}
-    return components
+    return yaml.load(path.read_text("utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))["components"]
 
 
 def require_spec() -> None:

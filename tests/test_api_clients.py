@@ -303,7 +303,7 @@ def test_an_echoed_prompt_has_its_log_probabilities(served, as_ids):
     told = choice.logprobs
     assert choice.text.startswith(TEXT)
     assert len(told.tokens) == len(told.token_logprobs) == len(told.top_logprobs) == len(told.text_offset) == len(ids) + 1
-    assert told.token_logprobs[0] is told.top_logprobs[0] is None
+    assert (told.token_logprobs[0], told.top_logprobs[0]) == (0.0, {told.tokens[0]: 0.0})
     assert told.token_logprobs[1:-1] == pytest.approx(right, abs=1e-4)
     greedy = [own == max(top.values()) for own, top in zip(told.token_logprobs[1:-1], told.top_logprobs[1:-1], strict=True)]
     assert greedy == [int(log_p[i].argmax()) == ids[i + 1] for i in range(len(ids) - 1)]

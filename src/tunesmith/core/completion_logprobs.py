@@ -16,12 +16,12 @@ class LogprobLists:
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
 
     def part(self, tokens: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The lists of some entries of the API. The chosen token is always among the likeliest, as OpenAI has it; a token with no
-        log-probability (the first of a prompt) has null in both."""
+        """The lists of some entries of the API. The chosen token is always among the likeliest, as OpenAI has it. The first of a
+        prompt, which nothing stands before, counts as certain: its entry is 0, where OpenAI's own description allows numbers only."""
         return {
             "tokens": [_name(token) for token in tokens],
-            "token_logprobs": [token["logprob"] for token in tokens],
-            "top_logprobs": [None if token["logprob"] is None else _likeliest(token) for token in tokens],
+            "token_logprobs": [_logprob(token) for token in tokens],
+            "top_logprobs": [_likeliest(token) for token in tokens],
             "text_offset": [self._place(token) for token in tokens],
         }
 
@@ -35,8 +35,12 @@ class LogprobLists:
 def _likeliest(token: dict[str, Any]) -> dict[str, float]:
     likely: dict[str, float] = {}
     for likely_token in (*token["top_logprobs"], token):
-        likely.setdefault(_name(likely_token), likely_token["logprob"])
+        likely.setdefault(_name(likely_token), _logprob(likely_token))
     return likely
+
+
+def _logprob(token: dict[str, Any]) -> float:
+    return 0.0 if token["logprob"] is None else float(token["logprob"])
 
 
 def _name(token: dict[str, Any]) -> str:
