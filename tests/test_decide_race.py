@@ -46,7 +46,7 @@ def test_far_apart_arms_are_decided_early_with_the_reason_of_each() -> None:
 def test_the_chosen_arm_is_within_the_margin_however_often_one_looks(truths: list[float]) -> None:
     """Ties, an arm just beyond the margin, a ladder; looked at after every 20 rows."""
     wrong_when_sure = inside = 0
-    for seed in range(20):
+    for seed in range(12):
         scores = answers(truths, 400, seed)
         race = Race(list(scores), 0.05, rows=400)
         run(race, scores, 20)
@@ -54,14 +54,14 @@ def test_the_chosen_arm_is_within_the_margin_however_often_one_looks(truths: lis
         good = truths[int(out.chosen[3:])] >= max(truths) - 0.05
         inside += good
         wrong_when_sure += out.sure and not good
-    assert inside >= 18
-    assert wrong_when_sure <= 2
+    assert inside >= 10
+    assert wrong_when_sure <= 1
 
 
 def test_no_early_end_can_be_forced_by_looking_at_equal_arms() -> None:
     """An arm that is truly beyond the margin, looked at after every fourth row without a horizon: shown to be within it at most as often as said."""
     called = 0
-    for seed in range(30):
+    for seed in range(20):
         scores = answers([0.55, 0.65], 200, seed)
         race = Race(list(scores), 0.1, alpha=0.1)
         for row in range(0, 200, 4):
@@ -69,7 +69,7 @@ def test_no_early_end_can_be_forced_by_looking_at_equal_arms() -> None:
                 break
             race.add({name: scores[name][row : row + 4] for name in race.open})
         called += race.outcome().chosen == "arm0" and race.outcome().sure
-    assert called <= 6
+    assert called <= 5
 
 
 def test_too_few_rows_are_no_decision_and_the_rest_is_not_asked() -> None:
