@@ -10,7 +10,7 @@ import pytest
 import tiny
 from document_parts import pdf
 from openai_spec import assert_valid, require_spec
-from tunesmith.api.app import running
+from tunesmith.api.app import create_app, running
 from tunesmith.api.serve import application
 from tunesmith.cli import app
 from tunesmith.cli.shared import guarded
@@ -95,6 +95,15 @@ def test_an_answer_with_sources_is_what_the_published_schema_says(index):
     answer = Answer(text="Nobody [1], [2].", sources=made.sources)
     assert_valid("CreateChatCompletionResponse", wire.completion(identity, [wire.choice(0, answer, with_logprobs=False)], wire.usage(1, 2)))
     assert_valid("CreateChatCompletionStreamResponse", wire.chunk(identity, 0, wire.cited(answer)))
+
+
+def test_the_time_of_looking_up_is_time_until_the_first_token(index):
+    """Looking up reads every passage, and takes longer than to say a word again."""
+    quickest = [
+        min(model.answer([asked("York")], Sampling())[0].first_token_s for _ in range(9))
+        for model in (EchoModel(), GroundedModel(EchoModel(), index, 3, "words"))
+    ]
+    assert quickest == sorted(quickest)
 
 
 @pytest.mark.parametrize("template", ["{question}", "{passages} {question} {question}", ""])
@@ -204,6 +213,22 @@ def test_it_is_served_evaluated_and_traced_like_any_model(project, call, index):
         json.loads(path.read_text()) for path in project.glob(f".tunesmith/evaluations/{found['evaluations'][0]['id']}/evaluation.json")
     ]
     assert [one["page"] for one in kept["rows"][0]["answer"]["sources"]["passages"]] == [3, 4], "an evaluation keeps what was read"
+
+
+@pytest.mark.slow
+def test_a_server_elsewhere_answers_with_passages_from_here(project, index):
+    openai = pytest.importorskip("openai")
+    with running(create_app({"behind": EchoModel()})) as far, closing(Store.open(project / ".tunesmith")) as store:
+        Deployments(store).put("far-rag", [Variant(name="far", upstream="far", retrieval=Retrieval(index=index.digest, k=1))])
+        overrides = ["--serve.upstreams", json.dumps({"far": {"base_url": far, "model": "behind"}})]
+        with application(project / "tunesmith.yaml", overrides, lambda _: None, names={}) as served, running(served.app) as url:
+            client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
+            message = client.chat.completions.create(model="far-rag", messages=[{"role": "user", "content": QUESTION}]).choices[0].message
+    assert "[1] manual.pdf, page 3" in message.content
+    assert [one.url_citation.title for one in message.annotations] == ["manual.pdf, page 3"] * 2, (
+        "the template's own example, and its passage"
+    )
+    assert len(message.sources["passages"]) == 1
 
 
 def test_what_is_not_there_is_one_clear_error(project, call):

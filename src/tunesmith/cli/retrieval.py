@@ -42,7 +42,10 @@ def documents(
     with datasets(config, as_json) as desk:
         if not paths and not rows:
             known = listed(desk)
-            words = [f"{one['name']:<20} {one['digest'][:12]}  {', '.join(map(str, one['recipe'].get('documents', [])))}" for one in known]
+            words = [
+                f"{index['name']:<20} {index['digest'][:12]}  {', '.join(map(str, index['recipe'].get('documents', [])))}"
+                for index in known
+            ]
             emit({"indexes": known}, as_json, "\n".join(words) or "no index yet: tunesmith data documents FOLDER --name NAME")
             return
         made = tuple(tuple(each or ()) for each in (paths, rows, skip))
@@ -78,12 +81,12 @@ def passages(
     from tunesmith.flow.retrieval import looked_up
 
     with datasets(config, as_json) as desk:
-        facts, found = looked_up(index, questions, k, how, desk)
+        facts, hits_of = looked_up(index, questions, k, how, desk)
     lines = []
-    for question, hits in zip(questions, found, strict=True):
+    for question, hits in zip(questions, hits_of, strict=True):
         lines += [*([question] if len(questions) > 1 else []), *map(_line, hits), *([] if hits else ["nothing has a word of it"])]
     answers: list[dict[str, Any]] = [
-        {"question": question, "hits": msgspec.to_builtins(hits)} for question, hits in zip(questions, found, strict=True)
+        {"question": question, "hits": msgspec.to_builtins(hits)} for question, hits in zip(questions, hits_of, strict=True)
     ]
     emit({"index": msgspec.to_builtins(facts), "answers": answers}, as_json, "\n".join(lines))
 

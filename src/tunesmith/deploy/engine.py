@@ -19,7 +19,7 @@ from typing import Any, ParamSpec, TypeVar
 from msgspec.structs import replace
 
 from tunesmith.core.errors import ContextExceeded, TunesmithError, UsageError
-from tunesmith.core.types import Answer, Message, Prompt, Sampling, Sources
+from tunesmith.core.types import Answer, Message, Prompt, Sampling
 from tunesmith.models.base import Asked, Batching, Constraint, Model, Piece, abilities, batching, grounding
 
 P = ParamSpec("P")
@@ -36,14 +36,15 @@ class Overloaded(TunesmithError):
 
 
 class Stream:
-    """The pieces of one answer. Iterate once; `cancel` when nobody listens any more. `sources` are told with the whole answer."""
+    """The pieces of one answer. Iterate once; `cancel` when nobody listens any more. `grounded` is what a model that looked something up
+    has to say of the whole answer."""
 
     def __init__(self, cancel: Callable[[Stream], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self._pieces: asyncio.Queue[Piece | BaseException] = asyncio.Queue()
         self._taken: asyncio.Future[BaseException | None] = self._loop.create_future()
         self._cancel = cancel
-        self.sources: Sources | None = None
+        self.grounded: Callable[[Answer], Answer] | None = None
 
     def put(self, piece: Piece | BaseException) -> None:
         """Called from the model's thread."""
@@ -80,8 +81,8 @@ class Stream:
             piece = await self._pieces.get()
             if isinstance(piece, BaseException):
                 raise piece
-            if piece.answer is not None and self.sources is not None:
-                piece = dataclasses.replace(piece, answer=replace(piece.answer, sources=self.sources))
+            if piece.answer is not None and self.grounded is not None:
+                piece = dataclasses.replace(piece, answer=self.grounded(piece.answer))
             yield piece
             if piece.answer is not None:
                 return
@@ -177,13 +178,16 @@ class Answering:
 
         A model that can be held to a grammar is held to `constraint`; one that takes a schema is asked for it, and others are refused. One
         that looks something up does so first, and the model behind it answers.
+
         The prompt is rendered and tokenized in a thread of its own: the loop goes on, however long it is.
         """
         if (looking := grounding(model)) is not None:
+            started = time.perf_counter()
             (made,) = await self.computed(looking.ground, [prompt], sampling)
+            complete = partial(made.complete, took_s=time.perf_counter() - started)
             streams = await self.ask(looking.model, made.prompt, sampling, choices, constraint=constraint)
             for stream in streams:
-                stream.sources = made.sources
+                stream.grounded = complete
             return streams
         able = abilities(model)
         if constraint is not None and not able.grammar:

@@ -66,8 +66,8 @@ def built(request: IndexRequest, desk: RowReader) -> BuiltIndex:
     texts = documents.texts if documents is not None else []
     passages = list({passage.id: passage for passage in [*_cut(texts, encoder, request), *solved]}.values())
     with closing(desk.store()) as store:
-        kept = Indexes(store.layout)
-        folder = kept.folder(digest_of(passages, encoder))
+        names = Indexes(store.layout)
+        folder = names.folder(digest_of(passages, encoder))
         cached = folder.is_dir()
         if cached:
             index = indexes.load(folder.name, store, desk.catalog)
@@ -79,20 +79,20 @@ def built(request: IndexRequest, desk: RowReader) -> BuiltIndex:
         name = request.name or index.digest[:12]
         if request.name:
             recipe = msgspec.to_builtins(request)
-            kept.name(name, NamedIndex(digest=index.digest, created=time.time(), recipe=recipe))
+            names.name(name, NamedIndex(digest=index.digest, created=time.time(), recipe=recipe))
     files, aside = (0, []) if documents is None else (documents.files, documents.aside)
     return BuiltIndex(facts=index.facts, name=name, files=files, aside=tuple(aside), cached=cached)
 
 
 def _solved(words_: Sequence[str], desk: RowReader) -> list[Passage]:
     """Rows as passages. Raises UsageError for sealed ones: what is measured would be looked up."""
-    found: list[Passage] = []
+    solved: list[Passage] = []
     for word in words_:
         for rows in desk.read(word):
             if rows.sealed:
                 raise UsageError(f"'{word}' are sealed rows: they would be looked up where they are asked", allowed="rows to train on")
-            found += solved_rows(as_examples(taught(rows).rows))
-    return found
+            solved += solved_rows(as_examples(taught(rows).rows))
+    return solved
 
 
 def _cut(texts: Sequence[SourceText], encoder: Encoding | None, request: IndexRequest) -> list[Passage]:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
+from msgspec.structs import replace
+
 from tunesmith.core.model_ref import ModelRef
 from tunesmith.core.types import Answer, Prompt, Record, Sampling, Sources
 
@@ -187,6 +189,16 @@ class GroundedPrompt:
 
     prompt: Prompt
     sources: Sources
+
+    def complete(self, answer: Answer, took_s: float) -> Answer:
+        """The answer with what was looked up for it, and with the time that this took: who asked has waited for it."""
+        first, total = answer.first_token_s, answer.total_s
+        return replace(
+            answer,
+            sources=self.sources,
+            first_token_s=None if first is None else first + took_s,
+            total_s=None if total is None else total + took_s,
+        )
 
 
 class Grounding(Model, Protocol):

@@ -7,6 +7,7 @@ and counted. What the inner model can do beyond whole prompts (`batches`, a gram
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -85,14 +86,16 @@ class GroundedModel:
 
     def answer(self, prompts: Sequence[Prompt], sampling: Sampling, on_answer: OnAnswer | None = None) -> list[Answer]:
         """See `Model.answer`; each answer has its `sources`."""
+        started = time.perf_counter()
         made = self.ground(prompts, sampling)
+        took_s = time.perf_counter() - started
 
         def tell(i: int, answer: Answer) -> None:
             if on_answer is not None:
-                on_answer(i, msgspec.structs.replace(answer, sources=made[i].sources))
+                on_answer(i, made[i].complete(answer, took_s))
 
         answers = self.model.answer([each.prompt for each in made], sampling, tell)
-        return [msgspec.structs.replace(answer, sources=each.sources) for answer, each in zip(answers, made, strict=True)]
+        return [each.complete(answer, took_s) for answer, each in zip(answers, made, strict=True)]
 
     def _fitted(self, prompt: Prompt, at: int, hits: Sequence[Hit], sampling: Sampling) -> GroundedPrompt:
         """The prompt with as many of the hits as fit; where not even one does, as it was."""

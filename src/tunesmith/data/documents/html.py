@@ -162,9 +162,9 @@ class _Walk:
 
     def _end_line(self) -> None:
         words = "".join(self._words)
-        kept = words.strip("\n") if self._as_it_is else "\n".join(" ".join(line.split()) for line in words.split("\n")).strip()
-        if kept.strip():
-            self.lines.append(self._start + kept)
+        line = words.strip("\n") if self._as_it_is else "\n".join(" ".join(part.split()) for part in words.split("\n")).strip()
+        if line.strip():
+            self.lines.append(self._start + line)
             self._start = ""
         self._words = []
 

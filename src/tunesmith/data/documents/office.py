@@ -34,10 +34,10 @@ def word(path: Path) -> Iterator[Piece]:
         styles = "p[style-name='Title'] => h1:fresh\np[style-name='Subtitle'] => h2:fresh"
         pictures = mammoth.images.img_element(lambda _: {"src": ""})  # nothing of them is opened
         try:
-            found = mammoth.convert_to_html(file, style_map=styles, convert_image=pictures)
+            converted = mammoth.convert_to_html(file, style_map=styles, convert_image=pictures)
         except RecursionError as error:
             raise Unreadable("too_deep", "its parts are nested too deeply", _MENDED) from error
-    yield Piece(text_of(found.value))
+    yield Piece(text_of(converted.value))
 
 
 def workbook(path: Path) -> Iterator[Piece]:
@@ -91,9 +91,9 @@ def _measured(path: Path, main: str) -> None:
 
 
 def _bounded(archive: zipfile.ZipFile) -> None:
-    said = sum(member.file_size for member in archive.infolist())
-    if said > MOST_BYTES:
-        raise Unreadable("too_large", f"it unpacks to {said >> 20} MiB, more than {MOST_BYTES >> 20}", "split it, or leave it out")
+    declared = sum(member.file_size for member in archive.infolist())
+    if declared > MOST_BYTES:
+        raise Unreadable("too_large", f"it unpacks to {declared >> 20} MiB, more than {MOST_BYTES >> 20}", "split it, or leave it out")
     left = MOST_BYTES
     for member in archive.infolist():
         left -= _read(archive, member, left)

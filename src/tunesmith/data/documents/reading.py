@@ -72,7 +72,7 @@ def read(words: Sequence[str], home: Path, skip: Sequence[str] = ()) -> Document
             elif piece.page is None or not _skipped(address, skip, used):
                 what = f"{piece.message}; {piece.remedy}" if piece.remedy else piece.message
                 faults.append(Fault(where=place_of(file.name, piece.page), code=piece.code, message=what))
-    if unused := [one for one in skip if one not in used]:
+    if unused := [name for name in skip if name not in used]:
         raise UsageError(f"skip '{unused[0]}' names no document", allowed=_named(files), remedy=nearest(unused[0], [f.name for f in files]))
     if faults:
         bad = len({fault.where.partition(", page ")[0] for fault in faults})
@@ -132,7 +132,7 @@ def _name(path: Path, given: Path, home: Path) -> str:
 
 
 def _skipped(name: str, skip: Sequence[str], used: set[str]) -> bool:
-    fits = [one for one in skip if one == name or fnmatch(name, one) or (fnmatch(Path(name).name, one) and "#" not in one)]
+    fits = [word for word in skip if word == name or fnmatch(name, word) or (fnmatch(Path(name).name, word) and "#" not in word)]
     used.update(fits)
     return bool(fits)
 
