@@ -291,3 +291,98 @@ def test_what_is_no_answer_is_a_502(store, answer):
     assert [one.status_code for one in asked(store, upstream)[0]] == [502]
     silent, _ = scripted([])
     assert asked(store, silent)[0][0].json()["error"]["code"] == "upstream_unreachable"
+
+
+# responses
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory):
+    """A server with a model of its own that passes to another one, with the stores of both."""
+    from tunesmith.api.app import create_app, running
+    from tunesmith.models.upstream import Upstream
+
+    stores = [Store.open(tmp_path_factory.mktemp(name)) for name in ("here", "there")]
+    with running(create_app({"echo": EchoModel()}, store=stores[1])) as behind:
+        models = {
+            "far": Upstream("echo", base_url=behind),
+            "gone": Upstream("echo", base_url="http://127.0.0.1:9/v1"),
+            "near": EchoModel("near"),
+        }
+        with running(create_app(models, store=stores[0])) as url:
+            clients = [openai.OpenAI(base_url=address, api_key="none", max_retries=0) for address in (url, behind)]
+            yield *clients, stores[0]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_response_passes_and_is_logged_and_kept(gateway, stream):
+    here, there, store = gateway
+    tools = [{"type": "function", "name": "f", "parameters": {}, "strict": False}]
+    body = {"model": "far", "input": 'call {"x": 1}', "tools": tools, "instructions": "Be brief."}
+    made = list(here.responses.create(**body, stream=True))[-1].response if stream else here.responses.create(**body)
+    row = rows(store)[-1]  # on disk when the client has seen the end
+    assert (row["id"], row["endpoint"], row["alias"], row["finish_reason"], row["prompt_tokens"]) == (
+        made.id,
+        "responses",
+        "far",
+        "tool_calls",
+        5,
+    )
+    assert json.loads(row["tool_calls"])[0]["function"] == {"name": "f", "arguments": '{"x": 1}'}
+    assert [message["role"] for message in json.loads(row["messages"])] == ["system", "user"]
+    assert here.responses.retrieve(made.id).to_dict() == there.responses.retrieve(made.id).to_dict() == made.to_dict()
+    assert [item.content[0].text for item in here.responses.input_items.list(made.id)] == ['call {"x": 1}']
+    result = {"type": "function_call_output", "call_id": made.output[0].call_id, "output": "7"}
+    later = here.responses.create(model="far", input=[result, {"role": "user", "content": "and now"}], previous_response_id=made.id)
+    assert (later.output_text, there.responses.retrieve(later.id).previous_response_id) == ("and now", made.id)
+    assert [message["role"] for message in json.loads(rows(store)[-1]["messages"])] == ["user", "assistant", "tool", "user"]
+    near = here.responses.create(model="near", input=[result, {"role": "user", "content": "x"}], previous_response_id=made.id)
+    assert near.output_text == "x"
+    here.responses.delete(made.id)
+    for client in (here, there):
+        with pytest.raises(openai.NotFoundError):
+            client.responses.retrieve(made.id)
+
+
+def test_what_the_other_server_cannot_know_is_answered_here(gateway):
+    here, there, store = gateway
+    first = here.responses.create(model="near", input="my name is Ada")
+    later = here.responses.create(model="far", input="what is it", previous_response_id=first.id)
+    assert later.output_text == "what is it"
+    assert [message["content"] for message in json.loads(rows(store)[-1]["messages"])] == ["my name is Ada", "my name is Ada", "what is it"]
+    with pytest.raises(openai.NotFoundError):
+        there.responses.retrieve(later.id)
+    hidden = there.responses.create(model="echo", input="another's secret")
+    with pytest.raises(openai.BadRequestError, match="Previous response with id"):
+        here.responses.create(model="far", input="tell me", previous_response_id=hidden.id)
+    for more in ({"background": True}, {"conversation": "conv_1"}):
+        with pytest.raises(openai.BadRequestError, match="not served"):
+            here.responses.create(model="far", input="x", **more)
+    with pytest.raises(openai.InternalServerError) as caught:
+        here.responses.create(model="gone", input="x")
+    assert caught.value.code == "upstream_unreachable"
+
+
+def test_a_server_without_responses_is_asked_by_chat_completions(store):
+    absent = whole({"detail": "Not Found"}).replace(b"200 OK", b"404 Not Found")
+    upstream, seen = scripted([absent], [said("c" * 30, "yes")], [said("d" * 30, "no")])
+    answers, logged = asked(store, upstream, 2, path="responses", input="q")
+    assert [answer.json()["output"][0]["content"][0]["text"] for answer in answers] == ["yes", "no"]
+    assert seen["paths"] == ["/v1/responses", "/v1/chat/completions", "/v1/chat/completions"]
+    assert [(row["endpoint"], row["answer"]) for row in logged] == [("responses", "yes"), ("responses", "no")]
+    missing = {"error": {"message": "no such model", "type": "invalid_request_error", "param": "model", "code": "model_not_found"}}
+    upstream, seen = scripted([whole(missing).replace(b"200 OK", b"404 Not Found")])
+    (answer,), _ = asked(store, upstream, path="responses", input="q")
+    assert (answer.status_code, answer.json(), seen["paths"]) == (404, missing, ["/v1/responses"])
+
+
+def test_the_end_of_a_stream_of_events_waits_for_the_log(store):
+    """The mark of the end comes in two pieces, and what cannot be read passes."""
+    done = {"type": "response.completed", "response": {"id": "r" * 30, "model": "x", "status": "incomplete", "output": [
+        {"type": "web_search_call", "id": "w"}, {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "yes"}]},
+    ], "incomplete_details": {"reason": "max_output_tokens"}, "usage": {"input_tokens": 3, "output_tokens": 2}}}  # fmt: skip
+    text = b"event: response.completed\ndata: " + json.dumps(done).encode() + b"\n\n"
+    upstream, _ = scripted([STREAM, text[:45], text[45:]], keep=False)
+    (answer,), (row,) = asked(store, upstream, path="responses", input="q", stream=True)
+    assert answer.content == text
+    assert (row["id"], row["answer"], row["finish_reason"], row["completion_tokens"]) == ("r" * 30, "yes", "length", 2)

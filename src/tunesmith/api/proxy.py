@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 from starlette.responses import Response
 
-from tunesmith.api import errors, proxy_read
+from tunesmith.api import errors, proxy_read, proxy_responses
 from tunesmith.api.errors import APIError
 from tunesmith.api.exchange import answered_by, ended_by, opened
 from tunesmith.api.http import Receive, Scope, Send
 from tunesmith.api.state import State
 from tunesmith.core import wire
 from tunesmith.core.deployment import Variant
-from tunesmith.deploy.answered import CLIENT_LEFT, Exchange, client_left
+from tunesmith.deploy.answered import CLIENT_LEFT, Exchange, Outcome, client_left
 from tunesmith.deploy.router import Target
 from tunesmith.models.base import Passing, passing
 from tunesmith.models.connection import Incoming
@@ -29,10 +29,11 @@ from tunesmith.models.connection import Incoming
 # What is passed: how the log names it, and how the ids of its rows begin where the answer has none.
 _PASSED = {
     "/v1/chat/completions": ("chat.completions", "chatcmpl-"),
+    "/v1/responses": ("responses", "resp_"),
     "/v1/completions": ("completions", "cmpl-"),
     "/v1/embeddings": ("embeddings", "embd-"),
 }
-_END = b"data: [DONE]"
+_ENDS = (b"data: [DONE]",)
 _LOOK_S = 0.25  # a request that took so long is worth looking whether its client is still there
 _UNIQUE = 24  # characters of an id that can be taken for random
 _HEADERS = (b"content-type", b"content-encoding", b"retry-after", b"x-request-id")
@@ -71,16 +72,28 @@ class Proxy:
         exchange = opened(self.state, scope, *_PASSED[path], head)
         try:
             tree = _object.decode(body)
-            _note_prompt(exchange, path, body, tree)
+            if path == proxy_responses.PATH:
+                await proxy_responses.note_prompt(self.state, exchange, tree)
+            else:
+                _note_prompt(exchange, path, body, tree)
             target = first if first.deployment is None else self.state.passed_to(head.model, exchange.key)
             upstream = passing(target.model) if target is not None else None
             if target is None or upstream is None:
                 return None
+            passage = Passage(self.state, exchange, path)
+            if path == proxy_responses.PATH:
+                if not await proxy_responses.passes(self.state, exchange, tree, target):
+                    return None
+                passage.ends, passage.read = proxy_responses.ENDS, proxy_responses.answer
+                passage.keep = proxy_responses.keeping(self.state, exchange, tree)
+                passage.lacks = proxy_responses.lacking
             answered_by(exchange, target)
-            if path.endswith("/chat/completions"):
-                _put_in(tree, target)
+            _put_in(tree, target, path)
             tree["model"] = msgspec.Raw(msgspec.json.encode(target.model.name))
-            return await passed(Passage(self.state, exchange, path), upstream, msgspec.json.encode(tree), receive)
+            answer = await passed(passage, upstream, msgspec.json.encode(tree), receive)
+            if answer is None:
+                proxy_responses.note_absent(self.state, target)
+            return answer
         except asyncio.CancelledError:  # the server ends: this task with it, so the row is written by one of its own
             self.state.spawn(exchange.end(client_left()))
             raise
@@ -99,14 +112,19 @@ def _note_prompt(exchange: Exchange, path: str, body: bytes, tree: dict[str, msg
     exchange.messages = read(msgspec.json.decode(given)) if given is not None else ()
 
 
-def _put_in(tree: dict[str, msgspec.Raw], target: Target) -> None:
-    """What the variant brings: its instruction in place of the request's, its shots, its sampling where the request leaves it open."""
+def _put_in(tree: dict[str, msgspec.Raw], target: Target, path: str) -> None:
+    """What the variant brings to a chat: its instruction in place of the request's, its shots, its sampling where the request leaves it
+    open."""
+    limits = {"/v1/chat/completions": ("max_tokens", "max_completion_tokens"), proxy_responses.PATH: ("max_output_tokens",)}.get(path)
+    if limits is None:
+        return
     turns = msgspec.json.decode(tree["messages"]) if target.variant.prompted and "messages" in tree else None
     if isinstance(turns, list):
         tree["messages"] = msgspec.Raw(msgspec.json.encode(_under(target.variant, turns)))
     for name, value in target.defaults.items():
-        if name not in tree and not (name == "max_tokens" and "max_completion_tokens" in tree):
-            tree[name] = msgspec.Raw(msgspec.json.encode(int(value) if name == "max_tokens" else value))
+        names = limits if name == "max_tokens" else (name,)
+        if not any(own in tree for own in names):
+            tree[names[0]] = msgspec.Raw(msgspec.json.encode(int(value) if name == "max_tokens" else value))
 
 
 def _under(variant: Variant, turns: list[Any]) -> list[Any]:
@@ -141,13 +159,18 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 @dataclass(slots=True)
 class Passage:
-    """One request on its way through: its exchange, and what went wrong with its answer."""
+    """One request on its way through: its exchange, and what went wrong with its answer. `ends` are the marks of a stream's end, `read`
+    reads its bytes, `keep` keeps what was answered, `lacks` tells that the server does not have the path, so that nothing was answered."""
 
     state: State
     exchange: Exchange
     path: str
     status: int = 200
     error: str = ""
+    ends: tuple[bytes, ...] = _ENDS
+    read: Callable[[bytes], tuple[str, Outcome]] = proxy_read.answer
+    keep: Callable[[bytes], Awaitable[None]] | None = None
+    lacks: Callable[[int, bytes], bool] | None = None
 
     def broken(self, error: OSError) -> APIError:
         """Note why no whole answer came; gives what the client is instruction."""
@@ -158,7 +181,7 @@ class Passage:
     async def end(self, whole: bytes, status: int | None = None) -> None:
         """End the exchange with the bytes of the answer."""
         self.status = status or self.status
-        number, outcome = proxy_read.answer(whole)
+        number, outcome = self.read(whole)
         # Some servers count their answers, or draw from a few numbers: two of those must not become one row.
         if len(number) >= _UNIQUE:
             self.exchange.own_id = number
@@ -169,10 +192,15 @@ class Passage:
             error = self.error or proxy_read.error(whole)
             outcome = msgspec.structs.replace(outcome, status=self.status, error=error, finish_reason=finish)
         await self.exchange.end(outcome)
+        if self.keep is not None and self.status < 400:
+            await self.keep(whole)
 
 
-async def passed(passage: Passage, upstream: Passing, body: bytes, receive: Receive) -> Response | Streamed:
-    """The upstream's answer to a request. Raises APIError 502 when it cannot be reached, 499 when the client left before it."""
+async def passed(passage: Passage, upstream: Passing, body: bytes, receive: Receive) -> Response | Streamed | None:
+    """The upstream's answer to a request; None of one that lacks the path, where the passage looks at that.
+
+    Raises APIError 502 when it cannot be reached, 499 when the client left before it.
+    """
     try:
         with _Present(receive):
             answer = await upstream.send(passage.path.removeprefix("/v1"), body)
@@ -184,6 +212,8 @@ async def passed(passage: Passage, upstream: Passing, body: bytes, receive: Rece
                 whole = await answer.read()
             finally:
                 answer.close()
+            if passage.lacks is not None and passage.lacks(answer.status, whole):
+                return None
     except OSError as error:
         problem = passage.broken(error)
         await passage.end(b"")
@@ -239,7 +269,8 @@ class Streamed:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the pieces as they come. A client that leaves ends the upstream's work."""
-        seen, tail, rest = list[bytes](), b"", b""
+        seen, tail, rest, ends = list[bytes](), b"", b"", self.passage.ends
+        longest = max(map(len, ends))
         try:
             with _Present(receive):
                 await send({"type": "http.response.start", "status": self.answer.status, "headers": self.headers})
@@ -249,11 +280,12 @@ class Streamed:
                     if rest:
                         rest += piece
                         continue
-                    if (end := (tail + piece).find(_END)) >= 0:  # the mark may come in two pieces
-                        cut = max(end - len(tail), 0)
+                    places = [at for mark in ends if (at := (tail + piece).find(mark)) >= 0]
+                    if places:  # the mark may come in two pieces
+                        cut = max(min(places) - len(tail), 0)
                         piece, rest = piece[:cut], piece[cut:]
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
-                    tail = (tail + piece)[1 - len(_END) :]
+                    tail = (tail + piece)[1 - longest :]
         except asyncio.CancelledError:
             self.passage.state.spawn(self.passage.end(b"".join(seen), CLIENT_LEFT))
             raise

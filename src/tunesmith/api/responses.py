@@ -25,7 +25,7 @@ from tunesmith.api.response_events import ResponseEvents
 from tunesmith.api.state import State, state_of
 from tunesmith.core.chat_request import ChatRequest
 from tunesmith.core.errors import ContextExceeded, StoreError
-from tunesmith.core.response_items import Item, ReferenceItem, given_items, kept_items, turns
+from tunesmith.core.response_items import Item, ReferenceItem, check_pairs, given_items, kept_items, turns
 from tunesmith.core.response_object import Ending, Shown, ending_of, holder_of, listed_items, output_items, response_object, usage
 from tunesmith.core.responses_request import ResponsesRequest, responses_request
 from tunesmith.core.types import Answer, Message, Prompt, Sampling
@@ -129,17 +129,19 @@ async def _conversation(state: State, asked: ResponsesRequest, project: str) -> 
     needs_store = asked.previous_response_id is not None or any(isinstance(item, ReferenceItem) for item in given)
     if not needs_store:
         own = tuple(item for item in given if not isinstance(item, ReferenceItem))
-        return own, _instructed(asked, turns(own))
+        return own, _instructed(asked, own)
     if store is None:
         raise BadRequest(
             "this server keeps no responses", param="previous_response_id", code="unsupported_value", allowed="all items in 'input'"
         )
     before = await away(_before, store, asked.previous_response_id, project)
     own = tuple([await away(_referred, store, item, project) if isinstance(item, ReferenceItem) else item for item in given])
-    return own, _instructed(asked, turns([*before, *own]))
+    return own, _instructed(asked, [*before, *own])
 
 
-def _instructed(asked: ResponsesRequest, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+def _instructed(asked: ResponsesRequest, items: Sequence[Item]) -> tuple[Message, ...]:
+    check_pairs(items)
+    messages = turns(items)
     return messages if not asked.instructions else (Message(role="system", content=asked.instructions), *messages)
 
 

@@ -34,6 +34,8 @@ _log = logging.getLogger("tunesmith.api")
 class State:
     """Shared by all requests. `answered` is where they end, `ready` what /readyz says; without a `store` there are no files and jobs.
 
+    `chats_only` has the other servers that were found without /responses, and until when (`time.monotonic`) that is believed.
+
     `models` says what a word means; `names` maps what clients call a model (one of OpenAI's names) to such a word.
     """
 
@@ -51,6 +53,7 @@ class State:
     base64_embeddings: bool = True
     python_graders: bool = False
     ready: bool = True
+    chats_only: dict[str, float] = field(default_factory=dict)
     _encoders: dict[str, Encoding] = field(default_factory=dict)
     _loaded: dict[tuple[ModelRef, Retrieval | None], Model] = field(default_factory=dict)
     _loading: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -7,8 +7,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from tunesmith.api import proxy_responses
 from tunesmith.api.http import away, limit_of, listing, oldest_first, project_of, reply
-from tunesmith.api.state import store_of
+from tunesmith.api.state import state_of, store_of
 from tunesmith.core.wire import BadRequest
 from tunesmith.store.paging import Row
 from tunesmith.store.responses import Responses
@@ -58,6 +59,8 @@ async def cancel(request: Request) -> Response:
 
 
 async def delete(request: Request) -> Response:
-    """DELETE /responses/{response}."""
-    row = await away(Responses(store_of(request)).delete, request.path_params["response"], project_of(request))
+    """DELETE /responses/{response}: here, and first at the other server that has it too."""
+    row = await _row(request)
+    await proxy_responses.forget(state_of(request), row)
+    await away(Responses(store_of(request)).delete, row["id"], project_of(request))
     return reply({"id": row["id"], "object": "response", "deleted": True})

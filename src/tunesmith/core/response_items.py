@@ -168,11 +168,8 @@ def _part(raw: Any, where: str) -> Any:
 
 
 def turns(items: Sequence[Item]) -> tuple[Message, ...]:
-    """The items as a chat's messages: thoughts, words and calls that follow each other are one turn of the assistant.
-
-    Raises BadRequest for a result without its call, and a call without its result.
-    """
-    _paired(items)
+    """The items as a chat's messages: thoughts, words and calls that follow each other are one turn of the assistant. Raises BadRequest for
+    thoughts that another server encrypted."""
     made, open_turn = list[Message](), Message(role="assistant")
     for item in items:
         if isinstance(item, (MessageItem, ResultItem)) and not (isinstance(item, MessageItem) and item.role == "assistant"):
@@ -227,8 +224,8 @@ def _words(parts: Sequence[Any]) -> str:
     return "".join(part.refusal if isinstance(part, Refusal) else part.text for part in parts)
 
 
-def _paired(items: Sequence[Item]) -> None:
-    """Refuse, in OpenAI's words, a result of no call and a call that nothing answers."""
+def check_pairs(items: Sequence[Item]) -> None:
+    """Refuse, in OpenAI's words, a result of no call and a call that nothing answers. Raises BadRequest."""
     called = dict[str, bool]()
     for item in items:
         if isinstance(item, CallItem):

@@ -178,6 +178,10 @@ class Passing(Model, Protocol):
         """POST a body to `path` below /v1; the answer's headers have come. Raises OSError when there is no answer."""
         ...
 
+    async def delete(self, path: str) -> int:
+        """DELETE `path` below /v1; the status of the answer. Raises OSError when there is none."""
+        ...
+
     def close(self) -> None:
         """Close the connections."""
         ...

@@ -18,7 +18,7 @@ _MOST_WAITING = 1 << 20  # bytes of an answer that wait for their reader before 
 
 
 class Connections:
-    """Sends POST requests to the server at `base_url`, as many at once as are asked for. Each answer must be whole within `timeout_s`."""
+    """Sends requests to the server at `base_url`, as many at once as are asked for. Each answer must be whole within `timeout_s`."""
 
     def __init__(self, base_url: str, *, timeout_s: float) -> None:
         url = urlsplit(base_url)
@@ -27,9 +27,13 @@ class Connections:
         self._authority, self._path, self._timeout_s = url.netloc.rpartition("@")[2], url.path, timeout_s
         self._idle: list[_Connection] = []
 
-    def head(self, path: str, headers: dict[str, str]) -> bytes:
+    def head(self, path: str, headers: dict[str, str], method: str = "POST") -> bytes:
         """The lines of a request for `path` below the base, up to the number of its body's bytes."""
-        lines = [f"POST {self._path}{path} HTTP/1.1", f"host: {self._authority}", *(f"{name}: {value}" for name, value in headers.items())]
+        lines = [
+            f"{method} {self._path}{path} HTTP/1.1",
+            f"host: {self._authority}",
+            *(f"{name}: {value}" for name, value in headers.items()),
+        ]
         return "\r\n".join([*lines, "content-length: "]).encode("latin-1")
 
     async def send(self, head: bytes, body: bytes) -> Incoming:

@@ -35,9 +35,21 @@ class Upstream:
         """POST a body as it is to `path` below /v1; the answer's headers have come. Raises OSError when there is no answer."""
         head = self._heads.get(path)
         if head is None:
-            headers = {"content-type": "application/json", "authorization": f"Bearer {self._api_key}"}
-            head = self._heads[path] = self._connections.head(path, headers)
+            head = self._heads[path] = self._connections.head(path, self._headers)
         return await self._connections.send(head, body)
+
+    async def delete(self, path: str) -> int:
+        """DELETE `path` below /v1; the status of the answer. Raises OSError when there is none."""
+        answer = await self._connections.send(self._connections.head(path, self._headers, "DELETE"), b"")
+        try:
+            await answer.read()
+        finally:
+            answer.close()
+        return answer.status
+
+    @property
+    def _headers(self) -> dict[str, str]:
+        return {"content-type": "application/json", "authorization": f"Bearer {self._api_key}"}
 
     def close(self) -> None:
         """Close the connections."""

@@ -25,11 +25,13 @@ class Responses:
     def put(
         self, response: Mapping[str, Any], items: Sequence[Mapping[str, Any]], *, project: str, created: float, elsewhere: str | None = None
     ) -> None:
-        """Keep a response and the items of its request; `elsewhere` is the alias of the other server that has it too."""
+        """Keep a response and the items of its request; `elsewhere` is the alias of the other server that has it too. Of an id that is
+        there already (another server gave it twice) the first stays."""
         row = {"id": response["id"], "created": created, "project": project, "model": response["model"], "expires": created + KEPT_S}
         row |= {"previous": response.get("previous_response_id"), "elsewhere": elsewhere, "items": list(items), "response": dict(response)}
         with self._store.writing() as connection:
-            connection.execute(sa.insert(responses).values(**row))
+            if connection.execute(sa.select(responses.c.id).where(responses.c.id == row["id"])).first() is None:
+                connection.execute(sa.insert(responses).values(**row))
 
     def find(self, number: str, project: str) -> Row:
         """A kept response. Raises Missing."""
