@@ -34,7 +34,7 @@ decide:
   shard: 8
   latency_rows: 2
   machine_per_hour: 3.6
-  learning: {{shares: [0.5], seeds: [0]}}
+  learning: {{shares: [0.25, 0.5], seeds: [0]}}
 """
 FROZEN = "Say yes or no."
 
@@ -102,6 +102,9 @@ def test_every_arm_is_asked_the_same_sealed_rows_and_one_is_chosen(decided):
     assert arms["fine-tuned"]["build_s"] > 0
     assert arms["zero-shot"]["build_s"] == 0
     assert all(arm["latency_p50_s"] <= arm["latency_p95_s"] for arm in arms.values() if arm["latency_p50_s"] is not None)
+    assert {point["rows"] for point in found["learning"]["points"]} == {0, 12, 24, 48}
+    assert [one["times"] for one in found["learning"]["more"]] == [2, 10]
+    assert all(one["low"] <= one["value"] <= one["high"] for one in found["learning"]["more"])
     assert arms["prompt"]["variant"]["instruction"] == f"Read it. {FROZEN} Who signed it?"
     assert FROZEN in arms["optimised-prompt"]["choices"]["instruction"]
 

@@ -24,6 +24,7 @@ from tunesmith.flow.decide.budget import Budget
 from tunesmith.flow.decide.build import Built, build
 from tunesmith.flow.decide.desk import Desk
 from tunesmith.flow.decide.evidence import evidence_of, measured
+from tunesmith.flow.decide.learning import learning_curve
 from tunesmith.flow.decide.racing import run_race
 from tunesmith.flow.decide.report import Found, written
 from tunesmith.flow.decide.upkeep import Upkeep, priced, upkeep_of
@@ -40,7 +41,7 @@ _QUICK: dict[str, Any] = {
     "shots": (4,),
     "passages": (3,),
     "latency_rows": 4,
-    "learning": Learning(shares=(0.5,), seeds=(0,)),
+    "learning": Learning(shares=()),
 }
 _LEFT_TO_LONGER = ("few-shot-greedy", "distilled")  # kinds that --quick builds only where they are named
 
@@ -130,14 +131,17 @@ def _carried_out(desk: Desk, arms: Arms, identity: str, out: Path, command: str)
     able, barred = _able(desk, built, upkeeps)
     raced = run_race(desk, able, identity)
     figures = evidence_of(desk, able, raced)
+    skipped: dict[str, str] = {}
+    desk.forget()
+    curve = learning_curve(desk, built, skipped)
     plan = desk.plan
     arms_measured = [measured(one, upkeeps[one.arm.name], raced, figure) for one, figure in zip(able, figures, strict=True)]
     decision = decide(
         [*arms_measured, *barred], plan.margin, plan.constraints, plan.alpha, requests=plan.requests_per_month, race=raced.race
     )
     more = {"volume": volumes(list(upkeeps.values()), decision, plan.requests_per_month)}
-    left_out |= {arm.name: "; ".join(broken_limits(arm, plan.constraints)) for arm in barred}
-    report = written(desk, Found(identity, command, decision, figures, raced, upkeeps, left_out, None, more), out)
+    left_out |= {arm.name: "; ".join(broken_limits(arm, plan.constraints)) for arm in barred} | skipped
+    report = written(desk, Found(identity, command, decision, figures, raced, upkeeps, left_out, curve, more), out)
     return Outcome(decision, report, out)
 
 

@@ -170,7 +170,7 @@ def learning_sentences(learning: dict[str, Any]) -> list[str]:
 
 
 def _drawn(learning: dict[str, Any]) -> dict[str, Any]:
-    observed = [(one["rows"], one["score"]) for one in learning["points"]]
+    observed = [(one["rows"], one["score"]) for one in learning["points"] if one["rows"]]
     return {"observed": observed, "sentences": learning_sentences(learning)}
 
 

@@ -1,0 +1,167 @@
+"""The decision on three real tasks, offline: one that fine-tuning should win, one that retrieval should win, one where prompting suffices;
+what learning curves foresee; and the simulated decisions of `benchmarks.simulate_decide`. Everything is run through the command line.
+
+`python -m benchmarks.decide TASK` runs one task alone (`--quick`: its first verdict), `curves` the learning curves.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.decide_curves import curve_table
+
+HEADLINES = ("decide_within_margin", "decide_rows_saved", "curve_inside", "first_verdict_minutes")
+ROOT = Path(__file__).resolve().parent.parent
+WORK = ROOT / ".bench" / "decide"
+PAGE = ROOT / "docs" / "decide.md"
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+
+COMMON = "base: smollm2-135m\nclean: {near_duplicates: {threshold: 0.8, action: cluster}}\n"
+TASKS = {
+    "entities": "Named entities of sentences in credit agreements (`ner_finance`, 1,164 rows)",
+    "occupations": "Job title → occupation (`soc_codes`, 1,998 rows, 648 classes)",
+    "invoices": "The invoice's number out of a message (made by a rule, 400 rows)",
+}
+YAMLS = {
+    "entities": """name: entities
+sources: [{path: "catalog:ner_finance"}]
+split: {validation: 0.08, test: 0.24, by: cluster, at_least_train: 500}
+evaluate: {metrics: [entity_f1, exact_match]}
+decide:
+  arms: [zero-shot, few-shot-random, few-shot-nearest, retrieval-rows, fine-tuned]
+  margin: 0.05
+""",
+    "occupations": """name: occupations
+sources: [{path: rows.jsonl}]
+split: {validation: 0.06, test: 0.15}
+evaluate: {metrics: [exact_match]}
+decide:
+  arms: [zero-shot, few-shot-random, few-shot-nearest, retrieval-rows, fine-tuned]
+  margin: 0.05
+""",
+    "invoices": """name: invoices
+sources: [{path: rows.jsonl}]
+split: {validation: 0.15, test: 0.35}
+evaluate: {metrics: [exact_match]}
+decide:
+  arms: [zero-shot, prompt, few-shot-random, few-shot-greedy, optimised-prompt, retrieval-rows, fine-tuned]
+  prompt: Copy the invoice number from the message. Reply with the number alone.
+  margin: 0.05
+""",
+}
+PLAN = "  machine_per_hour: 0.20\n  requests_per_month: 100000\n"
+NAMES = ("Anna", "Luis", "Mei", "Tom", "Priya", "Olga", "Jonas", "Amina")
+GOODS = ("October delivery", "new chairs", "site visit", "license renewal", "catering", "repair of the lift", "audit", "translation")
+MESSAGES = (
+    "Dear {n}, please find attached invoice {i} for the {g}. Best regards, {m}",
+    "Hi {n}, we have not received the payment of invoice {i} yet. It was for the {g}. {m}",
+    "{n}, can you check {i}? The {g} was billed twice. Thanks, {m}",
+    "The {g} is done. Our invoice {i} is due in 30 days. Kind regards, {m}",
+    "{m} here. Before we pay for the {g} I need a copy of {i}, {n}.",
+)
+
+
+def invoices() -> list[dict[str, Any]]:
+    """Messages that name one invoice, and its number."""
+    draw, rows = random.Random(7), []
+    for _ in range(400):
+        number = f"INV-{draw.randint(1000, 9999)}"
+        said = draw.choice(MESSAGES).format(n=draw.choice(NAMES), m=draw.choice(NAMES), g=draw.choice(GOODS), i=number)
+        rows.append({"messages": [{"role": "user", "content": said}, {"role": "assistant", "content": number}]})
+    return rows
+
+
+def occupations() -> list[dict[str, Any]]:
+    """Titles with their occupations, without the instruction that all rows share, or all rows would be near-duplicates."""
+    from tunesmith.models.catalog import Catalog
+
+    rows = []
+    for line in Catalog().dataset("soc_codes").read_text("utf-8").splitlines():
+        row = json.loads(line)
+        title = row["input"][-1]["content"].removeprefix("What is the SOC Code for the job title ").rstrip("' ")
+        rows.append({"messages": [{"role": "user", "content": title}, {"role": "assistant", "content": row["ideal"].strip()}]})
+    return rows
+
+
+def prepared(task: str) -> Path:
+    """The task's folder with its project file and, where they are not the catalogue's, its rows."""
+    folder = WORK / task
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tunesmith.yaml").write_text(COMMON + YAMLS[task] + PLAN)
+    makers = {"occupations": occupations, "invoices": invoices}
+    if task in makers and not (folder / "rows.jsonl").exists():
+        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in makers[task]()))
+    return folder
+
+
+def decided(task: str, *words: str) -> tuple[dict[str, Any], float]:
+    """`tunesmith decide` on the task: its report, and the minutes that the whole command took."""
+    folder, began = prepared(task), time.monotonic()
+    command = [sys.executable, "-m", "tunesmith", "decide", "--json", "--out", "quick" if "--quick" in words else "decision", *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{task}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1]), (time.monotonic() - began) / 60
+
+
+def arms_table(report: dict[str, Any]) -> str:
+    """Every arm of a report: rows, value with interval, against the best simpler arm, seconds and dollars."""
+    from benchmarks.harness import table
+
+    rows = []
+    for arm in report["arms"]:
+        interval, difference = arm["interval"], arm["difference"]
+        span = f" [{interval['low']:.3f}, {interval['high']:.3f}]" if interval else ""
+        gap = (
+            f"{difference['estimate']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}] ({arm['against']})" if difference else "–"
+        )
+        name = f"**{arm['name']}**" if arm["chosen"] else arm["name"]
+        rows.append(
+            (name, arm["rows"], f"{arm['value']:.3f}{span}", gap, f"{arm['busy_s']:.2f}", f"{arm['build_s']:.0f}", arm["usd_per_1000"])
+        )
+    return table(
+        ("arm", "rows", report["metric"]["name"], "minus the best simpler arm", "s a request", "s to build", "USD for 1,000"), rows
+    )
+
+
+def main() -> None:
+    """All tasks, their first verdicts timed, the curves, and the simulation."""
+    from benchmarks import simulate_decide
+    from benchmarks.harness import machine, ratio
+
+    parts, slowest, points = [], 0.0, []
+    for task, about in TASKS.items():
+        quick, minutes = decided(task, "--quick")
+        slowest = max(slowest, minutes)
+        whole, took = decided(task)
+        parts += [f"### {about}", "", whole["verdict"], "", arms_table(whole), ""]
+        parts += [
+            f"First verdict (`--quick`) after {minutes:.1f} minutes: {quick['verdict']} The whole experiment: {took:.1f} minutes.",
+            "",
+        ]
+        points.append((task, whole))
+    curves, inside = curve_table(points)
+    lines = [ratio("first_verdict_minutes", slowest), ratio("curve_inside", inside)]
+    text = "\n".join(
+        [f"`make bench-decide`, {machine()}.", "", *parts, "### Learning curves", "", curves, "", *(f"`{line}`" for line in lines)]
+    )
+    page = PAGE.read_text("utf-8")
+    head, tail = page.partition(BEGIN)[0], page.partition(END)[2]
+    PAGE.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", "utf-8")
+    simulate_decide.main()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["curves"]:
+        print(curve_table([])[0])
+    elif sys.argv[1:]:
+        found, minutes = decided(sys.argv[1], *sys.argv[2:])
+        print(found["verdict"], arms_table(found), f"{minutes:.1f} minutes", sep="\n\n")
+    else:
+        main()
