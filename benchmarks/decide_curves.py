@@ -23,7 +23,7 @@ REGISTRY = {
     "occupations": "soc_codes/samples.jsonl",
     "sarcasm": "sarcasm/samples.jsonl",
     "heart disease": "heart-disease/samples.jsonl",
-    "food": "food/samples.jsonl",
+    "singers": "guess_the_singer/samples.jsonl",
     "causes": "corr2cause/corr2cause.jsonl",
 }
 

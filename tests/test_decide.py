@@ -105,6 +105,8 @@ def test_every_arm_is_asked_the_same_sealed_rows_and_one_is_chosen(decided):
     assert {point["rows"] for point in found["learning"]["points"]} == {0, 12, 24, 48}
     assert [one["times"] for one in found["learning"]["more"]] == [2, 10]
     assert all(one["low"] <= one["value"] <= one["high"] for one in found["learning"]["more"])
+    assert found["probe"]["closed"]["estimate"] == 0
+    assert found["probe"]["rows"] <= 12
     assert arms["prompt"]["variant"]["instruction"] == f"Read it. {FROZEN} Who signed it?"
     assert FROZEN in arms["optimised-prompt"]["choices"]["instruction"]
 
@@ -169,6 +171,9 @@ def test_a_decided_arm_is_put_in_force_and_answers_as_it_was_measured(decided, c
         (("--decide.marginn", "0.1"), "did you mean"),
         (("--evaluate.metrics", "[perplexity]"), "perplexity"),
         (("--arms", "retrieval"), "decide.documents"),
+        (("--decide.needs.fresh_facts", "true", "--arms", "zero-shot,few-shot,fine-tuned"), "2312.05934"),
+        (("--decide.needs.fresh_fact", "true"), "did you mean 'fresh_facts'"),
+        (("--decide.needs.memory_bytes", "1", "--arms", "zero-shot"), "at most 1 allowed"),
         (("--decide.documents", "[nowhere]"), "no document 'nowhere'"),
         (("--decide.documents", "[rows.jsonl]"), "rows.jsonl"),
     ],

@@ -8,6 +8,7 @@ import re
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.types import Record
 from tunesmith.decide.records import Constraints
+from tunesmith.decide.rules import Needs
 
 _BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h)")
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -32,19 +33,22 @@ class Decide(Record, frozen=True):
     `arms` are kinds of arms (see `decide/arms.py`), each for every base, or one of them as KIND@BASE; empty: all that can be built here.
     `prompt` is the user's own instruction; what stands in it between `{{` and `}}` is never changed by the search for a better one.
     `bases` come beside the project's `base`; `models` are larger or hosted models that answer as they are; `teacher` is a model on whose
-    answers the arm `distilled` is trained; `documents` are files and folders that retrieval arms look things up in,
-    without those (or pages of them) that `skip` names.
+    answers the arm `distilled` is trained; `documents` are files and folders that retrieval arms look things up in, without those (or pages
+    of them) that `skip` names.
 
     The decision is the cheapest arm that is not worse than the best by `margin` of the first metric's scale, at the level `alpha`.
     `shots` and `passages` are the numbers of solved rows and passages to choose from; `encoder` of the catalogue (or `words`: tf-idf) says
-    what is alike. Choices are made on the first `validation_rows` of
-    the validation part, `test_rows` of the sealed test part decide (None: as `evaluate.limit` says), `shard` of them at a time. Latency is
-    that of `latency_rows` validation questions, asked one by one.
+    what is alike. Choices are made on the first `validation_rows` of the validation part, `test_rows` of the sealed test part decide (None:
+    as `evaluate.limit` says), `shard` of them at a time. Latency is that of `latency_rows` validation questions, asked one by one.
 
-    An arm that breaks one of the `constraints`, as measured on validation rows, is asked no test row. `machine_per_hour` is what an hour of
-    this machine costs (US dollars), `busy` the share of it that serving would be at work. With `requests_per_month` the cheapest is the one
-    with the least cost of building and so many answers, without it the simplest to keep running. `budget` (90s, 20m, 2h) bounds the time of
-    the experiment, `budget_usd` what it costs; `quick` makes everything smaller, for a first verdict.
+    `needs` is the questionnaire (fresh facts? sources? form? private?): arms that cannot meet an answer are cut before anything is spent.
+    `enough` is the score (0 to 1) at which the task counts as done, for the probe of what the base lacks. An arm that breaks one of the
+    `constraints`, as measured on validation rows, is asked no test row.
+
+    `machine_per_hour` is what an hour of this machine costs (US dollars), `busy` the share of it that serving would be at work. With
+    `requests_per_month` the cheapest is the one with the least cost of building and so many answers, without it the simplest to keep.
+    `budget` (90s, 20m, 2h) bounds the time of the experiment, `budget_usd` what it costs; `quick` makes everything smaller, for a first
+    verdict.
     """
 
     arms: tuple[str, ...] = ()
@@ -64,7 +68,9 @@ class Decide(Record, frozen=True):
     shard: int = 24
     latency_rows: int = 8
     learning: Learning = Learning()
+    needs: Needs = Needs()
     constraints: Constraints = Constraints()
+    enough: float = 0.8
     machine_per_hour: float | None = None
     busy: float = 1.0
     requests_per_month: float | None = None
@@ -91,7 +97,7 @@ class Decide(Record, frozen=True):
             numbers = getattr(self, key)
             if not numbers or min(numbers) < 1 or len(set(numbers)) < len(numbers):
                 raise ConfigError(f"{key} {list(numbers)}", where=f"decide.{key}", allowed="at least one number from 1, each once")
-        for key, low, high in (("margin", 0.0, 1.0), ("alpha", 0.0, 0.5), ("busy", 0.0, 1.0)):
+        for key, low, high in (("margin", 0.0, 1.0), ("alpha", 0.0, 0.5), ("busy", 0.0, 1.0), ("enough", 0.0, 1.0)):
             value = getattr(self, key)
             if not low < value <= high:
                 raise ConfigError(f"{key} is {value}", where=f"decide.{key}", allowed=f"above {low:g}, at most {high:g}")

@@ -17,6 +17,7 @@ from tunesmith.core.types import digest
 from tunesmith.decide.arms import Arm, Arms, arms_of
 from tunesmith.decide.plan import Decide, Learning
 from tunesmith.decide.records import Decision, MeasuredArm
+from tunesmith.decide.rules import Guidance
 from tunesmith.decide.verdict import broken_limits, cheapest_first, decide
 from tunesmith.flow.context import ProjectContext
 from tunesmith.flow.decide.beforehand import check_budget, expected_s, look
@@ -27,6 +28,7 @@ from tunesmith.flow.decide.evidence import evidence_of, measured
 from tunesmith.flow.decide.learning import learning_curve
 from tunesmith.flow.decide.racing import run_race
 from tunesmith.flow.decide.report import Found, written
+from tunesmith.flow.decide.ruling import knowledge_probe, needs_of, ruled
 from tunesmith.flow.decide.upkeep import Upkeep, priced, upkeep_of
 from tunesmith.flow.decide.volume import volumes
 from tunesmith.flow.pipeline.run import opened
@@ -91,10 +93,11 @@ def run_decide(project: Project, folder: Path, progress: Progress, *, out: Path,
             for context in contexts.values():
                 for stage in _DATA:
                     context.runner.run(stage)
+            arms, published = ruled(desk, arms)
             identity = _identity(desk, arms)
             desk.folder = desk.project.store.layout.decisions / identity
             check_budget(desk, arms.arms)
-            return _carried_out(desk, arms, identity, out, command)
+            return _carried_out(desk, arms, Asked(identity, out, command, published))
 
 
 def _arms(plan: Decide, base: str) -> Arms:
@@ -123,13 +126,24 @@ def _identity(desk: Desk, arms: Arms) -> str:
     return digest(plan, arms.arms, bases, desk.project.project.evaluate, *([desk.documents] if desk.documents else []))[:16]
 
 
-def _carried_out(desk: Desk, arms: Arms, identity: str, out: Path, command: str) -> Outcome:
+@dataclass(frozen=True)
+class Asked:
+    """How an experiment was asked for, its name, and the published figures that bear on it."""
+
+    identity: str
+    out: Path
+    command: str
+    published: tuple[Guidance, ...]
+
+
+def _carried_out(desk: Desk, arms: Arms, asked: Asked) -> Outcome:
     left_out = dict(arms.left_out)
+    lacks = knowledge_probe(desk) if not desk.plan.quick else None
     built = list(_built(desk, arms.arms, left_out))
     desk.forget()
     upkeeps = {one.arm.name: upkeep_of(desk, one) for one in built}
     able, barred = _able(desk, built, upkeeps)
-    raced = run_race(desk, able, identity)
+    raced = run_race(desk, able, asked.identity)
     figures = evidence_of(desk, able, raced)
     skipped: dict[str, str] = {}
     desk.forget()
@@ -139,10 +153,15 @@ def _carried_out(desk: Desk, arms: Arms, identity: str, out: Path, command: str)
     decision = decide(
         [*arms_measured, *barred], plan.margin, plan.constraints, plan.alpha, requests=plan.requests_per_month, race=raced.race
     )
-    more = {"volume": volumes(list(upkeeps.values()), decision, plan.requests_per_month)}
+    more = {
+        "volume": volumes(list(upkeeps.values()), decision, plan.requests_per_month),
+        "needs": msgspec.to_builtins(needs_of(desk)),
+        "guidance": msgspec.to_builtins(asked.published),
+        "probe": lacks,
+    }
     left_out |= {arm.name: "; ".join(broken_limits(arm, plan.constraints)) for arm in barred} | skipped
-    report = written(desk, Found(identity, command, decision, figures, raced, upkeeps, left_out, curve, more), out)
-    return Outcome(decision, report, out)
+    report = written(desk, Found(asked.identity, asked.command, decision, figures, raced, upkeeps, left_out, curve, more), asked.out)
+    return Outcome(decision, report, asked.out)
 
 
 def _able(desk: Desk, built: Sequence[Built], upkeeps: Mapping[str, Upkeep]) -> tuple[list[Built], list[MeasuredArm]]:

@@ -149,6 +149,7 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         f"{counted(rows['test'], 'sealed test row')}, opening number {report['opening']['number']}; {report['stopped']}.",
     ]
+    lines += [f"- {report['probe']['sentence']}"] if report["probe"] else []
     lines += [f"- {change}" for change in report["decision"].get("changes", [])]
     if report["learning"] is not None:
         lines += [f"- {sentence}" for sentence in learning_sentences(report["learning"])]
