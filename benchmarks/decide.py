@@ -132,7 +132,6 @@ def arms_table(report: dict[str, Any]) -> str:
 
 def main() -> None:
     """All tasks, their first verdicts timed, the curves, and the simulation."""
-    from benchmarks import simulate_decide
     from benchmarks.harness import machine, ratio
 
     parts, slowest, points = [], 0.0, []
@@ -154,7 +153,7 @@ def main() -> None:
     page = PAGE.read_text("utf-8")
     head, tail = page.partition(BEGIN)[0], page.partition(END)[2]
     PAGE.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", "utf-8")
-    simulate_decide.main()
+    subprocess.run([sys.executable, "-m", "benchmarks.simulate_decide"], cwd=ROOT, check=True)
 
 
 if __name__ == "__main__":
