@@ -108,7 +108,7 @@ def _larger(desk: Desk, arm: Arm, asking: Asking) -> Built:
     variant, recipe = _plain(desk, arm)
     context = desk.project
     models = replace(context.models, weights=Weights(max_rows=context.project.evaluate.batch_size))
-    return _made(desk, arm, variant, recipe=recipe, opened=partial(models.resolve, arm.base))
+    return _made(desk, arm, variant, recipe=recipe, opened=partial(desk.hosted, arm.base, models))
 
 
 def _few_shot_random(desk: Desk, arm: Arm, asking: Asking) -> Built:
@@ -207,7 +207,7 @@ def _fine_tuned(desk: Desk, arm: Arm, asking: Asking) -> Built:
 def _distilled(desk: Desk, arm: Arm, asking: Asking) -> Built:
     assert desk.plan.teacher is not None
     context = _context(desk, arm)
-    made = training.on_answers(desk, context, arm.base, desk.project.models.resolve(desk.plan.teacher), asking)
+    made = training.on_answers(desk, context, arm.base, desk.hosted(desk.plan.teacher, desk.project.models), asking)
     return _tuned(desk, arm, context, made)
 
 

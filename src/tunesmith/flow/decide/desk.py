@@ -16,16 +16,19 @@ from tunesmith.core.passages import SourceText
 from tunesmith.core.text_vectors import TextIndex
 from tunesmith.core.types import Answer, Example, Prompt, Sampling, Score, digest
 from tunesmith.data.documents.reading import read
+from tunesmith.decide.cost import tokens_usd
 from tunesmith.decide.plan import Decide
 from tunesmith.decide.shots import nearest_order, random_order, spread
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.prompts import asked
 from tunesmith.evaluate.run import Answers, Evaluation, ask_all, cache_key, evaluate
 from tunesmith.flow.context import ProjectContext
+from tunesmith.flow.datasets.tokens import price_of
 from tunesmith.flow.decide.budget import Budget
 from tunesmith.models.around import Around
 from tunesmith.models.base import Model, OnAnswer
 from tunesmith.models.encoder import Encoder
+from tunesmith.models.resolve import Models, is_remote
 
 Floats = NDArray[np.float64]
 Variant = Callable[[Example], Prompt]
@@ -47,6 +50,21 @@ class Within(Around):
         first = self.answer(prompts[:half], sampling, on_answer)
         tell = None if on_answer is None else lambda i, answer: on_answer(half + i, answer)
         return first + self.answer(prompts[half:], sampling, tell)
+
+
+@dataclass
+class Billed(Around):
+    """A hosted model whose new answers are paid for out of the budget, at (dollars read, dollars written) for a million tokens."""
+
+    budget: Budget
+    price: tuple[float, float]
+
+    def answer(self, prompts: Sequence[Prompt], sampling: Sampling, on_answer: OnAnswer | None = None) -> list[Answer]:
+        """See `Model.answer`."""
+        answers = self.model.answer(prompts, sampling, on_answer)
+        read, written = (sum(getattr(answer, key) for answer in answers) for key in ("prompt_tokens", "completion_tokens"))
+        self.budget.paid_usd += tokens_usd(read, written, self.price) or 0.0
+        return answers
 
 
 @dataclass
@@ -177,6 +195,11 @@ class Desk:
     def covering(self, count: int) -> list[int]:
         """So many training rows that cover all of them."""
         return self._index.covering(count)
+
+    def hosted(self, word: str, models: Models) -> Model:
+        """The model of a word that names one besides the bases; what a hosted one costs is paid out of the budget."""
+        model, listed = models.resolve(word), price_of(word) if is_remote(word) else None
+        return model if listed is None else Billed(model, self.budget, (listed.input, listed.output))
 
     def forget(self, keep: str | None = None) -> None:
         """Let go of the weights of all bases but one."""
