@@ -135,18 +135,24 @@ def test_the_page_is_legible_on_a_phone_and_says_the_verdict_first(decided):
 
 
 @pytest.mark.slow
-def test_a_decided_arm_is_put_in_force_and_answers_as_it_was_measured(decided, capsys):
+@pytest.mark.parametrize("arm", ["few-shot-random", "few-shot-nearest", "retrieval-rows"])
+def test_a_decided_arm_is_put_in_force_and_answers_as_it_was_measured(decided, capsys, arm):
     folder, found = decided
-    code, adopted, said = call(capsys, folder, "run", "--arm", "few-shot-random")
+    code, adopted, said = call(capsys, folder, "run", "--arm", arm)
     assert code == 0, said
     assert adopted["alias"] == "tiny"
-    measured = json.loads((folder / ".tunesmith/decisions" / found["id"] / "arms/few-shot-random/evaluation.json").read_text())
+    measured = json.loads((folder / ".tunesmith/decisions" / found["id"] / "arms" / arm / "evaluation.json").read_text())
     code, evaluated, said = call(capsys, folder, "eval", "tiny", "--data", "test")
     assert code == 0, said
     again = json.loads((folder / ".tunesmith/evaluations" / evaluated["evaluations"][0]["id"] / "evaluation.json").read_text())
     texts = {row["example_id"]: row["answer"]["text"] for row in again["rows"]}
     assert [row["answer"]["text"] for row in measured["rows"]] == [texts[row["example_id"]] for row in measured["rows"]]
-    code, _, said = call(capsys, folder, "run", "--arm", "few-shot-nearest")
+
+
+@pytest.mark.slow
+def test_an_arm_that_cannot_be_taken_is_told(decided, capsys):
+    folder, _ = decided
+    code, _, said = call(capsys, folder, "run", "--arm", "larger@echo")
     assert code == 2
     assert "cannot be deployed" in said
     code, _, said = call(capsys, folder, "run", "--arm", "few-shot")

@@ -19,6 +19,7 @@ from tunesmith.core.types import Example, Record, address_of, digest, place_of
 TokenCount = Callable[[str], int]
 _CHARACTERS = 16  # characters a token at most: an encoder reads a word of any length as one unknown token
 _LEAST_SIZE = 16
+_SOLVED = "Question: {}\nAnswer: {}"
 
 
 class SourceText(Record, frozen=True):
@@ -52,6 +53,12 @@ class Passage(Record, frozen=True):
         return self.found_by or (f"{self.heading}\n{self.text}" if self.heading else self.text)
 
     @property
+    def solved(self) -> tuple[str, str] | None:
+        """The question and the answer of a solved row; None of any other passage."""
+        begin = _SOLVED.format(self.found_by, "")
+        return (self.found_by, self.text.removeprefix(begin)) if self.found_by and self.text.startswith(begin) else None
+
+    @property
     def place(self) -> str:
         """Where it stands, for people: `manual.pdf, page 3`."""
         return place_of(self.source, self.page, self.part)
@@ -68,14 +75,18 @@ MOST_PASSAGES = 64
 
 class Retrieval(Record, frozen=True):
     """What a model looks up before it answers: the `k` best passages of an index (by its name or digest), found by `how` (None: all that
-    the index has), in a `template` with the places {passages} and {question} (None: the usual one)."""
+    the index has), in a `template` with the places {passages} and {question} (None: the usual one). With `turns` they are solved rows, and
+    stand as turns of their own before the conversation, the best last, in place of a template."""
 
     index: str
     k: int = 4
     how: How | None = None
     template: str | None = None
+    turns: bool = False
 
     def __post_init__(self) -> None:
+        if self.turns and self.template is not None:
+            raise ConfigError("a template for passages that stand as turns", where="retrieval.template", allowed="turns, or a template")
         if not 1 <= self.k <= MOST_PASSAGES:
             raise ConfigError(f"retrieval of {self.k} passages", where="retrieval.k", allowed=f"1 to {MOST_PASSAGES}")
         if self.template is not None:
@@ -98,7 +109,7 @@ def solved_rows(rows: Iterable[Example]) -> list[Passage]:
     made = []
     for row in rows:
         question = "\n".join(turn.text for turn in row.prompt if turn.role == "user") or "\n".join(turn.text for turn in row.prompt)
-        text = f"Question: {question}\nAnswer: {row.answer}"
+        text = _SOLVED.format(question, row.answer)
         identity = digest("row", row.id, size=8)
         made.append(Passage(id=identity, source=row.origin or row.id, start=0, end=len(text), text=text, found_by=question))
     return made

@@ -1,5 +1,5 @@
-"""Which solved training rows to show before a question: the same ones drawn once, the most alike, or chosen one after the other for what
-they bring. Knows rows by their numbers alone, and no model."""
+"""Which solved training rows to show before every question: drawn once, or chosen one after the other for what they bring. Knows rows by
+their numbers alone, and no model."""
 
 from __future__ import annotations
 
@@ -18,11 +18,6 @@ Floats = NDArray[np.floating[Any]]
 def random_order(rows: int, seed: int = 0) -> list[int]:
     """All row numbers in an order that only the seed decides."""
     return random.Random(seed).sample(range(rows), rows)
-
-
-def nearest_order(vectors: Floats, question: Floats) -> list[int]:
-    """All row numbers by the cosine of their unit vectors [rows, d] with the question's [d], the most alike first; equal ones in order."""
-    return [int(i) for i in np.argsort(-(vectors @ question), kind="stable")]
 
 
 def spread(vectors: Floats, count: int, seed: int = 0) -> list[int]:

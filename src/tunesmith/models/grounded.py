@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from tunesmith.core.errors import ContextExceeded
+from tunesmith.core.errors import ContextExceeded, UsageError
 from tunesmith.core.model_ref import ModelRef
 from tunesmith.core.passages import PLACES, How, check_template
 from tunesmith.core.types import Answer, Message, PassageRef, Prompt, Sampling, Sources, digest
@@ -37,16 +37,19 @@ _ANSWER_SHARE = 4  # of a context at most a quarter is left free for the answer
 @dataclass
 class GroundedModel:
     """`model` with the `k` best passages of `index`, looked up as `how` says, in every prompt. `template` has the places {passages} and
-    {question} once each."""
+    {question} once each; with `turns` solved rows stand before the conversation as turns of their own, the best last."""
 
     model: Model
     index: PassageIndex
     k: int = 4
     how: How = "fused"
     template: str = TEMPLATE
+    turns: bool = False
 
     def __post_init__(self) -> None:
         check_template(self.template)
+        if self.turns and any(passage.solved is None for passage in self.index.passages):
+            raise UsageError("only solved rows can stand as turns", where="retrieval.turns", allowed="an index of rows alone")
         self.index.search([], self.k, self.how)  # refuses what the index cannot do
 
     @property
@@ -57,7 +60,8 @@ class GroundedModel:
     @property
     def digest(self) -> str:
         """Of the model, the index, and how it is asked."""
-        return digest("grounded", self.model.digest, self.index.digest, self.k, self.how, self.template)
+        form = "turns" if self.turns else self.template
+        return digest("grounded", self.model.digest, self.index.digest, self.k, self.how, form)
 
     @property
     def abilities(self) -> Abilities:
@@ -106,6 +110,8 @@ class GroundedModel:
         return GroundedPrompt(prompt, self._sources((), len(hits)))
 
     def _with(self, prompt: Prompt, at: int, hits: Sequence[Hit]) -> Prompt:
+        if self.turns:
+            return _after(prompt, hits)
         passages = "\n\n".join(_shown(number, hit) for number, hit in enumerate(hits, start=1)) or _NOTHING
         parts = {"passages": passages, "question": prompt.messages[at].text}
         words = PLACES.sub(lambda place: parts[place[1]], self.template)
@@ -144,6 +150,14 @@ class GroundedModel:
 def _last_question(prompt: Prompt) -> int | None:
     """Where the last user's turn stands; None where there is none with words."""
     return next((i for i in reversed(range(len(prompt.messages))) if prompt.messages[i].role == "user" and prompt.messages[i].text), None)
+
+
+def _after(prompt: Prompt, hits: Sequence[Hit]) -> Prompt:
+    """The conversation after the solved rows, the best last; leading instructions stay in front."""
+    pairs = [pair for hit in reversed(hits) if (pair := hit.passage.solved) is not None]
+    shots = [turn for asked, said in pairs for turn in (Message(role="user", content=asked), Message(role="assistant", content=said))]
+    cut = next((i for i, message in enumerate(prompt.messages) if message.role not in ("system", "developer")), len(prompt.messages))
+    return msgspec.structs.replace(prompt, messages=(*prompt.messages[:cut], *shots, *prompt.messages[cut:]))
 
 
 def _shown(number: int, hit: Hit) -> str:

@@ -85,4 +85,5 @@ class LoadedIndexes:
             raise UsageError(f"'{model.name}' looks passages up in '{retrieval.index}', and there is no store here")
         index = self.load(Indexes(store.layout).find(retrieval.index), store, catalog)
         how = retrieval.how or index.ways[-1]
-        return GroundedModel(model, index, retrieval.k, how, TEMPLATE if retrieval.template is None else retrieval.template)
+        template = TEMPLATE if retrieval.template is None else retrieval.template
+        return GroundedModel(model, index, retrieval.k, how, template, retrieval.turns)

@@ -30,11 +30,10 @@ _TRIED_SHOWN = 12
 @dataclass(frozen=True)
 class Recipe:
     """How an arm answers, as a deployment would need it: the instruction in place of the rows' own (None: theirs), and the solved rows that
-    always stand before the question, by their ids."""
+    always stand before the question, by their ids; `retrieval` is what is looked up for each question."""
 
     instruction: str | None = None
     shots: tuple[str, ...] = ()
-    moving: str = ""  # what stands before the question and depends on it, in words, where no deployment can put it there
     retrieval: Retrieval | None = None
 
 
@@ -112,27 +111,37 @@ def _larger(desk: Desk, arm: Arm, asking: Asking) -> Built:
 
 
 def _few_shot_random(desk: Desk, arm: Arm, asking: Asking) -> Built:
-    order = shots.random_order(len(desk.train), desk.plan.seed)
-    return _best_number(desk, arm, asking, lambda _: order, fixed=order)
-
-
-def _few_shot_nearest(desk: Desk, arm: Arm, asking: Asking) -> Built:
-    return _best_number(desk, arm, asking, desk.alike, fixed=None)
-
-
-def _best_number(desk: Desk, arm: Arm, asking: Asking, order: Callable[[Example], Sequence[int]], *, fixed: Sequence[int] | None) -> Built:
     """The number of shots that scores best on validation; of equals the smallest."""
-    own, model = own_instruction(desk), _base(desk, arm)
+    order, own, model = shots.random_order(len(desk.train), desk.plan.seed), own_instruction(desk), _base(desk, arm)
 
     def variant(k: int) -> PromptVariant:
-        return shown(desk.train, order, k, f"{arm.kind} {k}", best_last=fixed is None, instruction=own)
+        return shown(desk.train, lambda _: order, k, f"{arm.kind} {k}", instruction=own)
 
     scores = {k: _mean(desk, arm, model, variant(k), asking) for k in _numbers(desk)}
     best = max(scores, key=lambda k: scores[k])
-    ids = tuple(desk.train[i].id for i in fixed[:best]) if fixed is not None else ()
-    moving = "" if fixed is not None else f"the {best} solved training rows that are most alike"
-    chosen = {"shots": best, "tried": {str(k): value for k, value in scores.items()}}
-    return _made(desk, arm, variant(best), recipe=Recipe(own, ids, moving), choices=chosen)
+    ids = tuple(desk.train[i].id for i in order[:best])
+    return _made(desk, arm, variant(best), recipe=Recipe(own, ids), choices=_numbers_tried(best, scores))
+
+
+def _few_shot_nearest(desk: Desk, arm: Arm, asking: Asking) -> Built:
+    """Shots that are looked up, as a deployment looks them up: one code for what is measured and what is served."""
+    models, model = _context(desk, arm).models, _base(desk, arm)
+    variant, recipe = _plain(desk, arm)
+    scores = {k: _mean(desk, arm, models.grounded(model, lookup.shots(desk, k)), variant, asking) for k in _numbers(desk)}
+    best = max(scores, key=lambda k: scores[k])
+    recipe = replace(recipe, retrieval=lookup.shots(desk, best))
+    return _made(desk, arm, variant, recipe=recipe, choices=_numbers_tried(best, scores), opened=_grounded(desk, arm, recipe))
+
+
+def _numbers_tried(best: int, scores: Mapping[int, float]) -> dict[str, Any]:
+    return {"shots": best, "tried": {str(k): value for k, value in scores.items()}}
+
+
+def _grounded(desk: Desk, arm: Arm, recipe: Recipe) -> Callable[[], Model]:
+    """What opens the base with what the recipe looks up."""
+    assert recipe.retrieval is not None
+    retrieval = recipe.retrieval
+    return lambda: _context(desk, arm).models.grounded(_base(desk, arm), retrieval)
 
 
 def _few_shot_greedy(desk: Desk, arm: Arm, asking: Asking) -> Built:
@@ -162,13 +171,18 @@ def _optimised_prompt(desk: Desk, arm: Arm, asking: Asking) -> Built:
     numbers = _numbers(desk)
 
     def variant(candidate: prompts.Candidate) -> PromptVariant:
-        ranked = desk.alike if candidate.by == "nearest" else lambda _: order
-        return shown(
-            desk.train, ranked, candidate.shots, "optimised", best_last=candidate.by == "nearest", instruction=candidate.instruction
-        )
+        number = candidate.shots if candidate.by == "random" else 0
+        return shown(desk.train, lambda _: order, number, "optimised", instruction=candidate.instruction)
+
+    def recipe_of(candidate: prompts.Candidate) -> Recipe:
+        nearest = candidate.by == "nearest" and candidate.shots
+        fixed = () if nearest else tuple(desk.train[i].id for i in order[: candidate.shots])
+        return Recipe(candidate.instruction, fixed, lookup.shots(desk, candidate.shots) if nearest else None)
 
     def score(candidate: prompts.Candidate, n: int) -> float:
-        return float(desk.scored(model, variant(candidate), desk.validation[:n], sampling, asking).mean())
+        retrieval = recipe_of(candidate).retrieval
+        asked = model if retrieval is None else _context(desk, arm).models.grounded(model, retrieval)
+        return float(desk.scored(asked, variant(candidate), desk.validation[:n], sampling, asking).mean())
 
     start = prompts.Candidate(parts=prompts.parts_of(desk.plan.prompt or _common_instruction(desk.train)))
     best, tried = prompts.search(
@@ -187,9 +201,9 @@ def _optimised_prompt(desk: Desk, arm: Arm, asking: Asking) -> Built:
         "prompts_tried": len(tried),
         "best": [{"edit": one.candidate.edit, "score": one.score} for one in full[:_TRIED_SHOWN]],
     }
-    fixed = tuple(desk.train[i].id for i in order[: best.shots]) if best.by == "random" else ()
-    moving = f"the {best.shots} solved training rows that are most alike" if best.shots and best.by == "nearest" else ""
-    return _made(desk, arm, variant(best), recipe=Recipe(best.instruction, fixed, moving), choices=choices)
+    recipe = recipe_of(best)
+    more = {} if recipe.retrieval is None else {"opened": _grounded(desk, arm, recipe)}
+    return _made(desk, arm, variant(best), recipe=recipe, choices=choices, **more)
 
 
 def _common_instruction(rows: Sequence[Example]) -> str | None:

@@ -14,8 +14,6 @@ from tunesmith.models.resolve import is_remote
 
 def variant_of(desk: Desk, one: Built) -> tuple[Variant | None, str]:
     """(the variant, ""), or (None, why no variant answers as this arm does)."""
-    if one.recipe.moving:
-        return None, f"{one.recipe.moving} cannot be put before a question by a deployment; retrieval-rows looks them up"
     if one.arm.kind == "larger" and is_remote(one.arm.base):
         return None, f"{one.arm.base} answers elsewhere: name it under serve.upstreams"
     by_id = {row.id: row for row in desk.train}

@@ -18,7 +18,7 @@ from tunesmith.core.types import Answer, Example, Prompt, Sampling, Score, diges
 from tunesmith.data.documents.reading import read
 from tunesmith.decide.cost import tokens_usd
 from tunesmith.decide.plan import Decide
-from tunesmith.decide.shots import nearest_order, random_order, spread
+from tunesmith.decide.shots import random_order, spread
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.prompts import asked
 from tunesmith.evaluate.run import Answers, Evaluation, ask_all, cache_key, evaluate
@@ -104,6 +104,7 @@ class Desk:
     folder: Path
     contexts: dict[str, ProjectContext]
     budget: Budget
+    indexes: dict[str, str] = field(default_factory=dict)  # the digest of each that was made, by what is in it
 
     @property
     def project(self) -> ProjectContext:
@@ -188,10 +189,6 @@ class Desk:
     def _index(self) -> Likeness:
         return Likeness([asked(row) for row in self.train], self.project, self.plan.encoder)
 
-    def alike(self, row: Example) -> list[int]:
-        """The numbers of all training rows, the one most alike first."""
-        return self._index.order(asked(row))
-
     def covering(self, count: int) -> list[int]:
         """So many training rows that cover all of them."""
         return self._index.covering(count)
@@ -213,28 +210,16 @@ class Likeness:
 
     def __init__(self, texts: Sequence[str], project: ProjectContext, encoder: str) -> None:
         self._texts = texts
-        self._words = TextIndex(texts) if encoder == WORDS else None
         self._encoder = None if encoder == WORDS else Encoder(project.catalog.encoder(encoder))
-        self._orders: dict[str, list[int]] = {}
 
     @cached_property
     def _vectors(self) -> NDArray[np.float32]:
         assert self._encoder is not None
         return self._encoder([self._encoder.ids(text) for text in self._texts])
 
-    def order(self, text: str) -> list[int]:
-        """Numbers of the texts, the most alike first."""
-        if text not in self._orders:
-            if self._words is not None:
-                self._orders[text] = self._words.rank(text)
-            else:
-                assert self._encoder is not None
-                self._orders[text] = nearest_order(self._vectors, self._encoder([self._encoder.ids(text)])[0])
-        return self._orders[text]
-
     def covering(self, count: int) -> list[int]:
         """Numbers of `count` texts that cover the others; of very many, texts of a sample."""
         sample = random_order(len(self._texts))[:_COVERED]
         some = [self._texts[i] for i in sample]
-        vectors = self._vectors[sample] if self._words is None else TextIndex(some).similar(some)
+        vectors = self._vectors[sample] if self._encoder is not None else TextIndex(some).similar(some)
         return [sample[i] for i in spread(vectors, count)]

@@ -21,14 +21,24 @@ SIZES = (100, 200)  # tokens of a passage
 
 def over_rows(desk: Desk) -> str:
     """The digest of the index over the solved training rows."""
-    return _kept(desk, solved_rows(desk.train))
+    if "rows" not in desk.indexes:
+        desk.indexes["rows"] = _kept(desk, solved_rows(desk.train))
+    return desk.indexes["rows"]
+
+
+def shots(desk: Desk, k: int) -> Retrieval:
+    """The `k` solved training rows that are most alike, as turns before the question: by the encoder's vectors, or by words."""
+    return Retrieval(index=over_rows(desk), k=k, how="words" if desk.plan.encoder == WORDS else "vectors", turns=True)
 
 
 def over_documents(desk: Desk, size: int) -> str:
     """The digest of the index over the documents, cut into passages of at most `size` tokens."""
-    encoder = _encoder(desk)
-    count = (lambda text: len(words(text))) if encoder is None else (lambda text: len(encoder.ids(text)))
-    return _kept(desk, cut(desk.documents, count, size=size))
+    name = f"documents in {size} tokens"
+    if name not in desk.indexes:
+        encoder = _encoder(desk)
+        count = (lambda text: len(words(text))) if encoder is None else (lambda text: len(encoder.ids(text)))
+        desk.indexes[name] = _kept(desk, cut(desk.documents, count, size=size))
+    return desk.indexes[name]
 
 
 def document_indexes(desk: Desk) -> list[tuple[str, str]]:
