@@ -71,6 +71,7 @@ NEEDS = {
     "estimate": "plans for a real base; test_train_estimate does so",
     "train": "trains; test_train_bad_input and test_run_whole do so",
     "trace": "traces a request; test_trace does so",
+    " tune": "trains many plans; test_tune does so",
     "make": "are long; their targets are looked up",
     "pip": "install; their extras are looked up",
     "export": "sets a variable",

@@ -29,9 +29,10 @@ from tunesmith.cli.jobs import jobs_app, keys_app
 from tunesmith.cli.metrics import metrics
 from tunesmith.cli.migrate import migrate_app
 from tunesmith.cli.serving import deploy, monitor_app, serve
-from tunesmith.cli.shared import OVERRIDES, AsWritten, Json, data_option, emit, file_option, instead, told
+from tunesmith.cli.shared import OVERRIDES, AsWritten, Json, data_option, emit, file_option, instead, plan_option, planned, told
 from tunesmith.cli.tracing import trace
 from tunesmith.cli.training import estimate, train
+from tunesmith.cli.tuning import tune_app
 
 if TYPE_CHECKING:
     from tunesmith.core.progress import Progress
@@ -52,6 +53,7 @@ app.add_typer(jobs_app, name="jobs")
 app.add_typer(keys_app, name="keys")
 app.add_typer(data_app, name="data")
 app.add_typer(migrate_app, name="migrate")
+app.add_typer(tune_app, name="tune")
 app.command()(deploy)
 app.command()(serve)
 app.command()(trace)
@@ -119,6 +121,7 @@ def run(
     context: typer.Context,
     config: file_option = Path("tunesmith.yaml"),
     data: data_option = None,
+    plan: plan_option = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Prepare the data, then print the plan with time, memory and tokens.")] = False,
     arm: Annotated[
         str | None,
@@ -139,7 +142,8 @@ def run(
     from tunesmith.flow.pipeline.run import dry_run as plan_only
     from tunesmith.flow.project import DEFAULT_FILE, load_project
 
-    project = load_project(config, instead(data, config, context.args))
+    words = [*planned(plan), *context.args]
+    project = load_project(config, instead(data, config, words))
     if dry_run:
         with told(as_json) as progress:
             result = plan_only(project, config.resolve().parent, progress)
@@ -150,7 +154,7 @@ def run(
     from tunesmith.api.serve import temporary  # before any work, so that a missing package is said at once
 
     command = "tunesmith run" if config == DEFAULT_FILE else f"tunesmith run --config {shlex.quote(str(config))}"
-    made = RunCommand(command, tuple(context.args), written_name(config, context.args))
+    made = RunCommand(command, tuple(words), written_name(config, words))
     with told(as_json) as progress:
         outcome = run_pipeline(project, config.resolve().parent, progress, temporary, made=made)
     emit(outcome.summary(), as_json, outcome.text())

@@ -24,6 +24,7 @@ AsWritten = Annotated[bool, typer.Option("--as-written", help="Look at the file 
 data_option = Annotated[
     str | None, typer.Option("--data", help="Rows in place of the project's sources: latest, a version, catalog:NAME, a file or a URL.")
 ]
+plan_option = Annotated[Path | None, typer.Option("--plan", help="A plan's file, as tunesmith tune best writes it, in place of train:.")]
 _INTERRUPTED = 130
 _PLACES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 # Words that a command does not know are overrides of the project file: --train.epochs 2
@@ -58,6 +59,15 @@ def instead(data: str | None, config: Path, words: Sequence[str]) -> list[str]:
         return list(words)
     here = config.resolve().parent != Path.cwd() and Path(data).exists()
     return ["--sources", json.dumps([{"path": str(Path(data).resolve()) if here else data}]), *words]
+
+
+def planned(plan: Path | None) -> list[str]:
+    """The override that puts a plan's file in place of the section `train:`; none without a file. Raises ConfigError with its line."""
+    if plan is None:
+        return []
+    from tunesmith.flow.plan_file import plan_words
+
+    return plan_words(plan)
 
 
 @functools.cache

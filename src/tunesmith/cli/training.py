@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tunesmith.cli.shared import Json, data_option, emit, file_option, instead, shown, told
+from tunesmith.cli.shared import Json, data_option, emit, file_option, instead, plan_option, planned, shown, told
 from tunesmith.core.counted import counted
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ def estimate(
     context: typer.Context,
     config: file_option = Path("tunesmith.yaml"),
     data: data_option = None,
+    plan: plan_option = None,
     gpu: Annotated[str | None, typer.Option(help="Training on one of these instead: H200, H100, A100, L40S, L4, T4, 4090.")] = None,
     usd_per_hour: Annotated[float | None, typer.Option(min=0, help="What an hour of that GPU costs.")] = None,
     as_json: Json = False,
@@ -33,7 +34,10 @@ def estimate(
 
     with told(as_json) as progress:
         expected = dry_run(
-            load_project(config, instead(data, config, context.args)), config.resolve().parent, progress, OtherMachine(gpu, usd_per_hour)
+            load_project(config, instead(data, config, [*planned(plan), *context.args])),
+            config.resolve().parent,
+            progress,
+            OtherMachine(gpu, usd_per_hour),
         )
     reasons = [f"  {reason['field']} = {reason['value']}: {reason['why']} ({reason['source']})" for reason in expected["reasons"]]
     emit(expected, as_json, "\n".join([expected["text"], *reasons]))
@@ -43,6 +47,7 @@ def train(
     context: typer.Context,
     config: file_option = Path("tunesmith.yaml"),
     data: data_option = None,
+    plan: plan_option = None,
     overfit: Annotated[int, typer.Option(min=0, help="Train on so many rows until they are known by heart: proves that it can learn.")] = 0,
     resume: Annotated[bool, typer.Option("--resume/--fresh", help="Continue an interrupted run, or train anew.")] = True,
     backend: Annotated[str, typer.Option(help="local, openai:MODEL (or any server that speaks its API), azure:MODEL.")] = "local",
@@ -59,7 +64,8 @@ def train(
     from tunesmith.flow.pipeline.run import RunCommand
     from tunesmith.flow.project import load_project
 
-    project, folder = load_project(config, instead(data, config, context.args)), config.resolve().parent
+    words = [*planned(plan), *context.args]
+    project, folder = load_project(config, instead(data, config, words)), config.resolve().parent
     if backend != "local":
         _hosted(project, folder, _provider(backend, base_url), yes=yes, as_json=as_json)
         return
@@ -68,7 +74,7 @@ def train(
             result = train_only.overfit(project, folder, progress, overfit)
             emit(result, as_json, f"it can learn: {counted(result['rows'], 'row')} at {result['train_loss']:.4f} ({result['unit']})")
             return
-        made = RunCommand("tunesmith train", tuple(context.args), written_name(config, context.args))
+        made = RunCommand("tunesmith train", tuple(words), written_name(config, words))
         result = train_only.train_project(project, folder, progress, fresh=not resume, made=made)
     loss = f", validation loss {result['valid_loss']:.3f}" if result["valid_loss"] is not None else ""
     done = "was already done" if result["cached"] else f"{counted(result['steps'], 'step')} in {result['seconds']:.0f} s"

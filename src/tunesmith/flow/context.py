@@ -30,6 +30,7 @@ from tunesmith.models.resolve import RUN, Models
 from tunesmith.models.weights import Weights
 from tunesmith.store.store import Store
 from tunesmith.train.methods import METHODS, token_inputs
+from tunesmith.tune.settings import Tune
 
 if TYPE_CHECKING:
     from tunesmith.evaluate.metrics import Metric
@@ -215,7 +216,7 @@ class ProjectContext:
                 ("train",),
                 about="serving base and tuned model, asking them through the openai SDK",
             ),
-            Stage("report", (project, self.left_out), ("compare", "ask", "regression"), about="writing the report"),
+            Stage("report", (msgspec.structs.replace(project, tune=Tune()), self.left_out), ("compare", "ask", "regression"), about="writing the report"),
         ]
 
     def rows(self, part: str) -> list[Row]:

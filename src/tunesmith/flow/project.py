@@ -23,6 +23,7 @@ from tunesmith.decide.plan import Decide
 from tunesmith.deploy.serve_config import ServeConfig
 from tunesmith.evaluate import sandbox
 from tunesmith.evaluate.sandbox import Boundary
+from tunesmith.flow.plan_keys import check_space
 from tunesmith.flow.propose import Proposal
 from tunesmith.models import trust
 from tunesmith.store.layout import FOLDER
@@ -30,6 +31,7 @@ from tunesmith.store.store import Store
 from tunesmith.train.methods import METHODS
 from tunesmith.train.plan import Plan
 from tunesmith.train.resolve import check
+from tunesmith.tune.settings import Tune
 
 DEFAULT_FILE = Path("tunesmith.yaml")
 
@@ -76,6 +78,7 @@ class Project(Record, frozen=True):
     clean: Clean = Clean()
     split: Split = Split()
     train: Plan = Plan()
+    tune: Tune = Tune()
     baselines: tuple[Baseline, ...] = (Baseline(name="zero-shot"), Baseline(name="few-shot", shots=4))
     evaluate: Evaluate = Evaluate()
     gate: GateRule = GateRule()
@@ -103,6 +106,7 @@ def load_project(file: Path, overrides: list[str] | None = None) -> Project:
     """The project that a file describes; what it trusts is trusted from now on. Raises ConfigError with file, line and key."""
     project = fitted(load(file, Project, overrides or []))
     check(project.train)
+    check_space(project.tune, project.train)
     trust.allow(project.trust_remote_code)
     sandbox.accept(project.python_boundary)
     return project

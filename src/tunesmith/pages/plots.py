@@ -209,3 +209,37 @@ def histogram(title: str, values: Sequence[float], x_label: str, bins: int = 24)
         frame.box((x, y), max(right - x - 1, 1), floor - y)
     frame.across(x_label)
     return frame.figure(title)
+
+
+def points(title: str, groups: Sequence[tuple[str, Sequence[tuple[float, float, str]]]], x_label: str, y_label: str) -> Markup:
+    """Points over two axes, each group in its colour: (label, [(x, y, name)]); a name that is not empty stands beside its point."""
+    known = [point for _, group in groups for point in group if math.isfinite(point[0]) and math.isfinite(point[1])]
+    low, high = _range(y for _, y, _ in known)
+    margin = 0.08 * (high - low or 1.0)
+    frame = _Frame(290, _LEFT, (0.0, 1.05 * _range(x for x, _, _ in known)[1]), (low - margin, high + margin))
+    frame.upwards(y_label)
+    frame.across(x_label)
+    for i, (_, group) in enumerate(groups):
+        for x, y, name in group:
+            if math.isfinite(x) and math.isfinite(y):
+                frame.dot(x, y, 4.5, i % _COLOURS)
+                across, up = frame.at(x, y)
+                frame.text(across - 7 if across > _WIDTH / 2 else across + 7, up + 4, name, "end" if across > _WIDTH / 2 else "start")
+    return frame.figure(title, [label for label, _ in groups])
+
+
+def parallel(title: str, axes: Sequence[tuple[str, str, str]], groups: Sequence[tuple[str, Sequence[Sequence[float]]]]) -> Markup:
+    """Parallel coordinates: `axes` are (label, lowest, highest) in words, `groups` (label, rows of values from 0 to 1, one an axis)."""
+    frame = _Frame(300, _RIGHT + 24, (0.0, float(max(1, len(axes) - 1))), (0.0, 1.0))
+    for place, (label, lowest, highest) in enumerate(axes):
+        frame.line(frame.at(place, 0), frame.at(place, 1), "rule")
+        x, bottom = frame.at(place, 0)
+        anchor = "start" if place == 0 else "end" if place == len(axes) - 1 else "middle"
+        frame.text(x, frame.at(place, 1)[1] - 6, _clipped(highest), anchor)
+        frame.text(x, bottom + 14, _clipped(lowest), anchor)
+        frame.text(x, bottom + (30 if place % 2 else 44), _clipped(label.rpartition(".")[2]), anchor)
+    for i, (_, rows) in enumerate(groups):
+        for row in rows:
+            way = " ".join("{:.1f},{:.1f}".format(*frame.at(place, value)) for place, value in enumerate(row))
+            frame.parts.append(f'<polyline points="{way}" class="stroke{i % _COLOURS}"/>')
+    return frame.figure(title, [label for label, _ in groups])

@@ -43,7 +43,8 @@ def _environment() -> jinja2.Environment:
         loader=jinja2.PackageLoader("tunesmith.pages"), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=_Missing
     )
     environment.globals |= {
-        draw.__name__: draw for draw in (plots.band, plots.bars, plots.histogram, plots.intervals, plots.lines, plots.scatter)
+        draw.__name__: draw
+        for draw in (plots.band, plots.bars, plots.histogram, plots.intervals, plots.lines, plots.parallel, plots.points, plots.scatter)
     }
     environment.filters |= {
         "count": lambda number: f"{number:,.0f}",

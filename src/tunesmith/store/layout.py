@@ -102,6 +102,11 @@ class Layout:
         return self.folder / "anew.json"
 
     @property
+    def tuning(self) -> Path:
+        """Studies: their trials' folders, and the file of their database where no server has it."""
+        return self.folder / "tuning"
+
+    @property
     def indexes(self) -> Path:
         """Passages that can be looked up, an index each under its digest."""
         return self.folder / "indexes"

@@ -21,7 +21,7 @@ from tunesmith.core.stats.power import (
     smallest_detectable,
     smallest_detectable_rates,
 )
-from tunesmith.core.stats.ranking import bradley_terry
+from tunesmith.core.stats.ranking import bradley_terry, spearman
 from tunesmith.core.stats.records import Difference, Interval
 from tunesmith.core.stats.runs import run_noise, with_run_noise
 from tunesmith.core.stats.sequential import Bets, mean_sequence, rate_at_least, rate_at_most, rate_evidence, rate_sequence
@@ -77,6 +77,7 @@ __all__ = [
     "sample_size_proportions",
     "smallest_detectable",
     "smallest_detectable_rates",
+    "spearman",
     "superiority",
     "tango",
     "wilson",

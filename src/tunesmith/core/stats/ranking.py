@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from tunesmith.core.errors import DataError, UsageError
 from tunesmith.core.stats.distributions import z_for
-from tunesmith.core.stats.records import Floats, Interval, finite, share
+from tunesmith.core.stats.records import Floats, Interval, finite, pair, share
 
 
 def bradley_terry(wins: ArrayLike, names: Sequence[str], *, reference: str | None = None, level: float = 0.95) -> dict[str, Interval]:
@@ -79,3 +79,13 @@ def _connected(wins: Floats, names: Sequence[str]) -> None:
             f"no chain of wins leads from '{names[i]}' to '{names[j]}': a strength would be infinite",
             remedy="compare them more often, or leave one out",
         )
+
+
+def spearman(a: ArrayLike, b: ArrayLike) -> float | None:
+    """Rank correlation of two columns (Spearman 1904), equal values at the mean of their ranks; None where one of them does not vary."""
+    from scipy.stats import rankdata
+
+    x, y = (rankdata(column) for column in pair(a, b, least=2))
+    x, y = x - x.mean(), y - y.mean()
+    scale = float(np.sqrt((x @ x) * (y @ y)))
+    return float(x @ y) / scale if scale > 0 else None

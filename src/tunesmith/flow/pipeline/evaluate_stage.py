@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from tunesmith.core.types import Example, digest
 from tunesmith.evaluate import prompts
 from tunesmith.evaluate.likelihood import Likelihood, by_likelihood, whole
 from tunesmith.evaluate.openings import open_sealed
-from tunesmith.evaluate.run import evaluate
+from tunesmith.evaluate.run import Evaluation, evaluate
 from tunesmith.flow.context import TUNED, ProjectContext
 from tunesmith.flow.project import Baseline
 from tunesmith.flow.runner import Output
@@ -34,24 +34,35 @@ def evaluate_tuned(context: ProjectContext, work: Path) -> Output:
 
 def _evaluate(context: ProjectContext, model: Any, variant: Callable[[Example], Any], arm: str, work: Path) -> Output:
     rows = context.questions("test")
-    if by_likelihood(context.metrics, documents=context.documents):
-        model, variant, precision = Likelihood.of(model), whole, model.precision
-    else:
-        precision = model.precision
     seal = digest([row.id for row in rows])
     open_sealed(context.store.layout.openings, seal, who=f"{context.project.name}: {arm}", why="stage of a run")
-    evaluation = evaluate(
+    evaluation = rated(context, model, rows, work, variant=variant, label=f"evaluate:{arm}")
+    keys = ("model", "variant", "values", "missing", "failed", "prompt_tokens", "completion_tokens", "seconds")
+    return {key: getattr(evaluation, key) for key in keys} | {
+        "rows": len(rows),
+        "precision": model.precision,
+        "max_tokens": evaluation.sampling.max_tokens,
+    }
+
+
+def rated(
+    context: ProjectContext,
+    model: Any,
+    rows: Sequence[Example],
+    work: Path,
+    *,
+    variant: Callable[[Example], Any] = prompts.as_given,
+    label: str,
+) -> Evaluation:
+    """These rows asked of a model and rated by the project's metrics; answers that are in `work` already are not asked again."""
+    if by_likelihood(context.metrics, documents=context.documents):
+        model, variant = Likelihood.of(model), whole
+    return evaluate(
         model,
         rows,
         context.metrics,
         sampling=context.sampling(),
         prompt_variant=variant,
         out=work,
-        on_progress=lambda done, total: context.progress.bar(f"evaluate:{arm}", done, total),
+        on_progress=lambda done, total: context.progress.bar(label, done, total),
     )
-    keys = ("model", "variant", "values", "missing", "failed", "prompt_tokens", "completion_tokens", "seconds")
-    return {key: getattr(evaluation, key) for key in keys} | {
-        "rows": len(rows),
-        "precision": precision,
-        "max_tokens": evaluation.sampling.max_tokens,
-    }

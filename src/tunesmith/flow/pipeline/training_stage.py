@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 def train_rows(context: ProjectContext, work: Path) -> Output:
     """Train as the plan says; an interrupted run in `work` continues. Returns the result, the resolved plan and its reasons."""
-    from tunesmith.train.loop import train
     from tunesmith.train.sinks import several, trackers
 
     give_back(cycles=True)  # what answered before is gone by now
@@ -36,11 +35,7 @@ def train_rows(context: ProjectContext, work: Path) -> Output:
     rows, validation = load_items(tokens / "train.npz"), load_items(tokens / "validation.npz")
     tracked = trackers(context.project.trackers, project=context.project.name, folder=context.store.layout.trackers)
     tell = several(TrainProgress(context.progress), tracked)
-    result: TrainResult | Reinforced
-    if METHODS[context.project.train.method].graded:
-        result = _reinforce(context, {"train": rows, "validation": validation}, work, tell)
-    else:
-        result = train(taught(context), rows, validation, base=context.base, out=work, on_event=tell, measure=_measure(context))
+    result = fit(context, taught(context), {"train": rows, "validation": validation}, work, tell)
     manifest = json.loads((work / "run.json").read_text("utf-8"))
     return {
         "valid_loss": None,  # rewards have none
@@ -52,11 +47,29 @@ def train_rows(context: ProjectContext, work: Path) -> Output:
     }
 
 
-def taught(context: ProjectContext) -> Plan:
-    """The project's plan with the adapter that it goes on from, where the base is one, and with the folder of its teacher."""
+def fit(
+    context: ProjectContext,
+    plan: Plan,
+    items: dict[str, list[Item]],
+    work: Path,
+    tell: OnEvent,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> TrainResult | Reinforced:
+    """Train as that plan says on the items of `train`, watched on those of `validation`; what began in `work` continues. Raises as
+    `train.loop.train`, Paused among it."""
+    from tunesmith.train.loop import train
+
+    if METHODS[plan.method].graded:
+        return _reinforce(context, plan, items, work, tell, should_stop)
+    rows, validation, measure = items["train"], items["validation"], _measure(context, plan)
+    return train(plan, rows, validation, base=context.base, out=work, on_event=tell, should_stop=should_stop, measure=measure)
+
+
+def taught(context: ProjectContext, plan: Plan | None = None) -> Plan:
+    """The plan (None: the project's) with the adapter that it goes on from, where the base is one, and with the folder of its teacher."""
     from tunesmith.train.starting import going_on
 
-    plan = context.project.train
+    plan = context.project.train if plan is None else plan
     if context.start_adapter is not None:
         plan = msgspec.structs.replace(plan, adapter=going_on(plan.adapter, context.start_adapter, context.base))
     return with_teacher(plan, context.models.whole)
@@ -70,12 +83,13 @@ def with_teacher(plan: Plan, find: Callable[[str], Path]) -> Plan:
     return msgspec.structs.replace(plan, distillation=msgspec.structs.replace(plan.distillation, teacher=teacher))
 
 
-def _reinforce(context: ProjectContext, prompts: dict[str, list[Item]], work: Path, tell: OnEvent) -> Reinforced:
+def _reinforce(
+    context: ProjectContext, plan: Plan, prompts: dict[str, list[Item]], work: Path, tell: OnEvent, should_stop: Callable[[], bool]
+) -> Reinforced:
     """Train by what the plan's grader says of the model's own answers to the rows' prompts."""
     from tunesmith.flow.pipeline.rewards import reward_of, tasks_of
     from tunesmith.train.grpo import reinforce
 
-    plan = taught(context)
     if plan.reinforcement.grader is None:
         raise ConfigError(
             f"method {plan.method} has no grader",
@@ -86,10 +100,10 @@ def _reinforce(context: ProjectContext, prompts: dict[str, list[Item]], work: Pa
         )
     reward = reward_of(plan.reinforcement.grader, context.models.resolve)
     tasks, held_out = (tasks_of(context.rows(part), items) for part, items in prompts.items())
-    return reinforce(plan, tasks, reward, held_out, base=context.base, out=work, on_event=tell)
+    return reinforce(plan, tasks, reward, held_out, base=context.base, out=work, on_event=tell, should_stop=should_stop)
 
 
-def _measure(context: ProjectContext) -> Measure | None:
+def _measure(context: ProjectContext, plan: Plan) -> Measure | None:
     """The project's first metric on the first validation rows, as the evaluation asks them; None when the plan wants none.
 
     Each time the model as it would be saved is loaded beside the one in training, and forgotten again.
@@ -100,11 +114,11 @@ def _measure(context: ProjectContext) -> Measure | None:
     from tunesmith.train.validation import Measure
 
     project = context.project
-    if not project.train.metric_rows:
+    if not plan.metric_rows:
         return None
     chosen, rows, sampling = (
         metric(project.evaluate.metrics[0]),
-        context.questions("validation")[: project.train.metric_rows],
+        context.questions("validation")[: plan.metric_rows],
         context.sampling(),
     )
     if chosen.better == "neither":

@@ -1,0 +1,124 @@
+"""The end of a study: the finalists and the default trained again under fresh seeds, and whether one is better. Searches nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from tunesmith.core.atomic import write_atomic
+from tunesmith.core.seal import checked, seal
+from tunesmith.evaluate.run import Evaluation, load_evaluation
+from tunesmith.flow.tuning.study import Study, held
+from tunesmith.tune import verdict
+from tunesmith.tune.trials import DEFAULT, Repeat, Trial, find, ranked
+from tunesmith.tune.verdict import Verdict
+
+_KEPT = "verdict.json"
+
+
+def judged(study: Study) -> Verdict | None:
+    """The verdict on what the search found so far, with whatever repetitions it still needs; None while another process is at it.
+
+    Raises Stopped when the study is asked to stop.
+    """
+    with held(study.folder, "finals.lock", wait=False) as lock:
+        if lock is None:
+            return None
+        found = _verdict(study)
+        write_atomic(study.folder / _KEPT, msgspec.json.format(msgspec.json.encode(found)))
+        return found
+
+
+def read_verdict(study_folder: Path) -> Verdict | None:
+    """The last verdict of a study; None before the first."""
+    path = study_folder / _KEPT
+    return msgspec.json.decode(path.read_bytes(), type=Verdict) if path.is_file() else None
+
+
+def finalists(study: Study) -> list[Trial]:
+    """The trials that were trained whole and were better than the default in the search, the best first."""
+    trials = [trial for trial in study.search.trials() if trial.state == "finished" and trial.looks[-1].place]
+    order = ranked(trials, higher=study.higher)
+    default = find(study.search.trials(), DEFAULT)
+    if default.state != "finished":
+        return []
+    before = [trial.number for trial in order].index(DEFAULT)
+    return [trial for trial in order[:before] if trial.value != default.value][: study.tune.finalists]
+
+
+def _verdict(study: Study) -> Verdict:
+    trials = study.search.trials()
+    tried = sum(trial.value is not None and trial.number != DEFAULT for trial in trials)
+    best = finalists(study)
+    if not best:
+        named = next((trial.number for trial in ranked(trials, higher=study.higher) if trial.number != DEFAULT), None)
+        return verdict.kept(named, tried)
+    seeds = _seeds(study, len(best))
+    if seeds < 2 and len(best) > 1:
+        best = best[:1]
+        seeds = _seeds(study, 1)
+    if seeds < 2:
+        return verdict.unrepeated(best[0].number, tried)
+    runs: dict[int, list[Repeat]] = {number: [] for number in (DEFAULT, *(trial.number for trial in best))}
+    for seed in range(1, seeds + 1):
+        for number, repeats in runs.items():
+            repeats.append(_repeat(study, find(trials, number), seed))
+    return _weighed(study, runs, tried, seeds)
+
+
+def _seeds(study: Study, count: int) -> int:
+    """How many fresh seeds of the default and of so many finalists the budget leaves; those that are there already cost nothing."""
+    (tokens, seconds), (one, one_s), wanted = study.spent(), study.whole(), study.tune.seeds
+    done = len(study.repeats())
+    for limit, used, each in ((study.tune.tokens, tokens, one), (study.tune.seconds, seconds, one_s)):
+        if limit is not None and each:
+            wanted = min(wanted, int((max(0.0, limit - used) / each + done) // (count + 1)))
+    return wanted
+
+
+def _repeat(study: Study, trial: Trial, seed: int) -> Repeat:
+    """The trial trained whole under another seed and asked the same questions; found where that was done."""
+    bench, folder = study.bench, study.folder / "finals" / f"{trial.number}-{seed}"
+    path, label = folder / "repeat.json", f"trial {trial.number}, seed {seed}"
+    if path.is_file():
+        return msgspec.json.decode(checked(path).read_bytes(), type=Repeat)
+    began, plan = time.monotonic(), study.plan(trial)
+    plan = msgspec.structs.replace(plan, seed=plan.seed + seed)
+    trained = bench.train(plan, folder / "train", 1.0, label=label, stop=study.over)
+    evaluation = bench.ask(trained.weights, folder / "answers", label)
+    value = evaluation.values[bench.metric.name]
+    repeat = Repeat(
+        trial=trial.number,
+        seed=seed,
+        value=value,
+        tokens=trained.tokens,
+        seconds=time.monotonic() - began,
+        place=str((folder / "answers").relative_to(study.context.store.layout.tuning)),
+    )
+    write_atomic(path, msgspec.json.encode(repeat))
+    seal(folder, only=("repeat.json",))
+    study.context.progress.say(f"{label}: {bench.metric.name} {'none' if value is None else format(value, '.4g')}")
+    return repeat
+
+
+def _weighed(study: Study, runs: dict[int, list[Repeat]], tried: int, seeds: int) -> Verdict:
+    higher = study.bench.metric.better == "higher"
+    evaluations = {number: _loaded(study, repeats) for number, repeats in runs.items()}
+    means = {
+        number: sum(known) / len(known)
+        for number, repeats in runs.items()
+        if number != DEFAULT and (known := [each.value for each in repeats if each.value is not None])
+    }
+    best = verdict.winner(means, higher=higher)
+    if best is None:
+        return verdict.kept(None, tried)
+    name = study.bench.metric.name
+    compared = study.bench.compared(evaluations[DEFAULT], evaluations[best], ("the default", f"trial {best}"), verdict.level(tried))
+    return verdict.decide(best, compared.metrics[0].difference, metric=name, higher=higher, tried=tried, seeds=seeds)
+
+
+def _loaded(study: Study, repeats: Sequence[Repeat]) -> list[Evaluation]:
+    return [load_evaluation(study.context.store.layout.tuning / each.place) for each in repeats]

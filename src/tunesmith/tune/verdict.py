@@ -1,0 +1,76 @@
+"""Whether the best plan of a study is better than the default: noise is not to be taken for progress. Knows no metric and no model.
+
+The best of many equal plans looks better than the default: the highest of twenty draws lies 1.9 deviations above the mean. So the finalists
+and the default are trained again with fresh seeds, which chose nobody; the difference is taken row by row, with the noise between seeds in
+its interval; and the interval's level is corrected for the number of plans that were tried (Bonferroni), since a plan may have been chosen
+for what these very rows happen to like. Unless the whole interval is on the good side, the default is recommended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from tunesmith.core.stats import Difference
+from tunesmith.core.types import Record
+
+Recommended = Literal["default", "trial"]
+
+
+class Verdict(Record, frozen=True):
+    """What a study recommends. `trial` is the best finalist (None: no trial was better than the default in the search).
+    `difference` is that trial minus the default on the validation rows, at `level`; None where nothing was repeated."""
+
+    recommended: Recommended
+    sentence: str
+    trial: int | None = None
+    difference: Difference | None = None
+    level: float = 0.95
+    tried: int = 0
+    seeds: int = 0
+
+
+def level(tried: int, alpha: float = 0.05) -> float:
+    """The level of the interval that decides after `tried` plans beside the default."""
+    return 1 - alpha / max(1, tried)
+
+
+def winner(values: Mapping[int, float], *, higher: bool) -> int | None:
+    """The finalist with the best mean over its fresh seeds; of equal ones the earlier. None without finalists."""
+    sign = -1 if higher else 1
+    return min(values, key=lambda number: (sign * values[number], number), default=None)
+
+
+def decide(trial: int, difference: Difference | None, *, metric: str, higher: bool, tried: int, seeds: int) -> Verdict:
+    """The verdict on the best finalist. `difference` (trial minus default) is None where there were too few rows to say anything."""
+    if difference is None:
+        sentence = f"The default plan is recommended: too few rows have a {metric} to compare trial {trial} with it."
+        return Verdict(recommended="default", sentence=sentence, trial=trial, level=level(tried), tried=tried, seeds=seeds)
+    better = difference.low > 0 if higher else difference.high < 0
+    numbers = (
+        f"{metric} {difference.estimate:+.3g} ({100 * difference.level:.4g}% interval {difference.low:+.3g} to {difference.high:+.3g}, "
+        f"{seeds} fresh seeds each, corrected for {tried} tried plans)"
+    )
+    if better:
+        sentence = f"Trial {trial} is better than the default plan on the validation rows: {numbers}."
+    else:
+        sentence = f"The default plan is recommended: trial {trial} is not shown to be better, {numbers}."
+    recommended: Recommended = "trial" if better else "default"
+    return Verdict(
+        recommended=recommended, sentence=sentence, trial=trial, difference=difference, level=difference.level, tried=tried, seeds=seeds
+    )
+
+
+def kept(best: int | None, tried: int) -> Verdict:
+    """The verdict where no trial of the search was better than the default: there is nothing to repeat."""
+    named = "no trial has a value" if best is None else "no trial was better than it in the search"
+    return Verdict(recommended="default", sentence=f"The default plan is recommended: {named}, of {tried} tried plans.", tried=tried)
+
+
+def unrepeated(best: int, tried: int) -> Verdict:
+    """The verdict of a study without repetitions: the best of many may be so by chance."""
+    sentence = (
+        f"The default plan is recommended: trial {best} was the best of {tried} in the search, and nothing was repeated "
+        "(tune.seeds, or the budget), so that this may be noise."
+    )
+    return Verdict(recommended="default", sentence=sentence, trial=best, tried=tried)

@@ -1,0 +1,312 @@
+"""Studies through the command line, with a tiny real model: they end, go on after a kill, keep the default, and never look at the test part."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+import tiny
+from forked import command
+from tunesmith.cli import app
+from tunesmith.cli.shared import guarded
+from tunesmith.core.errors import ConfigError, UsageError
+from tunesmith.tune import halving, verdict
+from tunesmith.tune.search import Search, StudyFacts, defaults
+from tunesmith.tune.settings import Axis, Tune
+from tunesmith.tune.space import Ground, changes, given, grid, space
+from tunesmith.tune.trials import Look, Rung, Trial, front
+from waiting import until
+
+YAML = """
+name: tiny
+sources: [{{path: rows.jsonl}}]
+base: {base}
+split: {{validation: 0.3, test: 0.2, semantic: {{action: "off"}}}}
+train: {{epochs: 3, learning_rate: 0.01, batch_size: 8, dtype: float32, threads: 1, adapter: {{kind: lora, r: 8}}}}
+evaluate: {{metrics: [exact_match], max_tokens: 3}}
+tune: {{trials: 3, seeds: 2, finalists: 1, sampler: random, space: {{learning_rate: auto, adapter.r: {{choices: [4, 8]}}, adapter.alpha: auto}}}}
+"""
+DEFAULT = {
+    "learning_rate": 1e-3, "adapter.kind": "lora", "adapter.r": 16, "adapter.alpha": 32.0, "adapter.dropout": 0.0, "adapter.targets": "all-linear",
+    "batch_size": 8, "epochs": 2, "warmup_ratio": 0.05, "preference.beta": 0.1, "distillation.beta": 0.0, "reinforcement.beta": 0.0,
+}  # fmt: skip
+GROUND = Ground("sft", "", (), DEFAULT, rows=400, hidden_size=64, layers=("q_proj", "k_proj", "v_proj", "o_proj", "up_proj"))
+
+
+def project(folder: Path, base: Path, extra: str = "") -> Path:
+    rng, rows = random.Random(0), []
+    words = ["agreement", "bank", "entities", "sentence", "credit", "holdings", "amended", "signed", "ohio", "york", "june", "dated"]
+    for _ in range(100):
+        said = " ".join(rng.sample(words, 6))
+        turns = [{"role": "user", "content": said}, {"role": "assistant", "content": "yes" if "bank" in said else "no"}]
+        rows.append(json.dumps({"messages": turns}) + "\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "rows.jsonl").write_text("".join(rows))
+    (folder / "tunesmith.yaml").write_text(YAML.format(base=base) + extra)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tiny.model(tmp_path_factory.mktemp("base"), context=128)
+
+
+@pytest.fixture(scope="module")
+def study(base, tmp_path_factory):
+    """A finished study, and what `tune` printed."""
+    folder = project(tmp_path_factory.mktemp("study"), base)
+    return folder, said(folder, "tune")
+
+
+def said(folder: Path, *words: str, code: int = 0) -> dict:
+    """What the command prints as JSON, run in that folder."""
+    here, out = Path.cwd(), io.StringIO()
+    os.chdir(folder)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
+            ended = guarded(app, [*words, "--json"])
+    finally:
+        os.chdir(here)
+    assert ended == code, out.getvalue()
+    return json.loads(out.getvalue().splitlines()[-1])
+
+
+def trial(number: int, *values: float, state: str = "paused", origin: str = "search", tokens: int = 0) -> Trial:
+    looks = tuple(Look(rung=i, value=value, tokens=tokens) for i, value in enumerate(values))
+    return Trial(number=number, params={}, state=state, origin=origin, looks=looks)
+
+
+# Spaces
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ("{learning_rat: auto}", ["tune.space.learning_rat", "learning_rate"]),
+        ("{adapter.rank: {choices: [4]}}", ["tune.space.adapter.rank", "adapter.r"]),
+        ("{max_length: {choices: [64]}}", ["tune.space.max_length", "cannot vary"]),
+        ("{seed: {choices: [1, 2]}}", ["tune.space.seed", "cannot vary"]),
+        ("{batch_size: {choices: [8, 0]}}", ["tune.space.batch_size", "above 0"]),
+        ("{schedule: {choices: [cosine, sqrt]}}", ["tune.space.schedule", "sqrt"]),
+        ("{learning_rate: {low: 1e-3}}", ["low below high"]),
+        ("{learning_rate: {low: 0, high: 1, log: true}}", ["low above 0"]),
+        ("{learning_rate: {low: 1e-4, high: 1e-3, logs: true}}", ["logs", "log"]),
+        ("{learning_rate: {choices: [1e-3], low: 1e-4, high: 1}}", ["choices or a range"]),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_before_any_work(section, words, tmp_path):
+    (tmp_path / "tunesmith.yaml").write_text(f"name: p\nsources: [{{path: rows.jsonl}}]\nbase: x\ntune: {{space: {section}}}\n")
+    message = said(tmp_path, "tune", "status", code=2)["error"]["message"]
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("trials", 0), ("eta", 1), ("seeds", 1), ("rungs", (0.5, 0.2, 1)), ("rungs", (0.1, 0.5)), ("proxy", 1.0), ("usd", 3.0)],
+)
+def test_settings_that_cannot_be_name_their_key(key, value):
+    with pytest.raises(ConfigError, match=rf"tune\.{key}"):
+        Tune(**{key: value})
+
+
+def test_a_ready_space_holds_the_default_plan_and_names_its_sources():
+    varied = space(Tune(), GROUND)
+    assert {each.key for each in varied} >= {"learning_rate", "adapter.r", "adapter.alpha", "adapter.targets", "batch_size", "epochs"}
+    assert all(each.source for each in varied)
+    assert "preference.beta" not in {each.key for each in varied}
+    assert changes(varied, defaults(varied), DEFAULT) == {each.key: DEFAULT[each.key] for each in varied}
+    beta = space(Tune(), Ground("dpo", "preference", ("beta",), DEFAULT, rows=400, hidden_size=64))
+    assert "preference.beta" in {each.key for each in beta}
+    assert "adapter.targets" not in {each.key for each in beta}, "this base has no layers of those names"
+
+
+def test_a_users_space_is_widened_to_hold_the_default_and_alpha_follows_the_rank():
+    axes = {
+        "learning_rate": Axis(low=2e-3, high=4e-3, log=True),
+        "adapter.r": Axis(choices=(4, 8)),
+        "adapter.alpha": Axis(choices=("r", "2r")),
+    }
+    varied = space(Tune(space=axes), GROUND)
+    assert [each.default for each in varied] == [1e-3, 16, "2r"]
+    assert (varied[0].axis.low, varied[1].axis.choices) == (1e-3, (4, 8, 16))
+    asked = given(varied, {"adapter.r": 4, "learning_rate": 3e-3})
+    assert changes(varied, asked, DEFAULT) == {"learning_rate": 3e-3, "adapter.r": 4, "adapter.alpha": 8.0}
+    assert len(grid(varied, 0)) == 4 * 3 * 2
+    assert {json.dumps(one) for one in grid(varied, 0)} == {json.dumps(one) for one in grid(varied, 1)}
+    for wrong in ({"adapter.r": 5}, {"learning_rate": 1.0}, {"epochs": 2}):
+        with pytest.raises(UsageError):
+            given(varied, wrong)
+
+
+# Halving
+
+
+def test_rungs_lie_above_the_warm_up_and_a_proxy_has_rows_enough():
+    assert [rung.share for rung in halving.ladder(Tune(), rows=500, steps=90, warmup=0.05)] == pytest.approx([1 / 9, 1 / 3, 1])
+    assert [rung.share for rung in halving.ladder(Tune(), rows=500, steps=90, warmup=0.1)] == pytest.approx([1 / 3, 1])
+    assert [rung.share for rung in halving.ladder(Tune(), rows=60, steps=12, warmup=0.05)] == [1]
+    large = halving.ladder(Tune(), rows=5000, steps=900, warmup=0.05)
+    assert (large[0], large[-1]) == (Rung(share=0.1, proxy=True), Rung(share=1.0))
+    assert halving.ladder(Tune(rungs=(0.25, 1), proxy=0.2), rows=9, steps=9, warmup=0.5) == (Rung(share=0.2, proxy=True), Rung(share=1.0))
+
+
+def test_of_three_on_a_rung_the_best_goes_on_the_default_always_and_two_finish():
+    rungs, tune = (Rung(share=1 / 3), Rung(share=1.0)), Tune(finalists=2)
+    ask = lambda trials, more: halving.step(trials, rungs, tune, higher=True, more=more)  # noqa: E731
+    assert ask([trial(0, 0.1)], True) == (0, 1)
+    whole = trial(0, 0.1, 0.2, state="finished")
+    assert ask([whole, trial(1, 0.5)], True) == (None, 0)
+    assert ask([whole, trial(1, 0.5), trial(2, 0.9)], True) == (2, 1)
+    assert ask([whole, trial(1, 0.5), trial(2, 0.9, 0.9, state="finished")], True) == (None, 0)
+    assert ask([whole, trial(1, 0.5), trial(2, 0.9, 0.9, state="finished"), trial(3, 0.05, state="pruned")], False) == (1, 1)
+    assert ask([whole, trial(1, 0.5, 0.6, state="finished"), trial(2, 0.9, 0.9, state="finished")], False) is None
+    high = trial(0, 1.0, 1.0, state="finished")
+    assert halving.step([high, trial(1, 0.5), trial(2, 0.9)], rungs, tune, higher=False, more=True) == (1, 1)
+    assert ask([whole, trial(1, 0.01, origin="added")], True) == (1, 1)
+
+
+def test_the_front_of_quality_and_cost():
+    trials = [
+        trial(i, value, state="finished", tokens=tokens) for i, (value, tokens) in enumerate([(0.5, 10), (0.4, 20), (0.7, 30), (0.7, 40)])
+    ]
+    assert front(trials, higher=True) == [0, 2]
+    assert front(trials, higher=False) == [0, 1]
+
+
+# Proposals
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "cmaes", "random", "grid"])
+def test_a_study_that_is_opened_again_proposes_what_it_would_have(sampler, tmp_path):
+    axes = {
+        "learning_rate": Axis(low=1e-4, high=1e-2, log=True),
+        "weight_decay": Axis(low=0.0, high=0.1),
+        "batch_size": Axis(choices=(4, 8)),
+    }
+    varied = space(Tune(space=axes), Ground("sft", "", (), {**DEFAULT, "weight_decay": 0.0}, rows=400, hidden_size=64))
+    facts = StudyFacts(
+        identity="i", about={}, project="p", method="sft", metric="m", higher=True, space=varied, rungs=(Rung(share=1.0),), sampler=sampler,
+        seed=3, parameters=10, rows=10,
+    )  # fmt: skip
+    seen = []
+    for name, again in (("whole", False), ("broken", True)):
+        url, params = f"sqlite:///{tmp_path / name}.db", []
+        search = Search.begin(url, "s", facts)
+        search.add(defaults(varied), "default")
+        for number in range(7):
+            if again:
+                search = Search.open(url, "s")
+            taken = search.next(9)
+            assert taken is not None
+            search.look(number, Look(rung=0, value=-abs(taken.params["learning_rate"] - 3e-3)), "finished")
+            params.append(taken.params)
+        seen.append(params)
+        assert sum(search.importance().values()) == pytest.approx(1)
+    assert seen[0] == seen[1]
+    assert seen[0][0] == defaults(varied)
+    assert len({json.dumps(params) for params in seen[0]}) == 7, "no plan twice"
+    with pytest.raises(UsageError, match="about another"):
+        Search.begin(
+            url, "s", StudyFacts(**{**{f: getattr(facts, f) for f in facts.__struct_fields__}, "identity": "j", "about": {"data": "x"}})
+        )
+
+
+# Whole studies
+
+
+@pytest.mark.slow
+def test_a_study_measures_the_default_first_ends_with_a_verdict_and_is_not_repeated(study):
+    folder, found = study
+    assert (found["ended"], found["trials"][0]["origin"], found["trials"][0]["state"]) == ("done", "default", "finished")
+    assert len(found["trials"]) == 3
+    assert found["verdict"]["recommended"] in ("default", "trial")
+    assert found["trials"][0]["interval"][0] <= found["trials"][0]["value"] <= found["trials"][0]["interval"][1]
+    assert not (folder / ".tunesmith" / "openings.jsonl").exists(), "the test part is never looked at"
+    page = Path(found["report"]).read_text()
+    assert "importance" in page or len(found["trials"]) < 4
+    assert found["verdict"]["sentence"].split(":")[0] in page
+    before = {path: path.stat().st_mtime_ns for path in (folder / ".tunesmith" / "tuning" / "tiny").rglob("evaluation.json")}
+    again = said(folder, "tune")
+    assert (again["trials"], again["verdict"]) == (found["trials"], found["verdict"])
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert said(folder, "tune", "status")["trials"] == found["trials"]
+
+
+@pytest.mark.slow
+def test_a_trial_that_was_paused_has_the_bytes_of_a_run_and_run_takes_its_plan(study):
+    folder, found = study
+    assert [look["rung"] for look in found["trials"][0]["looks"]] == [0, 1], "it was paused between"
+    trained = said(folder, "train")
+    own = folder / ".tunesmith" / "tuning" / "tiny" / "trials" / "0" / "train" / "adapter" / "adapter_model.safetensors"
+    assert own.read_bytes() == (Path(trained["artifact"]) / "adapter_model.safetensors").read_bytes()
+    best = said(folder, "tune", "best", "--trial", "0")
+    assert best["train"]["learning_rate"] == 0.01
+    assert said(folder, "train", "--plan", "plan.yaml")["cached"], "the default's plan is the project's own"
+    other = said(folder, "tune", "best", "--trial", "1", "--out", "other.yaml")
+    assert other["train"]["learning_rate"] == found["trials"][1]["params"]["learning_rate"]
+    assert said(folder, "estimate", "--plan", "other.yaml")["plan"]["adapter"].get("r", 16) == found["trials"][1]["params"]["adapter.r"]
+    (folder / "wrong.yaml").write_text("train: {learning_rat: 1}\n")
+    assert "wrong.yaml:1" in said(folder, "train", "--plan", "wrong.yaml", code=2)["error"]["message"]
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on_without_repeating_what_was_finished_and_ends_the_same(base, study, tmp_path):
+    _, found = study
+    folder = project(tmp_path / "killed", base)
+    process = command(["tune"], folder)
+    first = folder / ".tunesmith" / "tuning" / "tiny" / "trials" / "0" / "rung-1" / "evaluation.json"
+    until(lambda: (first.parent.parent.parent / "1" / "train" / "events.jsonl").exists(), alive=process.alive, progress=lambda: process.err)
+    process.kill()
+    kept = first.stat().st_mtime_ns
+    again = said(folder, "tune")
+    assert first.stat().st_mtime_ns == kept
+    for key in ("number", "params", "state", "value", "loss", "tokens"):
+        assert [row[key] for row in again["trials"]] == [row[key] for row in found["trials"]], key
+    assert again["verdict"] == found["verdict"]
+
+
+@pytest.mark.slow
+def test_trials_by_hand_clones_and_another_plan_under_the_same_name(study, tmp_path):
+    finished, found = study
+    folder = shutil.copytree(finished, tmp_path / "copy")
+    assert said(folder, "tune", "add", "adapter.r=4")["params"]["adapter.r"] == 4
+    assert "outside" in said(folder, "tune", "add", "adapter.r=5", code=2)["error"]["message"]
+    assert "does not vary" in said(folder, "tune", "add", "epochs=5", code=2)["error"]["message"]
+    assert said(folder, "tune", "status")["trials"][-1]["state"] == "waiting"
+    assert said(folder, "tune", "stop")["stopping"]
+    assert said(folder, "tune", "status")["stopping"]
+    message = said(folder, "tune", "--train.batch_size", "4", code=2)["error"]["message"]
+    assert "about another plan" in message
+    wider = "{learning_rate: {low: 1e-5, high: 1.0, log: true}, adapter.r: {choices: [4, 8, 16]}, adapter.alpha: auto}"
+    cloned = said(folder, "tune", "clone", "wider", "--tune.space", wider)
+    whole = [row for row in found["trials"][1:] if row["state"] == "finished"]
+    assert cloned["taken"] == len(whole) > 0
+    assert [row["value"] for row in said(folder, "tune", "status", "--study", "wider")["trials"] if row["origin"] == "cloned"] == [
+        row["value"] for row in whole
+    ]
+    assert said(folder, "tune", "best", "--study", "none", code=2)["error"]["type"] == "NotFound"
+
+
+# Verdicts
+
+
+def test_the_level_is_corrected_for_what_was_tried_and_the_default_stays_unless_the_interval_is_clear():
+    from tunesmith.core.stats import paired_difference
+
+    a, b = [0.0, 1.0] * 50, [1.0, 1.0] * 50
+    for higher, wanted in ((True, "trial"), (False, "default")):
+        difference = paired_difference(a, b, level=verdict.level(20))
+        decided = verdict.decide(4, difference, metric="m", higher=higher, tried=20, seeds=3)
+        assert decided.recommended == wanted
+    assert verdict.level(20) == pytest.approx(0.9975)
+    assert verdict.decide(4, paired_difference(a, a, level=0.99), metric="m", higher=True, tried=5, seeds=3).recommended == "default"
+    assert verdict.decide(4, None, metric="m", higher=True, tried=5, seeds=3).recommended == "default"
+    assert verdict.unrepeated(3, 9).recommended == verdict.kept(None, 0).recommended == "default"
+    assert verdict.winner({3: 0.5, 2: 0.5, 9: 0.4}, higher=True) == 2
