@@ -11,7 +11,7 @@ import pytest
 LIGHT = [
     "--version", "schema", "models", "status", "doctor", "keys list", "jobs list", "monitor status", "metrics", "eval plan", "data log",
     "data ledger", "data show rows.jsonl", "data check rows.jsonl --base gpt-4.1-mini", "data labels rows.jsonl", "data next rows.jsonl",
-    "data review rows.jsonl", "init rows.jsonl --config other.yaml", "eval echo --data rows.jsonl",
+    "data review rows.jsonl", "init rows.jsonl --config other.yaml", "eval echo --data rows.jsonl", "tune add --help",
 ]  # fmt: skip
 HEAVY = {
     "run": "serve", "run --dry-run": "data", "train": "data", "train --overfit 2": "local", "estimate": "data", "serve": "serve",
@@ -20,7 +20,7 @@ HEAVY = {
     "compare base echo --data rows.jsonl": "local", "data import rows.jsonl --yes": "data", "data show rows.parquet": "data",
     "data show rows.jsonl.zst": "data", "data clean rows.jsonl": "data", "data split rows.jsonl": "local",
     "migrate inventory": "openai", "data documents rows.pdf --encoder none": "documents", "data documents --rows rows.jsonl --encoder none": "documents",
-    "data documents --rows rows.jsonl": "local",
+    "data documents --rows rows.jsonl": "local", "tune": "tune",
 }  # fmt: skip
 # In a fresh Python, where nothing heavy is loaded yet: the packages of the extras, and what only comes with them, are not there.
 WALK = """

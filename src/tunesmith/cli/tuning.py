@@ -48,15 +48,17 @@ def start(
 
     Example: tunesmith tune --tune.trials 30 --tune.hours 8
     """
-    from tunesmith.core.errors import TunesmithError
     from tunesmith.flow.tuning.commands import tune
     from tunesmith.flow.tuning.summary import status_text
 
     with told(as_json) as progress:
         found = tune(_project(config, context.args, data), config.resolve().parent, progress, study)
-    how = {"stopped": "stopped; tunesmith tune goes on", "budget": "the budget is spent", "done": "the study is done"}
-    if found["ended"] not in how:
-        raise TunesmithError(f"the study ended by '{found['ended']}'")
+    how = {
+        "stopped": "stopped; tunesmith tune goes on",
+        "budget": "the budget is spent",
+        "done": "the study is done",
+        "elsewhere": "the rest is with other processes, the last of which gives the verdict",
+    }
     then = "next: tunesmith tune best" if found["verdict"] else ""
     emit(found, as_json, "\n".join(filter(None, [status_text(found), how[found["ended"]], f"report: {found['report']}", then])))
 

@@ -8,11 +8,12 @@ for what these very rows happen to like. Unless the whole interval is on the goo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from tunesmith.core.stats import Difference
 from tunesmith.core.types import Record
+from tunesmith.tune.trials import DEFAULT, Trial, ranked
 
 Recommended = Literal["default", "trial"]
 
@@ -33,6 +34,15 @@ class Verdict(Record, frozen=True):
 def level(tried: int, alpha: float = 0.05) -> float:
     """The level of the interval that decides after `tried` plans beside the default."""
     return 1 - alpha / max(1, tried)
+
+
+def finalists(trials: Sequence[Trial], count: int, *, higher: bool) -> list[Trial]:
+    """The trials that were trained whole and were better than the default in the search, the best first, at most so many."""
+    order = ranked([trial for trial in trials if trial.state == "finished"], higher=higher)
+    default = next((trial for trial in order if trial.number == DEFAULT), None)
+    if default is None:
+        return []
+    return [trial for trial in order[: order.index(default)] if trial.value != default.value][:count]
 
 
 def winner(values: Mapping[int, float], *, higher: bool) -> int | None:

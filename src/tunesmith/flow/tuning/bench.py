@@ -73,6 +73,7 @@ class Bench:
 
     context: ProjectContext
     rows: int | None = None
+    by_loss: bool = False  # a training is then looked at only after a step at which its validation loss is measured
 
     @cached_property
     def items(self) -> dict[str, list[Item]]:
@@ -133,7 +134,8 @@ class Bench:
         course = _Course(label, self.context.progress.bar)
 
         def enough() -> bool:
-            return stop() or course.step >= math.ceil(share * course.total)
+            seen = not self.by_loss or plan.eval_every is None or course.step % plan.eval_every == 0
+            return stop() or (seen and course.step >= math.ceil(share * course.total))
 
         try:
             result = fit(self.context, plan, items or self.items, work, course, enough)
@@ -177,12 +179,17 @@ class Bench:
 
     def compared(self, a: list[Evaluation], b: list[Evaluation], names: tuple[str, str], level: float) -> Comparison:
         """B against A row by row on the metric that decides; several evaluations of one plan are its seeds."""
-        name, scores = self.metric.name, []
-        for side in (a, b):
-            scores.append(merged([_only(each, name) for each in side], [self.metric]).scores(name))
-        values = tuple([value for each in side if (value := each.values[name]) is not None] for side in (a, b))
-        runs = {name: (values[0], values[1])} if len(a) > 1 and len(b) > 1 and all(values) else None
-        return compare(scores[0], scores[1], metrics=[self.metric], clusters=self.clusters, names=names, level=level, runs=runs)
+        return paired(self.metric, self.clusters, (a, b), names, level)
+
+
+def paired(
+    metric: Metric, clusters: dict[str, str], sides: tuple[list[Evaluation], list[Evaluation]], names: tuple[str, str], level: float
+) -> Comparison:
+    """The second side against the first, row by row on that metric; several evaluations of a side are its seeds, whose noise counts."""
+    whole = [merged([_only(each, metric.name) for each in side], [metric]).scores(metric.name) for side in sides]
+    values = [[value for each in side if (value := each.values[metric.name]) is not None] for side in sides]
+    runs = {metric.name: (values[0], values[1])} if all(len(side) > 1 for side in sides) and all(values) else None
+    return compare(whole[0], whole[1], metrics=[metric], clusters=clusters, names=names, level=level, runs=runs)
 
 
 def _only(evaluation: Evaluation, name: str) -> Evaluation:

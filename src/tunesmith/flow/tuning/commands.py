@@ -12,6 +12,7 @@ import msgspec
 from tunesmith.core.atomic import write_atomic
 from tunesmith.core.config import parse_overrides
 from tunesmith.core.errors import ConfigError, TunesmithError, UsageError
+from tunesmith.core.load import need
 from tunesmith.core.progress import Progress, Silent
 from tunesmith.flow.context import ProjectContext
 from tunesmith.flow.pipeline.run import opened
@@ -31,10 +32,11 @@ from tunesmith.tune.verdict import Verdict
 
 def tune(project: Project, folder: Path, progress: Progress, name: str = "") -> dict[str, Any]:
     """Begin a study, or go on with it, until its budget is spent, nothing is left, or it is asked to stop."""
+    need("optuna", extra="tune")  # before any work
     with _study(project, folder, progress, name) as study:
         ended = _search(study)
         verdict = None
-        if ended != "stopped":
+        if ended in ("done", "budget"):
             try:
                 verdict = finals.judged(study)
             except Stopped:
@@ -52,7 +54,7 @@ def _study(project: Project, folder: Path, progress: Progress, name: str) -> Ite
 
 
 def _search(study: Study) -> str:
-    """One leg after the other; why it ended: `stopped`, `budget` or `done`."""
+    """One leg after the other; why it ended: `stopped`, `budget`, `done`, or `elsewhere` when the rest is with other processes."""
     say = study.context.progress.say
     while (leg := study.take()) is not None:
         try:
@@ -66,6 +68,8 @@ def _search(study: Study) -> str:
             say(f"trial {number}: given up, {find(study.search.trials(), number).note}")
     if study.stop_file.exists():
         return "stopped"
+    if any(trial.state == "running" for trial in study.search.trials()):
+        return "elsewhere"
     return "done" if study.affordable() else "budget"
 
 
@@ -141,7 +145,7 @@ def clone(project: Project, folder: Path, progress: Progress, name: str, new: st
             raise UsageError(f"'{new}' is the study itself", allowed="another name")
         facts = facts_of(Bench(context, project.tune.rows), project.tune)
         other = [key for key in ("data", "base", "plan", "measure") if old.facts.about[key] != facts.about[key]]
-        study = begin(context, new)
+        study = begin(context, new, alone=True)
         with held(study.folder):
             trials = study.search.trials()
             taken = 0 if other or any(trial.origin == "cloned" for trial in trials) else study.search.take_over(_fitting(old, study))

@@ -38,21 +38,10 @@ def read_verdict(study_folder: Path) -> Verdict | None:
     return msgspec.json.decode(path.read_bytes(), type=Verdict) if path.is_file() else None
 
 
-def finalists(study: Study) -> list[Trial]:
-    """The trials that were trained whole and were better than the default in the search, the best first."""
-    trials = [trial for trial in study.search.trials() if trial.state == "finished" and trial.looks[-1].place]
-    order = ranked(trials, higher=study.higher)
-    default = find(study.search.trials(), DEFAULT)
-    if default.state != "finished":
-        return []
-    before = [trial.number for trial in order].index(DEFAULT)
-    return [trial for trial in order[:before] if trial.value != default.value][: study.tune.finalists]
-
-
 def _verdict(study: Study) -> Verdict:
     trials = study.search.trials()
     tried = sum(trial.value is not None and trial.number != DEFAULT for trial in trials)
-    best = finalists(study)
+    best = verdict.finalists(trials, study.tune.finalists, higher=study.higher)
     if not best:
         named = next((trial.number for trial in ranked(trials, higher=study.higher) if trial.number != DEFAULT), None)
         return verdict.kept(named, tried)

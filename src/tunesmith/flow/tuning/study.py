@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,15 +20,16 @@ from tunesmith.core.seal import checked
 from tunesmith.core.types import digest
 from tunesmith.evaluate.run import Evaluation, load_evaluation
 from tunesmith.flow.context import ProjectContext
-from tunesmith.flow.plan_keys import changed, ground
+from tunesmith.flow.plan_keys import changed, ground, values
 from tunesmith.flow.tuning.bench import Bench
 from tunesmith.train.methods import METHODS
 from tunesmith.train.plan import Plan
+from tunesmith.train.resolve import resolve
 from tunesmith.tune.halving import ladder, step
 from tunesmith.tune.search import Search, StudyFacts, defaults, earlier
 from tunesmith.tune.settings import Tune
 from tunesmith.tune.space import changes, space
-from tunesmith.tune.trials import DEFAULT, Look, Repeat, Rung, State, Trial, find, ranked
+from tunesmith.tune.trials import DEFAULT, Look, Repeat, Rung, Trial, find, ranked
 
 STOP = "stop"
 _ALL_TOGETHER = ("added", "cloned")  # trials beyond the budget of trials
@@ -101,9 +104,15 @@ class Study:
 
     def plan(self, trial: Trial) -> Plan:
         """The plan of a trial; trial 0 has the project's own, to the letter."""
-        if trial.number == DEFAULT:
-            return self.bench.plan
-        return changed(self.bench.plan, changes(self.search.facts.space, trial.params, self._default))
+        plan = self.bench.plan
+        if trial.number != DEFAULT:
+            plan = changed(plan, changes(self.search.facts.space, trial.params, self._default))
+        if self.tune.by == "metric" or plan.eval_every is not None or len(self.rungs) < 2:
+            return plan
+        # What is seen on a rung is the validation loss there, so it is measured there.
+        resolved = values(resolve(plan, self.bench.facts)[0])
+        steps = -(-self.bench.facts.rows // resolved["batch_size"]) * resolved["epochs"]
+        return msgspec.structs.replace(plan, eval_every=math.ceil(next(r.share for r in self.rungs if not r.proxy) * steps))
 
     def written(self, trial: Trial) -> Plan:
         """The plan of a trial as the project's file would have it."""
@@ -188,22 +197,21 @@ class Study:
     def carry_out(self, leg: Leg) -> Trial:
         """Train the trial to its rung and look at it there. A trial that cannot be trained has failed, with the reason; the default plan's
         failure is the study's. Raises Stopped."""
-        trial, rung = leg.trial, self.rungs[leg.rung]
         try:
-            look = self._look(trial, leg.rung, rung)
+            return self.measured(leg.trial, leg.rung)
         except TunesmithError as error:
-            if trial.number == DEFAULT:
+            if leg.trial.number == DEFAULT:
                 raise
-            self.search.mark(trial.number, "failed", str(error).splitlines()[0])
-            return find(self.search.trials(), trial.number)
-        top = leg.rung == len(self.rungs) - 1
-        note = ""
-        state: State = "finished" if top else "paused"
+            self.search.mark(leg.trial.number, "failed", str(error).splitlines()[0])
+            return find(self.search.trials(), leg.trial.number)
+
+    def measured(self, trial: Trial, rung: int) -> Trial:
+        """The trial after it was trained to a rung and looked at there. Raises TunesmithError where it cannot be, Stopped."""
+        look = self._look(trial, rung, self.rungs[rung])
         if look.value is None:
-            state, note = "failed", f"no row has a value of {self.search.facts.metric}"
-            if trial.number == DEFAULT:
-                raise TunesmithError(note, where="the default plan", remedy="another first metric in evaluate.metrics")
-        self.search.look(trial.number, look, state, note)
+            what = f"no row has a value of {self.search.facts.metric}"
+            raise TunesmithError(what, where=f"trial {trial.number}", remedy="another first metric in evaluate.metrics")
+        self.search.look(trial.number, look, "finished" if rung == len(self.rungs) - 1 else "paused")
         return find(self.search.trials(), trial.number)
 
     def _look(self, trial: Trial, index: int, rung: Rung) -> Look:
@@ -247,6 +255,7 @@ class Study:
                 numbers = f"{compared.metric} {d.estimate:+.3g} ({d.low:+.3g} to {d.high:+.3g})"
                 self.search.mark(trial.number, "pruned", f"worse than trial {best[0].number} on the same rows: {numbers}")
                 pruned.append(trial.number)
+                shutil.rmtree(self.place(trial.number) / "train" / "checkpoints", ignore_errors=True)  # it never goes on
         return pruned
 
     def evaluation(self, look: Look) -> Evaluation:
@@ -261,12 +270,14 @@ class Study:
         return [msgspec.json.decode(checked(path).read_bytes(), type=Repeat) for path in paths]
 
 
-def begin(context: ProjectContext, name: str) -> Study:
-    """The study of that name (empty: the project's), begun with the default plan as trial 0 or found again; its rows are tokenised.
+def begin(context: ProjectContext, name: str, *, alone: bool = False) -> Study:
+    """The study of that name (empty: the project's), begun with the default plan as trial 0 or found again; its rows are tokenised. One
+    that is `alone` takes nothing from earlier studies.
 
     Raises UsageError where a study of that name is about something else.
     """
-    bench, tune = Bench(context, context.project.tune.rows), context.project.tune
+    tune = context.project.tune
+    bench = Bench(context, tune.rows, by_loss=tune.by == "loss")
     facts = facts_of(bench, tune)
     url = database(context)
     search = Search.begin(url, name or context.project.name, facts)
@@ -276,7 +287,7 @@ def begin(context: ProjectContext, name: str) -> Study:
         study.stop_file.unlink(missing_ok=True)
         if not search.trials():
             search.add(defaults(search.facts.space), "default")
-            for params in earlier(url, search.facts, but=search.name) if tune.warm_start else ():
+            for params in earlier(url, search.facts, but=search.name) if tune.warm_start and not alone else ():
                 search.add(params, "earlier")
     said = counted(len(search.facts.space), "key")
     rungs = ", ".join(rung.name for rung in study.rungs)
