@@ -183,6 +183,7 @@ def test_the_front_of_quality_and_cost():
 # Proposals
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["tpe", "cmaes", "random", "grid"])
 def test_a_study_that_is_opened_again_proposes_what_it_would_have(sampler, tmp_path):
     axes = {
@@ -200,8 +201,8 @@ def test_a_study_that_is_opened_again_proposes_what_it_would_have(sampler, tmp_p
         url, params = f"sqlite:///{tmp_path / name}.db", []
         search = Search.begin(url, "s", facts)
         search.add(defaults(varied), "default")
-        for number in range(7):
-            if again:
+        for number in range(6):
+            if again and number in (2, 5):
                 search = Search.open(url, "s")
             taken = search.next(9)
             assert taken is not None
@@ -211,7 +212,7 @@ def test_a_study_that_is_opened_again_proposes_what_it_would_have(sampler, tmp_p
         assert sum(search.importance().values()) == pytest.approx(1)
     assert seen[0] == seen[1]
     assert seen[0][0] == defaults(varied)
-    assert len({json.dumps(params) for params in seen[0]}) == 7, "no plan twice"
+    assert len({json.dumps(params) for params in seen[0]}) == 6, "no plan twice"
     with pytest.raises(UsageError, match="about another"):
         Search.begin(
             url, "s", StudyFacts(**{**{f: getattr(facts, f) for f in facts.__struct_fields__}, "identity": "j", "about": {"data": "x"}})
