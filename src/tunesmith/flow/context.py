@@ -216,7 +216,12 @@ class ProjectContext:
                 ("train",),
                 about="serving base and tuned model, asking them through the openai SDK",
             ),
-            Stage("report", (msgspec.structs.replace(project, tune=Tune()), self.left_out), ("compare", "ask", "regression"), about="writing the report"),
+            Stage(
+                "report",
+                (msgspec.structs.replace(project, tune=Tune()), self.left_out),
+                ("compare", "ask", "regression"),
+                about="writing the report",
+            ),
         ]
 
     def rows(self, part: str) -> list[Row]:
