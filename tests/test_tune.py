@@ -309,5 +309,5 @@ def test_the_level_is_corrected_for_what_was_tried_and_the_default_stays_unless_
     assert verdict.level(20) == pytest.approx(0.9975)
     assert verdict.decide(4, paired_difference(a, a, level=0.99), metric="m", higher=True, tried=5, seeds=3).recommended == "default"
     assert verdict.decide(4, None, metric="m", higher=True, tried=5, seeds=3).recommended == "default"
-    assert verdict.unrepeated(3, 9).recommended == verdict.kept(None, 0).recommended == "default"
+    assert verdict.unrepeated(3, 9).recommended == verdict.unbeaten(None, 0).recommended == "default"
     assert verdict.winner({3: 0.5, 2: 0.5, 9: 0.4}, higher=True) == 2

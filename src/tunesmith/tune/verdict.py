@@ -71,7 +71,7 @@ def decide(trial: int, difference: Difference | None, *, metric: str, higher: bo
     )
 
 
-def kept(best: int | None, tried: int) -> Verdict:
+def unbeaten(best: int | None, tried: int) -> Verdict:
     """The verdict where no trial of the search was better than the default: there is nothing to repeat."""
     named = "no trial has a value" if best is None else "no trial was better than it in the search"
     return Verdict(recommended="default", sentence=f"The default plan is recommended: {named}, of {tried} tried plans.", tried=tried)

@@ -208,7 +208,7 @@ def _paused_at(work: Path, share: float) -> Trained | None:
         return None
     events = reported(work)
     total = next((event["total_steps"] for event in events if event["event"] == "start"), None)
-    for folder in checkpoint.found(work) if total else ():
+    for folder in checkpoint.checkpoints(work) if total else ():
         state = checkpoint.sound(folder)
         if state is not None and total is not None and state.step >= math.ceil(share * total):
             weights = folder if is_adapter(folder) else folder / "model"

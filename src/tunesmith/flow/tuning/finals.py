@@ -44,7 +44,7 @@ def _verdict(study: Study) -> Verdict:
     best = verdict.finalists(trials, study.tune.finalists, higher=study.higher)
     if not best:
         named = next((trial.number for trial in ranked(trials, higher=study.higher) if trial.number != DEFAULT), None)
-        return verdict.kept(named, tried)
+        return verdict.unbeaten(named, tried)
     seeds = _seeds(study, len(best))
     if seeds < 2 and len(best) > 1:
         best = best[:1]
@@ -103,7 +103,7 @@ def _weighed(study: Study, runs: dict[int, list[Repeat]], tried: int, seeds: int
     }
     best = verdict.winner(means, higher=higher)
     if best is None:
-        return verdict.kept(None, tried)
+        return verdict.unbeaten(None, tried)
     name = study.bench.metric.name
     compared = study.bench.compared(evaluations[DEFAULT], evaluations[best], ("the default", f"trial {best}"), verdict.level(tried))
     return verdict.decide(best, compared.metrics[0].difference, metric=name, higher=higher, tried=tried, seeds=seeds)
