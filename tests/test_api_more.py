@@ -204,6 +204,19 @@ def test_a_batch_is_answered(server: Server):
     assert_valid("ListBatchesResponse", server.request("GET", "/batches").json())
 
 
+def test_a_batch_of_responses_is_answered(server: Server):
+    bodies = [{"model": "echo", "input": "say one"}, {"model": "echo", "input": []}]
+    path = "/v1/responses"
+    made = server.client.batches.create(input_file_id=batch_file(server, bodies, path), endpoint=path, completion_window="24h")
+    done = until(lambda: (found := server.client.batches.retrieve(made.id)).status == "completed" and found)
+    assert (done.request_counts.completed, done.request_counts.failed) == (1, 1)
+    assert (done.usage.input_tokens, done.usage.output_tokens) == (2, 2)
+    (line,) = server.client.files.content(done.output_file_id).text.splitlines()
+    body = json.loads(line)["response"]["body"]
+    assert body["output"][0]["content"][0]["text"] == "say one"
+    assert server.client.responses.retrieve(body["id"]).status == "completed"
+
+
 def test_batches_are_checked_and_cancelled(server: Server):
     create = server.client.batches.create
     bad = server.client.files.create(

@@ -25,7 +25,7 @@ from tunesmith.api.response_events import ResponseEvents
 from tunesmith.api.state import State, state_of
 from tunesmith.core.chat_request import ChatRequest
 from tunesmith.core.errors import ContextExceeded, StoreError
-from tunesmith.core.response_items import Item, ReferenceItem, check_pairs, given_items, kept_items, turns
+from tunesmith.core.response_items import Given, Item, ReferenceItem, check_pairs, given_items, kept_items, turns
 from tunesmith.core.response_object import Ending, Shown, ending_of, holder_of, listed_items, output_items, response_object, usage
 from tunesmith.core.responses_request import ResponsesRequest, responses_request
 from tunesmith.core.types import Answer, Message, Prompt, Sampling
@@ -95,11 +95,11 @@ class _Answering:
 async def create(request: Request, exchange: Exchange, body: bytes) -> Response:
     """The endpoint."""
     state = state_of(request)
-    asked = await state.answering.away(responses_request, body) if len(body) > _LARGE else responses_request(body)
+    asked, given = await state.answering.away(_read, body) if len(body) > _LARGE else _read(body)
     if asked.store and state.store is None:
         raise BadRequest("'store' is true, and this server keeps no responses", param="store", code="unsupported_value", allowed="false")
     check_metadata(asked.metadata)
-    items, messages = await _conversation(state, asked, exchange.project)
+    items, messages = await _conversation(state, asked, given, exchange.project)
     exchange.ask(messages)
     target = await target_of(request, exchange, asked.model)
     chat = asked.chat()
@@ -123,9 +123,17 @@ async def create(request: Request, exchange: Exchange, body: bytes) -> Response:
 # --- what is asked -----------------------------------------------------------------------------------------------------------------------
 
 
-async def _conversation(state: State, asked: ResponsesRequest, project: str) -> tuple[tuple[Item, ...], tuple[Message, ...]]:
+def _read(body: bytes) -> tuple[ResponsesRequest, tuple[Given, ...]]:
+    """The request and its items."""
+    asked = responses_request(body)
+    return asked, given_items(asked.input)
+
+
+async def _conversation(
+    state: State, asked: ResponsesRequest, given: Sequence[Given], project: str
+) -> tuple[tuple[Item, ...], tuple[Message, ...]]:
     """(the items of the request, the messages that it comes to: its instructions, what led to it, the items)."""
-    given, store = given_items(asked.input), state.store
+    store = state.store
     needs_store = asked.previous_response_id is not None or any(isinstance(item, ReferenceItem) for item in given)
     if not needs_store:
         own = tuple(item for item in given if not isinstance(item, ReferenceItem))

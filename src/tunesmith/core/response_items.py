@@ -173,10 +173,12 @@ def turns(items: Sequence[Item]) -> tuple[Message, ...]:
     made, open_turn = list[Message](), Message(role="assistant")
     for item in items:
         if isinstance(item, (MessageItem, ResultItem)) and not (isinstance(item, MessageItem) and item.role == "assistant"):
-            made, open_turn = [*made, *_ended(open_turn), _message(item)], Message(role="assistant")
+            made += [*_ended(open_turn), _message(item)]
+            open_turn = Message(role="assistant")
             continue
         if _begins(item, open_turn):
-            made, open_turn = [*made, *_ended(open_turn)], Message(role="assistant")
+            made += _ended(open_turn)
+            open_turn = Message(role="assistant")
         open_turn = _with(open_turn, item)
     return (*made, *_ended(open_turn))
 

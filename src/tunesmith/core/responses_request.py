@@ -236,7 +236,7 @@ def _tools(raw: Any) -> None:
 def _limits(asked: ResponsesRequest) -> None:
     for name, value, low, high in (
         ("max_output_tokens", asked.max_output_tokens, 1, 1 << 24),
-        ("max_tool_calls", asked.max_tool_calls, 1, 1 << 24),
+        ("max_tool_calls", asked.max_tool_calls, 0, 1 << 24),
         ("temperature", asked.temperature, 0, 2),
         ("top_p", asked.top_p, 0, 1),
         ("top_logprobs", asked.top_logprobs, 0, MAX_TOP_LOGPROBS),
