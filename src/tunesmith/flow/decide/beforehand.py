@@ -74,7 +74,8 @@ def expected_s(desk: Desk, arm: Arm) -> float:
     context = desk.contexts.get(arm.base, desk.project)
     rows = _ONE_ROUND * desk.plan.shard
     if not arm.trains or context.runner.peek("train") is not None:
-        choosing = {"few-shot-random": len(desk.plan.shots), "few-shot-nearest": len(desk.plan.shots), "few-shot-greedy": 6}
+        ways = len(desk.plan.shots)
+        choosing = {"few-shot-random": ways, "few-shot-nearest": ways, "few-shot-greedy": 6, "optimised-prompt": 8, "retrieval-rows": 2}
         return answering_s(context, rows + choosing.get(arm.kind, 0) * len(desk.validation))
     return answering_s(context, rows) + estimate(context, ["train"]).seconds["train"]
 

@@ -38,14 +38,21 @@ from tunesmith.flow.runner import only_one
 _DATA = ("collect", "split", "tokens")
 # What --quick changes where the file does not say it, and what of the plan.
 _QUICK: dict[str, Any] = {
-    "validation_rows": 16,
-    "test_rows": 72,
+    "validation_rows": 12,
+    "test_rows": 64,
+    "shard": 16,
     "shots": (4,),
     "passages": (3,),
     "latency_rows": 4,
     "learning": Learning(shares=()),
 }
-_LEFT_TO_LONGER = ("few-shot-greedy", "distilled")  # kinds that --quick builds only where they are named
+_FOR_THE_RACE = 0.4  # of a budget: arms that nobody has the time to ask are not worth building
+_LEFT_TO_LONGER = (
+    "few-shot-greedy",
+    "optimised-prompt",
+    "fine-tuned-retrieval",
+    "distilled",
+)  # kinds that --quick builds only where they are named
 
 
 @dataclass(frozen=True)
@@ -183,15 +190,13 @@ def _built(desk: Desk, arms: tuple[Arm, ...], left_out: dict[str, str]) -> Itera
     """The arms that the budget allows, in the order from the simplest; why another was not built is told. One that cannot be built for its
     own reasons, such as a server that does not answer, leaves the others alone."""
     for number, arm in enumerate(arms):
-        short = desk.budget.short(expected_s(desk, arm)) if number else ""
-        if short:
-            left_out[arm.name] = f"not built: {short}"
-            desk.project.progress.say(f"{arm.name}: {left_out[arm.name]}")
-            continue
-        desk.project.progress.say(f"building {arm.name}")
-        if arm.trains:
-            desk.forget()
         try:
+            short = desk.budget.short(expected_s(desk, arm), kept=_FOR_THE_RACE) if number else ""
+            if short:
+                left_out[arm.name] = f"not built: {short}"
+                desk.project.progress.say(f"{arm.name}: {left_out[arm.name]}")
+                continue
+            desk.project.progress.say(f"building {arm.name}")
             yield build(desk, arm)
         except ConfigError:
             raise

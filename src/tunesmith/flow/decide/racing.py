@@ -55,6 +55,7 @@ def run_race(desk: Desk, built: Sequence[Built], identity: str) -> Raced:
     scores: dict[str, Floats] = {name: np.zeros(0) for name in by_name}
     missing, stopped = 0, "all rows were asked"
     for shard in race.shards(desk.plan.shard):
+        began = desk.budget.taken_s
         new = {name: _shard(desk, by_name[name], models[name], rows, shard) for name in race.open}
         there = ~np.isnan(np.stack(list(new.values()))).any(axis=0)
         missing += int((~there).sum())
@@ -65,7 +66,7 @@ def run_race(desk: Desk, built: Sequence[Built], identity: str) -> Raced:
         if race.decided and shard.stop < len(rows):
             stopped = f"more rows would hardly change the decision after {shard.stop} of {len(rows)}"
             break
-        if shard.stop < len(rows) and (short := desk.budget.short()):
+        if shard.stop < len(rows) and (short := desk.budget.short(desk.budget.taken_s - began)):
             stopped = f"the budget was spent after {shard.stop} of {len(rows)} rows: {short}"
             break
     evaluations = {name: _whole(desk, by_name[name], models[name], rows[: len(scores[name])]) for name in by_name}
