@@ -78,6 +78,10 @@ def openings(folder: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def decided(tmp_path_factory, base):
     folder = project(tmp_path_factory.mktemp("decided"), base)
+    (folder / "notes").mkdir()
+    (folder / "notes" / "who.md").write_text("# Signing\n\nWhere the bank is named, say yes.\n\n# Else\n\nSay no.\n")
+    with (folder / "tunesmith.yaml").open("a") as file:
+        file.write("  documents: [notes]\n")
     assert guarded(app, ["decide", "--config", str(folder / "tunesmith.yaml"), "--json"]) == 0
     return folder, json.loads((folder / "decision" / "decision.json").read_text())
 
@@ -87,7 +91,7 @@ def test_every_arm_is_asked_the_same_sealed_rows_and_one_is_chosen(decided):
     folder, found = decided
     arms = {arm["name"]: arm for arm in found["arms"]}
     assert {"zero-shot", "prompt", "few-shot-random", "few-shot-nearest", "few-shot-greedy", "optimised-prompt"} < arms.keys()
-    assert {"fine-tuned", "distilled", "larger@echo"} < arms.keys()
+    assert {"retrieval", "retrieval-rows", "fine-tuned", "fine-tuned-retrieval", "distilled", "larger@echo"} < arms.keys()
     assert found["chosen"] == "fine-tuned"
     assert arms["fine-tuned"]["value"] > arms["zero-shot"]["value"]
     assert [one["who"] for one in openings(folder)] == [found["opening"]["who"]]
@@ -135,7 +139,7 @@ def test_the_page_is_legible_on_a_phone_and_says_the_verdict_first(decided):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arm", ["few-shot-random", "few-shot-nearest", "retrieval-rows"])
+@pytest.mark.parametrize("arm", ["few-shot-random", "few-shot-nearest", "retrieval"])
 def test_a_decided_arm_is_put_in_force_and_answers_as_it_was_measured(decided, capsys, arm):
     folder, found = decided
     code, adopted, said = call(capsys, folder, "run", "--arm", arm)
@@ -196,7 +200,8 @@ def test_what_cannot_be_is_said_before_anything_is_spent(tmp_path, base, capsys,
 @pytest.mark.slow
 def test_an_experiment_that_was_killed_goes_on_and_asks_nobody_twice(tmp_path, base, capsys):
     folder = project(tmp_path, base)
-    words = ("--arms", "zero-shot,few-shot-random")
+    other = tiny.model(tmp_path / "other", seed=1, context=128)
+    words = ("--arms", "zero-shot,few-shot-random", "--decide.bases", f"[{other}]")
     process = command(["decide", *words], folder)
     until(lambda: (folder / ".tunesmith" / "openings.jsonl").exists(), alive=process.alive, progress=lambda: process.err)
     process.kill()
@@ -208,3 +213,5 @@ def test_an_experiment_that_was_killed_goes_on_and_asks_nobody_twice(tmp_path, b
     assert len(after) == len(set(after))
     assert found["opening"]["number"] == 1
     assert len(openings(folder)) == 1
+    assert {arm["base"] for arm in found["arms"]} == {str(base), str(other)}
+    assert f"few-shot-random@{other}" in {arm["name"] for arm in found["arms"]}
