@@ -423,6 +423,32 @@ def test_a_model_that_fails_in_the_middle_fails_the_response(served, tmp_path):
             other.create(model="falls", input="x")
 
 
+def test_what_was_looked_up_is_cited(served):
+    """By a model that read two passages and cites one of them twice."""
+    from tunesmith.api.app import create_app, running
+    from tunesmith.core.types import Answer, PassageRef, Sources
+
+    class Reads:
+        name, digest = "reads", "reads-1"
+
+        def answer(self, prompts, sampling, on_answer=None):
+            passages = tuple(PassageRef(number=i, id=str(i), source="manual.pdf", start=0, end=9, score=1.0, page=i) for i in (1, 2))
+            return [
+                Answer(text="So it is [2], and [2].", prompt_tokens=1, completion_tokens=1, sources=Sources(index="x", passages=passages))
+            ]
+
+    with running(create_app({"reads": Reads()}, store=served.store)) as url:
+        other = Served(url, served.store)
+        events = other.streamed(model="reads", input="x")
+        whole = valid(events[-1]["response"]).output[0]
+        annotations = [event["annotation"] for event in events if event["type"] == "response.output_text.annotation.added"]
+        assert [a.model_dump() for a in whole.content[0].annotations] == annotations
+        assert [(a["url"], a["start_index"]) for a in annotations] == [("manual.pdf#page=2", 9), ("manual.pdf#page=2", 18)]
+        assert [passage["page"] for passage in whole.sources["passages"]] == [1, 2]
+        assert other.create(model="reads", input=[user("x"), whole, user("y")]).output_text.startswith("So it is")
+        assert json.loads(served.log()[-1]["sources"])["index"] == "x"
+
+
 def test_each_project_sees_its_own(tmp_path):
     from tunesmith.api.app import create_app, running
     from tunesmith.models.echo import EchoModel
