@@ -326,7 +326,7 @@ def _recommends(seed: int, shift: float, liked: float, gain: float, rows: int = 
     from tunesmith.evaluate.metrics import metric
     from tunesmith.flow.tuning.bench import paired
     from tunesmith.tune import verdict
-    from tunesmith.tune.trials import Look, Trial, find
+    from tunesmith.tune.trials import Look, Trial
 
     rng = np.random.default_rng(seed)
     hard, taste = rng.normal(0.4, 1.2, rows), rng.normal(0.0, 1.0, (plans + 1, rows)) * liked
@@ -346,7 +346,10 @@ def _recommends(seed: int, shift: float, liked: float, gain: float, rows: int = 
     chosen = verdict.winner(means, higher=True)
     assert chosen is not None
     compared = paired(rule, {}, (runs[0], runs[chosen]), ("default", "trial"), verdict.level(plans)).metrics[0]
-    made = verdict.decide(find(trials, chosen).number, compared.difference, metric="m", higher=True, tried=plans, seeds=seeds)
+    assert compared.difference is not None
+    values = [[run.values["exact_match"] for run in runs[number]] for number in (0, chosen)]
+    difference = verdict.with_seeds(compared.difference, *values)
+    made = verdict.decide(chosen, difference, metric="exact_match", higher=True, tried=plans, seeds=seeds)
     return made.recommended == "trial"
 
 

@@ -311,3 +311,23 @@ def test_the_level_is_corrected_for_what_was_tried_and_the_default_stays_unless_
     assert verdict.decide(4, None, metric="m", higher=True, tried=5, seeds=3).recommended == "default"
     assert verdict.unrepeated(3, 9).recommended == verdict.unbeaten(None, 0).recommended == "default"
     assert verdict.winner({3: 0.5, 2: 0.5, 9: 0.4}, higher=True) == 2
+
+
+def test_the_noise_between_seeds_widens_the_interval_by_its_own_share():
+    from tunesmith.core.stats import paired_difference
+
+    plain = paired_difference([0.0, 1.0] * 50, [1.0, 1.0] * 50, level=verdict.level(20))
+    assert verdict.with_seeds(plain, [0.5, 0.5, 0.5], [1.0, 1.0, 1.0]) == plain
+    noisy = verdict.with_seeds(plain, [0.45, 0.5, 0.55], [0.95, 1.0, 1.05])
+    half = 2.776445 * (2 * 0.05**2 / 3) ** 0.5  # the t of 4 degrees of freedom at 95 %
+    assert plain.estimate - noisy.low == pytest.approx(((plain.estimate - plain.low) ** 2 + half**2) ** 0.5, rel=1e-5)
+    assert noisy.high > plain.high
+
+
+@pytest.mark.slow
+def test_a_study_of_equal_plans_recommends_the_default_and_a_better_one_is_seen():
+    """Fourteen of the studies that `make bench-tune` simulates, with luck in seeds and in rows."""
+    from benchmarks.tune import _recommends
+
+    assert sum(_recommends(seed, 0.3, 1.0, 0.0) for seed in range(8)) == 0
+    assert sum(_recommends(seed, 0.0, 0.5, 0.3) for seed in range(6)) >= 5

@@ -1,17 +1,22 @@
 """Whether the best plan of a study is better than the default: noise is not to be taken for progress. Knows no metric and no model.
 
 The best of many equal plans looks better than the default: the highest of twenty draws lies 1.9 deviations above the mean. So the finalists
-and the default are trained again with fresh seeds, which chose nobody; the difference is taken row by row, with the noise between seeds in
-its interval; and the interval's level is corrected for the number of plans that were tried (Bonferroni), since a plan may have been chosen
-for what these very rows happen to like. Unless the whole interval is on the good side, the default is recommended.
+and the default are trained again with fresh seeds, which chose nobody; the difference is taken row by row at a level that is corrected for
+the number of plans that were tried (Bonferroni), since a plan may have been chosen for what these very rows happen to like; and the noise
+between seeds is added to the interval. Unless all of it is on the good side, the default is recommended.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import hypot, sqrt
 from typing import Literal
 
+import numpy as np
+from msgspec.structs import replace
+
 from tunesmith.core.stats import Difference
+from tunesmith.core.stats.distributions import t_for
 from tunesmith.core.types import Record
 from tunesmith.tune.trials import DEFAULT, Trial, ranked
 
@@ -51,6 +56,23 @@ def winner(values: Mapping[int, float], *, higher: bool) -> int | None:
     return min(values, key=lambda number: (sign * values[number], number), default=None)
 
 
+def with_seeds(difference: Difference, default: Sequence[float], trial: Sequence[float], level: float = 0.95) -> Difference:
+    """The difference over rows with the noise between seeds in its interval; `default` and `trial` have a value a seed.
+
+    Fresh seeds chose nobody, so their part keeps the plain `level` while that of the rows is corrected; the two halves of the interval are
+    joined by their squares (MOVER, Zou and Donner 2008). Degrees of freedom by Welch and Satterthwaite.
+    """
+    parts = [(float(np.var(values, ddof=1)) / len(values), len(values) - 1) for values in (default, trial) if len(values) > 1]
+    variance = sum(part for part, _ in parts)
+    if variance == 0:
+        return difference
+    df = variance**2 / sum(part**2 / freedom for part, freedom in parts)
+    half = t_for(level, df) * sqrt(variance)
+    low, high = (hypot(difference.estimate - end, half) for end in (difference.low, difference.high))
+    method = f"{difference.method}, with the noise of {len(default)} and {len(trial)} seeds, t({df:.3g})"
+    return replace(difference, low=difference.estimate - low, high=difference.estimate + high, method=method)
+
+
 def decide(trial: int, difference: Difference | None, *, metric: str, higher: bool, tried: int, seeds: int) -> Verdict:
     """The verdict on the best finalist. `difference` (trial minus default) is None where there were too few rows to say anything."""
     if difference is None:
@@ -58,8 +80,8 @@ def decide(trial: int, difference: Difference | None, *, metric: str, higher: bo
         return Verdict(recommended="default", sentence=sentence, trial=trial, level=level(tried), tried=tried, seeds=seeds)
     better = difference.low > 0 if higher else difference.high < 0
     numbers = (
-        f"{metric} {difference.estimate:+.3g} ({100 * difference.level:.4g}% interval {difference.low:+.3g} to {difference.high:+.3g}, "
-        f"{seeds} fresh seeds each, corrected for {tried} tried plans)"
+        f"{metric} {difference.estimate:+.3g} (interval {difference.low:+.3g} to {difference.high:+.3g}, {100 * difference.level:.4g}% "
+        f"over rows for {tried} tried plans, with the noise of {seeds} fresh seeds each)"
     )
     if better:
         sentence = f"Trial {trial} is better than the default plan on the validation rows: {numbers}."

@@ -178,18 +178,16 @@ class Bench:
         return interval_of(self.metric, evaluation.scores(self.metric.name), self.clusters)
 
     def compared(self, a: list[Evaluation], b: list[Evaluation], names: tuple[str, str], level: float) -> Comparison:
-        """B against A row by row on the metric that decides; several evaluations of one plan are its seeds."""
+        """B against A row by row on the metric that decides; several evaluations of one plan are averaged."""
         return paired(self.metric, self.clusters, (a, b), names, level)
 
 
 def paired(
     metric: Metric, clusters: dict[str, str], sides: tuple[list[Evaluation], list[Evaluation]], names: tuple[str, str], level: float
 ) -> Comparison:
-    """The second side against the first, row by row on that metric; several evaluations of a side are its seeds, whose noise counts."""
-    whole = [merged([_only(each, metric.name) for each in side], [metric]).scores(metric.name) for side in sides]
-    values = [[value for each in side if (value := each.values[metric.name]) is not None] for side in sides]
-    runs = {metric.name: (values[0], values[1])} if all(len(side) > 1 for side in sides) and all(values) else None
-    return compare(whole[0], whole[1], metrics=[metric], clusters=clusters, names=names, level=level, runs=runs)
+    """The second side against the first, row by row on that metric; several evaluations of a side are averaged row by row."""
+    first, second = (merged([_only(each, metric.name) for each in side], [metric]).scores(metric.name) for side in sides)
+    return compare(first, second, metrics=[metric], clusters=clusters, names=names, level=level)
 
 
 def _only(evaluation: Evaluation, name: str) -> Evaluation:

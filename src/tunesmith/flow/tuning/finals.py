@@ -96,17 +96,16 @@ def _repeat(study: Study, trial: Trial, seed: int) -> Repeat:
 def _weighed(study: Study, runs: dict[int, list[Repeat]], tried: int, seeds: int) -> Verdict:
     higher = study.bench.metric.better == "higher"
     evaluations = {number: _loaded(study, repeats) for number, repeats in runs.items()}
-    means = {
-        number: sum(known) / len(known)
-        for number, repeats in runs.items()
-        if number != DEFAULT and (known := [each.value for each in repeats if each.value is not None])
-    }
+    values = {number: [each.value for each in repeats if each.value is not None] for number, repeats in runs.items()}
+    means = {number: sum(seen) / len(seen) for number, seen in values.items() if seen and number != DEFAULT}
     best = verdict.winner(means, higher=higher)
     if best is None:
         return verdict.unbeaten(None, tried)
     name = study.bench.metric.name
     compared = study.bench.compared(evaluations[DEFAULT], evaluations[best], ("the default", f"trial {best}"), verdict.level(tried))
-    return verdict.decide(best, compared.metrics[0].difference, metric=name, higher=higher, tried=tried, seeds=seeds)
+    over_rows = compared.metrics[0].difference
+    difference = None if over_rows is None else verdict.with_seeds(over_rows, values[DEFAULT], values[best])
+    return verdict.decide(best, difference, metric=name, higher=higher, tried=tried, seeds=seeds)
 
 
 def _loaded(study: Study, repeats: Sequence[Repeat]) -> list[Evaluation]:
