@@ -26,6 +26,7 @@ deploy: {{alias: tiny}}
 decide:
   prompt: "Read it. {{{{Say yes or no.}}}} Who signed it?"
   shots: [1, 2]
+  passages: [2]
   encoder: words
   models: [echo]
   teacher: echo
