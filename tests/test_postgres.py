@@ -13,6 +13,7 @@ from tunesmith.core.deployment import Variant
 from tunesmith.core.errors import StoreError
 from tunesmith.core.model_ref import ModelRef
 from tunesmith.core.types import Interaction, Message
+from tunesmith.store.chats import Chats
 from tunesmith.store.deployments import Deployments
 from tunesmith.store.store import Store
 from waiting import address, until
@@ -29,6 +30,22 @@ def test_stages_deployments_and_blobs(database, tmp_path):
     assert second.version > first.version
     assert deployments.in_force() == {"m": second}
     assert deployments.history("m") == [second, first]
+
+
+@pytest.mark.slow
+def test_rows_are_found_by_pairs_of_any_letters(database, tmp_path):
+    """As a path into JSON a quote, a point or a control character in a key would mean something else, or nothing at all."""
+    pairs = [('a"b', "1"), ("a.b", "2"), ("$", "x"), ("", "e"), ("\u00b2V\x06", "true"), ("k", "5"), ("k'", '"'), ("back\\slash", "\\")]
+    for url in (None, database):
+        kept = Chats(Store.open(tmp_path / "here", url=url) if url else Store.open(tmp_path / "here"))
+        for number, (key, value) in enumerate([*pairs, ("a", "nobody asks")]):
+            answered = {"id": f"chatcmpl-{number}", "model": "m"}
+            kept.put(answered, project="p", created=float(number), metadata={key: value, "in": "all"}, messages=[])
+        asked = {"model": None, "after": None, "limit": 20, "oldest_first": True}
+        for number, (key, value) in enumerate(pairs):
+            rows, _ = kept.listed("p", metadata={key: value, "in": "all"}, **asked)
+            assert [row["id"] for row in rows] == [f"chatcmpl-{number}"], key
+        assert kept.listed("p", metadata={"k": "6"}, **asked)[0] == kept.listed("p", metadata={"k\0": "5"}, **asked)[0] == []
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from tunesmith.store.json_pairs import has_pair
 from tunesmith.store.paging import Missing, Row, page
 from tunesmith.store.store import Store
 from tunesmith.store.tables import chats
@@ -45,7 +46,7 @@ class Chats:
     ) -> tuple[list[Row], bool]:
         """A page of completions, and whether more follow."""
         where: list[Any] = [chats.c.project == project, *([chats.c.model == model] if model else [])]
-        where += [chats.c.metadata[key].as_string() == value for key, value in metadata.items()]
+        where += [has_pair(chats.c.metadata, key, value) for key, value in metadata.items()]
         return page(self._store, chats, where, after=after, limit=min(limit, 100), oldest_first=oldest_first)
 
     def update(self, number: str, project: str, metadata: Mapping[str, str] | None) -> Row:

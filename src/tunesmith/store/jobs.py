@@ -19,6 +19,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from tunesmith.core.model_ref import ModelRef
 from tunesmith.core.types import Record
 from tunesmith.store.deliveries import announce
+from tunesmith.store.json_pairs import has_pair
 from tunesmith.store.paging import Missing, Refused, Row, new_id, page
 from tunesmith.store.store import Store
 from tunesmith.store.tables import checkpoints, files, idempotency, job_events, jobs, tuned_models
@@ -100,7 +101,7 @@ class Jobs:
     ) -> tuple[list[Row], bool]:
         """A page of jobs, newest first, and whether more follow; `metadata` pairs must all be there."""
         where: list[Any] = [jobs.c.project == project] if project is not None else []
-        where += [jobs.c.metadata[key].as_string() == value for key, value in (metadata or {}).items()]
+        where += [has_pair(jobs.c.metadata, key, value) for key, value in (metadata or {}).items()]
         return page(self.store, jobs, where, after=after, limit=min(limit, 100))
 
     def events(self, number: str, *, after: str | None = None, limit: int = 20, oldest_first: bool = False) -> tuple[list[Row], bool]:
