@@ -26,7 +26,7 @@ COMMON = "base: smollm2-135m\nclean: {near_duplicates: {threshold: 0.8, action: 
 TASKS = {
     "entities": "Named entities of sentences in credit agreements (`ner_finance`, 1,164 rows)",
     "occupations": "Job title → occupation (`soc_codes`, 1,998 rows, 648 classes)",
-    "invoices": "The invoice's number out of a message (made by a rule, 400 rows)",
+    "invoices": "The invoice's number out of a message (made by a rule, 640 rows)",
 }
 YAMLS = {
     "entities": """name: entities
@@ -49,13 +49,13 @@ decide:
 """,
     "invoices": """name: invoices
 sources: [{path: rows.jsonl}]
-split: {validation: 0.2, test: 0.35}
+split: {validation: 0.1, test: 0.5}
 train: {epochs: 1}
 evaluate: {metrics: [exact_match]}
 decide:
   arms: [zero-shot, prompt, few-shot-random, few-shot-greedy, optimised-prompt, retrieval-rows, fine-tuned]
   prompt: Copy the invoice number from the message. Reply with the number alone.
-  test_rows: 140
+  test_rows: 320
 """,
 }
 PLAN = """  margin: 0.05
@@ -81,7 +81,7 @@ MESSAGES = (
 def invoices() -> list[dict[str, Any]]:
     """Messages that name one invoice, and its number."""
     draw, rows = random.Random(7), []
-    for _ in range(400):
+    for _ in range(640):
         number = f"INV-{draw.randint(1000, 9999)}"
         said = draw.choice(MESSAGES).format(n=draw.choice(NAMES), m=draw.choice(NAMES), g=draw.choice(GOODS), i=number)
         rows.append({"messages": [{"role": "user", "content": said}, {"role": "assistant", "content": number}]})
