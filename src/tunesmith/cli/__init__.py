@@ -25,6 +25,7 @@ from tunesmith.cli import (
 from tunesmith.cli.data import app as data_app
 from tunesmith.cli.data import previewed
 from tunesmith.cli.deciding import decide, taken
+from tunesmith.cli.exporting import export
 from tunesmith.cli.jobs import jobs_app, keys_app
 from tunesmith.cli.metrics import metrics
 from tunesmith.cli.migrate import migrate_app
@@ -55,6 +56,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(migrate_app, name="migrate")
 app.add_typer(tune_app, name="tune")
 app.command()(deploy)
+app.command()(export)
 app.command()(serve)
 app.command()(trace)
 app.command()(metrics)

@@ -91,6 +91,11 @@ def trace(store: Store, word: str, *, rows: int = 5) -> Trace:
     raise NotFound(f"nothing here is called '{word}'", where=str(store.folder), allowed=CAN_BE, remedy=tracer.hint(word))
 
 
+def lineage_of(store: Store, model: ModelRef) -> list[Link]:
+    """What trained a model, and on what: the nearest first."""
+    return list(_Tracer(store, 0).made_by(model))
+
+
 class _Tracer:
     """One look into a store."""
 
@@ -247,7 +252,7 @@ class _Tracer:
         known = [variant for deployment in deployed for variant in deployment.variants if _digest(variant) == digest]
         for variant in known[:1]:
             if variant.model is not None:
-                yield from self._made_by(variant.model)
+                yield from self.made_by(variant.model)
             return
         for alias, number in served:
             job = self._lineage.job(alias)
@@ -281,9 +286,10 @@ class _Tracer:
         digest = digest or variant.model.digest
         place = variant.model.trained or "the base alone"
         yield Link(kind="model", id=digest or place, text=f"'{variant.name}': {place}, from {variant.model.base}", facts={"digest": digest})
-        yield from self._made_by(variant.model)
+        yield from self.made_by(variant.model)
 
-    def _made_by(self, model: ModelRef) -> Iterator[Link]:
+    def made_by(self, model: ModelRef) -> Iterator[Link]:
+        """The run or job that made a model's weights, with its plan and data."""
         kind, _, name = model.made_by.partition(":")
         if kind == "run":
             yield from self._training(name)

@@ -44,6 +44,11 @@ class LazyModel:
         return self._model
 
     @property
+    def remembered_digest(self) -> str | None:
+        """The digest, where it is known without loading anything."""
+        return self._known
+
+    @property
     def digest(self) -> str:
         """The loaded model's own digest, or the one that was remembered for the same files, machine and versions."""
         return self._known or self.loaded().digest
