@@ -8,6 +8,7 @@ import json
 import os
 import random
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -154,7 +155,11 @@ def test_rungs_lie_above_the_warm_up_and_a_proxy_has_rows_enough():
     assert [rung.share for rung in halving.ladder(Tune(), rows=60, steps=12, warmup=0.05)] == [1]
     large = halving.ladder(Tune(), rows=5000, steps=900, warmup=0.05)
     assert (large[0], large[-1]) == (Rung(share=0.1, proxy=True), Rung(share=1.0))
-    assert halving.ladder(Tune(rungs=(0.25, 1), proxy=0.2), rows=9, steps=9, warmup=0.5) == (Rung(share=0.2, proxy=True), Rung(share=1.0))
+    assert halving.ladder(Tune(rungs=(0.25, 1), proxy=0.2), rows=9, steps=9, warmup=0.5) == (
+        Rung(share=0.2, proxy=True),
+        Rung(share=0.25),
+        Rung(share=1.0),
+    )
 
 
 def test_of_three_on_a_rung_the_best_goes_on_the_default_always_and_two_finish():
@@ -258,19 +263,44 @@ def test_a_trial_that_was_paused_has_the_bytes_of_a_run_and_run_takes_its_plan(s
 
 
 @pytest.mark.slow
-def test_a_killed_study_goes_on_without_repeating_what_was_finished_and_ends_the_same(base, study, tmp_path):
+def test_of_two_processes_one_is_killed_and_nothing_finished_is_repeated(base, study, tmp_path):
     _, found = study
-    folder = project(tmp_path / "killed", base)
-    process = command(["tune", "--tune.seeds", "0"], folder)
-    first = folder / ".tunesmith" / "tuning" / "tiny" / "trials" / "0" / "rung-1" / "evaluation.json"
-    until(lambda: (first.parent.parent.parent / "1" / "train" / "events.jsonl").exists(), alive=process.alive, progress=lambda: process.err)
-    process.kill()
-    kept = first.stat().st_mtime_ns
-    again = said(folder, "tune", "--tune.seeds", "0")
-    assert first.stat().st_mtime_ns == kept
-    for key in ("number", "params", "state", "value", "loss", "tokens"):
-        assert [row[key] for row in again["trials"]] == [row[key] for row in found["trials"]], key
-    assert again["best"] == found["best"]
+    folder, words = project(tmp_path / "two", base), ["tune", "--tune.seeds", "0", "--tune.rungs", "[1]"]
+    trials = folder / ".tunesmith" / "tuning" / "tiny" / "trials"
+    first = command(words, folder)
+    until(lambda: (trials / "1" / "train" / "events.jsonl").exists(), alive=first.alive, progress=lambda: first.err)
+    os.kill(first.pid, signal.SIGSTOP)
+    second = command([*words, "--json"], folder)
+    assert second.wait() == 0, second.err
+    shared = json.loads(second.out.splitlines()[-1])
+    assert (shared["ended"], [row["state"] for row in shared["trials"]]) == ("elsewhere", ["finished", "running", "finished"])
+    first.kill()
+    kept = {path: path.stat().st_mtime_ns for path in trials.rglob("evaluation.json")}
+    again = said(folder, *words)
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}
+    assert (again["ended"], [row["state"] for row in again["trials"]]) == ("done", ["finished"] * 3)
+    whole = [row["number"] for row in found["trials"] if row["state"] == "finished"]
+    for key in ("params", "value", "loss", "tokens"):
+        assert [again["trials"][i][key] for i in whole] == [found["trials"][i][key] for i in whole], "with pauses and without"
+
+
+@pytest.mark.slow
+def test_a_study_by_loss_on_a_proxy_and_on_rungs_and_a_plan_that_cannot_be_trained(study, tmp_path):
+    folder = shutil.copytree(study[0], tmp_path / "copy")
+    space = {"adapter.targets": {"choices": ["all-linear", ["nope_proj"]]}, "learning_rate": {"choices": [0.01, 1e-6]}}
+    words = {"by": "loss", "proxy": 0.4, "rungs": [0.5, 1], "sampler": "grid", "trials": 4, "seeds": 0, "space": space, "eta": 2}
+    ended = said(folder, "tune", "--study", "loss", "--tune", json.dumps(words))
+    default, failed = ended["trials"][0], [row for row in ended["trials"] if row["state"] == "failed"]
+    assert (ended["better"], len(ended["trials"]), len(failed)) == ("lower", 4, 2)
+    assert all("nope_proj" in row["note"] for row in failed)
+    tokens, losses = ([look[key] for look in default["looks"]] for key in ("tokens", "loss"))
+    assert tokens == sorted(set(tokens))
+    assert tokens[0] < 0.5 * (tokens[2] - tokens[0]), "the proxy has whole clusters of less than half of the rows"
+    assert len(set(losses)) == 3
+    assert default["values"]["exact_match"] is not None, "the metric is measured at the end"
+    (other,) = [row for row in ended["trials"] if row["params"].get("learning_rate") == 1e-6 and row["state"] != "failed"]
+    assert other["loss"] > default["loss"]
+    assert ended["best"] == 0
 
 
 @pytest.mark.slow

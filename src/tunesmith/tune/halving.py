@@ -42,7 +42,7 @@ def ladder(tune: Tune, *, rows: int, steps: int, warmup: float) -> tuple[Rung, .
     whole = [Rung(share=part) for part in shares]
     if not proxy:
         return tuple(whole)
-    return (Rung(share=proxy, proxy=True), *(rung for rung in whole if rung.share > proxy * 1.5))
+    return (Rung(share=proxy, proxy=True), *(rung for rung in whole if rung.share > proxy * 1.5 or tune.rungs != "auto"))
 
 
 def step(trials: Sequence[Trial], rungs: Sequence[Rung], tune: Tune, *, higher: bool, more: bool) -> Step | None:

@@ -48,9 +48,15 @@ def tune(project: Project, folder: Path, progress: Progress, name: str = "") -> 
 @contextmanager
 def _study(project: Project, folder: Path, progress: Progress, name: str) -> Iterator[Study]:
     with opened(project, folder, progress) as context:
-        with only_one(context.store.folder):  # only while rows are prepared: several processes may work on one study
-            context.runner.run("tokens")
+        _prepared(context)
         yield begin(context, name)
+
+
+def _prepared(context: ProjectContext) -> None:
+    """The rows tokenised. The project is held only while they are prepared: several processes may work on one study."""
+    if context.runner.peek("tokens") is None:
+        with only_one(context.store.folder):
+            context.runner.run("tokens")
 
 
 def _search(study: Study) -> str:
@@ -137,8 +143,7 @@ def add(project: Project, folder: Path, words: list[str], name: str = "") -> dic
 def clone(project: Project, folder: Path, progress: Progress, name: str, new: str) -> dict[str, Any]:
     """A new study of the project as it is configured now, with the finished trials of another that fit its rows and space."""
     with opened(project, folder, progress) as context:
-        with only_one(context.store.folder):
-            context.runner.run("tokens")
+        _prepared(context)
         url = database(context)
         old = Search.open(url, name or project.name)
         if new == old.name:
