@@ -10,12 +10,12 @@ import pytest
 
 from tunesmith.core.errors import ConfigError, DataError, UsageError
 from tunesmith.decide.records import KINDS, ArmKind
-from tunesmith.decide.rules import Candidate, Needs, cut, guidance, probe, rules
+from tunesmith.decide.rules import Needs, UnbuiltArm, cut, guidance, probe, rules
 
-ALL = [Candidate(name=kind, kind=kind) for kind in KINDS]
+ALL = [UnbuiltArm(name=kind, kind=kind) for kind in KINDS]
 
 
-def cut_names(needs: Needs, arms: list[Candidate] = ALL) -> set[str]:
+def cut_names(needs: Needs, arms: list[UnbuiltArm] = ALL) -> set[str]:
     return {each.name for each in cut(arms, needs)}
 
 
@@ -33,9 +33,9 @@ def test_each_hard_constraint_cuts_whom_it_must_and_says_why() -> None:
     assert cut_names(Needs(documents=False, rows=300)) == set()  # rows can be looked up too
     assert cut_names(Needs(rows=9)) == {"fine-tuned", "fine-tuned + retrieval", "distilled"}
     assert cut_names(Needs(rows=10)) == set()
-    (found,) = cut([Candidate(name="hosted", kind="larger model", private=False)], Needs(private=True))
+    (found,) = cut([UnbuiltArm(name="hosted", kind="larger model", private=False)], Needs(private=True))
     assert found.rule == "privacy"
-    heavy = [Candidate(name="big", kind="larger model", memory_bytes=9_000_000_000, least_latency_s=2.0)]
+    heavy = [UnbuiltArm(name="big", kind="larger model", memory_bytes=9_000_000_000, least_latency_s=2.0)]
     assert "9e+09 bytes of memory" in cut(heavy, Needs(memory_bytes=8_000_000_000))[0].reason
     assert cut(heavy, Needs(latency_p95_s=1.5))[0].rule == "latency"
     assert cut(heavy, Needs(latency_p95_s=2.5)) == ()

@@ -72,7 +72,7 @@ class Priced(Record, frozen=True):
     usd_per_1000: float | None
 
 
-class Reach(Record, frozen=True):
+class CheapestRange(Record, frozen=True):
     """From how many requests (up to how many; None: without end) an arm is the cheapest of those compared."""
 
     name: str
@@ -80,7 +80,7 @@ class Reach(Record, frozen=True):
     most: float | None
 
 
-def cheapest_by_volume(arms: Sequence[Priced]) -> tuple[Reach, ...]:
+def cheapest_by_volume(arms: Sequence[Priced]) -> tuple[CheapestRange, ...]:
     """Which arm is the cheapest at which number of requests, from 0 on. Arms with an unknown price are left out: nothing is said of them.
 
     The totals are straight lines, so the cheapest is their lower envelope; of equal ones the earlier in `arms`.
@@ -89,16 +89,16 @@ def cheapest_by_volume(arms: Sequence[Priced]) -> tuple[Reach, ...]:
     if not known:
         return ()
     at, current = 0.0, min(known, key=lambda arm: (arm[1], arm[2]))
-    reaches: list[Reach] = []
+    reaches: list[CheapestRange] = []
     while True:
         name, build, price = current
         later = [(1000 * (b - build) / (price - p), p, other) for other in known for _, b, p in [other] if p < price]
         if not later:
-            return (*reaches, Reach(name=name, least=at, most=None))
+            return (*reaches, CheapestRange(name=name, least=at, most=None))
         until, _, following = min(later, key=lambda change: (change[0], change[1]))
         until = max(until, at)
         if until > at:
-            reaches.append(Reach(name=name, least=at, most=until))
+            reaches.append(CheapestRange(name=name, least=at, most=until))
         at, current = until, following
 
 

@@ -24,7 +24,7 @@ STEPS: Floats = np.array([0, 0.25, 0.5, 0.75, 1])
 """How far behind, in margins, an arm may be said to be on the whole test set."""
 
 
-class Evidence:
+class RaceEvidence:
     """Fed with the scores of the next units (rows, or groups of rows) of the arms that are in."""
 
     def __init__(self, arms: int, margin: float, alpha: float, span: float, *, units: int | None = None, largest: int = 1) -> None:
@@ -44,9 +44,9 @@ class Evidence:
         self.not_better: NDArray[np.bool_] = np.zeros(arms, dtype=bool)
         self.behind: Floats = np.full(arms, -inf)
 
-    def anew(self) -> Evidence:
+    def anew(self) -> RaceEvidence:
         """The same without any rows."""
-        return Evidence(self._arms, self.margin, self.alpha, self._span, units=self._units, largest=self._largest)
+        return RaceEvidence(self._arms, self.margin, self.alpha, self._span, units=self._units, largest=self._largest)
 
     @property
     def _others(self) -> int:

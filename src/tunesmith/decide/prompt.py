@@ -20,7 +20,7 @@ _SENTENCE = re.compile(r"(?<=[.!?:])\s+|\n+")
 _MOST_LABELS, _SHORT = 12, 12  # answers that are named as the only ones; words of a short answer
 
 
-class Part(Record, frozen=True):
+class InstructionPart(Record, frozen=True):
     """A piece of an instruction and the white space before it; a frozen one is the user's, word for word."""
 
     text: str
@@ -28,11 +28,11 @@ class Part(Record, frozen=True):
     gap: str = " "
 
 
-class Candidate(Record, frozen=True):
+class PromptCandidate(Record, frozen=True):
     """A prompt to try: the instruction's parts (none: the rows' own instruction stays), and how many solved rows of which kind before the
     question. `edit` says how it came about."""
 
-    parts: tuple[Part, ...] = ()
+    parts: tuple[InstructionPart, ...] = ()
     shots: int = 0
     by: str = "random"
     edit: str = "as given"
@@ -43,37 +43,37 @@ class Candidate(Record, frozen=True):
         return "".join(part.gap + part.text for part in self.parts).strip() or None
 
 
-class Tried(Record, frozen=True):
+class TriedPrompt(Record, frozen=True):
     """One candidate with its mean score on the first `rows` validation rows."""
 
-    candidate: Candidate
+    candidate: PromptCandidate
     score: float
     rows: int
 
 
-def parts_of(instruction: str | None) -> tuple[Part, ...]:
+def parts_of(instruction: str | None) -> tuple[InstructionPart, ...]:
     """The instruction in its sentences, the frozen ones whole. Raises ConfigError for a `{{` or `}}` without its other half."""
     if not instruction or not instruction.strip():
         return ()
     rest = _FROZEN.sub("", instruction)
     if "{{" in rest or "}}" in rest:
         raise ConfigError("'{{' and '}}' do not pair up", where="decide.prompt", allowed="{{what no search may change}}")
-    found, start = list[Part](), 0
+    found, start = list[InstructionPart](), 0
     for match in _FROZEN.finditer(instruction):
         found += _sentences(instruction[start : match.start()])
         before = instruction[: match.start()]
-        found.append(Part(text=match[1], frozen=True, gap=before[len(before.rstrip()) :]))
+        found.append(InstructionPart(text=match[1], frozen=True, gap=before[len(before.rstrip()) :]))
         start = match.end()
     return tuple(found + _sentences(instruction[start:]))
 
 
-def _sentences(text: str) -> list[Part]:
+def _sentences(text: str) -> list[InstructionPart]:
     """The sentences of a text, each with the white space before it."""
-    found, start = list[Part](), 0
+    found, start = list[InstructionPart](), 0
     for end in [*(match.start() for match in _SENTENCE.finditer(text)), len(text)]:
         piece = text[start:end]
         if piece.strip():
-            found.append(Part(text=piece.strip(), gap=piece[: len(piece) - len(piece.lstrip())]))
+            found.append(InstructionPart(text=piece.strip(), gap=piece[: len(piece) - len(piece.lstrip())]))
         start = end
     return found
 
@@ -116,11 +116,11 @@ def _shared(texts: Sequence[str]) -> str:
     return best.strip() if len(best.strip()) > 1 and len(set(texts)) > 2 else ""
 
 
-def edits(candidate: Candidate, sentences: Sequence[str], shots: Sequence[int], ways: Sequence[str]) -> list[Candidate]:
+def edits(candidate: PromptCandidate, sentences: Sequence[str], shots: Sequence[int], ways: Sequence[str]) -> list[PromptCandidate]:
     """Every prompt that is one edit away: a sentence more, one less, one moved to the end, solved rows before the question."""
-    parts, found = candidate.parts, list[Candidate]()
+    parts, found = candidate.parts, list[PromptCandidate]()
     have = {part.text for part in parts}
-    found += [_with(candidate, (*parts, Part(text=one)), f"+ {one}") for one in sentences if one not in have]
+    found += [_with(candidate, (*parts, InstructionPart(text=one)), f"+ {one}") for one in sentences if one not in have]
     free = [i for i, part in enumerate(parts) if not part.frozen]
     found += [_with(candidate, parts[:i] + parts[i + 1 :], f"− {parts[i].text}") for i in free if len(parts) > 1]
     found += [_with(candidate, parts[:i] + parts[i + 1 :] + parts[i : i + 1], f"last: {parts[i].text}") for i in free if i < len(parts) - 1]
@@ -128,24 +128,24 @@ def edits(candidate: Candidate, sentences: Sequence[str], shots: Sequence[int], 
         for by in ways if number else ways[:1]:
             if (number, by) != (candidate.shots, candidate.by) and (number or candidate.shots):
                 edit = f"{number} shots, {by}" if number else "no shots"
-                found.append(Candidate(parts=parts, shots=number, by=by, edit=edit))
+                found.append(PromptCandidate(parts=parts, shots=number, by=by, edit=edit))
     return found
 
 
-def _with(candidate: Candidate, parts: tuple[Part, ...], edit: str) -> Candidate:
-    return Candidate(parts=parts, shots=candidate.shots, by=candidate.by, edit=edit)
+def _with(candidate: PromptCandidate, parts: tuple[InstructionPart, ...], edit: str) -> PromptCandidate:
+    return PromptCandidate(parts=parts, shots=candidate.shots, by=candidate.by, edit=edit)
 
 
 def search(
-    start: Candidate,
-    neighbours: Callable[[Candidate], Sequence[Candidate]],
-    score: Callable[[Candidate, int], float],
+    start: PromptCandidate,
+    neighbours: Callable[[PromptCandidate], Sequence[PromptCandidate]],
+    score: Callable[[PromptCandidate, int], float],
     *,
     rows: int,
     generations: int = 3,
     first_rows: int = 12,
     going_on: Callable[[], bool] = lambda: True,
-) -> tuple[Candidate, list[Tried]]:
+) -> tuple[PromptCandidate, list[TriedPrompt]]:
     """Hill climbing with successive halving (Jamieson and Talwalkar 2016): all neighbours of the best prompt on a few rows, the better half
     of them on twice as many, until one is left on all `rows`; it takes the best's place when it scores higher there. Neighbours that are
     worse than the best on the same rows are not asked further, nor any where none differs from it.
@@ -153,14 +153,14 @@ def search(
     `score(candidate, n)` is its mean over the first n rows (minus infinity: it cannot be asked). Ends without a better neighbour, after
     `generations`, or when `going_on` says no. Returns the best prompt and every trial.
     """
-    best = Tried(candidate=start, score=score(start, rows), rows=rows)
+    best = TriedPrompt(candidate=start, score=score(start, rows), rows=rows)
     tried, seen = [best], {(start.parts, start.shots, start.by)}
     for _ in range(generations):
         field = [one for one in neighbours(best.candidate) if (one.parts, one.shots, one.by) not in seen]
         seen |= {(one.parts, one.shots, one.by) for one in field}
         n, winner = min(first_rows, rows), None
         while field and going_on():
-            scored = [Tried(candidate=one, score=score(one, n), rows=n) for one in field]
+            scored = [TriedPrompt(candidate=one, score=score(one, n), rows=n) for one in field]
             tried += scored
             level = best.score if n == rows else score(best.candidate, n)
             scored = sorted((one for one in scored if one.score >= level), key=lambda one: -one.score)  # of equals the earlier edit stays

@@ -22,7 +22,7 @@ from tunesmith.core.stats.distributions import z_cdf, z_quantile
 from tunesmith.core.stats.intervals import far_row
 from tunesmith.core.stats.records import Floats, cluster_codes, share
 from tunesmith.core.types import Record
-from tunesmith.decide.evidence import Evidence
+from tunesmith.decide.evidence import RaceEvidence
 
 Why = Literal["worse", "dearer and not better", "cannot be shown", "withdrawn"]
 _HARDLY = 0.25  # a chance that is not worth the rows that are left
@@ -40,7 +40,7 @@ class Dropped(Record, frozen=True):
     reason: str
 
 
-class Outcome(Record, frozen=True):
+class RaceOutcome(Record, frozen=True):
     """What the race says now. `sure`: `chosen` was shown to be within the margin of every arm (but those withdrawn). `undecided` are the
     cheaper arms that are neither shown to be within the margin nor to be worse than the chosen one by more."""
 
@@ -74,7 +74,7 @@ class Race:
         sizes = None if self._codes is None else np.bincount(self._codes)
         units, largest = (self.rows, 1) if sizes is None else (sizes.size, int(sizes.max()))
         span = bounds[1] - bounds[0]
-        self._evidence = Evidence(len(self.arms), margin, self.alpha, span, units=units, largest=largest)
+        self._evidence = RaceEvidence(len(self.arms), margin, self.alpha, span, units=units, largest=largest)
         self._units, self._span, self._least = units, span, bounds[0]
         self._spread = np.zeros((len(self.arms), len(self.arms)))  # the standard error that a difference will have over the whole test set
         self._scores: list[Floats] = [np.zeros(0) for _ in arms]
@@ -140,7 +140,7 @@ class Race:
                 self._bet(which, np.stack([self._scores[i][start:stop] for i in which]), start, stop)
             start = stop
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> RaceOutcome:
         """What stands now; sound at any moment, also when somebody else ends the race (a budget)."""
         means = {name: self._mean(self.arms.index(name)) for name in self._left()}
         chosen = self._suffices() or max(self._left(), key=lambda name: (means[name], -self.arms.index(name)))
@@ -152,7 +152,7 @@ class Race:
         else:
             rest = ", and there are no more" if self.asked == self.rows else ""
             reason = f"{chosen} has the best score, but {self.asked} rows do not show that it is within {self.margin:g} of every arm{rest}"
-        return Outcome(chosen=chosen, sure=sure, undecided=undecided, reason=reason)
+        return RaceOutcome(chosen=chosen, sure=sure, undecided=undecided, reason=reason)
 
     def _why(self, name: str) -> Why | None:
         return self.dropped[name].why if name in self.dropped else None

@@ -46,7 +46,7 @@ class Needs(Record, frozen=True):
                 raise ConfigError(f"{name} is {value}", where=f"needs.{name}", allowed="0 or more")
 
 
-class Candidate(Record, frozen=True):
+class UnbuiltArm(Record, frozen=True):
     """An arm before it is built. `memory_bytes` and `least_latency_s` are what it takes at least (None: not known yet)."""
 
     name: str
@@ -96,7 +96,7 @@ def rules() -> Rules:
     return msgspec.yaml.decode(resources.files("tunesmith.decide").joinpath("rules.yaml").read_bytes(), type=Rules)
 
 
-def cut(candidates: Sequence[Candidate], needs: Needs) -> tuple[Cut, ...]:
+def cut(candidates: Sequence[UnbuiltArm], needs: Needs) -> tuple[Cut, ...]:
     """The arms that cannot meet what is asked, in their order, each by the first rule that cuts it."""
     return tuple(found for each in candidates if (found := _cut(each, needs)) is not None)
 
@@ -106,7 +106,7 @@ def guidance(needs: Needs) -> tuple[Guidance, ...]:
     return tuple(line for line in rules().guidance if _holds(line.when, needs))
 
 
-def _cut(arm: Candidate, needs: Needs) -> Cut | None:
+def _cut(arm: UnbuiltArm, needs: Needs) -> Cut | None:
     if needs.private and not arm.private:
         reason = "requests must not leave your machines, and this arm sends them to another"
         return Cut(name=arm.name, rule="privacy", reason=reason, source="your answer")
@@ -136,7 +136,7 @@ def _answers(key: str, wanted: bool | int, needs: Needs) -> bool:
 Lack = Literal["knowledge", "behaviour", "both", "nothing", "cannot tell"]
 
 
-class Probe(Record, frozen=True):
+class ProbeResult(Record, frozen=True):
     """What the base lacks for a task: what it knows (then look it up), how it must behave (then train it), both, or nothing.
 
     `gain` is the score with the right passage in the prompt minus the score without, on the same rows; `closed` and `given` are the two.
@@ -151,7 +151,7 @@ class Probe(Record, frozen=True):
 
 def probe(
     closed_book: ArrayLike, gold_context: ArrayLike, enough: float, margin: float, clusters: Clusters | None = None, *, alpha: float = 0.05
-) -> Probe:
+) -> ProbeResult:
     """Whether a task lacks knowledge or behaviour, from the base's scores without and with the right passage in the prompt, row by row.
 
     `enough` is the score at which the task counts as done, `margin` the gain from which a passage counts as a help. Knowledge is lacking
@@ -175,7 +175,7 @@ def probe(
         f"{_WORDS[lacks]}: {closed.estimate:.3g} without and {given.estimate:.3g} with the right passage, a gain of {gain.estimate:+.3g} "
         f"({100 * level:.3g} % interval {gain.low:+.3g} to {gain.high:+.3g}); {enough:g} is enough."
     )
-    return Probe(lacks=lacks, gain=gain, closed=closed, given=given, sentence=sentence)
+    return ProbeResult(lacks=lacks, gain=gain, closed=closed, given=given, sentence=sentence)
 
 
 _WORDS: dict[Lack, str] = {

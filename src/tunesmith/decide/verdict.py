@@ -15,7 +15,7 @@ from tunesmith.core.errors import UsageError
 from tunesmith.core.stats import Difference, Interval, mean_interval, paired_difference
 from tunesmith.core.stats.distributions import z_quantile
 from tunesmith.decide.cost import Priced, cheapest_by_volume, total_usd
-from tunesmith.decide.race import Outcome, Race
+from tunesmith.decide.race import Race, RaceOutcome
 from tunesmith.decide.records import KINDS, ArmStanding, Constraints, Decision, MeasuredArm, Standing
 
 Compare = Callable[[MeasuredArm, MeasuredArm, float], Difference]
@@ -169,15 +169,15 @@ class Case:
         )
 
     @property
-    def outcome(self) -> Outcome:
+    def outcome(self) -> RaceOutcome:
         """The rule: the cheapest arm that suffices; without one the best, not shown."""
         names = [arm.name for arm in self.arms]
         chosen = next((name for name in names if self.suffices(name)), None)
         cheaper = names[: names.index(chosen or self.best)]
         undecided = tuple(name for name in cheaper if not self.worse(name))
-        return Outcome(chosen=chosen or self.best, sure=chosen is not None, undecided=undecided, reason="")
+        return RaceOutcome(chosen=chosen or self.best, sure=chosen is not None, undecided=undecided, reason="")
 
-    def rows_needed(self, outcome: Outcome) -> int | None:
+    def rows_needed(self, outcome: RaceOutcome) -> int | None:
         """How many rows would probably (80 %) settle what is open: whether the chosen arm suffices; where that is sure, whether the
         cheaper ones do of which it cannot be told."""
         open_arms = outcome.undecided if outcome.sure else (outcome.chosen,)
@@ -228,7 +228,7 @@ def _barred(arm: MeasuredArm, broken: Sequence[str], scores: dict[str, Interval]
 
 
 def _standing(
-    case: Case, arm: MeasuredArm, outcome: Outcome, race: Race | None, scores: dict[str, Interval], requests: float | None
+    case: Case, arm: MeasuredArm, outcome: RaceOutcome, race: Race | None, scores: dict[str, Interval], requests: float | None
 ) -> ArmStanding:
     names = [each.name for each in case.arms]
     cheaper = names.index(arm.name) < names.index(outcome.chosen)
@@ -258,7 +258,7 @@ def _standing(
     )
 
 
-def _sentence(case: Case, outcome: Outcome, scores: dict[str, Interval], needed: int | None) -> str:
+def _sentence(case: Case, outcome: RaceOutcome, scores: dict[str, Interval], needed: int | None) -> str:
     chosen, best, margin = outcome.chosen, case.best, f"{case.margin:g}"
     plan = f"; plan about {needed:,} rows" if needed is not None else ""
     value = f"{scores[chosen].estimate:.3g}"
@@ -278,7 +278,7 @@ def _sentence(case: Case, outcome: Outcome, scores: dict[str, Interval], needed:
     return f"{head}{tail}."
 
 
-def _margins(case: Case, outcome: Outcome) -> list[str]:
+def _margins(case: Case, outcome: RaceOutcome) -> list[str]:
     """At which other margins another arm would be chosen."""
     names = [arm.name for arm in case.arms]
     needs = sorted((case.margin_needed(name), name) for name in names[: names.index(outcome.chosen)])
@@ -291,7 +291,7 @@ def _margins(case: Case, outcome: Outcome) -> list[str]:
     return lines
 
 
-def _volumes(case: Case, outcome: Outcome) -> list[str]:
+def _volumes(case: Case, outcome: RaceOutcome) -> list[str]:
     """At which volumes another of the arms that suffice would be the cheapest."""
     able = [arm for arm in case.arms if arm.name == outcome.chosen or case.suffices(arm.name)]
     reaches = cheapest_by_volume([Priced(name=arm.name, build_usd=arm.build_usd, usd_per_1000=arm.usd_per_1000) for arm in able])
@@ -303,7 +303,7 @@ def _volumes(case: Case, outcome: Outcome) -> list[str]:
     return lines
 
 
-def _limits(case: Case, outcome: Outcome, arms: Sequence[MeasuredArm], broken: dict[str, list[str]]) -> list[str]:
+def _limits(case: Case, outcome: RaceOutcome, arms: Sequence[MeasuredArm], broken: dict[str, list[str]]) -> list[str]:
     """Which arms would be chosen without the limits that they break."""
     lines = []
     for arm in arms:

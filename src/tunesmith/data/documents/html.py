@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.load import need
-from tunesmith.data.documents.pieces import Piece, Unreadable, cleaned, table_lines
+from tunesmith.data.documents.pieces import DocumentPiece, Unreadable, cleaned, table_lines
 from tunesmith.data.documents.plain import decoded
 
 _SILENT = frozenset({"script", "style", "template", "noscript", "svg", "head", "iframe", "object"})
@@ -60,7 +60,7 @@ _UNENDED = frozenset(
 _DEEPEST = 1_000  # a parser's time grows with the depth; pages have some tens
 
 
-def page(path: Path) -> Iterator[Piece]:
+def page(path: Path) -> Iterator[DocumentPiece]:
     """The text of a page. Raises Unreadable for one that is no text, or nested too deeply."""
     data = path.read_bytes()
     if _depth(data) > _DEEPEST:
@@ -71,7 +71,7 @@ def page(path: Path) -> Iterator[Piece]:
         markup = decoded(data, "cp1252" if encoding.lower() in ("iso-8859-1", "latin-1", "latin1") else encoding)  # as browsers read it
     except LookupError as error:
         raise Unreadable("wrong_encoding", f"nobody knows its charset '{encoding}'", "convert it to UTF-8") from error
-    yield Piece(text_of(markup))
+    yield DocumentPiece(text_of(markup))
 
 
 def _depth(data: bytes) -> int:

@@ -15,7 +15,7 @@ from xml.parsers import expat
 
 from tunesmith.core.load import need
 from tunesmith.data.documents.html import text_of
-from tunesmith.data.documents.pieces import MOST_BYTES, Piece, Unreadable, table_lines
+from tunesmith.data.documents.pieces import MOST_BYTES, DocumentPiece, Unreadable, table_lines
 
 OLD_OFFICE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"  # how Microsoft's older files begin, and newer ones with a password
 _ARCHIVE = b"PK\x03\x04"
@@ -26,7 +26,7 @@ _READ = 1 << 20
 _MENDED = "open it in its program and save it again"
 
 
-def word(path: Path) -> Iterator[Piece]:
+def word(path: Path) -> Iterator[DocumentPiece]:
     """The text of a Word document with its headings, lists, tables and notes; it has no pages of its own."""
     mammoth = need("mammoth", extra="documents")
     _measured(path, "word/document.xml")
@@ -37,10 +37,10 @@ def word(path: Path) -> Iterator[Piece]:
             converted = mammoth.convert_to_html(file, style_map=styles, convert_image=pictures)
         except RecursionError as error:
             raise Unreadable("too_deep", "its parts are nested too deeply", _MENDED) from error
-    yield Piece(text_of(converted.value))
+    yield DocumentPiece(text_of(converted.value))
 
 
-def workbook(path: Path) -> Iterator[Piece]:
+def workbook(path: Path) -> Iterator[DocumentPiece]:
     """The sheets of a workbook, a line a row. Raises Unreadable for one with a password."""
     calamine = need("python_calamine", extra="documents")
     if path.suffix.lower() == ".xls":
@@ -52,7 +52,7 @@ def workbook(path: Path) -> Iterator[Piece]:
         # a chart's sheet has no cells
         for name in (sheet.name for sheet in book.sheets_metadata if sheet.typ == calamine.SheetTypeEnum.WorkSheet):
             rows = [[_cell(value) for value in row] for row in book.get_sheet_by_name(name).to_python(skip_empty_area=True)]
-            yield Piece("\n".join(table_lines(rows)), part=f"sheet {name}")
+            yield DocumentPiece("\n".join(table_lines(rows)), part=f"sheet {name}")
     except calamine.PasswordError as error:
         raise Unreadable("encrypted", "it needs a password", "save it without one") from error
     except calamine.CalamineError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.load import need
-from tunesmith.data.documents.pieces import MOST_CHARACTERS, MOST_PAGES, Piece, Unreadable, cleaned
+from tunesmith.data.documents.pieces import MOST_CHARACTERS, MOST_PAGES, DocumentPiece, Unreadable, cleaned
 
 _PASSWORD, _PICTURE = 4, 3  # pdfium's numbers of an error, and of a kind of object on a page
 _TAIL = 1 << 14  # some programs write further bytes behind the end
@@ -18,7 +18,7 @@ _BEGINS = re.compile(r"[-•*·–]\s|\(?\d{1,3}[.)]\s")
 _lock = threading.Lock()  # pdfium is not made for several threads
 
 
-def pages(path: Path) -> Iterator[Piece | Unreadable]:
+def pages(path: Path) -> Iterator[DocumentPiece | Unreadable]:
     """The pages that have text, from 1; for a page without any that shows a picture, why it cannot be read."""
     pdfium = need("pypdfium2", extra="documents")
     _refuse_half(path)
@@ -30,7 +30,7 @@ def pages(path: Path) -> Iterator[Piece | Unreadable]:
             length = 0
             for number in range(len(document)):
                 piece = _page(pdfium, document, number)
-                length += len(piece.text) if isinstance(piece, Piece) else 0
+                length += len(piece.text) if isinstance(piece, DocumentPiece) else 0
                 if length > MOST_CHARACTERS:
                     raise Unreadable("too_large", f"it has more than {MOST_CHARACTERS} characters", "split it", number + 1)
                 yield piece
@@ -55,7 +55,7 @@ def _opened(pdfium: Any, path: Path) -> Any:
         raise Unreadable("damaged", f"it is no whole PDF ({error})", "save or fetch it again") from error
 
 
-def _page(pdfium: Any, document: Any, number: int) -> Piece | Unreadable:
+def _page(pdfium: Any, document: Any, number: int) -> DocumentPiece | Unreadable:
     try:
         page = document[number]
         text = page.get_textpage().get_text_bounded()
@@ -64,7 +64,7 @@ def _page(pdfium: Any, document: Any, number: int) -> Piece | Unreadable:
         return Unreadable("damaged", f"the page cannot be read ({error})", "save or fetch it again", number + 1)
     if picture:
         return Unreadable("no_text", "the page is a picture without text (a scan?)", "recognise its text first (OCR)", number + 1)
-    return Piece(_unwrapped(cleaned(text.replace("\x02", "").replace("\ufffe", ""))), page=number + 1)
+    return DocumentPiece(_unwrapped(cleaned(text.replace("\x02", "").replace("\ufffe", ""))), page=number + 1)
 
 
 def _unwrapped(text: str) -> str:

@@ -12,7 +12,7 @@ MOST_CHARACTERS = 20_000_000
 MOST_PAGES = 20_000
 
 
-class Piece(NamedTuple):
+class DocumentPiece(NamedTuple):
     """The text of a document, of one of its pages (from 1), or of a part that has a name."""
 
     text: str

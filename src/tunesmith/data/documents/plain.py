@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tunesmith.core.errors import DataError
 from tunesmith.data.csv_table import Broken, read_table
-from tunesmith.data.documents.pieces import Piece, Unreadable, cleaned, table_lines
+from tunesmith.data.documents.pieces import DocumentPiece, Unreadable, cleaned, table_lines
 
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _CONVERT = "convert it to UTF-8"
@@ -29,12 +29,12 @@ def decoded(data: bytes, encoding: str = "utf-8") -> str:
     return text
 
 
-def text(path: Path) -> Iterator[Piece]:
+def text(path: Path) -> Iterator[DocumentPiece]:
     """A text as it is; Markdown's headings are headings."""
-    yield Piece(cleaned(decoded(path.read_bytes())))
+    yield DocumentPiece(cleaned(decoded(path.read_bytes())))
 
 
-def table(path: Path) -> Iterator[Piece]:
+def table(path: Path) -> Iterator[DocumentPiece]:
     """A table of delimited text, a line a row; the first names the columns. Raises Unreadable with the line of a broken row."""
     rows: list[dict[str, str]] = []
     try:
@@ -45,4 +45,4 @@ def table(path: Path) -> Iterator[Piece]:
     except DataError as error:
         raise Unreadable("damaged", re.sub(r"\s+", " ", error.what), error.remedy) from error
     header = list(dict.fromkeys(name for row in rows for name in row))
-    yield Piece("\n".join(table_lines([header, *([row.get(name, "") for name in header] for row in rows)]) if rows else []))
+    yield DocumentPiece("\n".join(table_lines([header, *([row.get(name, "") for name in header] for row in rows)]) if rows else []))

@@ -17,9 +17,9 @@ from tunesmith.core.errors import DataError, Fault, NotFound, TunesmithError, Us
 from tunesmith.core.passages import SourceText
 from tunesmith.core.types import address_of, place_of
 from tunesmith.data.documents import html, office, pdf, plain
-from tunesmith.data.documents.pieces import MOST_BYTES, MOST_CHARACTERS, Piece, Unreadable
+from tunesmith.data.documents.pieces import MOST_BYTES, MOST_CHARACTERS, DocumentPiece, Unreadable
 
-Reader = Callable[[Path], Iterator[Piece | Unreadable]]
+Reader = Callable[[Path], Iterator[DocumentPiece | Unreadable]]
 READERS: dict[str, Reader] = {
     **dict.fromkeys((".txt", ".text", ".md", ".markdown", ".rst"), plain.text),
     **dict.fromkeys((".csv", ".tsv"), plain.table),
@@ -67,7 +67,7 @@ def read(words: Sequence[str], home: Path, skip: Sequence[str] = ()) -> Document
     for file in left:
         for piece in _pieces(file):
             address = address_of(file.name, piece.page)
-            if isinstance(piece, Piece):
+            if isinstance(piece, DocumentPiece):
                 texts.append(SourceText(source=file.name, text=piece.text, page=piece.page, part=piece.part))
             elif piece.page is None or not _skipped(address, skip, used):
                 what = f"{piece.message}; {piece.remedy}" if piece.remedy else piece.message
@@ -141,13 +141,13 @@ def _named(files: Sequence[DocumentFile]) -> str:
     return ", ".join(file.name for file in files[:8]) + (", …" if len(files) > 8 else "")
 
 
-def _pieces(file: DocumentFile) -> Iterator[Piece | Unreadable]:
+def _pieces(file: DocumentFile) -> Iterator[DocumentPiece | Unreadable]:
     """What a reader gives of a file; what it raises, and a file without any text, as a fault."""
     try:
         reader = _reader(file.path)
         pieces, length = [], 0
         for piece in reader(file.path):
-            length += len(piece.text) if isinstance(piece, Piece) else 0
+            length += len(piece.text) if isinstance(piece, DocumentPiece) else 0
             if length > MOST_CHARACTERS:
                 raise Unreadable("too_large", f"it has more than {MOST_CHARACTERS} characters", "split it")
             pieces.append(piece)

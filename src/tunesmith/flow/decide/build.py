@@ -170,21 +170,21 @@ def _optimised_prompt(desk: Desk, arm: Arm, asking: Asking) -> Built:
     order = shots.random_order(len(desk.train), desk.plan.seed)
     numbers = _numbers(desk)
 
-    def variant(candidate: prompts.Candidate) -> PromptVariant:
+    def variant(candidate: prompts.PromptCandidate) -> PromptVariant:
         number = candidate.shots if candidate.by == "random" else 0
         return shown(desk.train, lambda _: order, number, "optimised", instruction=candidate.instruction)
 
-    def recipe_of(candidate: prompts.Candidate) -> Recipe:
+    def recipe_of(candidate: prompts.PromptCandidate) -> Recipe:
         nearest = candidate.by == "nearest" and candidate.shots
         fixed = () if nearest else tuple(desk.train[i].id for i in order[: candidate.shots])
         return Recipe(candidate.instruction, fixed, lookup.shots(desk, candidate.shots) if nearest else None)
 
-    def score(candidate: prompts.Candidate, n: int) -> float:
+    def score(candidate: prompts.PromptCandidate, n: int) -> float:
         retrieval = recipe_of(candidate).retrieval
         asked = model if retrieval is None else _context(desk, arm).models.grounded(model, retrieval)
         return float(desk.scored(asked, variant(candidate), desk.validation[:n], sampling, asking).mean())
 
-    start = prompts.Candidate(parts=prompts.parts_of(desk.plan.prompt or _common_instruction(desk.train)))
+    start = prompts.PromptCandidate(parts=prompts.parts_of(desk.plan.prompt or _common_instruction(desk.train)))
     best, tried = prompts.search(
         start,
         lambda one: prompts.edits(one, sentences, numbers, ("random", "nearest")),

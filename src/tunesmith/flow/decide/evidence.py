@@ -25,7 +25,7 @@ from tunesmith.flow.decide.upkeep import Upkeep, priced
 _SMALLEST_SLICE, _SLICES = 8, 12
 
 
-class Evidence(Record, frozen=True):
+class ArmFigures(Record, frozen=True):
     """One arm's figures. `value` and `interval` are of the first metric over the rows that the arm was asked, `values` of all metrics;
     `against` is the best simpler arm and `difference` this arm minus that one over the rows of both.
 
@@ -54,10 +54,10 @@ class Evidence(Record, frozen=True):
     difference: Difference | None = None
 
 
-def evidence_of(desk: Desk, built: Sequence[Built], raced: Raced) -> list[Evidence]:
+def evidence_of(desk: Desk, built: Sequence[Built], raced: Raced) -> list[ArmFigures]:
     """Each arm's figures, the simplest first."""
     named = slices_of(raced.rows)
-    found: list[Evidence] = []
+    found: list[ArmFigures] = []
     for one in built:
         evaluation = raced.evaluations[one.arm.name]
         against, difference = _against(desk, evaluation, [raced.evaluations[other.name] for other in found], found, raced)
@@ -65,7 +65,7 @@ def evidence_of(desk: Desk, built: Sequence[Built], raced: Raced) -> list[Eviden
     return found
 
 
-def measured(one: Built, upkeep: Upkeep, raced: Raced, figure: Evidence) -> MeasuredArm:
+def measured(one: Built, upkeep: Upkeep, raced: Raced, figure: ArmFigures) -> MeasuredArm:
     """The arm as the decision reads it: scores between 0 and 1, 0 for every arm on a row that one has no score for."""
     values = raced.scores[one.arm.name]
     return msgspec.structs.replace(
@@ -77,7 +77,7 @@ def measured(one: Built, upkeep: Upkeep, raced: Raced, figure: Evidence) -> Meas
 
 
 def _against(
-    desk: Desk, evaluation: Evaluation, simpler: Sequence[Evaluation], figures: Sequence[Evidence], raced: Raced
+    desk: Desk, evaluation: Evaluation, simpler: Sequence[Evaluation], figures: Sequence[ArmFigures], raced: Raced
 ) -> tuple[str, Difference | None]:
     """The best of the simpler arms on the rows that both were asked, and the difference to it."""
     sign = 1.0 if desk.metric.better == "higher" else -1.0
@@ -116,11 +116,11 @@ def slices_of(rows: Sequence[Example]) -> dict[str, list[int]]:
 
 def _figures(
     desk: Desk, one: Built, raced: Raced, named: Mapping[str, Sequence[int]], against: str, difference: Difference | None
-) -> Evidence:
+) -> ArmFigures:
     evaluation, metric = raced.evaluations[one.arm.name], desk.metric
     scores, n = evaluation.scores(metric.name), len(evaluation.rows)
     variant, undeployable = variant_of(desk, one)
-    return Evidence(
+    return ArmFigures(
         name=one.arm.name,
         kind=one.arm.kind,
         about=KINDS[one.arm.kind].about,
@@ -144,7 +144,7 @@ def _figures(
     )
 
 
-def as_json(figures: Sequence[Evidence], upkeeps: Mapping[str, Upkeep]) -> list[dict[str, Any]]:
+def as_json(figures: Sequence[ArmFigures], upkeeps: Mapping[str, Upkeep]) -> list[dict[str, Any]]:
     """The figures as plain numbers, each arm's upkeep beside them."""
     return [
         {**msgspec.to_builtins(msgspec.structs.asdict(upkeeps[one.name])), **msgspec.to_builtins(msgspec.structs.asdict(one))}

@@ -56,7 +56,7 @@ _LEFT_TO_LONGER = (
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ExperimentOutcome:
     """How an experiment ended: its decision, and where the pages lie."""
 
     decision: Decision
@@ -84,7 +84,7 @@ def quickened(project: Project) -> Project:
     return msgspec.structs.replace(project, decide=msgspec.structs.replace(plan, **smaller), train=train)
 
 
-def run_decide(project: Project, folder: Path, progress: Progress, *, out: Path, command: str = "tunesmith decide") -> Outcome:
+def run_decide(project: Project, folder: Path, progress: Progress, *, out: Path, command: str = "tunesmith decide") -> ExperimentOutcome:
     """Carry the experiment out and write `decision.html`, `.json` and `.md` into `out`.
 
     Raises ConfigError, before anything is spent, for arms that cannot be, a metric that cannot decide and a budget that is too small for
@@ -104,7 +104,7 @@ def run_decide(project: Project, folder: Path, progress: Progress, *, out: Path,
             identity = _identity(desk, arms)
             desk.folder = desk.project.store.layout.decisions / identity
             check_budget(desk, arms.arms)
-            return _carried_out(desk, arms, Asked(identity, out, command, published))
+            return _carried_out(desk, arms, ExperimentRequest(identity, out, command, published))
 
 
 def _arms(plan: Decide, base: str) -> Arms:
@@ -134,7 +134,7 @@ def _identity(desk: Desk, arms: Arms) -> str:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ExperimentRequest:
     """How an experiment was asked for, its name, and the published figures that bear on it."""
 
     identity: str
@@ -143,7 +143,7 @@ class Asked:
     published: tuple[Guidance, ...]
 
 
-def _carried_out(desk: Desk, arms: Arms, asked: Asked) -> Outcome:
+def _carried_out(desk: Desk, arms: Arms, asked: ExperimentRequest) -> ExperimentOutcome:
     left_out = dict(arms.left_out)
     lacks = knowledge_probe(desk) if not desk.plan.quick else None
     built = list(_built(desk, arms.arms, left_out))
@@ -168,7 +168,7 @@ def _carried_out(desk: Desk, arms: Arms, asked: Asked) -> Outcome:
     }
     left_out |= {arm.name: "; ".join(broken_limits(arm, plan.constraints)) for arm in barred} | skipped
     report = written(desk, Found(asked.identity, asked.command, decision, figures, raced, upkeeps, left_out, curve, more), asked.out)
-    return Outcome(decision, report, asked.out)
+    return ExperimentOutcome(decision, report, asked.out)
 
 
 def _able(desk: Desk, built: Sequence[Built], upkeeps: Mapping[str, Upkeep]) -> tuple[list[Built], list[MeasuredArm]]:

@@ -19,7 +19,7 @@ from tunesmith.models.base import Model
 
 
 @dataclass(frozen=True)
-class Opening:
+class SealedLook:
     """The one look at the sealed rows: the how-manieth it is of them, by whom, and in which log it stands."""
 
     number: int
@@ -39,7 +39,7 @@ class Raced:
     evaluations: dict[str, Evaluation]
     dropped: dict[str, str]
     stopped: str
-    opening: Opening
+    opening: SealedLook
     race: Race | None
     missing: int = 0
 
@@ -83,15 +83,15 @@ def drawn(desk: Desk) -> tuple[list[Example], dict[str, str]]:
     return [rows[i] for i in order], clusters
 
 
-def _opened(desk: Desk, rows: Sequence[Example], identity: str) -> Opening:
+def _opened(desk: Desk, rows: Sequence[Example], identity: str) -> SealedLook:
     log, seal = desk.project.store.layout.openings, digest([row.id for row in desk.project.questions("test")[: desk.plan.test_rows]])
     who = f"{desk.project.project.name}: decide {identity}"
     before = [one.who for one in openings(log, seal)]
     if who in before:
-        return Opening(before.index(who) + 1, who, str(log))
+        return SealedLook(before.index(who) + 1, who, str(log))
     number = open_sealed(log, seal, who=who, why="tunesmith decide")
     desk.project.progress.say(f"{len(rows)} sealed test rows: opening number {number} is logged in {log}")
-    return Opening(number, who, str(log))
+    return SealedLook(number, who, str(log))
 
 
 def _shard(desk: Desk, one: Built, model: Model, rows: Sequence[Example], shard: range) -> Floats:

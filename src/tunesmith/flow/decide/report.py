@@ -16,7 +16,7 @@ from tunesmith.core.atomic import write_atomic
 from tunesmith.core.counted import counted
 from tunesmith.decide.records import Decision
 from tunesmith.flow.decide.desk import Desk
-from tunesmith.flow.decide.evidence import Evidence, as_json
+from tunesmith.flow.decide.evidence import ArmFigures, as_json
 from tunesmith.flow.decide.racing import Raced
 from tunesmith.flow.decide.upkeep import Upkeep
 
@@ -31,7 +31,7 @@ class Found:
     identity: str
     command: str
     decision: Decision
-    figures: Sequence[Evidence]
+    figures: Sequence[ArmFigures]
     raced: Raced
     upkeeps: Mapping[str, Upkeep]
     left_out: dict[str, str]

@@ -12,7 +12,7 @@ from tunesmith.core.errors import ConfigError
 from tunesmith.core.types import Example, Message, Prompt
 from tunesmith.core.words import words
 from tunesmith.decide.arms import KINDS, Arm, Arms
-from tunesmith.decide.rules import Candidate, Guidance, Needs, cut, guidance, probe
+from tunesmith.decide.rules import Guidance, Needs, UnbuiltArm, cut, guidance, probe
 from tunesmith.evaluate.prompts import PromptVariant, as_given
 from tunesmith.flow.decide import lookup
 from tunesmith.flow.decide.desk import Asking, Desk
@@ -49,11 +49,11 @@ def ruled(desk: Desk, arms: Arms) -> tuple[Arms, tuple[Guidance, ...]]:
     return Arms(arms=left, left_out=arms.left_out | reasons), guidance(needs)
 
 
-def _candidate(desk: Desk, arm: Arm) -> Candidate:
+def _candidate(desk: Desk, arm: Arm) -> UnbuiltArm:
     context = desk.contexts.get(arm.base)
     size = None if context is None else _BYTES_A_WEIGHT * int(base_shape(context.base)["parameters"])
     here = arm.kind != "larger" or arm.base == "echo" or not is_remote(arm.base)
-    return Candidate(name=arm.name, kind=KINDS[arm.kind].family, private=here, memory_bytes=size)
+    return UnbuiltArm(name=arm.name, kind=KINDS[arm.kind].family, private=here, memory_bytes=size)
 
 
 def knowledge_probe(desk: Desk) -> dict[str, Any] | None:
