@@ -58,6 +58,7 @@ PRINTED = {"docs/architecture.md", "docs/families.md", "docs/performance.md", "d
 NEEDS = {
     "openai:": "asks a provider",
     "smollm2-135m": "answers with a real model; test_run_whole does so with a tiny one",
+    "deploy ": "changes deployments; test_variants does so with tiny ones",
     "my-alias": "asks a deployed alias; test_eval_cli does so",
     "run-a": "asks three trained models; test_eval_cli does so",
     "run:": "looks at a finished run; test_run_whole does so",

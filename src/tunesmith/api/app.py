@@ -46,6 +46,8 @@ from tunesmith.api.errors import APIError
 from tunesmith.api.guard import Guard
 from tunesmith.api.http import away
 from tunesmith.api.proxy import Proxy
+from tunesmith.api.reload import Reload
+from tunesmith.api.shadow import Shadows
 from tunesmith.api.slow_clients import HeadersInTime
 from tunesmith.api.state import State, state_of
 from tunesmith.core.errors import DataError, TunesmithError, UsageError
@@ -62,6 +64,7 @@ from tunesmith.store.files import Files
 from tunesmith.store.interactions import InteractionLog
 from tunesmith.store.keys import Keys
 from tunesmith.store.responses import Responses
+from tunesmith.store.shadows import ShadowAnswers
 from tunesmith.store.store import Store
 from tunesmith.store.uploads import Uploads
 
@@ -78,9 +81,10 @@ def create_app(
     *,
     store: Store | None = None,
     models: Models | None = None,
+    reload: Reload | None = None,
 ) -> Starlette:
     """The application that serves `models_by_alias`; each request is logged in the store `log` (None: nowhere). `models` says what other
-    names mean (None: what the store and the catalogue say).
+    names mean (None: what the store and the catalogue say), `reload` takes what is deployed meanwhile into effect.
 
     With a `store` it also keeps files, fine-tuning jobs and what they make, and logs there. Jobs are worked on by processes of their own
     (`python -m tunesmith.flow.jobs.worker`).
@@ -95,6 +99,7 @@ def create_app(
         answering,
         metrics,
         Answered(InteractionLog(log) if log is not None else None, metrics, prices_of(config)),
+        Shadows(answering, ShadowAnswers(log) if log is not None else None),
         default_max_tokens=config.default_max_tokens,
         models=models or Models(store, Catalog()),
         auth=Auth(store, config.requests_per_minute),
@@ -104,7 +109,11 @@ def create_app(
         webhooks=config.webhooks,
         encoder_names=_ENCODERS | config.encoders,
         python_graders=config.python_graders,
+        log=log,
+        reload=reload,
     )
+    if reload is not None:
+        reload.on_deployed = state.let_go
     app = Starlette(routes=_routes(), lifespan=_lifespan, exception_handlers=_handlers())
     app.state.tunesmith = state
     app.add_middleware(Proxy, state=state)
@@ -192,6 +201,7 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+    await state.shadows.close()
     await state.settled()
     state.answering.close()
     state.answered.close()
@@ -215,6 +225,8 @@ def _background(app: Starlette, state: State) -> list[Coroutine[Any, Any, None]]
         return call
 
     work = [batches.work(inside, state.store), _sweep(state.store)]
+    if state.reload is not None:
+        work.append(state.reload.watch())
     return [*work, webhooks.work(state.store, state.webhooks)] if state.webhooks else work
 
 

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from starlette.responses import Response
 
 from tunesmith.api.exchange import Live, asks, attended, sse, target_of, with_calls
 from tunesmith.api.http import away, reply
+from tunesmith.api.in_turn import begun, in_turn
 from tunesmith.api.state import State, state_of
 from tunesmith.core import wire
 from tunesmith.core.chat_request import ChatRequest, chat_request
@@ -25,7 +27,7 @@ from tunesmith.deploy.answered import Exchange, outcome_of
 from tunesmith.deploy.engine import Stream
 from tunesmith.deploy.router import Target
 from tunesmith.flow.jobs.request import check_metadata
-from tunesmith.models.base import Piece, constraint_of
+from tunesmith.models.base import Constraint, Piece, constraint_of
 from tunesmith.store.chats import Chats
 
 _LARGE = 1 << 16  # bytes of a body that is read in a thread
@@ -48,7 +50,7 @@ class _Chat:
             "id": self.exchange.id,
             "created": int(self.exchange.created),
             "model": self.request.model,
-            "system_fingerprint": f"fp_{self.target.model.digest[:12]}",
+            "system_fingerprint": f"fp_{self.target.fingerprint}",
         }
 
     def cancel(self) -> None:
@@ -91,12 +93,15 @@ async def create(request: Request, exchange: Exchange, body: bytes) -> Response:
     exchange.ask(prompt.messages)
     target = await target_of(request, exchange, asked.model)
     chat = _Chat(state, asked, exchange, target, [])
-    await attended(request, _ask(chat, msgspec.structs.replace(prompt, messages=target.instructed(prompt.messages))))
+    whole = await attended(request, in_turn(exchange, target, partial(_ask, chat, prompt)))
+    if target.copies:
+        sampling = partial(asked.sampling, state.default_max_tokens)
+        state.shadows.copy(exchange, target, prompt, sampling, _constraint(asked))
     if asked.stream:
         answers: dict[int, Answer] = {}
         return Live(state, exchange, answers, chat.cancel).response(_events(chat, answers), ignored)
     try:
-        whole = await attended(request, asyncio.gather(*(stream.whole() for stream in chat.streams)))
+        whole = whole or await attended(request, asyncio.gather(*(stream.whole() for stream in chat.streams)))
     finally:
         chat.cancel()
     limited = [with_calls(answer, exchange.id, i, several=asked.several) for i, answer in enumerate(whole)]
@@ -110,12 +115,19 @@ def _read(body: bytes) -> tuple[ChatRequest, Prompt, str]:
     return asked, asked.prompt(), ",".join(wire.ignored(body))
 
 
-async def _ask(chat: _Chat, prompt: Prompt) -> None:
-    """Ask for every choice at once; returns when the model has taken them, so that what it refuses is told before a stream begins."""
-    asked, forced = chat.request, chat.request.must_call
-    sampling: Sampling = asked.sampling(chat.state.default_max_tokens, chat.target.defaults)
-    constraint = constraint_of(None if forced else asked.schema, forced, several=asked.several)
-    chat.streams += await chat.state.answering.ask(chat.target.model, prompt, sampling, asked.choices, constraint=constraint)
+async def _ask(chat: _Chat, prompt: Prompt, target: Target) -> list[Answer]:
+    """Ask for every choice at once; returns when the model has taken them, so that what it refuses is told before a stream begins. Of one
+    of several variants, which another may replace, the whole answers are returned, or nothing once a stream has begun."""
+    asked = chat.request
+    sampling: Sampling = asked.sampling(chat.state.default_max_tokens, target.defaults)
+    under = msgspec.structs.replace(prompt, messages=target.instructed(prompt.messages))
+    chat.streams = await chat.state.answering.ask(target.model, under, sampling, asked.choices, constraint=_constraint(asked))
+    return await begun(chat.streams, whole=not asked.stream) if target.several else []
+
+
+def _constraint(asked: ChatRequest) -> Constraint | None:
+    forced = asked.must_call
+    return constraint_of(None if forced else asked.schema, forced, several=asked.several)
 
 
 def _usage(answers: list[Answer]) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from starlette.responses import Response
 
 from tunesmith.api.exchange import Live, asks, attended, sse, target_of
 from tunesmith.api.http import reply
+from tunesmith.api.in_turn import begun, in_turn
 from tunesmith.api.state import state_of
 from tunesmith.core import wire
 from tunesmith.core.completion_logprobs import LogprobLists, joined, spelled
@@ -20,6 +22,7 @@ from tunesmith.core.types import Answer, Message, Record, Sampling
 from tunesmith.core.wire import BadRequest
 from tunesmith.deploy.answered import Exchange, Outcome, outcome_of
 from tunesmith.deploy.engine import Answering, Stream
+from tunesmith.deploy.router import Target
 from tunesmith.models.base import Model, batching, scoring
 
 _MOST_CHOICES, _MOST_PROMPTS = 128, 64
@@ -139,25 +142,33 @@ async def create(request: Request, exchange: Exchange, body: bytes) -> Response:
     asked = await state.answering.away(_read, body)
     ignored = {"x-tunesmith-ignored": names} if (names := ",".join(wire.ignored(body))) else {}
     target = await target_of(request, exchange, asked.model)
-    given = await state.answering.away(_prompts, asked.prompt, target.model)
-    texts = await state.answering.away(lambda: [_text_of(target.model, prompt) for prompt in given])
-    exchange.messages = (Message(role="user", content="\n".join(texts)),)
-    sampling = asked.sampling(target.defaults)
-    made = [_asked(state.answering, target.model, asked, sampling, *pair) for pair in zip(given, texts, strict=True)]
-    completion = _Completion(asked, exchange, await attended(request, _all_or_none(made)))
+    state.shadows.skip(exchange, target, "texts to continue are not copied, chats and responses are")
+    prompts, answers = await attended(request, in_turn(exchange, target, partial(_ask, state.answering, exchange, asked)))
+    completion = _Completion(asked, exchange, prompts)
     if asked.stream:
         live: dict[int, Answer] = {}
         return Live(state, exchange, live, completion.cancel).response(_events(completion, live), ignored)
     try:
-        answers = await attended(request, asyncio.gather(*(stream.whole() for stream in completion.streams)))
+        answers = answers or await attended(request, asyncio.gather(*(stream.whole() for stream in completion.streams)))
     finally:
         completion.cancel()
-    best = [_best(answers[i * asked.each : (i + 1) * asked.each], asked.choices) for i in range(len(given))]
+    best = [_best(answers[i * asked.each : (i + 1) * asked.each], asked.choices) for i in range(len(prompts))]
     used = _usage(answers, asked.each)
     await exchange.end(_outcome([answer for several in best for answer in several], used))
     pairs = [(prompt, answer) for prompt, several in zip(completion.prompts, best, strict=True) for answer in several]
     choices = [_choice(i, prompt, answer, asked) for i, (prompt, answer) in enumerate(pairs)]
     return reply({**completion.identity, "choices": choices, "usage": used}, headers=ignored)
+
+
+async def _ask(answering: Answering, exchange: Exchange, asked: _Body, target: Target) -> tuple[list[_Prompt], list[Answer]]:
+    """Every prompt asked; of one of several variants, which another may replace, with the whole answers, or once the streams have begun."""
+    given = await answering.away(_prompts, asked.prompt, target.model)
+    texts = await answering.away(lambda: [_text_of(target.model, prompt) for prompt in given])
+    exchange.messages = (Message(role="user", content="\n".join(texts)),)
+    sampling = asked.sampling(target.defaults)
+    prompts = await _all_or_none([_asked(answering, target.model, asked, sampling, *pair) for pair in zip(given, texts, strict=True)])
+    streams = [stream for prompt in prompts for stream in prompt.streams]
+    return prompts, await begun(streams, whole=not asked.stream) if target.several else []
 
 
 async def _asked(answering: Answering, model: Model, asked: _Body, sampling: Sampling, given: str | list[int], text: str) -> _Prompt:

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from tunesmith.api import errors
-from tunesmith.api.errors import as_api_error
+from tunesmith.api.errors import APIError, as_api_error
 from tunesmith.api.state import State, state_of
 from tunesmith.core import wire
 from tunesmith.core.errors import StoreError
@@ -33,6 +33,7 @@ Handler = Callable[[Request, Exchange, bytes], Awaitable[Response]]
 _encode = msgspec.json.Encoder().encode
 _SSE = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 _LONGEST_NAME = 200
+VARIANT_HEADER = "x-tunesmith-variant"
 
 
 class ClientLeft(Exception):
@@ -90,13 +91,19 @@ async def ended_by(exchange: Exchange, error: Exception, state: State) -> None:
 def answered_by(exchange: Exchange, target: Target) -> None:
     """Note who answers."""
     exchange.variant, exchange.model_digest = target.variant, target.model.digest
-    exchange.deployment, exchange.propensity = target.deployment, target.propensity
+    exchange.deployment, exchange.propensity, exchange.strategy = target.deployment, target.propensity, target.strategy
 
 
 async def target_of(request: Request, exchange: Exchange, name: str) -> Target:
-    """Who answers, noted. Raises NotFound."""
-    target = await state_of(request).target(name, exchange.project, exchange.key)
+    """Who answers, noted: the variant that the header `x-tunesmith-variant` names, where an operator sends it, else the strategy's. Raises
+    NotFound, and APIError 403 for that header with the key of anybody else."""
+    state, wanted = state_of(request), request.headers.get(VARIANT_HEADER)
+    if wanted is not None and "admin" not in request.scope["state"]["caller"].scopes:
+        raise APIError(403, f"'{VARIANT_HEADER}' needs a key with the scope admin", code="insufficient_permissions")
+    known = await state.known_of(exchange, name)
+    target = await state.target(name, exchange.project, exchange.key, known, wanted)
     answered_by(exchange, target)
+    state.note_assigned(exchange)
     return target
 
 

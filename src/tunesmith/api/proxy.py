@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from tunesmith.api import errors, proxy_read, proxy_responses
 from tunesmith.api.errors import APIError
-from tunesmith.api.exchange import answered_by, ended_by, opened
+from tunesmith.api.exchange import VARIANT_HEADER, answered_by, ended_by, opened
 from tunesmith.api.http import Receive, Scope, Send
 from tunesmith.api.state import State
 from tunesmith.core import wire
@@ -34,6 +34,7 @@ _PASSED = {
     "/v1/embeddings": ("embeddings", "embd-"),
 }
 _ENDS = (b"data: [DONE]",)
+_VARIANT = VARIANT_HEADER.encode()
 _LOOK_S = 0.25  # a request that took so long is worth looking whether its client is still there
 _UNIQUE = 24  # characters of an id that can be taken for random
 _HEADERS = (b"content-type", b"content-encoding", b"retry-after", b"x-request-id")
@@ -50,13 +51,17 @@ class Proxy:
         """Pass a request through, or hand it on."""
         path = scope["path"] if scope["type"] == "http" and scope["method"] == "POST" else ""
         if path not in _PASSED:
+            if scope["type"] == "http" and scope["path"].startswith("/v1/models"):
+                await self.state.refresh()
             await self.app(scope, receive, send)
             return
         answer: Any = None
         try:
             body = await _body(receive)
             head = wire.head_of(body)
-            if (target := self.state.passed_to(head.model)) is not None:
+            await self.state.refresh(head.model)
+            wanted = any(name == _VARIANT for name, _ in scope["headers"])
+            if not wanted and (target := self.state.passed_to(head.model)) is not None:
                 answer = await self._pass(scope, body, head, receive, target)
         except Exception as error:  # noqa: BLE001 - as Starlette's own handler would: every failure is an answer
             answer = errors.response(error)

@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -21,6 +22,7 @@ from tunesmith.api import errors
 from tunesmith.api.errors import APIError
 from tunesmith.api.exchange import Live, asks, attended, ended_by, target_of, with_calls
 from tunesmith.api.http import away, reply
+from tunesmith.api.in_turn import begun, in_turn
 from tunesmith.api.response_events import ResponseEvents
 from tunesmith.api.state import State, state_of
 from tunesmith.core.chat_request import ChatRequest
@@ -105,8 +107,17 @@ async def create(request: Request, exchange: Exchange, body: bytes) -> Response:
     chat = asked.chat()
     sampling, forced = chat.sampling(state.default_max_tokens, target.defaults), chat.must_call
     constraint = constraint_of(None if forced else chat.schema, forced, several=chat.several)
-    prompt = Prompt(messages=target.instructed(messages), tools=chat.shown)
-    stream = await attended(request, _taken(state, target, prompt, sampling, constraint, truncated=asked.truncation == "auto"))
+    prompt = Prompt(messages=messages, tools=chat.shown)
+
+    async def ask(who: Target) -> tuple[Stream, list[Answer]]:
+        under = msgspec.structs.replace(prompt, messages=who.instructed(messages))
+        drawn = chat.sampling(state.default_max_tokens, who.defaults)
+        taken = await _taken(state, who, under, drawn, constraint, truncated=asked.truncation == "auto")
+        return taken, await begun([taken], whole=not asked.stream) if who.several else []
+
+    stream, whole = await attended(request, in_turn(exchange, target, ask))
+    if target.copies:
+        state.shadows.copy(exchange, target, prompt, partial(chat.sampling, state.default_max_tokens), constraint)
     store = state.store is not None and asked.store is not False
     answering = _Answering(state, asked, chat, exchange, items, store, target, sampling, stream)
     ignored = {"x-tunesmith-ignored": ",".join(asked.ignored)} if asked.ignored else {}
@@ -114,7 +125,8 @@ async def create(request: Request, exchange: Exchange, body: bytes) -> Response:
         answers: dict[int, Answer] = {}
         return Live(state, exchange, answers, stream.cancel).response(_events(answering, answers), ignored)
     try:
-        answer = with_calls(await attended(request, stream.whole()), exchange.id, several=chat.several)
+        answer = whole[0] if whole else await attended(request, stream.whole())
+        answer = with_calls(answer, exchange.id, several=chat.several)
     finally:
         stream.cancel()
     return reply(await answering.end(answer, output_items(answer, exchange.id, answering.shown)), headers=ignored)

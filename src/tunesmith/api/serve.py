@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from tunesmith.core.deployment import Variant
-from tunesmith.core.errors import NotFound, TunesmithError
+from tunesmith.api.reload import Reload
 from tunesmith.core.progress import Silent
 from tunesmith.deploy.processes import Processes
 from tunesmith.deploy.router import Router
@@ -22,11 +21,10 @@ from tunesmith.flow.last_run import view
 from tunesmith.flow.project import DEFAULT_FILE, Project, open_store, without_file
 from tunesmith.flow.undeployed import why_undeployed
 from tunesmith.flow.upstreams import key_of
-from tunesmith.models.base import Model, grounding, route_of
+from tunesmith.models.base import Model, route_of
 from tunesmith.models.catalog import Catalog
 from tunesmith.models.resolve import TUNED_WORD, Models
 from tunesmith.models.upstream import Upstream
-from tunesmith.store.deployments import Deployments
 from tunesmith.store.keys import Keys
 from tunesmith.store.store import Store
 
@@ -96,41 +94,21 @@ def application(
         context = ProjectContext(project, home, store, catalog, Silent(), view=seen)
         models = Models(store, catalog, home=home, run=context.last_trained)
         router = Router({project.base: models.load(models.ref(project.base), project.base)})
-        for line in served(router, models, upstreams):
+        reload = Reload(router, models, upstreams)
+        for line in reload.start():
             say(line)
         for name, upstream in upstreams.items():
             router.put(name, upstream)
         for line in [*slower(router), *(absent(router, project, settings, store) if seen else [])]:
             say(line)
-        yield Application(create_app(router, config=settings, store=store, models=models), settings, router, store)
+        yield Application(create_app(router, config=settings, store=store, models=models, reload=reload), settings, router, store)
     finally:
         store.close()
 
 
 def served(router: Router, models: Models, upstreams: Mapping[str, Model]) -> list[str]:
-    """Let every alias in force answer with the models of its variants; what is to be said: who cannot be loaded and why, and who computes
-    otherwise than when it was deployed."""
-    lines, deployments = [], Deployments(models.store).in_force() if models.store is not None else {}
-    for alias, deployment in deployments.items():
-        try:
-            loaded = {variant.name: _variant(variant, alias, models, upstreams) for variant in deployment.variants}
-            router.deploy(deployment, loaded)
-        except TunesmithError as error:
-            router.fail(alias, error)
-            lines.append(f"NOT SERVED: '{alias}' (version {deployment.version}): {error}")
-            continue
-        lines += [
-            f"'{alias}' computes otherwise than when version {deployment.version} was deployed: other files, precision or template"
-            for variant in deployment.variants
-            if variant.model is not None and variant.model.digest not in ("", _own(loaded[variant.name]).digest)
-        ]
-    return lines
-
-
-def _own(model: Model) -> Model:
-    """The weights' model, without what it looks up."""
-    looking = grounding(model)
-    return model if looking is None else looking.model
+    """Let every alias in force answer with the models of its variants, as it is now; what is to be said of that."""
+    return Reload(router, models, upstreams).start()
 
 
 def slower(router: Router) -> list[str]:
@@ -152,16 +130,6 @@ def absent(router: Router, project: Project, settings: ServeConfig, store: Store
     router.explain(alias, why)
     anyhow = f" (tunesmith serve --name {alias}={TUNED_WORD} serves it under its name)" if TUNED_WORD in why else ""
     return [f"NOT SERVED: '{alias}': {why}{anyhow}"]
-
-
-def _variant(variant: Variant, alias: str, models: Models, upstreams: Mapping[str, Model]) -> Model:
-    if variant.model is not None:
-        model: Model = models.load(variant.model, alias)
-    elif variant.upstream is None or variant.upstream not in upstreams:
-        raise NotFound(f"no upstream '{variant.upstream}'", where="serve.upstreams", allowed=", ".join(upstreams) or "none")
-    else:
-        model = upstreams[variant.upstream]
-    return model if variant.retrieval is None else models.grounded(model, variant.retrieval)
 
 
 def _settings(project: Project, names: Mapping[str, str]) -> ServeConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,26 +14,34 @@ from starlette.requests import Request
 
 from tunesmith.api.auth import Auth
 from tunesmith.api.errors import APIError
+from tunesmith.api.reload import Reload
+from tunesmith.api.shadow import Shadows
 from tunesmith.core.errors import NotFound, StoreError, UsageError
 from tunesmith.core.model_ref import ModelRef
 from tunesmith.core.passages import Retrieval
 from tunesmith.core.wire import BadRequest
-from tunesmith.deploy.answered import Answered
+from tunesmith.deploy.answered import Answered, Exchange
 from tunesmith.deploy.engine import Answering
 from tunesmith.deploy.router import Router, Target, undeployed
 from tunesmith.deploy.serve_config import Webhook
-from tunesmith.models.base import Encoding, Model, passing, ref_of
+from tunesmith.deploy.strategy import State as Known
+from tunesmith.models.base import Encoding, Model, batching, grounding, passing, ref_of
 from tunesmith.models.resolve import Models
 from tunesmith.models.retrieval import asked_with
 from tunesmith.monitor.metrics import ServerMetrics
+from tunesmith.store.interactions import Interactions
 from tunesmith.store.store import Store
 
 _log = logging.getLogger("tunesmith.api")
+_REMEMBERED = 1 << 16  # conversations whose variant is in memory
+NOTHING_KNOWN = Known()
 
 
 @dataclass(slots=True)
 class State:
     """Shared by all requests. `answered` is where they end, `ready` what /readyz says; without a `store` there are no files and jobs.
+
+    `log` is the store that the log of requests is in, `reload` what looks for new deployments (None: there are none to come).
 
     `chats_only` has the other servers that were found without /responses, and until when (`time.monotonic`) that is believed.
 
@@ -43,6 +52,7 @@ class State:
     answering: Answering
     metrics: ServerMetrics
     answered: Answered
+    shadows: Shadows
     default_max_tokens: int
     models: Models
     auth: Auth
@@ -54,22 +64,61 @@ class State:
     python_graders: bool = False
     ready: bool = True
     chats_only: dict[str, float] = field(default_factory=dict)
+    log: Store | None = None
+    reload: Reload | None = None
+    _assigned: OrderedDict[tuple[str, str, str], Known] = field(default_factory=OrderedDict)
     _encoders: dict[str, Encoding] = field(default_factory=dict)
     _loaded: dict[tuple[ModelRef, Retrieval | None], Model] = field(default_factory=dict)
     _loading: asyncio.Lock = field(default_factory=asyncio.Lock)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
-    async def target(self, name: str, project: str, key: str = "") -> Target:
+    async def target(self, name: str, project: str, key: str = "", known: Known = NOTHING_KNOWN, wanted: str | None = None) -> Target:
         """Who answers to a name: a served alias, a mapped name, or what a job of the project made. `key` is whom a strategy keeps with
-        one variant. Raises NotFound."""
+        one variant, `known` what it knows of the request; `wanted` names a variant in its stead. Raises NotFound."""
         if self.router.has(name):
-            return self.router.target(name, key)
+            return self.router.target(name, key, known, wanted=wanted)
         if name.startswith("ft:") and self.store is not None:
             return await asyncio.to_thread(self._target, name, name, project)
         if name in self.names:
             word = self.names[name]
-            return self.router.target(word, key) if self.router.has(word) else await asyncio.to_thread(self._target, word, word, project)
+            if self.router.has(word):
+                return self.router.target(word, key, known, wanted=wanted)
+            return await asyncio.to_thread(self._target, word, word, project)
         return self.router.target(name)  # raises, with the nearest name
+
+    async def known_of(self, exchange: Exchange, name: str) -> Known:
+        """What the strategy of a name may know of a request: the variant that its conversation has, seen here or by another server."""
+        deployment = self.router.deployment(name if self.router.has(name) else self.names.get(name, name))
+        if deployment is None or len(deployment.variants) == 1 or exchange.conversation is None:
+            return NOTHING_KNOWN
+        place = (exchange.project, exchange.alias, exchange.conversation)
+        known = self._assigned.get(place)
+        if known is None and exchange.continued and self.log is not None:
+            row = await asyncio.to_thread(Interactions(self.log).assigned, exchange.conversation, exchange.alias, exchange.project)
+            known = None if row is None else Known(*row)
+        return known or NOTHING_KNOWN
+
+    def note_assigned(self, exchange: Exchange) -> None:
+        """Remember which variant a conversation has, also before its first row is written."""
+        if exchange.variant is None or exchange.conversation is None or exchange.deployment is None or exchange.propensity is None:
+            return
+        place = (exchange.project, exchange.alias, exchange.conversation)
+        self._assigned[place] = Known(exchange.variant.name, exchange.propensity)
+        self._assigned.move_to_end(place)
+        if len(self._assigned) > _REMEMBERED:
+            self._assigned.popitem(last=False)
+
+    async def refresh(self, name: str = "") -> None:
+        """Take into effect what was deployed meanwhile, by this server or any other process; for `name`, wait until it can answer."""
+        if self.reload is not None:
+            await self.reload.refresh(name)
+
+    def let_go(self) -> None:
+        """Let go of weights and batches that nothing answers with any longer."""
+        models = [*self.router.models(), *self._loaded.values()]
+        self.answering.keep(models)
+        own = (model if (looking := grounding(model)) is None else looking.model for model in models)
+        self.models.weights.keep([engine for model in own if (engine := batching(model)) is not None])
 
     def _target(self, word: str, name: str, project: str) -> Target:
         """What a word means, loaded once whoever asks. Raises NotFound."""
@@ -91,7 +140,7 @@ class State:
                 what = f"The model '{name}' cannot be loaded; the server's log has the reason"
                 raise APIError(503, what, param="model", code="model_not_loaded") from error
             self._loaded[key] = model
-        return Target(undeployed(self._loaded[key], made=ref), self._loaded[key])
+        return Target(undeployed(self._loaded[key], made=ref), self._loaded[key], fingerprint=self._loaded[key].digest[:12])
 
     async def find(self, name: str, project: str) -> Model:
         """The model that answers to a name when no client asks. Raises NotFound."""
@@ -100,6 +149,8 @@ class State:
     def passed_to(self, name: str, key: str = "") -> Target | None:
         """Who answers to a name, where that is another server."""
         alias = name if self.router.has(name) else self.names.get(name, "")
+        if (deployment := self.router.deployment(alias)) is not None and len(deployment.variants) > 1:
+            return None  # bytes that pass would tell which variant answered
         target = self.router.target(alias, key) if self.router.has(alias) else None
         return target if target is not None and passing(target.model) is not None else None
 
@@ -130,8 +181,10 @@ class State:
         wanted = self.names.get(name, name)
         if wanted.startswith("ft:") or ref.trained is None:
             return wanted if wanted.startswith("ft:") or not ref.base.startswith(".") else str(self.models.folders(ref)[0])
-        version = self.router.target(wanted).deployment if self.router.has(wanted) else None
-        return wanted if version is None else f"{wanted}@{version}"
+        deployment = self.router.deployment(wanted) if self.router.has(wanted) else None
+        if deployment is None:
+            return wanted
+        return f"{wanted}@{deployment.version}" + (f":{deployment.variants[0].name}" if len(deployment.variants) > 1 else "")
 
     async def encoder(self, name: str) -> Encoding:
         """The encoder of that name, the catalogue's or a mapped one; loaded when it is first asked. Raises BadRequest."""

@@ -25,11 +25,12 @@ from tunesmith.cli import (
 from tunesmith.cli.data import app as data_app
 from tunesmith.cli.data import previewed
 from tunesmith.cli.deciding import decide, taken
+from tunesmith.cli.deploying import deploy_app
 from tunesmith.cli.exporting import export
 from tunesmith.cli.jobs import jobs_app, keys_app
 from tunesmith.cli.metrics import metrics
 from tunesmith.cli.migrate import migrate_app
-from tunesmith.cli.serving import deploy, monitor_app, serve
+from tunesmith.cli.serving import monitor_app, serve
 from tunesmith.cli.shared import OVERRIDES, AsWritten, Json, data_option, emit, file_option, instead, plan_option, planned, told
 from tunesmith.cli.tracing import trace
 from tunesmith.cli.training import estimate, train
@@ -55,7 +56,7 @@ app.add_typer(keys_app, name="keys")
 app.add_typer(data_app, name="data")
 app.add_typer(migrate_app, name="migrate")
 app.add_typer(tune_app, name="tune")
-app.command()(deploy)
+app.add_typer(deploy_app, name="deploy")
 app.command()(export)
 app.command()(serve)
 app.command()(trace)

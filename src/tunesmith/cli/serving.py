@@ -39,32 +39,6 @@ def serve(
     serve_project(config, overrides, lambda text: emit({"serving": text}, as_json, text), names=names, as_written=as_written)
 
 
-def deploy(
-    alias: Annotated[str, typer.Argument(help="The name that clients ask for.")],
-    model: Annotated[str, typer.Argument(help="A base, run, ft:…, a folder, BASE+ADAPTER or an upstream; MODEL?INDEX looks passages up.")],
-    reason: Annotated[str, typer.Option(help="Why, for the history of the alias.")] = "",
-    template: Annotated[str | None, typer.Option(help="How passages stand before the question; @FILE reads it.")] = None,
-    config: file_option = Path("tunesmith.yaml"),
-    as_json: Json = False,
-) -> None:
-    """Let a name answer with a model, as a new version of its deployment; `serve` takes it with its next start.
-
-    Example: tunesmith deploy support-rag 'smollm2-135m?manuals' --reason 'manuals of November'
-    """
-    import msgspec
-
-    from tunesmith.core.progress import Silent
-    from tunesmith.flow.deploying import deploy as put
-    from tunesmith.flow.evaluation.run import bench
-
-    with bench(config, Silent()) as at:
-        words = Path(template[1:]).read_text("utf-8") if template is not None and template.startswith("@") else template
-        made = put(alias, model, at.models, at.store, template=words, reason=reason, by="tunesmith deploy")
-    emit(
-        msgspec.to_builtins(made), as_json, f"'{alias}' answers with {model} (version {made.version}) once tunesmith serve is started anew"
-    )
-
-
 @monitor_app.callback()
 def _monitor() -> None:
     pass

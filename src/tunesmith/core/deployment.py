@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from tunesmith.core.errors import ConfigError
@@ -10,6 +11,7 @@ from tunesmith.core.passages import Retrieval
 from tunesmith.core.types import Message, Record
 
 SAMPLING_DEFAULTS = ("max_tokens", "temperature", "top_p")
+StrategyName = Literal["one", "split", "fallback", "shadow"]
 _LEADING = ("system", "developer")
 
 
@@ -19,6 +21,10 @@ class Variant(Record, frozen=True):
     `instruction` is put in place of the request's system message, and `shots` are solved turns between that and the conversation;
     `sampling` are defaults for what a request leaves open (`max_tokens`, `temperature`, `top_p`); `retrieval` is what it looks up for each
     question.
+
+    What `weight` means is the strategy's to say: the share of requests that a variant is assigned (`split`), or that are copied to it
+    (`shadow`). `timeout_s` is how long it may take before another answers in its place (`fallback`; None: as long as it likes), and
+    `copies_per_minute` the most that are copied to it (`shadow`; None: as many as come).
     """
 
     name: str
@@ -29,12 +35,20 @@ class Variant(Record, frozen=True):
     sampling: dict[str, float] = {}
     retrieval: Retrieval | None = None
     weight: float = 1.0
+    timeout_s: float | None = None
+    copies_per_minute: int | None = None
 
     def __post_init__(self) -> None:
         if (self.model is None) == (self.upstream is None):
             raise ConfigError(f"variant '{self.name}' has {'both' if self.model else 'neither'}", allowed="a model, or an upstream")
         if unknown := sorted(self.sampling.keys() - set(SAMPLING_DEFAULTS)):
             raise ConfigError(f"variant '{self.name}' has the sampling keys {unknown}", allowed=", ".join(SAMPLING_DEFAULTS))
+        if not 0 <= self.weight < math.inf:
+            raise ConfigError(f"variant '{self.name}' has the weight {self.weight}", allowed="0 or more")
+        if self.timeout_s is not None and not 0 < self.timeout_s < math.inf:
+            raise ConfigError(f"variant '{self.name}' has the time limit {self.timeout_s}", allowed="seconds, more than 0")
+        if self.copies_per_minute is not None and self.copies_per_minute < 0:
+            raise ConfigError(f"variant '{self.name}' has {self.copies_per_minute} copies a minute", allowed="0 or more")
 
     @property
     def prompted(self) -> bool:
@@ -59,7 +73,7 @@ class Deployment(Record, frozen=True):
     alias: str
     version: int
     variants: tuple[Variant, ...]
-    strategy: Literal["one"] = "one"
+    strategy: StrategyName = "one"
     created: float = 0.0
     reason: str = ""
     by: str = ""
@@ -68,3 +82,9 @@ class Deployment(Record, frozen=True):
         names = [variant.name for variant in self.variants]
         if not names or len(set(names)) < len(names):
             raise ConfigError(f"the deployment of '{self.alias}' has the variants {names}", allowed="at least one; distinct names")
+        if self.strategy == "split" and not sum(variant.weight for variant in self.variants) > 0:
+            raise ConfigError(f"no variant of '{self.alias}' has a weight", allowed="at least one weight above 0")
+
+    def variant(self, name: str) -> Variant | None:
+        """The variant of that name."""
+        return next((variant for variant in self.variants if variant.name == name), None)

@@ -225,8 +225,9 @@ class Interaction(Record, frozen=True):
 
     `deployment` is the version of the alias's deployment and `model_digest` names the weights that answered, so that a row leads back to
     what made it. `endpoint` is what was called (`chat.completions`, `responses`, `completions`, `embeddings`). `user_key` is what the
-    client calls its user, `propensity` the probability with which this variant was chosen, `sources` what was looked up for the answer.
-    Times in seconds.
+    client calls its user, `propensity` the probability with which the `strategy` chose this variant (None: somebody asked for it by its
+    name), `sources` what was looked up for the answer. `fallback` is the variant that answered in this one's place: the request stays this
+    one's, the weights and the price are those of who answered. Times in seconds.
     """
 
     id: str
@@ -253,6 +254,29 @@ class Interaction(Record, frozen=True):
     experiment: str | None = None
     propensity: float | None = None
     sources: Sources | None = None
+    strategy: str = ""
+    fallback: str | None = None
+
+
+class ShadowAnswer(Record, frozen=True):
+    """What a variant answered to a copy of a request, whose `interaction` it is; no client has seen it. `skipped` says why there was no
+    copy, `error` why it was not answered. Times in seconds."""
+
+    interaction: str
+    created: float
+    project: str
+    alias: str
+    deployment: int
+    variant: str
+    model_digest: str = ""
+    skipped: str = ""
+    error: str = ""
+    answer: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    finish_reason: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_s: float = 0.0
 
 
 class Feedback(Record, frozen=True):

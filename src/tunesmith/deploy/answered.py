@@ -84,7 +84,8 @@ def client_left(answers: Sequence[Answer] = ()) -> Outcome:
 @dataclass(slots=True)
 class Exchange:
     """One request on its way: what is known of it until it ends. `alias` is the name that it asks for, empty where it names none; the
-    `variant` that answers, its model and its deployment are known once the name is resolved."""
+    `variant` that answers, its model and its deployment are known once the name is resolved; `fallback` is who answered in its place.
+    `continued` says that the conversation may have begun before."""
 
     answered: Answered
     prefix: str
@@ -98,6 +99,9 @@ class Exchange:
     model_digest: str = ""
     deployment: int | None = None
     propensity: float | None = None
+    strategy: str = ""
+    fallback: Variant | None = None
+    continued: bool = False
     first_s: float | None = None
     started: float = field(default_factory=time.perf_counter)
     created: float = field(default_factory=time.time)
@@ -114,8 +118,10 @@ class Exchange:
     def ask(self, messages: tuple[Message, ...]) -> None:
         """Note the prompt of a conversation, and which one it goes on with unless the client has named it."""
         self.messages = messages
+        self.continued = True
         if self.conversation is None:
             self._history = History(self.project, self.user_key, messages)
+            self.continued = self.answered.conversations.knows(self._history)
             self.conversation = self.answered.conversations.of(self._history)
 
     @property
@@ -166,10 +172,13 @@ class Exchange:
             cost_usd=self._cost(outcome),
             propensity=self.propensity,
             sources=outcome.sources,
+            strategy=self.strategy,
+            fallback=self.fallback.name if self.fallback is not None else None,
         )
 
     def _cost(self, outcome: Outcome) -> float | None:
-        price = self.answered.price_of(self.alias, self.variant) if self.variant is not None else None
+        who = self.fallback or self.variant
+        price = self.answered.price_of(self.alias, who) if who is not None else None
         if price is None or (not outcome.counted and (price.input or price.output)):
             return None
         return (outcome.prompt_tokens * price.input + outcome.completion_tokens * price.output) / 1e6

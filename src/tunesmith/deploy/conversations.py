@@ -58,6 +58,10 @@ class Conversations:
         known = self._by_history.get(history.answered) if history.answered is not None else None
         return known or f"conv-{time.time_ns():x}-{next(self._numbers)}"  # in order of time, as an index likes its keys
 
+    def knows(self, history: History) -> bool:
+        """Whether this history goes on with a conversation that was seen."""
+        return history.answered in self._by_history
+
     def remember(self, conversation: str, history: History, text: str, calls: Sequence[ToolCall]) -> None:
         """Know this history with its answer again."""
         self._by_history[history.with_answer(text, calls)] = conversation

@@ -11,7 +11,7 @@ import dataclasses
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
@@ -44,6 +44,7 @@ class Stream:
         self._pieces: asyncio.Queue[Piece | BaseException] = asyncio.Queue()
         self._taken: asyncio.Future[BaseException | None] = self._loop.create_future()
         self._cancel = cancel
+        self._first: Piece | BaseException | None = None
         self.grounded: Callable[[Answer], Answer] | None = None
 
     def put(self, piece: Piece | BaseException) -> None:
@@ -78,7 +79,7 @@ class Stream:
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
         while True:
-            piece = await self._pieces.get()
+            piece, self._first = self._first if self._first is not None else await self._pieces.get(), None
             if isinstance(piece, BaseException):
                 raise piece
             if piece.answer is not None and self.grounded is not None:
@@ -86,6 +87,13 @@ class Stream:
             yield piece
             if piece.answer is not None:
                 return
+
+    async def begun(self) -> None:
+        """Wait for the first piece, which stays in the stream. Raises what the answer fails with before it."""
+        if self._first is None:
+            self._first = await self._pieces.get()
+        if isinstance(self._first, BaseException):
+            raise self._first
 
     async def whole(self) -> Answer:
         """The answer when it is whole."""
@@ -105,6 +113,7 @@ class _Decoding:
         self._streams: dict[int, Stream] = {}
         self.load = (0, 0)
         self.cache_use = 0.0
+        self._leaving = False
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
         self._thread.start()
 
@@ -121,8 +130,15 @@ class _Decoding:
         self._inbox.put(None)
         self._thread.join()
 
+    def leave(self) -> None:
+        """End the thread once every row is answered; no further row may be submitted."""
+        self._inbox.put(self._leave)
+
+    def _leave(self) -> None:
+        self._leaving = True
+
     def _run(self) -> None:
-        while True:
+        while not (self._leaving and self._inbox.empty() and not self._batch.busy):
             try:
                 command = self._inbox.get(block=not self._batch.busy)
             except queue.Empty:
@@ -257,6 +273,14 @@ class Answering:
         """(rows being answered, rows waiting, largest share of a cache in use)."""
         loads = list(self._decoding.values())
         return sum(d.load[0] for d in loads), sum(d.load[1] for d in loads), max((d.cache_use for d in loads), default=0.0)
+
+    def keep(self, models: Iterable[Model]) -> None:
+        """Let go of the batches of all other models, each when its last answer is whole. Call it from the loop that asks."""
+        engines = (batching(looking.model if (looking := grounding(model)) is not None else model) for model in models)
+        keys = {engine.batch_key for engine in engines if engine is not None}
+        with self._lock:
+            for key in self._decoding.keys() - keys:
+                self._decoding.pop(key).leave()
 
     def close(self) -> None:
         """End the threads."""

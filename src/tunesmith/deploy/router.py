@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from tunesmith.core.deployment import Deployment, Variant
 from tunesmith.core.errors import ConfigError, NotFound, TunesmithError, nearest
 from tunesmith.core.model_ref import ModelRef
-from tunesmith.core.types import Message
-from tunesmith.deploy.strategy import choose
+from tunesmith.core.types import Message, digest
+from tunesmith.deploy.strategy import State, VariantChoice, asked_for, choose
 from tunesmith.models.base import Model, passing, ref_of
 
 T = TypeVar("T")
+OVERRIDE = "override"  # the strategy of a request that somebody sent to a variant by its name
+_NOTHING_KNOWN = State()
 
 
 class Unloaded(TunesmithError):
@@ -26,13 +28,20 @@ class Target:
     """Who answers one request: the variant of which version of a deployment, and its model.
 
     `deployment` is None for what answers without having been deployed: a base, an upstream, what a job made. `propensity` is the
-    probability with which the strategy chose this variant.
+    probability with which the `strategy` chose this variant. `instead` answer in its place, in this order, when it fails; `copies` answer
+    too and are never shown. `fingerprint` is what clients may know of what answers: of an alias with several variants nothing that differs
+    between them; `several` says that it is one of these.
     """
 
     variant: Variant
     model: Model
     deployment: int | None = None
     propensity: float | None = None
+    strategy: str = ""
+    fingerprint: str = ""
+    instead: tuple[Target, ...] = ()
+    copies: tuple[Target, ...] = ()
+    several: bool = False
 
     @property
     def defaults(self) -> Mapping[str, float]:
@@ -52,12 +61,26 @@ class _Entry:
     models: Mapping[str, Model]
     since: float
 
-    def target(self, key: str) -> Target:
-        choice = choose(key, self.deployment, {})
-        model = self.models[choice.variant.name]
-        if not self.deployment.version:
-            return Target(choice.variant, model)
-        return Target(choice.variant, model, self.deployment.version, choice.propensity)
+    def target(self, key: str, known: State, wanted: str | None) -> Target:
+        deployment = self.deployment
+        choice = choose(key, deployment, known) if wanted is None else asked_for(wanted, deployment)
+        if not deployment.version:
+            model = self.models[choice.variant.name]
+            return Target(choice.variant, model, fingerprint=model.digest[:12])
+        return self._chosen(choice, deployment.strategy if wanted is None else OVERRIDE)
+
+    def _chosen(self, choice: VariantChoice, strategy: str) -> Target:
+        deployment, variant = self.deployment, choice.variant
+        shared = digest(deployment.alias, deployment.version)[:12] if len(deployment.variants) > 1 else ""
+        own = Target(variant, self.models[variant.name], deployment.version, choice.propensity, strategy)
+        own = replace(own, fingerprint=shared or own.model.digest[:12], several=bool(shared))
+        if not choice.instead and not choice.copies:
+            return own
+        instead, copies = (
+            tuple(replace(own, variant=other, model=self.models[other.name]) for other in others)
+            for others in (choice.instead, choice.copies)
+        )
+        return replace(own, instead=instead, copies=copies)
 
 
 class Router:
@@ -111,9 +134,14 @@ class Router:
         """Whether the name is served, or would be if its model could be loaded."""
         return alias in self._entries or alias in self._failed
 
-    def target(self, alias: str, key: str = "") -> Target:
-        """Who answers a request to `alias` whose user or conversation is `key`. Raises NotFound with the nearest name, Unloaded for an
-        alias whose model could not be loaded."""
+    def deployment(self, alias: str) -> Deployment | None:
+        """What the name answers with, where it was deployed."""
+        entry = self._entries.get(alias)
+        return entry.deployment if entry is not None and entry.deployment.version else None
+
+    def target(self, alias: str, key: str = "", known: State = _NOTHING_KNOWN, *, wanted: str | None = None) -> Target:
+        """Who answers a request to `alias` whose user or conversation is `key`, of which so much is `known`; with `wanted` the variant of
+        that name. Raises NotFound with the nearest name, Unloaded for an alias whose model could not be loaded."""
         entry = self._entries.get(alias)
         if entry is None and alias in self._failed:
             raise Unloaded(f"The model '{alias}' could not be loaded: {self._failed[alias].what}", remedy="see the server's first lines")
@@ -122,7 +150,7 @@ class Router:
             raise NotFound(
                 f"The model '{alias}' does not exist{why}", allowed=", ".join(self._entries) or "none", remedy=nearest(alias, self._entries)
             )
-        return entry.target(key)
+        return entry.target(key, known, wanted)
 
     def find(self, alias: str) -> Model:
         """The model that answers to a name when nobody in particular asks. Raises NotFound with the nearest name."""

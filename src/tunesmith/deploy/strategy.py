@@ -1,7 +1,8 @@
 """Which variant of a deployment answers a request: one pure function a strategy, of the request's key, the deployment and the state. Knows
 nothing about models, names or the log.
 
-A strategy that is added here, and in `core.deployment.Deployment.strategy`, is taken everywhere: nobody else asks which one it is.
+A strategy that is added here, and in `core.deployment.StrategyName`, is taken everywhere: nobody else asks which one it is. What a strategy
+says is who answers, who answers in its place when it fails, and who answers too without being shown.
 """
 
 from __future__ import annotations
@@ -10,30 +11,70 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from tunesmith.core.deployment import Deployment, Variant
-from tunesmith.core.errors import ConfigError
+from tunesmith.core.errors import ConfigError, NotFound, nearest
 
-# What is known of each variant when one is chosen, by its name, for strategies that learn. The strategy `one` reads none of it.
-State = Mapping[str, float]
+_FNV_OFFSET, _FNV_PRIME = 0x811C9DC5, 0x01000193
+_BUCKETS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What is known when a variant is chosen: `assigned` is the variant that the request's conversation was assigned before, with the
+    `propensity` that it had then."""
+
+    assigned: str | None = None
+    propensity: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class VariantChoice:
-    """The variant that answers, and the probability with which it was chosen: what later estimates divide by."""
+    """The variant that a request is assigned, and the probability with which it was chosen: what later estimates divide by (None: it was
+    not drawn, somebody asked for it). `instead` answer in this order when it fails, `copies` answer too and are never shown."""
 
     variant: Variant
-    propensity: float = 1.0
+    propensity: float | None = 1.0
+    instead: tuple[Variant, ...] = ()
+    copies: tuple[Variant, ...] = ()
 
 
-# The key is what stays the same while one variant should: the client's word for its user, else the conversation.
+# The key is what stays the same while one variant should: the client's word for its user, else the conversation, else the request.
 Strategy = Callable[[str, Deployment, State], VariantChoice]
 
 
 def first_variant(_key: str, deployment: Deployment, _state: State) -> VariantChoice:
-    """The first variant answers everything; the others are kept for whoever names them."""
+    """`one`: the first variant answers everything; the others are kept for whoever names them."""
     return VariantChoice(deployment.variants[0])
 
 
-STRATEGIES: Mapping[str, Strategy] = {"one": first_variant}
+def split(key: str, deployment: Deployment, state: State) -> VariantChoice:
+    """`split`: each variant is assigned its share of the keys, always the same keys; a conversation keeps the variant that it was assigned,
+    whatever the weights are by now, and the propensity that it was assigned with.
+    """
+    total = sum(variant.weight for variant in deployment.variants)
+    shares = [variant.weight / total for variant in deployment.variants]
+    if state.assigned is not None and (held := deployment.variant(state.assigned)) is not None:
+        return VariantChoice(held, state.propensity)
+    at, end = bucket(deployment.alias, key), 0.0
+    for variant, share in zip(deployment.variants, shares, strict=True):
+        end += share
+        if share and at < end:
+            return VariantChoice(variant, share)
+    last = max(i for i, share in enumerate(shares) if share)  # the shares may add up to a little less than 1
+    return VariantChoice(deployment.variants[last], shares[last])
+
+
+def fallback(_key: str, deployment: Deployment, _state: State) -> VariantChoice:
+    """`fallback`: the first variant answers, and the next where it fails or takes longer than it may."""
+    return VariantChoice(deployment.variants[0], instead=deployment.variants[1:])
+
+
+def shadow(key: str, deployment: Deployment, _state: State) -> VariantChoice:
+    """`shadow`: the first variant answers; each other one gets a copy of its share of the requests."""
+    copied = [variant for variant in deployment.variants[1:] if bucket(f"{deployment.alias}/{variant.name}", key) < variant.weight]
+    return VariantChoice(deployment.variants[0], copies=tuple(copied))
+
+
+STRATEGIES: Mapping[str, Strategy] = {"one": first_variant, "split": split, "fallback": fallback, "shadow": shadow}
 
 
 def choose(key: str, deployment: Deployment, state: State) -> VariantChoice:
@@ -42,3 +83,25 @@ def choose(key: str, deployment: Deployment, state: State) -> VariantChoice:
     if strategy is None:
         raise ConfigError(f"the deployment of '{deployment.alias}' has the strategy '{deployment.strategy}'", allowed=", ".join(STRATEGIES))
     return strategy(key, deployment, state)
+
+
+def asked_for(name: str, deployment: Deployment) -> VariantChoice:
+    """The variant that somebody names, whatever the strategy. Raises NotFound."""
+    variant = deployment.variant(name)
+    if variant is None:
+        names = [each.name for each in deployment.variants]
+        raise NotFound(f"'{deployment.alias}' has no variant '{name}'", allowed=", ".join(names), remedy=nearest(name, names))
+    return VariantChoice(variant, propensity=None)
+
+
+def bucket(seed: str, value: str) -> float:
+    """Where `value` falls in [0, 1), in steps of 1/10,000: GrowthBook's hash, version 2 (its SDKs' published test vectors)."""
+    return _fnv32a(str(_fnv32a(seed + value))) % _BUCKETS / _BUCKETS
+
+
+def _fnv32a(text: str) -> int:
+    """FNV-1a, 32 bits, over the code points as GrowthBook has it (UTF-16 code units in its JavaScript)."""
+    number = _FNV_OFFSET
+    for unit in memoryview(text.encode("utf-16-le", "surrogatepass")).cast("H"):
+        number = (number ^ unit) * _FNV_PRIME & 0xFFFFFFFF
+    return number

@@ -1,11 +1,16 @@
-"""A model put in force under a name by a person, not by a run's gate. Loads what it deploys once, to write down its digest."""
+"""Names put in force, changed and taken back by a person, not by a run's gate: each change is a new version. Loads what it deploys once, to
+write down its digest."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 from msgspec.structs import replace
 
-from tunesmith.core.deployment import Deployment, Variant
-from tunesmith.core.errors import UsageError
+from tunesmith.core.deployment import Deployment, StrategyName, Variant
+from tunesmith.core.errors import NotFound, UsageError, nearest
+from tunesmith.core.types import Record
 from tunesmith.models.echo import EchoModel
 from tunesmith.models.resolve import Models, is_remote
 from tunesmith.models.retrieval import asked_with
@@ -13,17 +18,169 @@ from tunesmith.store.deployments import Deployments
 from tunesmith.store.indexes import Indexes
 from tunesmith.store.store import Store
 
+_Role = Literal["alone", "weight", "canary", "shadow", "fallback"]
+_STRATEGIES: dict[_Role, StrategyName] = {"weight": "split", "canary": "split", "shadow": "shadow", "fallback": "fallback"}
+_NAME = "letters, digits, '.', '-' and '_'"
+
+
+class Role(Record, frozen=True):
+    """What a variant is to do beside those that its alias has: answer `alone` in their place, answer its `weight` of the requests (a
+    `canary` by that name), answer copies as a `shadow`, or answer as a `fallback` where those before it fail.
+
+    `name` is the variant's; `timeout_s` and `copies_per_minute` are as in `Variant`.
+    """
+
+    role: _Role = "alone"
+    weight: float | None = None
+    name: str | None = None
+    timeout_s: float | None = None
+    copies_per_minute: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.weight is not None and not (0 <= self.weight < 1 or (self.weight == 1 and self.role == "shadow")):
+            raise UsageError(
+                f"a weight of {self.weight}", allowed="a share from 0 to less than 1", remedy="deploy promote gives all to one"
+            )
+        if self.weight is not None and self.role not in ("weight", "canary", "shadow"):
+            raise UsageError(f"a weight, and the variant answers {self.role}", allowed="a weight beside others, or of a shadow")
+        if self.name is not None and not (self.name.replace(".", "").replace("-", "").replace("_", "").isalnum() and self.name.isascii()):
+            raise UsageError(f"a variant cannot be called '{self.name}'", allowed=_NAME)
+        if self.copies_per_minute is not None and self.role != "shadow":
+            raise UsageError("copies a minute, and no shadow", allowed="--shadow --copies-per-minute N")
+
 
 def deploy(
-    alias: str, word: str, models: Models, store: Store, *, template: str | None = None, reason: str = "", by: str = ""
+    alias: str,
+    word: str,
+    models: Models,
+    store: Store,
+    role: Role = Role(),
+    *,
+    template: str | None = None,
+    reason: str = "",
+    by: str = "",
 ) -> Deployment:
-    """Let `alias` answer with what the word names, from the next start of the server on: a model here, an upstream's name, or what another
-    name answers with, each also as MODEL?INDEX; the index is written down by its digest, so that a new one of the same name changes no
-    deployment.
+    """Let `alias` answer with what the word names, as `role` says: a model here, an upstream's name, or what another name answers with,
+    each also as MODEL?INDEX; the index is written down by its digest, so that a new one of the same name changes no deployment.
 
-    Raises NotFound for what the word does not name, UsageError for a model elsewhere that is no upstream, and for a `template` without an
-    index.
+    Raises NotFound for what the word does not name, UsageError for a model elsewhere that is no upstream, for a `template` without an
+    index, and for a role that does not go with the variants in force.
     """
+    deployments = Deployments(store)
+    before = deployments.in_force().get(alias)
+    variant = _variant(alias, word, models, store, template)
+    version = before.version if before is not None else 0
+    if role.role == "alone":
+        variant = replace(variant, name=role.name or variant.name, weight=1.0, timeout_s=role.timeout_s, copies_per_minute=None)
+        return deployments.put(alias, [variant], reason=reason, by=by, after=version)
+    if before is None:
+        raise UsageError(
+            f"'{alias}' answers with nothing yet, and a {role.role} is beside others",
+            allowed="an alias that is deployed",
+            remedy=f"tunesmith deploy {alias} MODEL",
+        )
+    strategy = _STRATEGIES[role.role]
+    if before.strategy != strategy and len(before.variants) > 1:
+        raise UsageError(
+            f"'{alias}' has the strategy {before.strategy} with the variants {', '.join(each.name for each in before.variants)}",
+            allowed=f"one variant, or the strategy {strategy}",
+            remedy=f"tunesmith deploy promote {alias} VARIANT",
+        )
+    variants = _joined(before, variant, role)
+    return deployments.put(alias, variants, strategy=strategy, reason=reason, by=by, after=version)
+
+
+def promote(alias: str, name: str, store: Store, *, reason: str = "", by: str = "") -> Deployment:
+    """Let one of the variants of an alias answer alone. Raises NotFound for an alias or a variant that is not there, UsageError for one
+    that answers alone already."""
+    before = _in_force(alias, store)
+    variant = before.variant(name)
+    if variant is None:
+        names = [each.name for each in before.variants]
+        raise NotFound(f"'{alias}' has no variant '{name}'", allowed=", ".join(names), remedy=nearest(name, names))
+    if len(before.variants) == 1:
+        raise UsageError(f"'{name}' answers alone for '{alias}' (version {before.version})", allowed="an alias with several variants")
+    alone = replace(variant, weight=1.0, copies_per_minute=None)
+    return Deployments(store).put(alias, [alone], reason=reason or f"promoted '{name}'", by=by, after=before.version)
+
+
+def roll_back(alias: str, store: Store, to: int | None = None, *, reason: str = "", by: str = "") -> Deployment:
+    """Let an alias answer as it did in the version `to`, by default the one before the one in force. Raises NotFound for an alias or a
+    version that is not there, UsageError where nothing would change."""
+    before = _in_force(alias, store)
+    history = Deployments(store).history(alias)
+    others = [each for each in history if not _alike(each, before)]
+    if to is None and not others:
+        raise UsageError(f"'{alias}' has never answered otherwise than in version {before.version}", allowed="an alias that was changed")
+    target = others[0] if to is None else next((each for each in history if each.version == to), None)
+    if target is None:
+        raise NotFound(f"'{alias}' has no version {to}", allowed=", ".join(str(each.version) for each in history))
+    if _alike(target, before):
+        raise UsageError(f"'{alias}' answers as in version {target.version} already (version {before.version})", allowed="another version")
+    why = reason or f"back to version {target.version}"
+    return Deployments(store).put(alias, target.variants, strategy=target.strategy, reason=why, by=by, after=before.version)
+
+
+def history_of(alias: str, store: Store) -> list[Deployment]:
+    """Every version of an alias, the newest first. Raises NotFound."""
+    _in_force(alias, store)
+    return Deployments(store).history(alias)
+
+
+def _in_force(alias: str, store: Store) -> Deployment:
+    in_force = Deployments(store).in_force()
+    if alias not in in_force:
+        raise NotFound(f"nothing is deployed as '{alias}'", allowed=", ".join(in_force) or "none", remedy=nearest(alias, in_force))
+    return in_force[alias]
+
+
+def _alike(one: Deployment, other: Deployment) -> bool:
+    return (one.strategy, one.variants) == (other.strategy, other.variants)
+
+
+def _joined(before: Deployment, variant: Variant, role: Role) -> Sequence[Variant]:
+    """The variants of an alias with a further one, or with new settings of the one that answers as it does."""
+    there = next((each for each in before.variants[1:] if role.name in (None, each.name) and _answers_as(each, variant)), None)
+    name = role.name or (there.name if there is not None else _free(role, variant, before))
+    if there is None and before.variant(name) is not None:
+        names = ", ".join(each.name for each in before.variants)
+        raise UsageError(
+            f"'{before.alias}' has a variant '{name}' already, with another model",
+            allowed=f"a name that is not one of {names}",
+            remedy=f"--as NAME, or tunesmith deploy promote {before.alias} VARIANT first",
+        )
+    share = role.weight if role.weight is not None else 1.0
+    more = {"weight": share, "timeout_s": role.timeout_s, "copies_per_minute": role.copies_per_minute}
+    joined = replace(variant, name=name, **more)
+    others = [each for each in before.variants if each is not there]
+    if _STRATEGIES[role.role] == "split":
+        total = sum(each.weight for each in others)
+        if not total:
+            raise UsageError(f"no other variant of '{before.alias}' has a weight", allowed="at least one, for the rest of the requests")
+        others = [replace(each, weight=round(each.weight / total * (1 - share), 12)) for each in others]
+    named = {each.name: each for each in [*others, joined]}
+    order = [each.name for each in before.variants] + ([] if there is not None else [name])
+    return [named[each] for each in order]
+
+
+def _answers_as(one: Variant, other: Variant) -> bool:
+    """Whether both answer alike, whatever they are called and how many requests they get."""
+    same = {"name": "", "weight": 1.0, "timeout_s": None, "copies_per_minute": None}
+    return replace(one, **same) == replace(other, **same)
+
+
+def _free(role: Role, variant: Variant, before: Deployment) -> str:
+    """What a further variant is called: by its role, else as it is called itself, with a number where that name is taken."""
+    if role.role != "weight":
+        return role.role
+    taken, number, name = {each.name for each in before.variants}, 2, variant.name
+    while name in taken:
+        name, number = f"{variant.name}-{number}", number + 1
+    return name
+
+
+def _variant(alias: str, word: str, models: Models, store: Store, template: str | None) -> Variant:
+    """What the word names, as a variant."""
     plain, retrieval = asked_with(word)
     if template is not None:
         if retrieval is None:
@@ -47,4 +204,4 @@ def deploy(
         variant = Variant(name=name, model=replace(ref, digest=lazy.digest), retrieval=retrieval)
     if retrieval is not None:
         models.grounded(EchoModel(), retrieval)  # refuses what the index cannot do, whoever answers
-    return Deployments(store).put(alias, [variant], reason=reason, by=by)
+    return variant

@@ -4,6 +4,7 @@ jobs and `base:`; knows nothing about rows and metrics.
 echo, echo:PREFIX           the model without weights
 URL#MODEL                   any endpoint that speaks OpenAI's API; openai:MODEL is OpenAI itself
 ALIAS, ALIAS@VERSION        what the project's store has deployed under that name, now or in that version
+ALIAS:VARIANT               one of several variants of it; ALIAS@VERSION:VARIANT
 run, run:tuned              what the project's last run trained, whether or not it was deployed
 ft:…                        what a fine-tuning job made, or one of its checkpoints
 BASE+ADAPTER                an adapter's folder on a base
@@ -218,9 +219,22 @@ class Models:
         return asked if self.rate is None else Paced(asked, self.rate, self.concurrency)
 
     def variant(self, word: str) -> Variant | None:
-        """The variant that answers for an alias, or for one of its versions; None for any other word."""
+        """The variant that a word for an alias names; None for any other word. Raises UsageError for an alias of several variants without
+        the name of one, NotFound for a name that none has."""
         deployment = self._deployment(word)
-        return None if deployment is None else deployment.variants[0]
+        if deployment is not None:
+            if len(deployment.variants) == 1:
+                return deployment.variants[0]
+            words = ", ".join(f"{word}:{variant.name}" for variant in deployment.variants)
+            what = f"'{word}' has {len(deployment.variants)} variants (strategy {deployment.strategy}), and a model is one of them"
+            raise UsageError(what, allowed=words)
+        alias, colon, name = word.rpartition(":")
+        if not colon or word in RUN or (deployment := self._deployment(alias)) is None:
+            return None
+        if (variant := deployment.variant(name)) is None:
+            names = [f"{alias}:{each.name}" for each in deployment.variants]
+            raise NotFound(f"'{alias}' has no variant '{name}'", allowed=", ".join(names), remedy=nearest(word, names))
+        return variant
 
     def _deployment(self, word: str) -> Deployment | None:
         if self.store is None:

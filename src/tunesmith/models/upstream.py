@@ -20,7 +20,9 @@ class Upstream:
         self.name, self.base_url = model, base_url.rstrip("/")
         self._api_key = api_key
         self._connections = Connections(self.base_url, timeout_s=timeout_s)
+        self._timeout_s = timeout_s
         self._heads: dict[str, bytes] = {}
+        self._asked: OpenAIModel | None = None
 
     @property
     def digest(self) -> str:
@@ -28,8 +30,11 @@ class Upstream:
         return hashlib.blake2b(f"{self.base_url} {self.name}".encode(), digest_size=16).hexdigest()
 
     def answer(self, prompts: Sequence[Prompt], sampling: Sampling, on_answer: OnAnswer | None = None) -> list[Answer]:
-        """See `Model.answer`."""
-        return OpenAIModel(self.name, base_url=self.base_url, api_key=self._api_key).answer(prompts, sampling, on_answer)
+        """See `Model.answer`. Nothing is tried twice: whoever asks this server tries again, or another variant answers."""
+        if self._asked is None:
+            key, timeout_s = self._api_key, self._timeout_s
+            self._asked = OpenAIModel(self.name, base_url=self.base_url, api_key=key, retries=0, timeout_s=timeout_s)
+        return self._asked.answer(prompts, sampling, on_answer)
 
     async def send(self, path: str, body: bytes) -> Incoming:
         """POST a body as it is to `path` below /v1; the answer's headers have come. Raises OSError when there is no answer."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 from tunesmith.core.memory import give_back
 from tunesmith.core.model_ref import ModelRef
+from tunesmith.models.base import Batching
 from tunesmith.models.local import LocalModel
 
 
@@ -32,6 +34,16 @@ class Weights:
                     self._forget()
                 self._bases[key] = LocalModel(folder, name=folder.name, max_rows=self._max_rows)
             return self._bases[key]
+
+    def keep(self, models: Iterable[Batching]) -> None:
+        """Let go of the bases of which none of the models is; what answers with one still holds it until it has answered."""
+        keys = {model.batch_key for model in models}
+        with self._lock:
+            unused = [folder for folder, base in self._bases.items() if base.batch_key not in keys]
+            for folder in unused:
+                del self._bases[folder]
+        if unused:
+            give_back(cycles=True)
 
     def forget(self) -> None:
         """Let go of every base; who asks next loads it again."""

@@ -13,7 +13,7 @@ import msgspec
 import sqlalchemy as sa
 
 from tunesmith.core.deployment import Deployment, Variant
-from tunesmith.core.errors import NotFound
+from tunesmith.core.errors import NotFound, UsageError
 from tunesmith.store.paging import Row
 from tunesmith.store.store import Store
 from tunesmith.store.tables import deployments
@@ -25,14 +25,34 @@ class Deployments:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def put(self, alias: str, variants: Sequence[Variant], *, strategy: str = "one", reason: str = "", by: str = "") -> Deployment:
-        """Put variants in force for an alias, as a new version. Raises ConfigError for variants that cannot stand together."""
+    def put(
+        self, alias: str, variants: Sequence[Variant], *, strategy: str = "one", reason: str = "", by: str = "", after: int | None = None
+    ) -> Deployment:
+        """Put variants in force for an alias, as a new version; with `after` only where that version (0: none) is in force until then.
+
+        Raises ConfigError for variants that cannot stand together, UsageError when another version has come in between.
+        """
         row = {"alias": alias, "created": time.time(), "reason": reason, "by": by, "strategy": strategy}
         row["variants"] = msgspec.to_builtins(list(variants))
         _deployment({**row, "version": 0})  # what could not be read back is not written
-        with self._store.writing() as connection:
+        with self._store.exclusive() as connection:
+            if not self.local:  # in order of their numbers, so that who has seen a number has seen all before
+                connection.exec_driver_sql("LOCK TABLE deployments IN SHARE ROW EXCLUSIVE MODE")
+            newest = sa.select(sa.func.max(deployments.c.version)).where(deployments.c.alias == alias)
+            if after is not None and (now := connection.execute(newest).scalar() or 0) != after:
+                raise UsageError(f"'{alias}' has the version {now} by now", allowed=f"version {after}", remedy="look at it, and ask again")
             version = connection.execute(sa.insert(deployments).values(**row)).inserted_primary_key
         return _deployment({**row, "version": int(version[0]) if version else 0})
+
+    @property
+    def local(self) -> bool:
+        """Whether the tables lie in a file here, and no network is between."""
+        return self._store.engine.dialect.name == "sqlite"
+
+    def newest(self) -> int:
+        """The newest version of all aliases, 0 where nothing was deployed: it tells in some microseconds whether anything has changed."""
+        with self._store.reading() as connection:
+            return int(connection.exec_driver_sql("SELECT max(version) FROM deployments").scalar() or 0)
 
     def in_force(self) -> dict[str, Deployment]:
         """The newest version of each alias, by alias."""

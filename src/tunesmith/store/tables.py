@@ -72,10 +72,35 @@ interactions = sa.Table(
     sa.Column("experiment", sa.String),
     sa.Column("propensity", sa.Float),
     sa.Column("sources", sa.Text),
+    sa.Column("strategy", sa.String, nullable=False, server_default=""),
+    sa.Column("fallback", sa.String),
 )
 sa.Index("ix_interactions_alias_created", interactions.c.alias, interactions.c.created)
 _talks = interactions.c.conversation.is_not(None)
 sa.Index("ix_interactions_conversation", interactions.c.conversation, sqlite_where=_talks, postgresql_where=_talks)
+
+# What copies of requests were answered (`core.types.ShadowAnswer`). They have a table of their own, so that whatever counts interactions,
+# their tokens, their costs or what was said of them counts no copy.
+shadow_answers = sa.Table(
+    "shadow_answers",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("interaction", sa.String, nullable=False, index=True),
+    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("project", sa.String, nullable=False),
+    sa.Column("alias", sa.String, nullable=False),
+    sa.Column("deployment", sa.Integer, nullable=False, index=True),
+    sa.Column("variant", sa.String, nullable=False),
+    sa.Column("model_digest", sa.String, nullable=False),
+    sa.Column("skipped", sa.String, nullable=False),
+    sa.Column("error", sa.Text, nullable=False),
+    sa.Column("answer", sa.Text, nullable=False),
+    sa.Column("tool_calls", sa.Text, nullable=False),
+    sa.Column("finish_reason", sa.String, nullable=False),
+    sa.Column("prompt_tokens", sa.Integer, nullable=False),
+    sa.Column("completion_tokens", sa.Integer, nullable=False),
+    sa.Column("total_s", sa.Float, nullable=False),
+)
 
 # What somebody said of an answered request (`core.types.Feedback`): a rating is the `number`, a word the `text`.
 feedback = sa.Table(

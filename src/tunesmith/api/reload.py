@@ -1,0 +1,174 @@
+"""What is deployed, loaded and put in force while the server runs: a change takes effect with the next request. Knows nothing about HTTP.
+
+Whoever changes a deployment writes a version into the store, this server, another one or the command line; each request asks the store for
+the newest version first. Weights that are not in memory are loaded beside the requests: until they are there the version before answers,
+and a name that had none waits. What no deployment needs any longer is let go once its last answer is whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from tunesmith.core.deployment import Deployment, Variant
+from tunesmith.core.errors import NotFound, StoreError, TunesmithError
+from tunesmith.core.model_ref import ModelRef
+from tunesmith.core.passages import Retrieval
+from tunesmith.deploy.router import Router
+from tunesmith.models.base import Model, grounding
+from tunesmith.models.resolve import Models
+from tunesmith.store.deployments import Deployments
+
+_log = logging.getLogger("tunesmith.api")
+_LOOK_S = 0.5  # how often is looked while nobody asks, so that weights are there when somebody does
+_Key = tuple[str, ModelRef | None, str | None, Retrieval | None]
+
+
+@dataclass
+class Reload:
+    """The deployments of the store of `models`, as `router` has them. `upstreams` are the servers that variants name; `on_deployed` is
+    called when models may have fallen out of use."""
+
+    router: Router
+    models: Models
+    upstreams: Mapping[str, Model]
+    on_deployed: Callable[[], None] = field(default=lambda: None)
+    _loaded: dict[_Key, Model] = field(default_factory=dict)
+    _newest: int = 0
+    _wanted: dict[str, int] = field(default_factory=dict)
+    _loading: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def start(self) -> list[str]:
+        """Let every alias in force answer with the models of its variants; what is to be said: who cannot be loaded and why, and who
+        computes otherwise than when it was deployed."""
+        lines = []
+        if self.models.store is not None:
+            self._newest = Deployments(self.models.store).newest()
+        for alias, deployment in self._in_force().items():
+            self._wanted[alias] = deployment.version
+            try:
+                lines += self._put(deployment, self._load(deployment))
+            except TunesmithError as error:
+                self.router.fail(alias, error)
+                lines.append(f"NOT SERVED: '{alias}' (version {deployment.version}): {error}")
+        return lines
+
+    async def refresh(self, name: str = "") -> None:
+        """Take into effect what has changed in the store; of `name`, wait until something answers to it. A store that does not answer
+        changes nothing."""
+        try:
+            await self._look()
+        except StoreError as error:
+            _log.error("what is deployed could not be looked up: %s", error)
+        if (loading := self._loading.get(name)) is not None and not self.router.has(name):
+            await asyncio.shield(loading)
+
+    async def watch(self) -> None:
+        """Look for changes as long as the server runs."""
+        while True:
+            await self.refresh()
+            await asyncio.sleep(_LOOK_S)
+
+    async def _look(self) -> None:
+        store = self.models.store
+        if store is None:
+            return
+        if await self._changed(Deployments(store)):
+            async with self._lock:
+                newest = await asyncio.to_thread(Deployments(store).newest)
+                if newest == self._newest:
+                    return
+                for alias, deployment in (await asyncio.to_thread(self._in_force)).items():
+                    if self._wanted.get(alias) != deployment.version and alias not in self.upstreams:
+                        self._change(alias, deployment)
+                self._newest = newest
+
+    async def _changed(self, deployments: Deployments) -> bool:
+        """Whether there is a newer version. SQLite answers out of its cache, sooner than a thread begins."""
+        newest = deployments.newest() if deployments.local else await asyncio.to_thread(deployments.newest)
+        return newest != self._newest
+
+    def _change(self, alias: str, deployment: Deployment) -> None:
+        """Put a version in force: now where its models are in memory, else once they are."""
+        self._wanted[alias] = deployment.version
+        if all(self._key(variant, alias) in self._loaded or variant.upstream is not None for variant in deployment.variants):
+            try:
+                self._put(deployment, self._load(deployment))
+            except TunesmithError as error:
+                self._refuse(deployment, error)
+            else:
+                self.on_deployed()
+            return
+        self._loading[alias] = asyncio.ensure_future(self._change_later(alias, deployment))
+
+    async def _change_later(self, alias: str, deployment: Deployment) -> None:
+        try:
+            models = await asyncio.to_thread(self._load, deployment)
+            if self._wanted[alias] == deployment.version:  # else a newer one came while this one was loaded
+                for line in self._put(deployment, models):
+                    _log.warning("%s", line)
+                self.on_deployed()
+        except TunesmithError as error:
+            self._refuse(deployment, error)
+        except Exception as error:
+            self._refuse(deployment, TunesmithError(str(error)))
+            raise
+        finally:
+            if self._wanted[alias] == deployment.version:
+                self._loading.pop(alias, None)
+
+    def _refuse(self, deployment: Deployment, error: TunesmithError) -> None:
+        """What cannot be loaded changes nothing for a name that answers; one that does not is told why."""
+        alias = deployment.alias
+        stays = f"; version {before.version} goes on answering" if (before := self.router.deployment(alias)) is not None else ""
+        _log.error("NOT SERVED: '%s' (version %s): %s%s", alias, deployment.version, error, stays)
+        if not self.router.has(alias):
+            self.router.fail(alias, error)
+
+    def _in_force(self) -> dict[str, Deployment]:
+        return Deployments(self.models.store).in_force() if self.models.store is not None else {}
+
+    def _key(self, variant: Variant, alias: str) -> _Key:
+        return alias, variant.model, variant.upstream, variant.retrieval
+
+    def _load(self, deployment: Deployment) -> dict[str, Model]:
+        """The models of the variants by their names, each with its digest; those in memory are taken as they are."""
+        models = {}
+        for variant in deployment.variants:
+            key = self._key(variant, deployment.alias)
+            if key not in self._loaded:
+                model = self._model(variant, deployment.alias)
+                _ = model.digest  # reads the weights
+                self._loaded[key] = model
+            models[variant.name] = self._loaded[key]
+        return models
+
+    def _model(self, variant: Variant, alias: str) -> Model:
+        if variant.model is not None:
+            model: Model = self.models.load(variant.model, alias)
+        elif variant.upstream is None or variant.upstream not in self.upstreams:
+            raise NotFound(f"no upstream '{variant.upstream}'", where="serve.upstreams", allowed=", ".join(self.upstreams) or "none")
+        else:
+            model = self.upstreams[variant.upstream]
+        return model if variant.retrieval is None else self.models.grounded(model, variant.retrieval)
+
+    def _put(self, deployment: Deployment, models: Mapping[str, Model]) -> list[str]:
+        """Let the version answer, and forget the models that only the versions before had; what is to be said of it."""
+        alias = deployment.alias
+        self.router.deploy(deployment, models)
+        needed = {self._key(variant, alias) for variant in deployment.variants}
+        self._loaded = {key: model for key, model in self._loaded.items() if key[0] != alias or key in needed}
+        return [
+            f"'{alias}' computes otherwise than when version {deployment.version} was deployed: other files, precision or template"
+            for variant in deployment.variants
+            if variant.model is not None and variant.model.digest not in ("", _own(models[variant.name]).digest)
+        ]
+
+
+def _own(model: Model) -> Model:
+    """The weights' model, without what it looks up."""
+    looking = grounding(model)
+    return model if looking is None else looking.model
