@@ -6,8 +6,10 @@ import contextlib
 import json
 from collections import Counter
 
+import httpx
 import pytest
 
+import tiny
 from tunesmith.api.app import create_app, running
 from tunesmith.api.reload import Reload
 from tunesmith.cli import app
@@ -24,6 +26,7 @@ from tunesmith.models.resolve import Models
 from tunesmith.models.upstream import Upstream
 from tunesmith.store.deployments import Deployments
 from tunesmith.store.interactions import Interactions
+from tunesmith.store.keys import Keys
 from tunesmith.store.shadows import ShadowAnswers
 from tunesmith.store.store import Store
 
@@ -169,11 +172,14 @@ def test_a_change_is_in_force_with_the_next_request_on_every_server_and_conversa
     place.put("bot", "split", a=1, b=0)
     assert [ask(client, "bot", **named)[0] for client in two] == ["Ahi", "Ahi"]
     turns = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "Aone"}, {"role": "user", "content": "two"}]
+    other = {"extra_headers": {"x-conversation-id": "other"}}
+    assert ask(two[0], "bot", **other)[0] == "Ahi"
     assert ask(two[0], "bot", "one")[0] == "Aone"  # an unnamed conversation, which its history names
     place.put("bot", "split", a=0, b=1)
     for client in two:
         assert ask(client, "bot")[0] == "Bhi"
         assert ask(client, "bot", **named)[0] == "Ahi"
+    assert ask(two[1], "bot", **other)[0] == "Ahi", "another server reads it in the store"
     assert two[0].chat.completions.create(model="bot", messages=turns).choices[0].message.content == "Atwo"
     place.put("new", "one", b=1)
     assert "new" in {model.id for model in two[1].models.list()}
@@ -242,6 +248,67 @@ def until(look, count):
         assert time.monotonic() < end, rows
         time.sleep(0.01)
     return rows
+
+
+def test_a_slow_variant_is_replaced_in_time_and_counted(place, two):
+    from test_answered import Held
+
+    held = Held()
+    router = Router()
+    variants = (Variant(name="slow", upstream="slow", timeout_s=0.05), far("b"))
+    router.deploy(
+        Deployment(alias="slow", version=7, variants=variants, strategy="fallback"), {"slow": held, "b": EchoModel("b", prefix="B")}
+    )
+    with running(create_app(router, place.store)) as url:
+        client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
+        try:
+            assert ask(client, "slow")[0] == "Bhi"
+        finally:
+            held.let.set()
+        page = httpx.get(url.removesuffix("/v1") + "/metrics").text
+    line = 'tunesmith:variant_requests_total{deployment="7",model_name="slow",outcome="fallback",variant="slow"} 1.0'
+    assert line in page
+
+
+def test_operators_name_a_variant_and_nobody_else(tmp_path):
+    store, router = Store.open(tmp_path), Router()
+    router.deploy(deployment("split", a=1, b=0), {"a": EchoModel("a", prefix="A"), "b": EchoModel("b", prefix="B")})
+    keys = {scope: Keys(store).create(scope, scopes=[scope])[1] for scope in ("admin", "serve")}
+    named = {"extra_headers": {"x-tunesmith-variant": "b"}}
+    with running(create_app(router, store=store)) as url:
+        admin, client = (openai.OpenAI(base_url=url, api_key=keys[scope], max_retries=0) for scope in ("admin", "serve"))
+        assert ask(admin, "bot", **named)[0] == "Bhi"
+        assert ask(admin, "bot")[0] == ask(client, "bot")[0] == "Ahi"
+        with pytest.raises(openai.PermissionDeniedError, match="scope admin"):
+            ask(client, "bot", **named)
+        with pytest.raises(openai.NotFoundError, match="no variant 'c'"):
+            ask(admin, "bot", extra_headers={"x-tunesmith-variant": "c"})
+    row = next(row for row in Interactions(store).answered({"alias": "bot"}) if row.variant == "b")
+    assert (row.strategy, row.propensity) == ("override", None)
+    store.close()
+
+
+@pytest.mark.slow
+def test_weights_are_loaded_beside_the_requests_and_let_go(tmp_path):
+    bases = [tiny.model(tmp_path / name, seed=i) for i, name in enumerate(("one", "two"))]
+    store = Store.open(tmp_path / "store")
+    models, router = Models(store, Catalog(), home=tmp_path), Router()
+    deployments = Deployments(store)
+    deployments.put("bot", [Variant(name="one", model=models.ref(str(bases[0])))])
+    reload = Reload(router, models, {})
+    assert reload.start() == []
+    with running(create_app(router, store=store, models=models, reload=reload)) as url:
+        client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
+        first = ask(client, "bot", max_tokens=4, temperature=0)
+        deployments.put("bot", [Variant(name="two", model=models.ref(str(bases[1])))])
+        deployments.put("new", [Variant(name="two", model=models.ref(str(bases[1])))])
+        new = ask(client, "new", max_tokens=4, temperature=0)  # waits for its weights
+        later = until(lambda: [shown] if (shown := ask(client, "bot", max_tokens=4, temperature=0))[1][1] != first[1][1] else [], 1)[0]
+        assert (later[0], later[1][1]) == (new[0], new[1][1])
+        until(lambda: [0] if len(models.weights._bases) == 1 else [], 1)
+    rows = Interactions(store).answered({"alias": "bot"})
+    assert {(row.variant, row.deployment) for row in rows} == {("one", 1), ("two", 2)}
+    store.close()
 
 
 # --- the command line --------------------------------------------------------------------------------------------------------------------

@@ -99,7 +99,7 @@ def create_app(
         answering,
         metrics,
         Answered(InteractionLog(log) if log is not None else None, metrics, prices_of(config)),
-        Shadows(answering, ShadowAnswers(log) if log is not None else None),
+        Shadows(answering, ShadowAnswers(log) if log is not None else None, metrics.copied),
         default_max_tokens=config.default_max_tokens,
         models=models or Models(store, Catalog()),
         auth=Auth(store, config.requests_per_minute),

@@ -36,10 +36,11 @@ Drawn = Callable[[Mapping[str, float]], Sampling]
 
 @dataclass
 class Shadows:
-    """Where copies are asked and kept. `rows` None: nothing is kept, and so nothing copied."""
+    """Where copies are asked, kept and `counted`. `rows` None: they are not kept."""
 
     answering: Answering
     rows: ShadowAnswers | None
+    counted: Callable[[ShadowAnswer], None] = field(default=lambda _: None)
     _asked: defaultdict[tuple[str, str], deque[float]] = field(default_factory=lambda: defaultdict(deque))
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -107,6 +108,7 @@ class Shadows:
         )
 
     async def _keep(self, row: ShadowAnswer) -> None:
+        self.counted(row)
         if self.rows is None:
             return
         try:

@@ -118,7 +118,8 @@ class State:
         models = [*self.router.models(), *self._loaded.values()]
         self.answering.keep(models)
         own = (model if (looking := grounding(model)) is None else looking.model for model in models)
-        self.models.weights.keep([engine for model in own if (engine := batching(model)) is not None])
+        engines = [engine for model in own if (engine := batching(model)) is not None]
+        self.spawn(asyncio.to_thread(self.models.weights.keep, engines))  # collecting what is let go takes its time
 
     def _target(self, word: str, name: str, project: str) -> Target:
         """What a word means, loaded once whoever asks. Raises NotFound."""

@@ -35,6 +35,9 @@ class Counter(Protocol):
     def answered(self, row: Interaction) -> None:
         """Count a request that was answered."""
 
+    def assigned(self, row: Interaction) -> None:
+        """Count a request of a deployment for the variant that it was assigned, however it ended."""
+
     def failed(self, status: int, project: str | None = None) -> None:
         """Count one that ended with an error, whose it was as far as that is known."""
 
@@ -202,6 +205,8 @@ class Answered:
             self._counter.answered(row)
         else:
             self._counter.failed(row.status, row.project)
+        if row.deployment is not None:
+            self._counter.assigned(row)
         if self._log is not None and loggable:
             await self._log.write(row)
 

@@ -153,8 +153,10 @@ class Router:
         return entry.target(key, known, wanted)
 
     def find(self, alias: str) -> Model:
-        """The model that answers to a name when nobody in particular asks. Raises NotFound with the nearest name."""
-        return self.target(alias).model
+        """The model that answers to a name when nobody in particular asks: of several variants the first. Raises NotFound with the nearest
+        name."""
+        entry = self._entries.get(alias)
+        return self.target(alias, wanted=entry.deployment.variants[0].name if entry is not None else None).model
 
     def listed(self) -> list[tuple[str, float]]:
         """(name, since when) of every alias, in the order in which they came."""

@@ -21,7 +21,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from tunesmith.core.types import Interaction
+from tunesmith.core.types import Interaction, ShadowAnswer
 
 # The buckets that vLLM and OpenTelemetry's GenAI conventions (1.41.1) use.
 FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
@@ -120,6 +120,23 @@ class _Answers:
             mine.merge(its)
 
 
+class _Variant:
+    """What became of the requests that one variant was assigned."""
+
+    def __init__(self) -> None:
+        self.outcomes, self.total = Counter[str](), _Series(DURATION)
+
+    def add(self, row: Interaction) -> None:
+        """Count one."""
+        self.outcomes["failed" if row.status >= 400 else "fallback" if row.fallback is not None else "answered"] += 1
+        self.total.add(row.total_s)
+
+    def merge(self, other: _Variant) -> None:
+        """Count what another project asked of it, too."""
+        self.outcomes.update(other.outcomes)
+        self.total.merge(other.total)
+
+
 class ServerMetrics:
     """What a model server shows: vLLM's names, so that one dashboard serves both, and OpenTelemetry's beside them.
 
@@ -131,6 +148,8 @@ class ServerMetrics:
         self._load, self._lock = load, threading.Lock()
         self._answers: dict[tuple[str, str, str], _Answers] = {}
         self._failed = Counter[tuple[int, str | None]]()
+        self._variants: dict[tuple[str | None, str, str, str], _Variant] = {}
+        self._copies = Counter[tuple[str | None, str, str, str]]()
 
     def answered(self, row: Interaction) -> None:
         """Count one answered request."""
@@ -145,6 +164,21 @@ class ServerMetrics:
         """Count one request that ended with an error; `project` None: before anybody knew whose it was."""
         with self._lock:
             self._failed[status, project] += 1
+
+    def assigned(self, row: Interaction) -> None:
+        """Count one request of a deployment for the variant that it was assigned, whoever answered it."""
+        with self._lock:
+            place = (row.project, row.alias, str(row.deployment), row.variant)
+            variant = self._variants.get(place)
+            if variant is None:
+                variant = self._variants[place] = _Variant()
+            variant.add(row)
+
+    def copied(self, row: ShadowAnswer) -> None:
+        """Count what became of a copy of a request."""
+        outcome = "skipped" if row.skipped else "failed" if row.error else "answered"
+        with self._lock:
+            self._copies[row.project, row.alias, row.variant, outcome] += 1
 
     def text(self, project: str | None = None) -> str:
         """The page, in Prometheus' text format 0.0.4: of all requests, or of one project's alone."""
@@ -162,7 +196,12 @@ class ServerMetrics:
         for (status, owner), count in self._failed.items():
             if project in (None, owner):
                 failed[status] += count
-        return list(self._shown(mine, failed))
+        variants = _merged({place: variant for place, variant in self._variants.items() if project in (None, place[0])})
+        copies = Counter[tuple[str, ...]]()
+        for (owner, *labels), count in self._copies.items():
+            if project in (None, owner):
+                copies[tuple(labels)] += count
+        return [*self._shown(mine, failed), *_variants(variants, copies)]
 
     def _shown(self, mine: Mapping[tuple[str, str], _Answers], failed: Mapping[int, int]) -> Iterator[Metric]:
         running, waiting, used = self._load()
@@ -214,6 +253,32 @@ def _counters(by_alias: Mapping[str, _Answers], failed: Mapping[int, int]) -> It
     for status, count in failed.items():
         errors.add_metric([str(status)], count)
     yield from (prompt, generated, success, errors)
+
+
+def _merged(by_project: Mapping[tuple[str | None, str, str, str], _Variant]) -> dict[tuple[str, str, str], _Variant]:
+    whole: dict[tuple[str, str, str], _Variant] = {}
+    for (_, *labels), variant in by_project.items():
+        alias, deployment, name = labels
+        whole.setdefault((alias, deployment, name), _Variant()).merge(variant)
+    return whole
+
+
+def _variants(variants: Mapping[tuple[str, str, str], _Variant], copies: Mapping[tuple[str, ...], int]) -> Iterator[Metric]:
+    labels = ["model_name", "deployment", "variant"]
+    about = "Requests by the variant that they were assigned, and what became of them."
+    requests = CounterMetricFamily("tunesmith:variant_requests", about, labels=[*labels, "outcome"])
+    for place, variant in variants.items():
+        for outcome, count in variant.outcomes.items():
+            requests.add_metric([*place, outcome], count)
+    yield requests
+    yield from _latency(
+        "tunesmith:variant_request_duration_seconds", _WHOLE, labels, {place: each.total for place, each in variants.items()}
+    )
+    about = "Copies of requests for shadows, and what became of them; in no other figure."
+    shadows = CounterMetricFamily("tunesmith:shadow_requests", about, labels=["model_name", "variant", "outcome"])
+    for values, count in copies.items():
+        shadows.add_metric(list(values), count)
+    yield shadows
 
 
 def _latency(name: str, about: str, labels: Sequence[str], series: Mapping[tuple[str, ...], _Series]) -> Iterator[Metric]:
