@@ -75,7 +75,8 @@ NEEDS = {
     " tune": "trains many plans; test_tune does so",
     "make": "are long; their targets are looked up",
     "pip": "install; their extras are looked up",
-    "export": "sets a variable",
+    "export": "sets a variable, or writes a model; test_exports does so",
+    "parity": "computes a model in every way; test_exports does so",
 }
 RUN = {
     "tunesmith init my-rows.jsonl": "my-rows.jsonl",

@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import yaml
 
 import tiny
+from tunesmith.api.serve import temporary
 from tunesmith.cli import app
 from tunesmith.cli.shared import guarded
+from tunesmith.core.chat import Renderer
+from tunesmith.core.progress import Silent
 from tunesmith.core.seal import check_folder
+from tunesmith.deploy.parity import END, Place, SideRow, agreement
+from tunesmith.flow.evaluation.run import bench
+from tunesmith.flow.parity import ParityAsk, parity
 
 IDS = [[1, 40, 41, 90, 7, 200, 13, 2, 1, 55, 60]]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A base in bfloat16, an adapter on it, one that also changes the output layer of a tied base, and rows to answer."""
+    """A base in bfloat16 with an adapter; one in float32, of tied matrices, with an adapter that changes the output layer and one that does
+    not; rows to answer."""
+    from safetensors.torch import save_file
+
     folder = tmp_path_factory.mktemp("exports")
     stored_in(tiny.model(folder / "base"), "bfloat16")
     tiny.adapter(folder / "base", folder / "adapter")
     tied = tiny.model(folder / "tied", seed=3)
     settings = json.loads((tied / "config.json").read_text())
     (tied / "config.json").write_text(json.dumps({**settings, "tie_word_embeddings": True}))
-    stored_in(tied, "float32")
+    save_file({name: value for name, value in tensors(tied).items() if "lm_head" not in name}, tied / "model.safetensors", {"format": "pt"})
     tiny.adapter(tied, folder / "head", target_modules=["q_proj", "lm_head"])
+    tiny.adapter(tied, folder / "low")
     rows = [
         {"messages": [{"role": "user", "content": f"Who signed {word}?"}, {"role": "assistant", "content": "Nobody did."}]}
         for word in ("it", "in Ohio", "York")
@@ -118,6 +131,9 @@ def test_an_output_layer_that_the_adapter_changes_is_untied(place, call):
 
     code, _, err = call("export", "tied+head", "--to", "merged", "--out", "out/untied")
     assert code == 0, err
+    written, embedding = tensors(place / "out/untied"), tensors(place / "tied")["model.embed_tokens.weight"]
+    assert torch.equal(written["model.embed_tokens.weight"], embedding)
+    assert not torch.equal(written["lm_head.weight"], embedding)
     torch.testing.assert_close(logits(place / "out/untied"), logits(place / "tied", place / "head"), rtol=1e-4, atol=1e-4)
 
 
@@ -155,3 +171,146 @@ def test_an_adapter_without_all_of_its_tensors_leaves_nothing(place, call):
     assert (code, "does not fit the base: 2 of its tensors" in err) == (2, True), err
     assert not (place / "new").exists()
     assert not list(place.glob(".*.part"))
+
+
+def test_every_way_to_compute_a_model_agrees(place, call):
+    code, shown, err = call("parity", "tied+low", "--data", "rows.jsonl", "--max-tokens", "12")
+    assert code == 0, (shown, err)
+    assert [line["side"] for line in shown["lines"]] == ["training", "merged", "served over HTTP"], shown["left_out"]
+    for line in shown["lines"]:
+        assert (line["same_prompts"], line["same_answers"] + line.get("ties", 0), line["passed"]) == (3, 3, True), line
+        assert 0 < line["largest"] < 1e-4, "computed apart"
+
+
+def test_a_server_with_another_adapter_is_found_with_both_log_probabilities(place, monkeypatch):
+    monkeypatch.chdir(place)
+    tiny.adapter(place / "tied", place / "other", seed=9)
+
+    @contextmanager
+    def wrong(models, log):
+        with temporary({name: model.with_adapter(place / "other", name) for name, model in models.items()}, log) as url:
+            yield url
+
+    with bench(Path("tunesmith.yaml"), Silent()) as at:
+        outcome = parity("tied+low", ParityAsk(data="rows.jsonl", limit=2, max_tokens=8), at, wrong)
+    training, merged, served = outcome.lines
+    assert (training.passed, merged.passed, served.passed, outcome.passed) == (True, True, False, False)
+    assert served.first.tie is False
+    assert f"{served.first.reference[0]:.5f}" in outcome.text()
+    assert served.first.side[1] > (served.first.side[0] or -99), "it prefers its own token"
+
+
+def row(*places: Place, prompt=(1, 2)) -> SideRow:
+    return SideRow(row="r", prompt=prompt, places=places)
+
+
+def test_a_tie_is_no_difference_and_another_prompt_is_one():
+    wanted = row(Place(chosen="a", best=-0.7, expected=-0.7, others={"b": -0.7001}), Place(chosen=END, best=-0.1, expected=-0.1))
+    swapped = row(Place(chosen="b", best=-0.7, expected=-0.7001))
+    line = agreement("x", "float32", [wanted], [swapped])
+    assert (line.ties, line.same_answers, line.passed) == (1, 0, True)
+    assert not agreement("x", "float32", [wanted], [row(Place(chosen="b", best=-0.5, expected=-0.9))]).passed, "it is sure of another"
+    assert not agreement("x", "float32", [wanted], [row(Place(chosen="c", best=-0.7, expected=-0.7))]).passed, "nobody else says c"
+    assert not agreement("x", "float32", [wanted], [row(*wanted.places, prompt=(1, 3))]).passed
+    assert agreement("x", "float32", [wanted], [row(*wanted.places, prompt=2)]).passed
+    assert not agreement("x", "float32", [wanted], [row(Place(chosen="a", best=-0.6, expected=-0.6))]).passed, (
+        "the same answer, another model"
+    )
+    early = row(Place(chosen=END, best=None, expected=None))
+    assert not agreement("x", "float32", [wanted], [early]).passed, "it ends at once"
+    assert agreement("x", "float32", [wanted], [row(*wanted.places)], judged=False).passed
+
+
+def nearest(file: Path, text: str) -> tuple[int, dict[int, float]]:
+    """How many tokens llama.cpp reads the text as, and the log-probabilities of the next token."""
+    xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp's wheel is not installed")
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_ctx, params.n_parallel, params.warmup, params.verbosity = str(file), 128, 1, False, 0
+    params.cpuparams.n_threads = 1
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    answer = xllamacpp.Server(params).handle_completions({"prompt": text, "n_predict": 1, "temperature": 0, "n_probs": 8})
+    answer = json.loads(answer) if isinstance(answer, str | bytes) else answer
+    (token,) = answer["choices"][0]["logprobs"]["content"]
+    return answer["usage"]["prompt_tokens"], {entry["id"]: entry["logprob"] for entry in token["top_logprobs"]}
+
+
+def scaled(base: Path, folder: Path, rope: dict) -> None:
+    """The model with other rotary positions."""
+    shutil.copytree(base, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "rope_parameters": {**config["rope_parameters"], **rope}}))
+
+
+def test_llama_cpp_computes_what_transformers_does(place, call):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    for kind in ("qwen2", "qwen3"):
+        tiny.model(place / kind, kind)
+    llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+    scaled(place / "tied", place / "llama3", llama3)
+    scaled(place / "tied", place / "linear", {"rope_type": "linear", "factor": 4.0})
+    text = "<|start|>user\nWho signed it? 1 2 é 🙂<|end|><|start|>assistant\n"
+    for word, target, most in [
+        ("tied", "gguf", 0.06), ("tied", "gguf-q8_0", 0.6), ("tied+low", "gguf", 0.06), ("llama3", "gguf", 0.06), ("linear", "gguf", 0.06),
+        ("qwen2", "gguf", 0.06), ("qwen3", "gguf", 0.06),
+    ]:  # fmt: skip
+        code, _, err = call("export", word, "--to", target, "--out", f"out/{word}-{target}")
+        assert code == 0, err
+        base, _, adapter = word.partition("+")
+        model = AutoModelForCausalLM.from_pretrained(place / base, dtype=torch.float32)
+        model = PeftModel.from_pretrained(model, place / adapter) if adapter else model
+        ids = Renderer.load(place / base).encode(text)
+        with torch.no_grad():
+            expected = model.eval()(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+        count, seen = nearest(place / f"out/{word}-{target}/model.gguf", text)
+        assert count == len(ids), word
+        assert {int(expected.argmax())} <= {*seen}
+        for number, value in seen.items():
+            assert abs(value - float(expected[number])) < most, (word, target, number)
+
+
+def test_what_gguf_cannot_hold_is_refused_by_name(place, call):
+    tiny.model(place / "gemma2", "gemma2")
+    tiny.model(place / "mistral", "mistral")
+    scaled(place / "tied", place / "yarn", {"rope_type": "yarn", "factor": 4.0})
+    shutil.copytree(place / "tied", place / "spaced")
+    tree = json.loads((place / "spaced/tokenizer.json").read_text())
+    (place / "spaced/tokenizer.json").write_text(
+        json.dumps({**tree, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, tree["pre_tokenizer"]]}})
+    )
+    for word, expected in {
+        "gemma2": "the family 'gemma2'",
+        "mistral": "the window of 12 tokens",
+        "yarn": "rotary positions of type 'yarn'",
+        "spaced": "splits texts by WhitespaceSplit then bytes",
+    }.items():
+        code, _, err = call("export", word, "--to", "ollama", "--out", "new")
+        assert (code, expected in err, (place / "new").exists()) == (2, True, False), err
+
+
+def test_the_files_of_servers_name_the_model_that_lies_beside_them(place, call):
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    for target in ("ollama", "vllm", "kubernetes"):
+        code, _, err = call("export", "base+adapter", "--to", target, "--out", f"out/{target}")
+        assert code == 0, err
+        check_folder(place / "out" / target)
+    words = shlex.split((place / "out/vllm/serve.sh").read_text().splitlines()[-1])
+    assert words[1:3] == ["vllm", "serve"]
+    assert [words[words.index(option) + 1] for option in ("--served-model-name", "--dtype", "--max-model-len")] == [
+        "base+adapter",
+        "bfloat16",
+        "256",
+    ]
+    assert (place / "out/vllm/model/model.safetensors").read_bytes() == (place / "out/kubernetes/model/model.safetensors").read_bytes()
+    lines = (place / "out/kubernetes/Dockerfile").read_text().splitlines()
+    assert json.loads(lines[-1].removeprefix("ENTRYPOINT "))[:3] == ["vllm", "serve", "/model"]
+    deployment, service = yaml.safe_load_all((place / "out/kubernetes/kubernetes.yaml").read_text())
+    for manifest in (deployment, service):
+        kubernetes_validate.validate(manifest, "1.36", strict=True)
+        assert manifest["metadata"]["name"] == "base-adapter"
+    assert service["spec"]["selector"].items() <= deployment["spec"]["template"]["metadata"]["labels"].items()
+    modelfile = (place / "out/ollama/Modelfile").read_text().splitlines()
+    assert modelfile == ["FROM ./model.gguf", 'PARAMETER stop "<|end|>"', "PARAMETER num_ctx 256"]

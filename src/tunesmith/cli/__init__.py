@@ -26,7 +26,7 @@ from tunesmith.cli.data import app as data_app
 from tunesmith.cli.data import previewed
 from tunesmith.cli.deciding import decide, taken
 from tunesmith.cli.deploying import deploy_app
-from tunesmith.cli.exporting import export
+from tunesmith.cli.exporting import export, parity
 from tunesmith.cli.jobs import jobs_app, keys_app
 from tunesmith.cli.metrics import metrics
 from tunesmith.cli.migrate import migrate_app
@@ -58,6 +58,7 @@ app.add_typer(migrate_app, name="migrate")
 app.add_typer(tune_app, name="tune")
 app.add_typer(deploy_app, name="deploy")
 app.command()(export)
+app.command()(parity)
 app.command()(serve)
 app.command()(trace)
 app.command()(metrics)

@@ -47,6 +47,15 @@ def write_merged(files: ModelFiles, folder: Path) -> None:
     _finish(files.base, folder, changes)
 
 
+def load_whole(files: ModelFiles) -> Any:
+    """The model in float32 as one, its adapter added. Raises as `merge`."""
+    if files.adapter is not None:
+        return merge(files.base, files.adapter)
+    from tunesmith.models.load_causal import load_causal
+
+    return load_causal(files.base, dtype=need("torch", extra="local").float32).eval()
+
+
 def merge(base: Path, adapter: Path) -> Any:
     """The model with the adapter added to its weights, in float32. Raises UsageError when peft does not load it, TunesmithError when
     what it merges answers otherwise."""

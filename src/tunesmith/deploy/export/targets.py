@@ -11,8 +11,13 @@ from tunesmith.core.errors import StoreError, UsageError, nearest
 from tunesmith.core.seal import seal
 from tunesmith.deploy.export.adapter import write_adapter
 from tunesmith.deploy.export.card import CardFacts, card
+from tunesmith.deploy.export.docker import write_docker
+from tunesmith.deploy.export.gguf import write_gguf
+from tunesmith.deploy.export.kubernetes import write_kubernetes
 from tunesmith.deploy.export.merged import write_merged
 from tunesmith.deploy.export.model_files import ModelFiles
+from tunesmith.deploy.export.ollama import write_ollama
+from tunesmith.deploy.export.vllm import write_vllm
 
 Writer = Callable[[ModelFiles, Path], None]
 
@@ -33,6 +38,16 @@ TARGETS: dict[str, Target] = {
         "`peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained('{base}'), FOLDER)`, or vLLM with `--lora-modules`.",
     ),
     "merged": Target(write_merged, "transformers", "`transformers.AutoModelForCausalLM.from_pretrained(FOLDER)`, vLLM, SGLang, TGI."),
+    "gguf": Target(write_gguf("f16"), "gguf", "llama.cpp: `llama-server -m model.gguf --jinja --alias {name}`."),
+    "gguf-q8_0": Target(write_gguf("q8_0"), "gguf", "llama.cpp: `llama-server -m model.gguf --jinja --alias {name}`."),
+    "ollama": Target(write_ollama, "gguf", "`ollama create {name} -f Modelfile`, in this folder."),
+    "vllm": Target(write_vllm, "transformers", "`./serve.sh`, with any other option of vLLM behind it."),
+    "docker": Target(write_docker, "transformers", "`docker build -t NAME .`, then `docker run --gpus all -p 8000:8000 NAME`."),
+    "kubernetes": Target(
+        write_kubernetes,
+        "transformers",
+        "`docker build`, push the image and name it in `kubernetes.yaml`, then `kubectl apply -f kubernetes.yaml`.",
+    ),
 }
 
 
