@@ -221,6 +221,9 @@ def test_a_tie_is_no_difference_and_another_prompt_is_one():
     assert agreement("x", "float32", [wanted], [row(*wanted.places)], judged=False).passed
 
 
+TEXTS = [f"<|start|>user\nWho signed it? 1 2 é 🙂<|end|><|start|>assistant\n{begin}" for begin in ("", "The", "Nobody did", "yes or")]
+
+
 def nearest(file: Path, text: str) -> tuple[int, dict[int, float]]:
     """How many tokens llama.cpp reads the text as, and the log-probabilities of the next token."""
     xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp's wheel is not installed")
@@ -252,7 +255,6 @@ def test_llama_cpp_computes_what_transformers_does(place, call):
     llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
     scaled(place / "tied", place / "llama3", llama3)
     scaled(place / "tied", place / "linear", {"rope_type": "linear", "factor": 4.0})
-    text = "<|start|>user\nWho signed it? 1 2 é 🙂<|end|><|start|>assistant\n"
     for word, target, most in [
         ("tied", "gguf", 0.06), ("tied", "gguf-q8_0", 0.6), ("tied+low", "gguf", 0.06), ("llama3", "gguf", 0.06), ("linear", "gguf", 0.06),
         ("qwen2", "gguf", 0.06), ("qwen3", "gguf", 0.06),
@@ -262,12 +264,16 @@ def test_llama_cpp_computes_what_transformers_does(place, call):
         base, _, adapter = word.partition("+")
         model = AutoModelForCausalLM.from_pretrained(place / base, dtype=torch.float32)
         model = PeftModel.from_pretrained(model, place / adapter) if adapter else model
-        ids = Renderer.load(place / base).encode(text)
-        with torch.no_grad():
-            expected = model.eval()(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+        renderer = Renderer.load(place / base)
+        for text in TEXTS:  # llama.cpp says no log-probabilities of an end: the first text that goes on
+            ids = renderer.encode(text)
+            with torch.no_grad():
+                expected = model.eval()(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+            if int(expected.argmax()) not in renderer.stop_ids:
+                break
         count, seen = nearest(place / f"out/{word}-{target}/model.gguf", text)
         assert count == len(ids), word
-        assert {int(expected.argmax())} <= {*seen}
+        assert int(expected.argmax()) in seen
         for number, value in seen.items():
             assert abs(value - float(expected[number])) < most, (word, target, number)
 
