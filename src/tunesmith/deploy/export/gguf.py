@@ -85,8 +85,8 @@ def _family(base: Path) -> _Family:
         raise UsageError(what, where=where, allowed="attention over the whole context", remedy="--to merged")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     scaling = rope.get("rope_type") or rope.get("type") or "default"
-    if scaling not in ("default", "linear", "llama3"):
-        raise UsageError(f"GGUF is not written for rotary positions of type '{scaling}'", where=where, allowed="default, linear, llama3")
+    if scaling not in ("default", "llama3"):
+        raise UsageError(f"GGUF is not written for rotary positions of type '{scaling}'", where=where, allowed="default, llama3")
     return FAMILIES[kind]
 
 
@@ -108,11 +108,6 @@ def _add_facts(writer: Any, config: Any, name: str, file_type: Any) -> None:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(float(rope["rope_theta"]))
     writer.add_vocab_size(config.vocab_size)
-    if rope.get("rope_type") == "linear":
-        import gguf
-
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(float(rope["factor"]))
 
 
 def _tensors(model: Any, family: _Family, config: Any) -> Iterator[tuple[str, Any]]:
