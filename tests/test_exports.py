@@ -221,7 +221,10 @@ def test_a_tie_is_no_difference_and_another_prompt_is_one():
     assert agreement("x", "float32", [wanted], [row(*wanted.places)], judged=False).passed
 
 
-TEXTS = [f"<|start|>user\nWho signed it? 1 2 é 🙂<|end|><|start|>assistant\n{begin}" for begin in ("", "The", "Nobody did", "yes or")]
+TEXTS = [
+    f"<|start|>user\nWho signed it? 1 2 é 🙂<|end|><|start|>assistant\n{begin}"
+    for begin in ("", "The", "Nobody did", "yes or", "in New", "June", "1 2", "Who", "as far as")
+]
 
 
 def nearest(file: Path, text: str) -> tuple[int, dict[int, float]]:
@@ -234,6 +237,7 @@ def nearest(file: Path, text: str) -> tuple[int, dict[int, float]]:
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     answer = xllamacpp.Server(params).handle_completions({"prompt": text, "n_predict": 1, "temperature": 0, "n_probs": 8})
     answer = json.loads(answer) if isinstance(answer, str | bytes) else answer
+    assert answer["choices"][0]["logprobs"], (file, text, answer["choices"])
     (token,) = answer["choices"][0]["logprobs"]["content"]
     return answer["usage"]["prompt_tokens"], {entry["id"]: entry["logprob"] for entry in token["top_logprobs"]}
 
@@ -264,11 +268,11 @@ def test_llama_cpp_computes_what_transformers_does(place, call):
         model = AutoModelForCausalLM.from_pretrained(place / base, dtype=torch.float32)
         model = PeftModel.from_pretrained(model, place / adapter) if adapter else model
         renderer = Renderer.load(place / base)
-        for text in TEXTS:  # llama.cpp says no log-probabilities of an end: the first text that goes on
+        for text in TEXTS:  # llama.cpp gives no log-probabilities of an end, or of half a letter: the first text that goes on with a word
             ids = renderer.encode(text)
             with torch.no_grad():
                 expected = model.eval()(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)
-            if int(expected.argmax()) not in renderer.stop_ids:
+            if renderer.decode([int(expected.argmax())]).strip().isascii() and renderer.decode([int(expected.argmax())]).strip():
                 break
         count, seen = nearest(place / f"out/{word}-{target}/model.gguf", text)
         assert count == len(ids), word
