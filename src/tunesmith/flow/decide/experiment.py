@@ -146,9 +146,9 @@ class ExperimentRequest:
 def _carried_out(desk: Desk, arms: Arms, asked: ExperimentRequest) -> ExperimentOutcome:
     left_out = dict(arms.left_out)
     lacks = knowledge_probe(desk) if not desk.plan.quick else None
-    built = list(_built(desk, arms.arms, left_out))
+    timed = list(_built(desk, arms.arms, left_out))
+    built, upkeeps = [arm for arm, _ in timed], {arm.arm.name: upkeep for arm, upkeep in timed}
     desk.forget()
-    upkeeps = {one.arm.name: upkeep_of(desk, one) for one in built}
     able, barred = _able(desk, built, upkeeps)
     raced = run_race(desk, able, asked.identity)
     figures = evidence_of(desk, able, raced)
@@ -186,18 +186,26 @@ def _able(desk: Desk, built: Sequence[Built], upkeeps: Mapping[str, Upkeep]) -> 
     return [by_name[name] for name in order if not broken[name]], [arm for arm in arms if broken[arm.name]]
 
 
-def _built(desk: Desk, arms: tuple[Arm, ...], left_out: dict[str, str]) -> Iterator[Built]:
-    """The arms that the budget allows, in the order from the simplest; why another was not built is told. One that cannot be built for its
-    own reasons, such as a server that does not answer, leaves the others alone."""
+def _built(desk: Desk, arms: tuple[Arm, ...], left_out: dict[str, str]) -> Iterator[tuple[Built, Upkeep]]:
+    """The arms that the budget allows, built and timed, in the order from the simplest; why another was not built is told. One that cannot
+    be built for its own reasons, such as a server that does not answer, leaves the others alone. What an arm took corrects what is
+    expected of the next ones: by formula alone, a slow machine would spend the whole budget on building."""
+    expected_total = took_total = 0.0
     for number, arm in enumerate(arms):
         try:
-            short = desk.budget.short(expected_s(desk, arm), kept=_FOR_THE_RACE) if number else ""
+            expected = expected_s(desk, arm)
+            pace = max(1.0, took_total / expected_total) if expected_total else 1.0
+            short = desk.budget.short(expected * pace, kept=_FOR_THE_RACE) if number else ""
             if short:
                 left_out[arm.name] = f"not built: {short}"
                 desk.project.progress.say(f"{arm.name}: {left_out[arm.name]}")
                 continue
             desk.project.progress.say(f"building {arm.name}")
-            yield build(desk, arm)
+            began = desk.budget.taken_s
+            built = build(desk, arm)
+            upkeep = upkeep_of(desk, built)
+            took_total, expected_total = took_total + desk.budget.taken_s - began, expected_total + expected
+            yield built, upkeep
         except ConfigError:
             raise
         except TunesmithError as error:
