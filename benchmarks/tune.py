@@ -39,12 +39,14 @@ Curve = list[tuple[int, float]]  # (tokens so far, value) at each rung
 
 
 def main() -> None:
-    curves, default = _curves()
-    reached = {label: [search(curves, default, seed) for seed in range(SEEDS)] for label, search in _searches().items()}
-    whole = sum(curve[-1][0] for curve in curves.values())
-    lines = _rank_correlations(curves)
-    rows = [(label, *_shares(found, whole)) for label, found in reached.items()]
     kept, power = _simulated()
+    curves, default = _curves()
+    whole, reached = sum(curve[-1][0] for curve in curves.values()), dict[str, list[int]]()
+    for label, search in _searches().items():
+        reached[label] = [search(curves, default, seed) for seed in range(SEEDS)]
+        print(f"  {label}: {', '.join(f'{tokens / whole:.3f}' for tokens in reached[label])}", flush=True)
+    lines = _rank_correlations(curves)
+    rows = [(label, *_shares(tokens, whole)) for label, tokens in reached.items()]
     said = [
         ratio("tune_tokens_vs_grid", float(median(reached["tunesmith tune"])) / whole),
         ratio("tune_default_kept", min(kept.values())),
@@ -312,8 +314,10 @@ def _simulated() -> tuple[dict[str, float], dict[str, float]]:
     """The share of simulated studies that recommend the default where all plans are equal, by what luck is made of; and the share that
     recommend the better plan where there is one."""
     luck = {"seeds": (0.3, 0.0), "rows": (0.0, 1.0), "both": (0.3, 1.0)}
-    kept = {name: _share(200, shift, liked, 0.0) for name, (shift, liked) in luck.items()}
-    return {name: 1 - share for name, share in kept.items()}, {name: _share(100, *luck[name], 0.15) for name in luck}
+    kept = {name: 1 - _share(200, shift, liked, 0.0) for name, (shift, liked) in luck.items()}
+    power = {name: _share(50, *luck[name], 0.15) for name in luck}
+    print(f"  default recommended {kept}; better plan recommended {power}", flush=True)
+    return kept, power
 
 
 def _share(studies: int, shift: float, liked: float, gain: float) -> float:

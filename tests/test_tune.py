@@ -30,9 +30,11 @@ name: tiny
 sources: [{{path: rows.jsonl}}]
 base: {base}
 split: {{validation: 0.3, test: 0.2, semantic: {{action: "off"}}}}
-train: {{epochs: 2, learning_rate: 0.01, batch_size: 8, dtype: float32, threads: 1, adapter: {{kind: lora, r: 8}}}}
+train: {{epochs: 2, learning_rate: 1e-4, batch_size: 8, dtype: float32, threads: 1, adapter: {{kind: lora, r: 8}}}}
 evaluate: {{metrics: [exact_match], max_tokens: 3}}
-tune: {{trials: 3, seeds: 2, finalists: 1, sampler: random, rungs: [0.4, 1], space: {{learning_rate: auto, adapter.r: {{choices: [4, 8]}}, adapter.alpha: auto}}}}
+tune:
+  {{trials: 2, seeds: 2, finalists: 1, sampler: grid, seed: 2, rungs: [0.4, 1],
+   space: {{learning_rate: {{choices: [1e-4, 0.01]}}, adapter.r: {{choices: [4, 8]}}}}}}
 """
 DEFAULT = {
     "learning_rate": 1e-3, "adapter.kind": "lora", "adapter.r": 16, "adapter.alpha": 32.0, "adapter.dropout": 0.0, "adapter.targets": "all-linear",
@@ -231,12 +233,11 @@ def test_a_study_that_is_opened_again_proposes_what_it_would_have(sampler, tmp_p
 def test_a_study_measures_the_default_first_ends_with_a_verdict_and_is_not_repeated(study):
     folder, found = study
     assert (found["ended"], found["trials"][0]["origin"], found["trials"][0]["state"]) == ("done", "default", "finished")
-    assert len(found["trials"]) == 3
-    assert found["verdict"]["recommended"] in ("default", "trial")
+    assert found["trials"][1]["params"] == {"learning_rate": 0.01, "adapter.r": 8}
+    assert (found["verdict"]["recommended"], found["verdict"]["trial"], found["verdict"]["difference"]["low"] > 0) == ("trial", 1, True)
     assert found["trials"][0]["interval"][0] <= found["trials"][0]["value"] <= found["trials"][0]["interval"][1]
     assert not (folder / ".tunesmith" / "openings.jsonl").exists(), "the test part is never looked at"
     page = Path(found["report"]).read_text()
-    assert "importance" in page or len(found["trials"]) < 4
     assert found["verdict"]["sentence"].split(":")[0] in page
     before = {path: path.stat().st_mtime_ns for path in (folder / ".tunesmith" / "tuning" / "tiny").rglob("evaluation.json")}
     again = said(folder, "tune")
@@ -253,11 +254,11 @@ def test_a_trial_that_was_paused_has_the_bytes_of_a_run_and_run_takes_its_plan(s
     own = folder / ".tunesmith" / "tuning" / "tiny" / "trials" / "0" / "train" / "adapter" / "adapter_model.safetensors"
     assert own.read_bytes() == (Path(trained["artifact"]) / "adapter_model.safetensors").read_bytes()
     best = said(folder, "tune", "best", "--trial", "0")
-    assert best["train"]["learning_rate"] == 0.01
+    assert best["train"]["learning_rate"] == 1e-4
     assert said(folder, "train", "--plan", "plan.yaml")["cached"], "the default's plan is the project's own"
-    other = said(folder, "tune", "best", "--trial", "1", "--out", "other.yaml")
-    assert other["train"]["learning_rate"] == found["trials"][1]["params"]["learning_rate"]
-    assert said(folder, "estimate", "--plan", "other.yaml")["plan"]["adapter"].get("r", 16) == found["trials"][1]["params"]["adapter.r"]
+    other = said(folder, "tune", "best", "--out", "other.yaml")
+    assert (other["trial"], other["train"]["learning_rate"], other["sentence"]) == (1, 0.01, found["verdict"]["sentence"])
+    assert said(folder, "estimate", "--plan", "other.yaml", "--train.epochs", "3")["plan"].get("learning_rate", 1e-3) == 0.01
     (folder / "wrong.yaml").write_text("train: {learning_rat: 1}\n")
     assert "wrong.yaml:1" in said(folder, "train", "--plan", "wrong.yaml", code=2)["error"]["message"]
 
@@ -265,7 +266,7 @@ def test_a_trial_that_was_paused_has_the_bytes_of_a_run_and_run_takes_its_plan(s
 @pytest.mark.slow
 def test_of_two_processes_one_is_killed_and_nothing_finished_is_repeated(base, study, tmp_path):
     _, found = study
-    folder, words = project(tmp_path / "two", base), ["tune", "--tune.seeds", "0", "--tune.rungs", "[1]"]
+    folder, words = project(tmp_path / "two", base), ["tune", "--tune.trials", "3", "--tune.seeds", "0", "--tune.rungs", "[1]"]
     trials = folder / ".tunesmith" / "tuning" / "tiny" / "trials"
     first = command(words, folder)
     until(lambda: (trials / "1" / "train" / "events.jsonl").exists(), alive=first.alive, progress=lambda: first.err)
@@ -287,19 +288,17 @@ def test_of_two_processes_one_is_killed_and_nothing_finished_is_repeated(base, s
 @pytest.mark.slow
 def test_a_study_by_loss_on_a_proxy_and_on_rungs_and_a_plan_that_cannot_be_trained(study, tmp_path):
     folder = shutil.copytree(study[0], tmp_path / "copy")
-    space = {"adapter.targets": {"choices": ["all-linear", ["nope_proj"]]}, "learning_rate": {"choices": [0.01, 1e-6]}}
-    words = {"by": "loss", "proxy": 0.4, "rungs": [0.5, 1], "sampler": "grid", "trials": 4, "seeds": 0, "space": space, "eta": 2}
+    space = {"adapter.targets": {"choices": ["all-linear", ["nope_proj"]]}}
+    words = {"by": "loss", "proxy": 0.4, "rungs": [0.5, 1], "sampler": "grid", "trials": 2, "seeds": 0, "space": space}
     ended = said(folder, "tune", "--study", "loss", "--tune", json.dumps(words))
     default, failed = ended["trials"][0], [row for row in ended["trials"] if row["state"] == "failed"]
-    assert (ended["better"], len(ended["trials"]), len(failed)) == ("lower", 4, 2)
+    assert (ended["better"], len(ended["trials"]), len(failed)) == ("lower", 2, 1)
     assert all("nope_proj" in row["note"] for row in failed)
     tokens, losses = ([look[key] for look in default["looks"]] for key in ("tokens", "loss"))
     assert tokens == sorted(set(tokens))
     assert tokens[0] < 0.5 * (tokens[2] - tokens[0]), "the proxy has whole clusters of less than half of the rows"
     assert len(set(losses)) == 3
     assert default["values"]["exact_match"] is not None, "the metric is measured at the end"
-    (other,) = [row for row in ended["trials"] if row["params"].get("learning_rate") == 1e-6 and row["state"] != "failed"]
-    assert other["loss"] > default["loss"]
     assert ended["best"] == 0
 
 
@@ -315,7 +314,7 @@ def test_trials_by_hand_clones_and_another_plan_under_the_same_name(study, tmp_p
     assert said(folder, "tune", "status")["stopping"]
     message = said(folder, "tune", "--train.batch_size", "4", code=2)["error"]["message"]
     assert "about another plan" in message
-    wider = "{learning_rate: {low: 1e-5, high: 1.0, log: true}, adapter.r: {choices: [4, 8, 16]}, adapter.alpha: auto}"
+    wider = "{learning_rate: {low: 1e-5, high: 1.0, log: true}, adapter.r: {choices: [4, 8, 16]}}"
     cloned = said(folder, "tune", "clone", "wider", "--tune.space", wider)
     whole = [row for row in found["trials"][1:] if row["state"] == "finished"]
     assert cloned["taken"] == len(whole) > 0
