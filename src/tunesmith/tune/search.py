@@ -23,6 +23,7 @@ from tunesmith.tune.trials import DEFAULT, Look, Origin, Rung, State, Trial
 
 _FACTS, _OF = "tunesmith", "tunesmith:trial"
 _STARTUP = 10  # plans by chance before TPE or CMA-ES has enough to go by; fewer in a short study
+_ATTEMPTS = 5  # proposals that were tried already, before chance decides
 _EARLIER = 2  # how many plans of earlier studies are tried first
 
 
@@ -155,12 +156,15 @@ class Search:
                 (p for p in (drawn(facts.space, seed + 7919 * i) for i in range(20)) if p not in tried), drawn(facts.space, seed)
             ), {}
         optuna = _optuna()
-        sampler = _sampler(optuna, facts.sampler, seed)
-        view = optuna.create_study(direction="maximize" if facts.higher else "minimize", sampler=sampler)
+        view = optuna.create_study(direction="maximize" if facts.higher else "minimize")
         for frozen in self._study.get_trials(deepcopy=False):
             view.add_trial(self._as_seen(optuna, frozen))
-        proposed = view.ask(self._distributions())
-        return dict(proposed.params), dict(view.trials[-1].system_attrs)
+        for attempt in range(_ATTEMPTS):  # a plan that was tried would say the same again, at the same price
+            view.sampler = _sampler(optuna, facts.sampler, seed + 7919 * attempt)
+            proposed = view.ask(self._distributions())
+            if proposed.params not in tried:
+                return dict(proposed.params), dict(view.trials[-1].system_attrs)
+        return next((p for p in (drawn(facts.space, seed + 7919 * i) for i in range(100)) if p not in tried), dict(proposed.params)), {}
 
     def _as_seen(self, optuna: Any, frozen: Any) -> Any:
         """A trial as a sampler should see it. A paused one counts as pruned where it stands; CMA-ES, which reads whole trials alone, is

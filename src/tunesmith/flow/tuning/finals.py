@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 
 import msgspec
 
 from tunesmith.core.atomic import write_atomic
 from tunesmith.core.seal import checked, seal
+from tunesmith.core.stats import clipped
 from tunesmith.evaluate.run import Evaluation, load_evaluation
 from tunesmith.flow.tuning.study import Study, held
 from tunesmith.tune import verdict
@@ -105,6 +107,9 @@ def _weighed(study: Study, runs: dict[int, list[Repeat]], tried: int, seeds: int
     compared = study.bench.compared(evaluations[DEFAULT], evaluations[best], ("the default", f"trial {best}"), verdict.level(tried))
     over_rows = compared.metrics[0].difference
     difference = None if over_rows is None else verdict.with_seeds(over_rows, values[DEFAULT], values[best])
+    span = study.bench.metric.high - study.bench.metric.low
+    if difference is not None and isfinite(span):
+        difference = clipped(difference, span)
     return verdict.decide(best, difference, metric=name, higher=higher, tried=tried, seeds=seeds)
 
 
