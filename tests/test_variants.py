@@ -8,6 +8,7 @@ from collections import Counter
 
 import httpx
 import pytest
+from sqlalchemy import select
 
 import tiny
 from tunesmith.api.app import create_app, running
@@ -29,6 +30,7 @@ from tunesmith.store.interactions import Interactions
 from tunesmith.store.keys import Keys
 from tunesmith.store.shadows import ShadowAnswers
 from tunesmith.store.store import Store
+from tunesmith.store.tables import interactions
 
 openai = pytest.importorskip("openai")
 
@@ -285,6 +287,9 @@ def test_operators_name_a_variant_and_nobody_else(tmp_path):
             ask(admin, "bot", extra_headers={"x-tunesmith-variant": "c"})
     row = next(row for row in Interactions(store).answered({"alias": "bot"}) if row.variant == "b")
     assert (row.strategy, row.propensity) == ("override", None)
+    with store.reading() as connection:
+        refused = connection.execute(select(interactions.c.variant).where(interactions.c.status == 403)).scalars().all()
+    assert refused == [""], "no variant is blamed for what none was assigned"
     store.close()
 
 

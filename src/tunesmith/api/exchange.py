@@ -82,7 +82,9 @@ async def ended_by(exchange: Exchange, error: Exception, state: State) -> None:
     """End an exchange with an error, as its client is told."""
     problem = as_api_error(error)
     if exchange.variant is None and state.router.has(exchange.alias):  # refused before anybody was asked: who would have answered
-        answered_by(exchange, state.router.target(exchange.alias, exchange.key))
+        target = state.router.target(exchange.alias, exchange.key)
+        if not target.several:  # else nobody was assigned it, and no variant is to be blamed
+            answered_by(exchange, target)
     if problem.code == "context_length_exceeded":
         exchange.messages = ()  # no model read it: refusing must cost little of the disk
     await exchange.end(refused(problem.status, problem.message))

@@ -5,6 +5,8 @@ A version is never changed: a new one takes its place, so the table is the histo
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +19,8 @@ from tunesmith.core.errors import NotFound, UsageError
 from tunesmith.store.paging import Row
 from tunesmith.store.store import Store
 from tunesmith.store.tables import deployments
+
+_NEWEST = "SELECT max(version) FROM deployments"
 
 
 class Deployments:
@@ -51,8 +55,13 @@ class Deployments:
 
     def newest(self) -> int:
         """The newest version of all aliases, 0 where nothing was deployed: it tells in some microseconds whether anything has changed."""
+        if self.local:  # each request asks this: the driver alone takes a fifth of the time
+            with contextlib.suppress(sqlite3.Error), contextlib.closing(self._store.engine.raw_connection()) as raw:
+                cursor = raw.cursor()
+                cursor.execute(_NEWEST)
+                return int(cursor.fetchone()[0] or 0)
         with self._store.reading() as connection:
-            return int(connection.exec_driver_sql("SELECT max(version) FROM deployments").scalar() or 0)
+            return int(connection.exec_driver_sql(_NEWEST).scalar() or 0)
 
     def in_force(self) -> dict[str, Deployment]:
         """The newest version of each alias, by alias."""
