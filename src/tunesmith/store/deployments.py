@@ -59,7 +59,7 @@ class Deployments:
             with contextlib.suppress(sqlite3.Error), contextlib.closing(self._store.engine.raw_connection()) as raw:
                 cursor = raw.cursor()
                 cursor.execute(_NEWEST)
-                return int(cursor.fetchone()[0] or 0)
+                return int((cursor.fetchone() or (0,))[0] or 0)
         with self._store.reading() as connection:
             return int(connection.exec_driver_sql(_NEWEST).scalar() or 0)
 
