@@ -173,6 +173,7 @@ def test_an_adapter_without_all_of_its_tensors_leaves_nothing(place, call):
     assert not list(place.glob(".*.part"))
 
 
+@pytest.mark.slow
 def test_every_way_to_compute_a_model_agrees(place, call):
     code, shown, err = call("parity", "tied+low", "--data", "rows.jsonl", "--max-tokens", "12")
     assert code == 0, (shown, err)
@@ -182,6 +183,7 @@ def test_every_way_to_compute_a_model_agrees(place, call):
         assert 0 < line["largest"] < 1e-4, "computed apart"
 
 
+@pytest.mark.slow
 def test_a_server_with_another_adapter_is_found_with_both_log_probabilities(place, monkeypatch):
     monkeypatch.chdir(place)
     tiny.adapter(place / "tied", place / "other", seed=9)
@@ -227,6 +229,19 @@ TEXTS = [
 ]
 
 
+@pytest.mark.slow
+def test_the_card_has_what_was_measured_of_exactly_these_weights(place, call):
+    code, kept, err = call("eval", "tied+low", "--data", "rows.jsonl", "--max_tokens", "4")
+    assert code == 0, err
+    for word, out in (("tied+low", "out/measured"), ("tied+head", "out/unmeasured")):
+        code, _, err = call("export", word, "--to", "adapter", "--out", out)
+        assert code == 0, err
+    interval = kept["evaluations"][0]["intervals"]["exact_match"]
+    line = f"| 3 | exact_match | 0 | {interval['low']:.4g} to {interval['high']:.4g} (95%) |"
+    assert line in (place / "out/measured/README.md").read_text()
+    assert "No evaluation of these weights is kept" in (place / "out/unmeasured/README.md").read_text()
+
+
 def nearest(file: Path, text: str) -> tuple[int, dict[int, float]]:
     """How many tokens llama.cpp reads the text as, and the log-probabilities of the next token."""
     xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp's wheel is not installed")
@@ -249,6 +264,7 @@ def scaled(base: Path, folder: Path, rope: dict) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "rope_parameters": {**config["rope_parameters"], **rope}}))
 
 
+@pytest.mark.slow
 def test_llama_cpp_computes_what_transformers_does(place, call):
     import torch
     from peft import PeftModel
@@ -302,6 +318,7 @@ def test_what_gguf_cannot_hold_is_refused_by_name(place, call):
         assert (code, expected in err, (place / "new").exists()) == (2, True, False), err
 
 
+@pytest.mark.slow
 def test_the_files_of_servers_name_the_model_that_lies_beside_them(place, call):
     kubernetes_validate = pytest.importorskip("kubernetes_validate")
     for target in ("ollama", "vllm", "kubernetes"):
