@@ -172,7 +172,7 @@ def _ours(curves: dict[str, Curve], default: str, seed: int) -> int:
     from tunesmith.tune.search import Search, StudyFacts, defaults
     from tunesmith.tune.settings import Axis, Tune
     from tunesmith.tune.space import Varied
-    from tunesmith.tune.trials import Look, Rung, find
+    from tunesmith.tune.trials import Rung, RungResult, find
 
     own = json.loads(default)
     space = tuple(Varied(key=key, axis=Axis(choices=tuple(axis["choices"])), default=own[key]) for key, axis in SPACE.items())
@@ -191,7 +191,7 @@ def _ours(curves: dict[str, Curve], default: str, seed: int) -> int:
             tokens, value = curve[chosen.rung]
             spent += tokens - (curve[chosen.rung - 1][0] if chosen.rung else 0)
             top = chosen.rung == len(rungs) - 1
-            search.look(trial.number, Look(rung=chosen.rung, value=value, tokens=tokens), "finished" if top else "paused")
+            search.look(trial.number, RungResult(rung=chosen.rung, value=value, tokens=tokens), "finished" if top else "paused")
             if top and value >= _best(curves):
                 return spent
     return sum(curve[-1][0] for curve in curves.values())
@@ -330,7 +330,7 @@ def _recommends(seed: int, shift: float, liked: float, gain: float, rows: int = 
     from tunesmith.evaluate.metrics import metric
     from tunesmith.flow.tuning.bench import paired
     from tunesmith.tune import verdict
-    from tunesmith.tune.trials import Look, Trial
+    from tunesmith.tune.trials import RungResult, Trial
 
     rng = np.random.default_rng(seed)
     hard, taste = rng.normal(0.4, 1.2, rows), rng.normal(0.0, 1.0, (plans + 1, rows)) * liked
@@ -339,7 +339,7 @@ def _recommends(seed: int, shift: float, liked: float, gain: float, rows: int = 
         chance = 1 / (1 + np.exp(-(hard + taste[plan] + rng.normal() * shift)))
         return (rng.random(rows) < np.clip(chance + gain * (plan == plans), 0, 1)).astype(float)
 
-    looks = [Look(rung=0, value=float(answers(plan).mean())) for plan in range(plans + 1)]
+    looks = [RungResult(rung=0, value=float(answers(plan).mean())) for plan in range(plans + 1)]
     trials = [Trial(number=plan, params={}, state="finished", looks=(look,)) for plan, look in enumerate(looks)]
     best = [trial.number for trial in verdict.finalists(trials, 2, higher=True)]
     if not best:

@@ -18,7 +18,7 @@ from tunesmith.cli.shared import guarded
 from tunesmith.core.chat import Renderer
 from tunesmith.core.progress import Silent
 from tunesmith.core.seal import check_folder
-from tunesmith.deploy.parity import END, Place, SideRow, agreement
+from tunesmith.deploy.parity import END, SideRow, TokenPlace, agreement
 from tunesmith.flow.evaluation.run import bench
 from tunesmith.flow.parity import ParityAsk, parity
 
@@ -202,23 +202,23 @@ def test_a_server_with_another_adapter_is_found_with_both_log_probabilities(plac
     assert served.first.side[1] > (served.first.side[0] or -99), "it prefers its own token"
 
 
-def row(*places: Place, prompt=(1, 2)) -> SideRow:
+def row(*places: TokenPlace, prompt=(1, 2)) -> SideRow:
     return SideRow(row="r", prompt=prompt, places=places)
 
 
 def test_a_tie_is_no_difference_and_another_prompt_is_one():
-    wanted = row(Place(chosen="a", best=-0.7, expected=-0.7, others={"b": -0.7001}), Place(chosen=END, best=-0.1, expected=-0.1))
-    swapped = row(Place(chosen="b", best=-0.7, expected=-0.7001))
+    wanted = row(TokenPlace(chosen="a", best=-0.7, expected=-0.7, others={"b": -0.7001}), TokenPlace(chosen=END, best=-0.1, expected=-0.1))
+    swapped = row(TokenPlace(chosen="b", best=-0.7, expected=-0.7001))
     line = agreement("x", "float32", [wanted], [swapped])
     assert (line.ties, line.same_answers, line.passed) == (1, 0, True)
-    assert not agreement("x", "float32", [wanted], [row(Place(chosen="b", best=-0.5, expected=-0.9))]).passed, "it is sure of another"
-    assert not agreement("x", "float32", [wanted], [row(Place(chosen="c", best=-0.7, expected=-0.7))]).passed, "nobody else says c"
+    assert not agreement("x", "float32", [wanted], [row(TokenPlace(chosen="b", best=-0.5, expected=-0.9))]).passed, "it is sure of another"
+    assert not agreement("x", "float32", [wanted], [row(TokenPlace(chosen="c", best=-0.7, expected=-0.7))]).passed, "nobody else says c"
     assert not agreement("x", "float32", [wanted], [row(*wanted.places, prompt=(1, 3))]).passed
     assert agreement("x", "float32", [wanted], [row(*wanted.places, prompt=2)]).passed
-    assert not agreement("x", "float32", [wanted], [row(Place(chosen="a", best=-0.6, expected=-0.6))]).passed, (
+    assert not agreement("x", "float32", [wanted], [row(TokenPlace(chosen="a", best=-0.6, expected=-0.6))]).passed, (
         "the same answer, another model"
     )
-    early = row(Place(chosen=END, best=None, expected=None))
+    early = row(TokenPlace(chosen=END, best=None, expected=None))
     assert not agreement("x", "float32", [wanted], [early]).passed, "it ends at once"
     assert agreement("x", "float32", [wanted], [row(*wanted.places)], judged=False).passed
 

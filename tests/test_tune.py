@@ -22,7 +22,7 @@ from tunesmith.tune import halving, verdict
 from tunesmith.tune.search import Search, StudyFacts, defaults
 from tunesmith.tune.settings import Axis, Tune
 from tunesmith.tune.space import Ground, changes, given, grid, space
-from tunesmith.tune.trials import Look, Rung, Trial, front
+from tunesmith.tune.trials import Rung, RungResult, Trial, front
 from waiting import until
 
 YAML = """
@@ -82,7 +82,7 @@ def said(folder: Path, *words: str, code: int = 0) -> dict:
 
 
 def trial(number: int, *values: float, state: str = "paused", origin: str = "search", tokens: int = 0) -> Trial:
-    looks = tuple(Look(rung=i, value=value, tokens=tokens) for i, value in enumerate(values))
+    looks = tuple(RungResult(rung=i, value=value, tokens=tokens) for i, value in enumerate(values))
     return Trial(number=number, params={}, state=state, origin=origin, looks=looks)
 
 
@@ -213,7 +213,7 @@ def test_a_study_that_is_opened_again_proposes_what_it_would_have(sampler, tmp_p
                 search = Search.open(url, "s")
             taken = search.next(9)
             assert taken is not None
-            search.look(number, Look(rung=0, value=-abs(taken.params["learning_rate"] - 3e-3)), "finished")
+            search.look(number, RungResult(rung=0, value=-abs(taken.params["learning_rate"] - 3e-3)), "finished")
             params.append(taken.params)
         seen.append(params)
         assert sum(search.importance().values()) == pytest.approx(1)

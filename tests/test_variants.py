@@ -20,7 +20,7 @@ from tunesmith.core.errors import ConfigError
 from tunesmith.core.model_ref import ModelRef
 from tunesmith.core.types import Answer
 from tunesmith.deploy.router import Router
-from tunesmith.deploy.strategy import State, bucket, choose
+from tunesmith.deploy.strategy import AskedState, bucket, choose
 from tunesmith.models.catalog import Catalog
 from tunesmith.models.echo import EchoModel
 from tunesmith.models.resolve import Models
@@ -64,17 +64,17 @@ def test_the_hash_is_the_published_one(seed, value, expected):
 def test_shares_are_the_weights_and_growing_ones_move_nobody_back():
     keys = [f"user-{i}" for i in range(20_000)]
     small, large = deployment("split", stable=0.9, canary=0.1), deployment("split", stable=3, canary=1)
-    first = {key: choose(key, small, State()) for key in keys}
+    first = {key: choose(key, small, AskedState()) for key in keys}
     share = Counter(choice.variant.name for choice in first.values())["canary"] / len(keys)
     assert abs(share - 0.1) < 4 * (0.1 * 0.9 / len(keys)) ** 0.5  # four standard errors
     assert {(choice.variant.name, round(choice.propensity, 9)) for choice in first.values()} == {("stable", 0.9), ("canary", 0.1)}
-    later = {key: choose(key, large, State()).variant.name for key in keys}
+    later = {key: choose(key, large, AskedState()).variant.name for key in keys}
     assert abs(Counter(later.values())["canary"] / len(keys) - 0.25) < 4 * (0.25 * 0.75 / len(keys)) ** 0.5
     assert all(later[key] == "canary" for key in keys if first[key].variant.name == "canary")
-    assert choose("anybody", large, State("canary", 0.1)).propensity == 0.1, "a conversation keeps what it was assigned with"
-    assert choose("anybody", deployment("split", stable=1, canary=0), State("gone", 0.1)).variant.name == "stable"
+    assert choose("anybody", large, AskedState("canary", 0.1)).propensity == 0.1, "a conversation keeps what it was assigned with"
+    assert choose("anybody", deployment("split", stable=1, canary=0), AskedState("gone", 0.1)).variant.name == "stable"
     other = Counter(
-        choose(key, Deployment(alias="other", version=1, strategy="split", variants=small.variants), State()).variant.name
+        choose(key, Deployment(alias="other", version=1, strategy="split", variants=small.variants), AskedState()).variant.name
         for key in keys
         if first[key].variant.name == "canary"
     )

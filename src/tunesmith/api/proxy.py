@@ -85,7 +85,7 @@ class Proxy:
             upstream = passing(target.model) if target is not None else None
             if target is None or upstream is None:
                 return None
-            passage = Passage(self.state, exchange, path)
+            passage = ProxiedRequest(self.state, exchange, path)
             if path == proxy_responses.PATH:
                 if not await proxy_responses.passes(self.state, exchange, tree, target):
                     return None
@@ -163,7 +163,7 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 
 @dataclass(slots=True)
-class Passage:
+class ProxiedRequest:
     """One request on its way through: its exchange, and what went wrong with its answer. `ends` are the marks of a stream's end, `read`
     reads its bytes, `keep` keeps what was answered, `lacks` tells that the server does not have the path, so that nothing was answered."""
 
@@ -201,7 +201,7 @@ class Passage:
             await self.keep(whole)
 
 
-async def passed(passage: Passage, upstream: Passing, body: bytes, receive: Receive) -> Response | Streamed | None:
+async def passed(passage: ProxiedRequest, upstream: Passing, body: bytes, receive: Receive) -> Response | Streamed | None:
     """The upstream's answer to a request; None of one that lacks the path, where the passage looks at that.
 
     Raises APIError 502 when it cannot be reached, 499 when the client left before it.
@@ -270,7 +270,7 @@ class Streamed:
 
     answer: Incoming
     headers: list[tuple[bytes, bytes]]
-    passage: Passage
+    passage: ProxiedRequest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the pieces as they come. A client that leaves ends the upstream's work."""

@@ -24,7 +24,7 @@ from tunesmith.deploy.answered import Answered, Exchange
 from tunesmith.deploy.engine import Answering
 from tunesmith.deploy.router import Router, Target, undeployed
 from tunesmith.deploy.serve_config import Webhook
-from tunesmith.deploy.strategy import State as Known
+from tunesmith.deploy.strategy import AskedState
 from tunesmith.models.base import Encoding, Model, batching, grounding, passing, ref_of
 from tunesmith.models.resolve import Models
 from tunesmith.models.retrieval import asked_with
@@ -34,7 +34,7 @@ from tunesmith.store.store import Store
 
 _log = logging.getLogger("tunesmith.api")
 _REMEMBERED = 1 << 16  # conversations whose variant is in memory
-NOTHING_KNOWN = Known()
+NOTHING_KNOWN = AskedState()
 
 
 @dataclass(slots=True)
@@ -66,13 +66,13 @@ class State:
     chats_only: dict[str, float] = field(default_factory=dict)
     log: Store | None = None
     reload: Reload | None = None
-    _assigned: OrderedDict[tuple[str, str, str], Known] = field(default_factory=OrderedDict)
+    _assigned: OrderedDict[tuple[str, str, str], AskedState] = field(default_factory=OrderedDict)
     _encoders: dict[str, Encoding] = field(default_factory=dict)
     _loaded: dict[tuple[ModelRef, Retrieval | None], Model] = field(default_factory=dict)
     _loading: asyncio.Lock = field(default_factory=asyncio.Lock)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
-    async def target(self, name: str, project: str, key: str = "", known: Known = NOTHING_KNOWN, wanted: str | None = None) -> Target:
+    async def target(self, name: str, project: str, key: str = "", known: AskedState = NOTHING_KNOWN, wanted: str | None = None) -> Target:
         """Who answers to a name: a served alias, a mapped name, or what a job of the project made. `key` is whom a strategy keeps with
         one variant, `known` what it knows of the request; `wanted` names a variant in its stead. Raises NotFound."""
         if self.router.has(name):
@@ -86,7 +86,7 @@ class State:
             return await asyncio.to_thread(self._target, word, word, project)
         return self.router.target(name)  # raises, with the nearest name
 
-    async def known_of(self, exchange: Exchange, name: str) -> Known:
+    async def known_of(self, exchange: Exchange, name: str) -> AskedState:
         """What the strategy of a name may know of a request: the variant that its conversation has, seen here or by another server."""
         deployment = self.router.deployment(name if self.router.has(name) else self.names.get(name, name))
         if deployment is None or len(deployment.variants) == 1 or exchange.conversation is None:
@@ -95,7 +95,7 @@ class State:
         known = self._assigned.get(place)
         if known is None and exchange.continued and self.log is not None:
             row = await asyncio.to_thread(Interactions(self.log).assigned, exchange.conversation, exchange.alias, exchange.project)
-            known = None if row is None else Known(*row)
+            known = None if row is None else AskedState(*row)
         return known or NOTHING_KNOWN
 
     def note_assigned(self, exchange: Exchange) -> None:
@@ -103,7 +103,7 @@ class State:
         if exchange.variant is None or exchange.conversation is None or exchange.deployment is None or exchange.propensity is None:
             return
         place = (exchange.project, exchange.alias, exchange.conversation)
-        self._assigned[place] = Known(exchange.variant.name, exchange.propensity)
+        self._assigned[place] = AskedState(exchange.variant.name, exchange.propensity)
         self._assigned.move_to_end(place)
         if len(self._assigned) > _REMEMBERED:
             self._assigned.popitem(last=False)

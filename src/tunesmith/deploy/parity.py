@@ -16,7 +16,7 @@ TOLERANCE = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 0.25}
 END = "(end)"  # what is said of an answer that stops where another goes on
 
 
-class Place(Record, frozen=True):
+class TokenPlace(Record, frozen=True):
     """One place of an answer: the side's likeliest token with its log-probability, and that of the reference's token; None where the
     side does not say it. `others` are the next likeliest of the reference."""
 
@@ -32,10 +32,10 @@ class SideRow(Record, frozen=True):
 
     row: str
     prompt: tuple[int, ...] | int
-    places: tuple[Place, ...]
+    places: tuple[TokenPlace, ...]
 
 
-class Difference(Record, frozen=True):
+class TokenDifference(Record, frozen=True):
     """Where a side's answer leaves the reference's: both tokens with the log-probabilities that each of the two gives them."""
 
     row: str
@@ -66,7 +66,7 @@ class Agreement(Record, frozen=True):
     ties: int
     largest: float
     tolerance: float
-    first: Difference | None = None
+    first: TokenDifference | None = None
     judged: bool = True
     reason: str = ""
 
@@ -103,7 +103,7 @@ def _same_prompt(a: tuple[int, ...] | int, b: tuple[int, ...] | int) -> bool:
     return a == b
 
 
-def _difference(reference: SideRow, row: SideRow, tolerance: float) -> Difference | None:
+def _difference(reference: SideRow, row: SideRow, tolerance: float) -> TokenDifference | None:
     for at, place in enumerate(row.places):
         if at >= len(reference.places):
             return None
@@ -113,7 +113,7 @@ def _difference(reference: SideRow, row: SideRow, tolerance: float) -> Differenc
         other = wanted.others.get(place.chosen)
         # An end has no log-probability over HTTP: then the reference's own two decide.
         near, own = _near(wanted.best, other, tolerance), place.best is None or _near(place.best, place.expected, tolerance)
-        return Difference(
+        return TokenDifference(
             row=row.row,
             place=at,
             expected=wanted.chosen,

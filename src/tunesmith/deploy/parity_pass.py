@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunesmith.deploy.parity import Place
+from tunesmith.deploy.parity import TokenPlace
 
 Word = Callable[[int], str]
 OTHERS = 20  # likeliest tokens that are kept of the reference
@@ -35,12 +35,12 @@ def along(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
     return logits.float()
 
 
-def reference_places(logits: Tensor, answer: Sequence[int], word: Word) -> tuple[Place, ...]:
+def reference_places(logits: Tensor, answer: Sequence[int], word: Word) -> tuple[TokenPlace, ...]:
     """The places of the reference: its own answer, with the next likeliest tokens at each."""
     chances = logits.log_softmax(-1)
     top = chances.topk(min(OTHERS, chances.shape[-1]), -1)
     return tuple(
-        Place(
+        TokenPlace(
             chosen=word(token),
             best=float(row[token]),
             expected=float(row[token]),
@@ -50,11 +50,11 @@ def reference_places(logits: Tensor, answer: Sequence[int], word: Word) -> tuple
     )
 
 
-def places(logits: Tensor, answer: Sequence[int], word: Word) -> tuple[Place, ...]:
+def places(logits: Tensor, answer: Sequence[int], word: Word) -> tuple[TokenPlace, ...]:
     """What a side's logits [answer, V] say at the places of the reference's answer."""
     chances = logits.log_softmax(-1)
     best, chosen = chances.max(-1)
     return tuple(
-        Place(chosen=word(own), best=value, expected=float(row[token]))
+        TokenPlace(chosen=word(own), best=value, expected=float(row[token]))
         for token, row, own, value in zip(answer, chances, chosen.tolist(), best.tolist(), strict=True)
     )

@@ -11,12 +11,12 @@ from tunesmith.core.deployment import Deployment, Variant
 from tunesmith.core.errors import ConfigError, NotFound, TunesmithError, nearest
 from tunesmith.core.model_ref import ModelRef
 from tunesmith.core.types import Message, digest
-from tunesmith.deploy.strategy import State, VariantChoice, asked_for, choose
+from tunesmith.deploy.strategy import AskedState, VariantChoice, asked_for, choose
 from tunesmith.models.base import Model, passing, ref_of
 
 T = TypeVar("T")
 OVERRIDE = "override"  # the strategy of a request that somebody sent to a variant by its name
-_NOTHING_KNOWN = State()
+_NOTHING_KNOWN = AskedState()
 
 
 class Unloaded(TunesmithError):
@@ -61,7 +61,7 @@ class _Entry:
     models: Mapping[str, Model]
     since: float
 
-    def target(self, key: str, known: State, wanted: str | None) -> Target:
+    def target(self, key: str, known: AskedState, wanted: str | None) -> Target:
         deployment = self.deployment
         choice = choose(key, deployment, known) if wanted is None else asked_for(wanted, deployment)
         if not deployment.version:
@@ -139,7 +139,7 @@ class Router:
         entry = self._entries.get(alias)
         return entry.deployment if entry is not None and entry.deployment.version else None
 
-    def target(self, alias: str, key: str = "", known: State = _NOTHING_KNOWN, *, wanted: str | None = None) -> Target:
+    def target(self, alias: str, key: str = "", known: AskedState = _NOTHING_KNOWN, *, wanted: str | None = None) -> Target:
         """Who answers a request to `alias` whose user or conversation is `key`, of which so much is `known`; with `wanted` the variant of
         that name. Raises NotFound with the nearest name, Unloaded for an alias whose model could not be loaded."""
         entry = self._entries.get(alias)

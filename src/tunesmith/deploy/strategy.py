@@ -18,7 +18,7 @@ _BUCKETS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class AskedState:
     """What is known when a variant is chosen: `assigned` is the variant that the request's conversation was assigned before, with the
     `propensity` that it had then."""
 
@@ -38,15 +38,15 @@ class VariantChoice:
 
 
 # The key is what stays the same while one variant should: the client's word for its user, else the conversation, else the request.
-Strategy = Callable[[str, Deployment, State], VariantChoice]
+Strategy = Callable[[str, Deployment, AskedState], VariantChoice]
 
 
-def first_variant(_key: str, deployment: Deployment, _state: State) -> VariantChoice:
+def first_variant(_key: str, deployment: Deployment, _state: AskedState) -> VariantChoice:
     """`one`: the first variant answers everything; the others are kept for whoever names them."""
     return VariantChoice(deployment.variants[0])
 
 
-def split(key: str, deployment: Deployment, state: State) -> VariantChoice:
+def split(key: str, deployment: Deployment, state: AskedState) -> VariantChoice:
     """`split`: each variant is assigned its share of the keys, always the same keys; a conversation keeps the variant that it was assigned,
     whatever the weights are by now, and the propensity that it was assigned with.
     """
@@ -63,12 +63,12 @@ def split(key: str, deployment: Deployment, state: State) -> VariantChoice:
     return VariantChoice(deployment.variants[last], shares[last])
 
 
-def fallback(_key: str, deployment: Deployment, _state: State) -> VariantChoice:
+def fallback(_key: str, deployment: Deployment, _state: AskedState) -> VariantChoice:
     """`fallback`: the first variant answers, and the next where it fails or takes longer than it may."""
     return VariantChoice(deployment.variants[0], instead=deployment.variants[1:])
 
 
-def shadow(key: str, deployment: Deployment, _state: State) -> VariantChoice:
+def shadow(key: str, deployment: Deployment, _state: AskedState) -> VariantChoice:
     """`shadow`: the first variant answers; each other one gets a copy of its share of the requests."""
     copied = [variant for variant in deployment.variants[1:] if bucket(f"{deployment.alias}/{variant.name}", key) < variant.weight]
     return VariantChoice(deployment.variants[0], copies=tuple(copied))
@@ -77,7 +77,7 @@ def shadow(key: str, deployment: Deployment, _state: State) -> VariantChoice:
 STRATEGIES: Mapping[str, Strategy] = {"one": first_variant, "split": split, "fallback": fallback, "shadow": shadow}
 
 
-def choose(key: str, deployment: Deployment, state: State) -> VariantChoice:
+def choose(key: str, deployment: Deployment, state: AskedState) -> VariantChoice:
     """The deployment's own strategy, applied. Raises ConfigError for a strategy that nobody wrote."""
     strategy = STRATEGIES.get(deployment.strategy)
     if strategy is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tunesmith.core.errors import StoreError
 from tunesmith.core.model_ref import ModelRef
-from tunesmith.deploy.export.card import CardFacts, Measured
+from tunesmith.deploy.export.card import CardFacts, CardMetric
 from tunesmith.deploy.export.model_files import ModelFiles
 from tunesmith.deploy.export.targets import export as write
 from tunesmith.deploy.export.targets import free, known
@@ -66,18 +66,18 @@ def card_facts(word: str, ref: ModelRef, files: ModelFiles, at: Bench) -> CardFa
     )
 
 
-def _measured(model_digest: str, at: Bench) -> list[Measured]:
+def _measured(model_digest: str, at: Bench) -> list[CardMetric]:
     """Every kept number of these very weights, the newest evaluation of the same rows only."""
     if not model_digest:
         return []
-    newest: dict[tuple[str, str], Measured] = {}
+    newest: dict[tuple[str, str], CardMetric] = {}
     for evaluation in kept_evaluations(at.folder):
         if not _is_of(evaluation, model_digest, at.folder):
             continue
         for name in evaluation.metrics:
             value = evaluation.values[name]
             if value is not None:
-                line = Measured(data=evaluation.data, rows=evaluation.rows, metric=name, value=value, interval=evaluation.intervals[name])
+                line = CardMetric(data=evaluation.data, rows=evaluation.rows, metric=name, value=value, interval=evaluation.intervals[name])
                 newest.setdefault((evaluation.dataset_digest, name), line)
     return list(newest.values())
 

@@ -21,7 +21,7 @@ from tunesmith.core.row_kinds import as_examples
 from tunesmith.core.types import Example, Prompt, Record
 from tunesmith.deploy.export.merged import write_merged
 from tunesmith.deploy.export.model_files import ModelFiles
-from tunesmith.deploy.parity import END, Agreement, Place, SideRow, agreement, table
+from tunesmith.deploy.parity import END, Agreement, SideRow, TokenPlace, agreement, table
 from tunesmith.evaluate.prompts import as_given
 from tunesmith.flow.evaluation.run import Bench
 from tunesmith.flow.exporting import model_files
@@ -238,12 +238,12 @@ class _Compared:
         tokens = (choice.logprobs.content if choice.logprobs is not None else None) or []
         own = [self._place(token, wanted) for token, wanted in zip(tokens, [*reference.places, *[None] * len(tokens)], strict=False)]
         if choice.finish_reason != "length" and (not own or own[-1].chosen != END):
-            own.append(Place(chosen=END, best=None, expected=None))
+            own.append(TokenPlace(chosen=END, best=None, expected=None))
         return SideRow(row=example.id, prompt=completion.usage.prompt_tokens, places=tuple(own))
 
-    def _place(self, token: Any, wanted: Place | None) -> Place:
+    def _place(self, token: Any, wanted: TokenPlace | None) -> TokenPlace:
         """A token of the server's answer, and what it gives the reference's."""
         ends = {self.renderer.word(number) for number in self.renderer.stop_ids}
         top = {END if entry.token in ends else entry.token: entry.logprob for entry in [*reversed(token.top_logprobs), token]}
         chosen = END if token.token in ends else token.token
-        return Place(chosen=chosen, best=token.logprob, expected=None if wanted is None else top.get(wanted.chosen))
+        return TokenPlace(chosen=chosen, best=token.logprob, expected=None if wanted is None else top.get(wanted.chosen))

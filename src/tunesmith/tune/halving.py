@@ -18,7 +18,7 @@ PROXY_SHARE, PROXY_ROWS, PROXY_STEPS = 0.1, 64, 8  # a proxy of fewer rows or st
 STEPS_LEAST = 6  # a rung of fewer steps is not worth a pause
 
 
-class Step(NamedTuple):
+class HalvingStep(NamedTuple):
     """What to do next: train trial `number` up to the rung `rung`, or (None) begin a new one."""
 
     number: int | None
@@ -45,18 +45,18 @@ def ladder(tune: Tune, *, rows: int, steps: int, warmup: float) -> tuple[Rung, .
     return (Rung(share=proxy, proxy=True), *(rung for rung in whole if rung.share > proxy * 1.5 or tune.rungs != "auto"))
 
 
-def step(trials: Sequence[Trial], rungs: Sequence[Rung], tune: Tune, *, higher: bool, more: bool) -> Step | None:
+def step(trials: Sequence[Trial], rungs: Sequence[Rung], tune: Tune, *, higher: bool, more: bool) -> HalvingStep | None:
     """What to do next; None when nothing is left. `more`: the budget allows another trial. Trials that are worked on come as running."""
     top = len(rungs) - 1
     always = [trial for trial in trials if trial.state == "paused" and (trial.number == DEFAULT or trial.origin == "added")]
     if always:
-        return Step(always[0].number, len(always[0].looks))
+        return HalvingStep(always[0].number, len(always[0].looks))
     for rung in range(top - 1, -1, -1):
         number = _promoted(trials, rung, tune.eta, higher=higher)
         if number is not None:
-            return Step(number, rung + 1)
+            return HalvingStep(number, rung + 1)
     if more or any(trial.state == "waiting" for trial in trials):
-        return Step(None, 0)
+        return HalvingStep(None, 0)
     return _last_ones(trials, tune, higher=higher)
 
 
@@ -76,7 +76,7 @@ def _at(trial: Trial, rung: int) -> Trial | None:
     return Trial(number=trial.number, params=trial.params, state=trial.state, origin=trial.origin, looks=tuple(looks))
 
 
-def _last_ones(trials: Sequence[Trial], tune: Tune, *, higher: bool) -> Step | None:
+def _last_ones(trials: Sequence[Trial], tune: Tune, *, higher: bool) -> HalvingStep | None:
     """At the end as many trials as there are finalists are trained whole, whatever one of `eta` says."""
     whole = sum(trial.state == "finished" and trial.number != DEFAULT for trial in trials)
     under_way = sum(trial.state == "running" for trial in trials)
@@ -85,7 +85,7 @@ def _last_ones(trials: Sequence[Trial], tune: Tune, *, higher: bool) -> Step | N
         return None
     furthest = max(len(trial.looks) for trial in paused)
     best = ranked([trial for trial in paused if len(trial.looks) == furthest], higher=higher)
-    return Step(best[0].number, furthest) if best else None
+    return HalvingStep(best[0].number, furthest) if best else None
 
 
 def waits(trials: Sequence[Trial], busy: Collection[int]) -> list[Trial]:

@@ -19,7 +19,7 @@ from tunesmith.core.load import need
 from tunesmith.core.types import Record
 from tunesmith.tune.settings import Axis, Sampler
 from tunesmith.tune.space import Varied, drawn, grid, label, nearest_in
-from tunesmith.tune.trials import DEFAULT, Look, Origin, Rung, State, Trial
+from tunesmith.tune.trials import DEFAULT, Origin, Rung, RungResult, Trial, TrialState
 
 _FACTS, _OF = "tunesmith", "tunesmith:trial"
 _STARTUP = 10  # plans by chance before TPE or CMA-ES has enough to go by; fewer in a short study
@@ -48,9 +48,9 @@ class StudyFacts(Record, frozen=True):
 class _Beside(Record, frozen=True):
     """What Optuna has no column for."""
 
-    state: State = "running"
+    state: TrialState = "running"
     origin: Origin = "search"
-    looks: tuple[Look, ...] = ()
+    looks: tuple[RungResult, ...] = ()
     note: str = ""
 
 
@@ -104,7 +104,7 @@ class Search:
         beside = _beside(frozen)
         waiting = frozen.state.name == "WAITING"
         params = frozen.system_attrs.get("fixed_params", {}) if waiting else frozen.params
-        state: State = "waiting" if waiting else beside.state
+        state: TrialState = "waiting" if waiting else beside.state
         return Trial(number=frozen.number, params=dict(params), state=state, origin=beside.origin, looks=beside.looks, note=beside.note)
 
     def add(self, params: Mapping[str, Any], origin: Origin) -> int:
@@ -195,7 +195,7 @@ class Search:
         optuna = _optuna()
         return {each.key: _distribution(optuna, each) for each in self.facts.space}
 
-    def look(self, number: int, look: Look, state: State, note: str = "") -> None:
+    def look(self, number: int, look: RungResult, state: TrialState, note: str = "") -> None:
         """Keep what was seen of a trial, and what becomes of it."""
         frozen = self._frozen(number)
         beside = _beside(frozen)
@@ -204,11 +204,11 @@ class Search:
             self._study._storage.set_trial_intermediate_value(frozen._trial_id, look.rung, look.value)
         self._put(number, msgspec.structs.replace(beside, looks=looks, note=note), state)
 
-    def mark(self, number: int, state: State, note: str = "") -> None:
+    def mark(self, number: int, state: TrialState, note: str = "") -> None:
         """What becomes of a trial, and why."""
         self._put(number, msgspec.structs.replace(_beside(self._frozen(number)), note=note), state)
 
-    def _put(self, number: int, beside: _Beside, state: State) -> None:
+    def _put(self, number: int, beside: _Beside, state: TrialState) -> None:
         """First what Optuna has no column for, so that a kill in between leaves nothing that is not known."""
         self._note(number, msgspec.structs.replace(beside, state=state))
         states = _optuna().trial.TrialState
@@ -320,7 +320,7 @@ def _encoded(beside: _Beside) -> str:
     return msgspec.json.encode(beside).decode()
 
 
-def _seen(looks: Sequence[Look]) -> dict[int, float]:
+def _seen(looks: Sequence[RungResult]) -> dict[int, float]:
     return {look.rung: look.value for look in looks if look.value is not None}
 
 

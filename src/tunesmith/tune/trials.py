@@ -9,7 +9,7 @@ from tunesmith.core.errors import UsageError
 from tunesmith.core.types import Record
 
 # waiting: asked for and not begun; running: begun; paused: looked at on a rung, may go on; pruned: shown to be worse than another there.
-State = Literal["waiting", "running", "paused", "pruned", "finished", "failed"]
+TrialState = Literal["waiting", "running", "paused", "pruned", "finished", "failed"]
 Origin = Literal["default", "search", "earlier", "added", "cloned"]
 DEFAULT = 0  # the number of the project's own plan
 
@@ -26,7 +26,7 @@ class Rung(Record, frozen=True):
         return f"{self.share:.0%} of the rows" if self.proxy else f"{self.share:.0%}"
 
 
-class Look(Record, frozen=True):
+class RungResult(Record, frozen=True):
     """A trial on a rung. `value` is what the study goes by (None: it could not be measured), `values` every metric, with the interval of
     the first; `loss` is the validation loss. `tokens` were trained and `seconds` spent by this trial up to here. `place` is the folder of
     the evaluation, in the store's folder of studies; empty where only the loss was looked at."""
@@ -47,13 +47,13 @@ class Trial(Record, frozen=True):
 
     number: int
     params: dict[str, Any]
-    state: State
+    state: TrialState
     origin: Origin = "search"
-    looks: tuple[Look, ...] = ()
+    looks: tuple[RungResult, ...] = ()
     note: str = ""
 
     @property
-    def last(self) -> Look | None:
+    def last(self) -> RungResult | None:
         """The furthest look."""
         return self.looks[-1] if self.looks else None
 

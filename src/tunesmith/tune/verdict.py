@@ -23,7 +23,7 @@ from tunesmith.tune.trials import DEFAULT, Trial, ranked
 Recommended = Literal["default", "trial"]
 
 
-class Verdict(Record, frozen=True):
+class StudyVerdict(Record, frozen=True):
     """What a study recommends. `trial` is the best finalist (None: no trial was better than the default in the search).
     `difference` is that trial minus the default on the validation rows, at `level`; None where nothing was repeated."""
 
@@ -73,11 +73,11 @@ def with_seeds(difference: Difference, default: Sequence[float], trial: Sequence
     return replace(difference, low=difference.estimate - low, high=difference.estimate + high, method=method)
 
 
-def decide(trial: int, difference: Difference | None, *, metric: str, higher: bool, tried: int, seeds: int) -> Verdict:
+def decide(trial: int, difference: Difference | None, *, metric: str, higher: bool, tried: int, seeds: int) -> StudyVerdict:
     """The verdict on the best finalist. `difference` (trial minus default) is None where there were too few rows to say anything."""
     if difference is None:
         sentence = f"The default plan is recommended: too few rows have a {metric} to compare trial {trial} with it."
-        return Verdict(recommended="default", sentence=sentence, trial=trial, level=level(tried), tried=tried, seeds=seeds)
+        return StudyVerdict(recommended="default", sentence=sentence, trial=trial, level=level(tried), tried=tried, seeds=seeds)
     better = difference.low > 0 if higher else difference.high < 0
     numbers = (
         f"{metric} {difference.estimate:+.3g} (interval {difference.low:+.3g} to {difference.high:+.3g}, {100 * difference.level:.4g}% "
@@ -88,21 +88,21 @@ def decide(trial: int, difference: Difference | None, *, metric: str, higher: bo
     else:
         sentence = f"The default plan is recommended: trial {trial} is not shown to be better, {numbers}."
     recommended: Recommended = "trial" if better else "default"
-    return Verdict(
+    return StudyVerdict(
         recommended=recommended, sentence=sentence, trial=trial, difference=difference, level=difference.level, tried=tried, seeds=seeds
     )
 
 
-def unbeaten(best: int | None, tried: int) -> Verdict:
+def unbeaten(best: int | None, tried: int) -> StudyVerdict:
     """The verdict where no trial of the search was better than the default: there is nothing to repeat."""
     named = "no trial has a value" if best is None else "no trial was better than it in the search"
-    return Verdict(recommended="default", sentence=f"The default plan is recommended: {named}, of {tried} tried plans.", tried=tried)
+    return StudyVerdict(recommended="default", sentence=f"The default plan is recommended: {named}, of {tried} tried plans.", tried=tried)
 
 
-def unrepeated(best: int, tried: int) -> Verdict:
+def unrepeated(best: int, tried: int) -> StudyVerdict:
     """The verdict of a study without repetitions: the best of many may be so by chance."""
     sentence = (
         f"The default plan is recommended: trial {best} was the best of {tried} in the search, and nothing was repeated "
         "(tune.seeds, or the budget), so that this may be noise."
     )
-    return Verdict(recommended="default", sentence=sentence, trial=best, tried=tried)
+    return StudyVerdict(recommended="default", sentence=sentence, trial=best, tried=tried)

@@ -7,7 +7,7 @@ from tunesmith.core.stats import Interval
 from tunesmith.core.types import Record
 
 
-class Measured(Record, frozen=True):
+class CardMetric(Record, frozen=True):
     """One metric of one evaluation of these weights; no interval where none could be computed."""
 
     data: str
@@ -27,7 +27,7 @@ class CardFacts(Record, frozen=True):
     license: str = ""
     digest: str = ""
     lineage: tuple[tuple[str, str, str], ...] = ()
-    measured: tuple[Measured, ...] = ()
+    measured: tuple[CardMetric, ...] = ()
 
 
 def card(facts: CardFacts, library: str, use: str) -> str:

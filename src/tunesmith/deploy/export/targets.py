@@ -23,7 +23,7 @@ Writer = Callable[[ModelFiles, Path], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class ExportTarget:
     """What fills the folder, the library that model hubs are told, and how it is loaded (with `{name}` and `{base}`)."""
 
     write: Writer
@@ -31,19 +31,19 @@ class Target:
     use: str
 
 
-TARGETS: dict[str, Target] = {
-    "adapter": Target(
+TARGETS: dict[str, ExportTarget] = {
+    "adapter": ExportTarget(
         write_adapter,
         "peft",
         "`peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained('{base}'), FOLDER)`, or vLLM with `--lora-modules`.",
     ),
-    "merged": Target(write_merged, "transformers", "`transformers.AutoModelForCausalLM.from_pretrained(FOLDER)`, vLLM, SGLang, TGI."),
-    "gguf": Target(write_gguf("f16"), "gguf", "llama.cpp: `llama-server -m model.gguf --jinja --alias {name}`."),
-    "gguf-q8_0": Target(write_gguf("q8_0"), "gguf", "llama.cpp: `llama-server -m model.gguf --jinja --alias {name}`."),
-    "ollama": Target(write_ollama, "gguf", "`ollama create {name} -f Modelfile`, in this folder."),
-    "vllm": Target(write_vllm, "transformers", "`./serve.sh`, with any other option of vLLM behind it."),
-    "docker": Target(write_docker, "transformers", "`docker build -t NAME .`, then `docker run --gpus all -p 8000:8000 NAME`."),
-    "kubernetes": Target(
+    "merged": ExportTarget(write_merged, "transformers", "`transformers.AutoModelForCausalLM.from_pretrained(FOLDER)`, vLLM, SGLang, TGI."),
+    "gguf": ExportTarget(write_gguf("f16"), "gguf", "llama.cpp: `llama-server -m model.gguf --jinja --alias {name}`."),
+    "gguf-q8_0": ExportTarget(write_gguf("q8_0"), "gguf", "llama.cpp: `llama-server -m model.gguf --jinja --alias {name}`."),
+    "ollama": ExportTarget(write_ollama, "gguf", "`ollama create {name} -f Modelfile`, in this folder."),
+    "vllm": ExportTarget(write_vllm, "transformers", "`./serve.sh`, with any other option of vLLM behind it."),
+    "docker": ExportTarget(write_docker, "transformers", "`docker build -t NAME .`, then `docker run --gpus all -p 8000:8000 NAME`."),
+    "kubernetes": ExportTarget(
         write_kubernetes,
         "transformers",
         "`docker build`, push the image and name it in `kubernetes.yaml`, then `kubectl apply -f kubernetes.yaml`.",
@@ -51,7 +51,7 @@ TARGETS: dict[str, Target] = {
 }
 
 
-def known(word: str) -> Target:
+def known(word: str) -> ExportTarget:
     """The target of that name. Raises UsageError with those that there are."""
     if word not in TARGETS:
         raise UsageError(f"unknown target '{word}'", where="--to", allowed=", ".join(TARGETS), remedy=nearest(word, TARGETS))

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _BESIDE = 3.0  # the answering base stays in memory beside a training where so many times its size is free
 
 
-class Stopped(Exception):
+class StudyStopped(Exception):
     """The study was asked to stop, or its time is up; what was trained is in a checkpoint."""
 
 
@@ -68,7 +68,7 @@ class _Course:
 
 
 @dataclass
-class Bench:
+class StudyMaterials:
     """The materials of a study."""
 
     context: ProjectContext
@@ -142,7 +142,7 @@ class Bench:
         except Paused as pause:
             there = _paused_at(work, share)
             if there is None:
-                raise Stopped from pause
+                raise StudyStopped from pause
             return there
         _drop_checkpoints(work)
         loss = getattr(result, "valid_loss", None)

@@ -20,14 +20,14 @@ from tunesmith.flow.plan_file import write_plan
 from tunesmith.flow.project import Project
 from tunesmith.flow.runner import only_one
 from tunesmith.flow.tuning import finals
-from tunesmith.flow.tuning.bench import Bench, Stopped
+from tunesmith.flow.tuning.bench import StudyMaterials, StudyStopped
 from tunesmith.flow.tuning.report import write_report
 from tunesmith.flow.tuning.study import STOP, Study, begin, database, facts_of, held
 from tunesmith.flow.tuning.summary import summary
 from tunesmith.tune.search import Search
 from tunesmith.tune.space import given
 from tunesmith.tune.trials import DEFAULT, Trial, find
-from tunesmith.tune.verdict import Verdict
+from tunesmith.tune.verdict import StudyVerdict
 
 
 def tune(project: Project, folder: Path, progress: Progress, name: str = "") -> dict[str, Any]:
@@ -39,7 +39,7 @@ def tune(project: Project, folder: Path, progress: Progress, name: str = "") -> 
         if ended in ("done", "budget"):
             try:
                 verdict = finals.judged(study)
-            except Stopped:
+            except StudyStopped:
                 ended = "stopped"
         page = write_report(study.search, study.folder, folder / project.report)
         return summary(study.search, study.folder) | {"ended": ended, "verdict": _plain(verdict), "report": str(page)}
@@ -65,7 +65,7 @@ def _search(study: Study) -> str:
     while (leg := study.take()) is not None:
         try:
             trial = study.carry_out(leg)
-        except Stopped:
+        except StudyStopped:
             return "stopped"
         finally:
             leg.lock.close()
@@ -95,7 +95,7 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _plain(verdict: Verdict | None) -> Any:
+def _plain(verdict: StudyVerdict | None) -> Any:
     return None if verdict is None else msgspec.to_builtins(verdict)
 
 
@@ -148,7 +148,7 @@ def clone(project: Project, folder: Path, progress: Progress, name: str, new: st
         old = Search.open(url, name or project.name)
         if new == old.name:
             raise UsageError(f"'{new}' is the study itself", allowed="another name")
-        facts = facts_of(Bench(context, project.tune.rows), project.tune)
+        facts = facts_of(StudyMaterials(context, project.tune.rows), project.tune)
         other = [key for key in ("data", "base", "plan", "measure") if old.facts.about[key] != facts.about[key]]
         study = begin(context, new, alone=True)
         with held(study.folder):
@@ -211,4 +211,4 @@ def _study_to_read(project: Project, folder: Path, name: str) -> Iterator[Study]
         search = Search.open(database(context), name or project.name)
         if context.runner.peek("tokens") is None:
             raise TunesmithError("the rows of the study are no longer there as they were", remedy="tunesmith tune prepares them again")
-        yield Study(context, Bench(context, project.tune.rows), search, project.tune)
+        yield Study(context, StudyMaterials(context, project.tune.rows), search, project.tune)

@@ -16,12 +16,12 @@ from tunesmith.evaluate.run import Evaluation, load_evaluation
 from tunesmith.flow.tuning.study import Study, held
 from tunesmith.tune import verdict
 from tunesmith.tune.trials import DEFAULT, Repeat, Trial, find, ranked
-from tunesmith.tune.verdict import Verdict
+from tunesmith.tune.verdict import StudyVerdict
 
 _KEPT = "verdict.json"
 
 
-def judged(study: Study) -> Verdict | None:
+def judged(study: Study) -> StudyVerdict | None:
     """The verdict on what the search found so far, with whatever repetitions it still needs; None while another process is at it.
 
     Raises Stopped when the study is asked to stop.
@@ -34,13 +34,13 @@ def judged(study: Study) -> Verdict | None:
         return found
 
 
-def read_verdict(study_folder: Path) -> Verdict | None:
+def read_verdict(study_folder: Path) -> StudyVerdict | None:
     """The last verdict of a study; None before the first."""
     path = study_folder / _KEPT
-    return msgspec.json.decode(path.read_bytes(), type=Verdict) if path.is_file() else None
+    return msgspec.json.decode(path.read_bytes(), type=StudyVerdict) if path.is_file() else None
 
 
-def _verdict(study: Study) -> Verdict:
+def _verdict(study: Study) -> StudyVerdict:
     trials = study.search.trials()
     tried = sum(trial.value is not None and trial.number != DEFAULT for trial in trials)
     best = verdict.finalists(trials, study.tune.finalists, higher=study.higher)
@@ -95,7 +95,7 @@ def _repeat(study: Study, trial: Trial, seed: int) -> Repeat:
     return repeat
 
 
-def _weighed(study: Study, runs: dict[int, list[Repeat]], tried: int, seeds: int) -> Verdict:
+def _weighed(study: Study, runs: dict[int, list[Repeat]], tried: int, seeds: int) -> StudyVerdict:
     higher = study.bench.metric.better == "higher"
     evaluations = {number: _loaded(study, repeats) for number, repeats in runs.items()}
     values = {number: [each.value for each in repeats if each.value is not None] for number, repeats in runs.items()}

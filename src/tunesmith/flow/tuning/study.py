@@ -21,7 +21,7 @@ from tunesmith.core.types import digest
 from tunesmith.evaluate.run import Evaluation, load_evaluation
 from tunesmith.flow.context import ProjectContext
 from tunesmith.flow.plan_keys import changed, ground, values
-from tunesmith.flow.tuning.bench import Bench
+from tunesmith.flow.tuning.bench import StudyMaterials
 from tunesmith.train.methods import METHODS
 from tunesmith.train.plan import Plan
 from tunesmith.train.resolve import resolve
@@ -29,7 +29,7 @@ from tunesmith.tune.halving import ladder, step
 from tunesmith.tune.search import Search, StudyFacts, defaults, earlier
 from tunesmith.tune.settings import Tune
 from tunesmith.tune.space import changes, space
-from tunesmith.tune.trials import DEFAULT, Look, Repeat, Rung, Trial, find, ranked
+from tunesmith.tune.trials import DEFAULT, Repeat, Rung, RungResult, Trial, find, ranked
 
 STOP = "stop"
 _ALL_TOGETHER = ("added", "cloned")  # trials beyond the budget of trials
@@ -78,7 +78,7 @@ class Study:
     """A study at work in one process."""
 
     context: ProjectContext
-    bench: Bench
+    bench: StudyMaterials
     search: Search
     tune: Tune
     began: float = field(default_factory=time.monotonic)
@@ -214,9 +214,9 @@ class Study:
         self.search.look(trial.number, look, "finished" if rung == len(self.rungs) - 1 else "paused")
         return find(self.search.trials(), trial.number)
 
-    def _look(self, trial: Trial, index: int, rung: Rung) -> Look:
+    def _look(self, trial: Trial, index: int, rung: Rung) -> RungResult:
         began, folder, label = time.monotonic(), self.place(trial.number), f"trial {trial.number}"
-        before = trial.last or Look(rung=-1, value=None)
+        before = trial.last or RungResult(rung=-1, value=None)
         plan, items = self.plan(trial), self.bench.proxy(rung.share) if rung.proxy else None
         work = folder / ("proxy" if rung.proxy else "train")
         trained = self.bench.train(plan, work, 1.0 if rung.proxy else rung.share, items=items, label=label, stop=self.over)
@@ -226,7 +226,7 @@ class Study:
             evaluation = self.bench.ask(trained.weights, place, label)
         spread = None if evaluation is None else self.bench.interval(evaluation)
         value = trained.loss if self.tune.by == "loss" else None if evaluation is None else evaluation.values[self.bench.metric.name]
-        return Look(
+        return RungResult(
             rung=index,
             value=value,
             values={} if evaluation is None else evaluation.values,
@@ -258,7 +258,7 @@ class Study:
                 shutil.rmtree(self.place(trial.number) / "train" / "checkpoints", ignore_errors=True)  # it never goes on
         return pruned
 
-    def evaluation(self, look: Look) -> Evaluation:
+    def evaluation(self, look: RungResult) -> Evaluation:
         """What a trial answered on a rung."""
         return load_evaluation(self.context.store.layout.tuning / look.place)
 
@@ -277,7 +277,7 @@ def begin(context: ProjectContext, name: str, *, alone: bool = False) -> Study:
     Raises UsageError where a study of that name is about something else.
     """
     tune = context.project.tune
-    bench = Bench(context, tune.rows, by_loss=tune.by == "loss")
+    bench = StudyMaterials(context, tune.rows, by_loss=tune.by == "loss")
     facts = facts_of(bench, tune)
     url = database(context)
     search = Search.begin(url, name or context.project.name, facts)
@@ -295,7 +295,7 @@ def begin(context: ProjectContext, name: str, *, alone: bool = False) -> Study:
     return study
 
 
-def facts_of(bench: Bench, tune: Tune) -> StudyFacts:
+def facts_of(bench: StudyMaterials, tune: Tune) -> StudyFacts:
     """What a study of this project is about, as it is configured now. Raises ConfigError for a metric without a good direction."""
     context, method = bench.context, METHODS[bench.plan.method]
     if bench.metric.better == "neither":
