@@ -108,6 +108,21 @@ def test_the_circle_ends_with_a_report_and_a_verdict(finished):
 
 
 @pytest.mark.slow
+def test_a_run_ends_no_canary(finished, tmp_path):
+    from tunesmith.store.deployments import Deployments
+
+    folder = shutil.copytree(finished[0], tmp_path / "copy")
+    with contextlib.closing(Store.open(folder / ".tunesmith")) as store:
+        pair = [Variant(name=name, model=ModelRef(base=f"base-{name}"), weight=weight) for name, weight in (("old", 0.9), ("new", 0.1))]
+        before = Deployments(store).put("tiny-tuned", pair, strategy="split")
+    run = command([*RUN, "--gate.superior", "false", "--gate.margin", "1", "--deploy.alias", "tiny-tuned"], folder)
+    assert run.wait() == 0, run.err
+    assert "not deployed: 'tiny-tuned' answers with several variants (old, new)" in run.err
+    with contextlib.closing(Store.open(folder / ".tunesmith")) as store:
+        assert Deployments(store).in_force()["tiny-tuned"] == before
+
+
+@pytest.mark.slow
 def test_an_answer_is_traced_to_its_rows_and_a_row_to_its_answers(finished, base, tmp_path):
     import httpx
 

@@ -217,10 +217,17 @@ def _told(context: ProjectContext, expected: Expected, name: str) -> Done:
 
 
 def _deploy(context: ProjectContext) -> None:
-    """Put the tuned model in force for its alias, unless it already is."""
+    """Put the tuned model in force for its alias, unless it already is, or several variants answer there: no run ends a canary unasked."""
     alias, model, deployments = context.project.deploy.alias, context.tuned, Deployments(context.store)
     in_force = deployments.in_force().get(alias)
-    if in_force is not None and model.same_as(in_force.variants[0].model):
+    if in_force is not None and any(model.same_as(variant.model) for variant in in_force.variants):
+        return
+    if in_force is not None and len(in_force.variants) > 1:
+        names = ", ".join(variant.name for variant in in_force.variants)
+        context.progress.say(
+            f"not deployed: '{alias}' answers with several variants ({names}); beside them: "
+            f"tunesmith deploy {alias} run:tuned --canary 0.1; in their place: the same without --canary"
+        )
         return
     digest = context.models.lazy(model, alias).digest
     variant = Variant(name=TUNED, model=msgspec.structs.replace(model, digest=digest))
