@@ -1,7 +1,7 @@
 """The decision on three real tasks, offline: one that fine-tuning should win, one that retrieval should win, one where prompting suffices;
 what learning curves foresee; and the simulated decisions of `benchmarks.simulate_decide`. Everything is run through the command line.
 
-`python -m benchmarks.decide TASK` runs one task alone (`--quick`: its first verdict), `curves` the learning curves. `DECIDE_BUDGET` is the
+`python -m benchmarks.decide first`, `tasks` or `curves` makes one part of the page anew, `TASK` runs one task alone. `DECIDE_BUDGET` is the
 time that each task may take (13m).
 """
 
@@ -22,7 +22,6 @@ HEADLINES = ("decide_within_margin", "decide_rows_saved", "curve_inside", "first
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / ".bench" / "decide"
 PAGE = ROOT / "docs" / "decide.md"
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 COMMON = "base: smollm2-135m\nclean: {near_duplicates: {threshold: 0.8, action: cluster}}\n"
 TASKS = {
@@ -143,35 +142,63 @@ def arms_table(report: dict[str, Any]) -> str:
     )
 
 
-def main() -> None:
-    """All tasks, their first verdicts timed, the curves, and the simulation."""
-    from benchmarks.harness import machine, ratio
+def write(part: str, text: str) -> None:
+    """Put what was measured between the marks of its part of the page."""
+    from benchmarks.harness import machine
 
+    begin, end = f"<!-- {part}: begin -->", f"<!-- {part}: end -->"
+    page = PAGE.read_text("utf-8")
+    head, tail = page.partition(begin)[0], page.partition(end)[2]
+    PAGE.write_text(f"{head}{begin}\n`python -m benchmarks.decide {part}`, {machine()}.\n\n{text}\n{end}{tail}", "utf-8")
+
+
+def first() -> None:
+    """The first verdict on entities, timed."""
+    from benchmarks.harness import ratio
+
+    report, minutes = decided("entities", "--quick", "--budget", QUICK)
+    about = f"`tunesmith decide --quick --budget {QUICK}` on entities, after {minutes:.1f} minutes: {report['verdict']}"
+    write("first", "\n\n".join([about, arms_table(report), f"`{ratio('first_verdict_minutes', minutes)}`"]))
+
+
+def tasks() -> list[tuple[str, dict[str, Any]]]:
+    """The experiment on every task; their reports."""
     parts: list[str] = []
     reports = []
-    quick, minutes = decided("entities", "--quick", "--budget", QUICK)
     for task, about in TASKS.items():
-        report, took = decided(task, "--budget", WHOLE)
-        parts += [f"### {about}", "", report["verdict"], "", arms_table(report), ""]
-        parts += [f"{report['stopped'][:1].upper()}{report['stopped'][1:]}; {took:.1f} minutes (`--budget {WHOLE}`).", ""]
+        report, minutes = decided(task, "--budget", WHOLE)
+        parts += [f"#### {about}", report["verdict"], arms_table(report)]
+        parts += [f"{report['stopped'][:1].upper()}{report['stopped'][1:]}; {minutes:.1f} minutes (`--budget {WHOLE}`)."]
         reports.append((task, report))
-    parts += [f"The first verdict on entities (`--quick --budget {QUICK}`), after {minutes:.1f} minutes: {quick['verdict']}", ""]
-    curves, inside = curve_table(reports)
-    lines = [ratio("first_verdict_minutes", minutes), ratio("curve_inside", inside)]
-    text = "\n".join(
-        [f"`make bench-decide`, {machine()}.", "", *parts, "### Learning curves", "", curves, "", *(f"`{line}`" for line in lines)]
-    )
-    page = PAGE.read_text("utf-8")
-    head, tail = page.partition(BEGIN)[0], page.partition(END)[2]
-    PAGE.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", "utf-8")
+    write("tasks", "\n\n".join(parts))
+    return reports
+
+
+def curves(reports: list[tuple[str, dict[str, Any]]]) -> None:
+    """What learning curves foresee, of labelled tasks and of what the experiments fine-tuned."""
+    from benchmarks.harness import ratio
+
+    table, inside = curve_table(reports)
+    write("curves", "\n\n".join([table, f"`{ratio('curve_inside', inside)}`"]))
+
+
+def main() -> None:
+    """The first verdict, all tasks, the curves, and the simulation."""
+    first()
+    curves(tasks())
     subprocess.run([sys.executable, "-m", "benchmarks.simulate_decide"], cwd=ROOT, check=True)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["curves"]:
-        print(curve_table([])[0])
-    elif sys.argv[1:]:
-        found, minutes = decided(sys.argv[1], *sys.argv[2:])
-        print(found["verdict"], arms_table(found), f"{minutes:.1f} minutes", sep="\n\n")
-    else:
-        main()
+    match sys.argv[1:]:
+        case []:
+            main()
+        case ["first"]:
+            first()
+        case ["tasks"]:
+            tasks()
+        case ["curves"]:
+            curves([])
+        case [task, *words]:
+            report, minutes = decided(task, *words)
+            print(report["verdict"], arms_table(report), f"{minutes:.1f} minutes", sep="\n\n")
