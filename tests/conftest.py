@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 
 import pytest
 
@@ -13,6 +14,9 @@ from postgres_parts import database, postgres  # noqa: F401 - fixtures
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Where a test asks for more, one that waits for another sleeps: spinning would take the time of whoever it waits for.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A shell starts what it runs in the background with SIGINT ignored, and so would be everything that is started here to be interrupted.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:
