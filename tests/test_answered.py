@@ -137,6 +137,7 @@ LOCAL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("endpoint", LOCAL)
 @pytest.mark.parametrize("alias", ["echo", "tiny"])
@@ -169,6 +170,7 @@ def test_token_ids_are_logged_as_their_text(served):
     assert json.loads(served.last()["messages"])[0]["content"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "logged"),
     [

@@ -66,6 +66,7 @@ def test_an_answer(served):
     assert json.loads(row["messages"]) == [{"role": "user", "content": "one two three"}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [{}, {"logprobs": True, "top_logprobs": 2}, {"n": 3, "temperature": 1.0}, {"stop": ["e", "\n"]}, {"max_tokens": 1}, {"tools": [TOOL]},
@@ -92,6 +93,7 @@ def test_bodies_are_valid(served, model, more):
         assert spoken == (whole.json()["choices"][0]["message"]["content"] or "")
 
 
+@pytest.mark.slow
 def test_what_is_served_is_what_the_model_answers(served):
     from tunesmith.core.types import Message, Prompt, Sampling
 
@@ -137,6 +139,7 @@ def test_older_functions_are_answered_as_they_are_asked_for(served):
     assert deltas[-1].finish_reason == "function_call"
 
 
+@pytest.mark.slow
 def test_seeds_repeat_and_choices_differ(served):
     def drawn(seed):
         answer = served.client.chat.completions.create(**ask(model="tiny", n=4, seed=seed, temperature=1.2))

@@ -332,6 +332,7 @@ def test_several_prompts_without_a_token_more(served):
     assert (chat["usage"]["completion_tokens"], chat["choices"][0]["message"]["content"]) == (0, "")
 
 
+@pytest.mark.slow
 def test_the_token_that_ends_an_answer_is_counted_among_the_log_probabilities(served):
     import torch
     from transformers import AutoModelForCausalLM
@@ -392,6 +393,7 @@ def test_a_prompt_that_is_too_long_is_refused_before_anything_is_sent(served, wo
         assert error["param"] in body
 
 
+@pytest.mark.slow
 def test_others_are_answered_while_a_huge_prompt_is_read(served):
     huge = threading.Thread(target=served.ask, args=({"role": "user", "content": "\u00e9a" * (2 << 20)},))
     huge.start()

@@ -51,6 +51,7 @@ def form(schema=SCHEMA):
     return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
 def test_answers_satisfy_their_schema(client, seed):
     answer = client.chat.completions.create(**ask(response_format=form(), seed=seed))
@@ -86,6 +87,7 @@ def test_json_objects(client, seed):
         assert isinstance(json.loads(answer.message.content), dict)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "time"}}])
 def test_tools_that_must_be_called_are_called(client, seed, choice):

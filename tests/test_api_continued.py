@@ -105,6 +105,7 @@ def test_another_adapter_than_the_one_to_go_on_from_is_refused(server, first, mo
     assert said in str(refused.value)
 
 
+@pytest.mark.slow
 def test_who_may_not_use_a_model_cannot_train_on_it(server, first):
     assert TunedModels(server.store).find(first.fine_tuned_model, "another") is None
     for name in (first.fine_tuned_model.replace("ft:", "ft:x"), "ft:none"):

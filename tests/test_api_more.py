@@ -32,6 +32,7 @@ def begin(server: Server, data):
     return server.client.uploads.create(bytes=len(data), filename="big.jsonl", mime_type="application/jsonl", purpose="fine-tune")
 
 
+@pytest.mark.slow
 def test_parts_become_a_file(server: Server):
     data = chat_rows(100)
     upload = begin(server, data)
@@ -112,6 +113,7 @@ def test_chats_are_stored_on_wish(server: Server):
 # completions
 
 
+@pytest.mark.slow
 def test_completions_continue_the_text(server: Server):
     require_spec()
     body = {"model": MODEL, "prompt": ["The credit", "Who signed"], "max_tokens": 5, "temperature": 0, "logprobs": 2, "n": 2, "echo": True}
@@ -157,6 +159,7 @@ def encoders(tmp_path_factory):
         yield server
 
 
+@pytest.mark.slow
 def test_embeddings(encoders: Server):
     require_spec()
     import numpy as np
@@ -186,6 +189,7 @@ def batch_file(server: Server, bodies, url="/v1/chat/completions"):
     return server.client.files.create(file=("b.jsonl", "\n".join(map(json.dumps, lines)).encode()), purpose="batch").id
 
 
+@pytest.mark.slow
 def test_a_batch_is_answered(server: Server):
     require_spec()
     bodies = [{"model": "echo" if i % 10 else "nobody", "messages": [{"role": "user", "content": f"say {i}"}]} for i in range(40)]
@@ -204,6 +208,7 @@ def test_a_batch_is_answered(server: Server):
     assert_valid("ListBatchesResponse", server.request("GET", "/batches").json())
 
 
+@pytest.mark.slow
 def test_a_batch_of_responses_is_answered(server: Server):
     bodies = [{"model": "echo", "input": "say one"}, {"model": "echo", "input": []}]
     path = "/v1/responses"
@@ -217,6 +222,7 @@ def test_a_batch_of_responses_is_answered(server: Server):
     assert server.client.responses.retrieve(body["id"]).status == "completed"
 
 
+@pytest.mark.slow
 def test_batches_are_checked_and_cancelled(server: Server):
     create = server.client.batches.create
     bad = server.client.files.create(
@@ -343,6 +349,7 @@ def test_keys_open_what_their_scopes_say(tmp_path):
         assert status("GET", "/models", None) == 401, "without a key in force nobody gets in"
 
 
+@pytest.mark.slow
 def test_limits_say_when_to_come_again(tmp_path):
     with running_server(tmp_path, requests_per_minute=3) as server:
         answers = [server.request("GET", "/models") for _ in range(4)]

@@ -240,6 +240,7 @@ def store(tmp_path):
     store.close()
 
 
+@pytest.mark.slow
 def test_connections_are_kept_and_replaced_when_the_server_closed_them(store):
     upstream, seen = scripted([said("a" * 30)], [said("b" * 30)], [said("c" * 30)])
     answers, logged = asked(store, upstream, 3, model="gpt-4o")  # a mapped name
@@ -314,6 +315,7 @@ def gateway(tmp_path_factory):
             yield *clients, stores[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_response_passes_and_is_logged_and_kept(gateway, stream):
     here, there, store = gateway
@@ -363,6 +365,7 @@ def test_what_the_other_server_cannot_know_is_answered_here(gateway):
     assert caught.value.code == "upstream_unreachable"
 
 
+@pytest.mark.slow
 def test_a_server_without_responses_is_asked_by_chat_completions(store):
     absent = whole({"detail": "Not Found"}).replace(b"200 OK", b"404 Not Found")
     upstream, seen = scripted([absent], [said("c" * 30, "yes")], [said("d" * 30, "no")])
@@ -376,6 +379,7 @@ def test_a_server_without_responses_is_asked_by_chat_completions(store):
     assert (answer.status_code, answer.json(), seen["paths"]) == (404, missing, ["/v1/responses"])
 
 
+@pytest.mark.slow
 def test_the_end_of_a_stream_of_events_waits_for_the_log(store):
     """The mark of the end comes in two pieces, and what cannot be read passes."""
     done = {"type": "response.completed", "response": {"id": "r" * 30, "model": "x", "status": "incomplete", "output": [

@@ -98,6 +98,7 @@ def ids(events):
 # --- an answer ---------------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_answer_is_what_a_chat_completion_answers_and_ends_in_the_log(served):
     chat = [{"role": "system", "content": "List the named entities."}, user("Who signed it?")]
     expected = served.client.chat.completions.create(model="tiny", messages=chat, temperature=0, max_tokens=12)
@@ -114,6 +115,7 @@ def test_an_answer_is_what_a_chat_completion_answers_and_ends_in_the_log(served)
     assert 'gen_ai_operation_name="responses"' in served.request("GET", "/../metrics").text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "more"),
     [("echo", {}), ("tiny", {"temperature": 0, "top_logprobs": 2, "include": ["message.output_text.logprobs"]}), ("parrot", {"tools": LOOK_UP}),
@@ -168,6 +170,7 @@ def test_thoughts_words_and_calls_are_items(served):
     )
 
 
+@pytest.mark.slow
 def test_the_sdks_own_stream_and_its_parsed_answers(served):
     with served.client.responses.stream(model="parrot", input="USERWORDS one", tools=LOOK_UP) as stream:
         kinds = [event.type for event in stream]
@@ -180,6 +183,7 @@ def test_the_sdks_own_stream_and_its_parsed_answers(served):
 # --- turns -------------------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_was_answered_goes_back_as_it_came(served):
     """By hand, by the previous response's id, and by references to items: the model is asked the same."""
     first = served.create(model="parrot", input="USERWORDS one", tools=LOOK_UP, include=["reasoning.encrypted_content"])
@@ -233,6 +237,7 @@ def test_a_chat_that_is_too_long_is_refused_or_cut(served):
 # --- tools and forms ---------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("choice", "names"),
     [("required", {"weather", "time"}), ({"type": "function", "name": "time"}, {"time"}),
@@ -248,6 +253,7 @@ def test_a_call_that_must_come_is_held_to_its_schema(served, choice, names):
     assert json.loads(call.arguments)["city"] in ("Bern", "Rome")
 
 
+@pytest.mark.slow
 def test_allowed_tools_are_all_that_the_model_knows(served):
     """In this API and among chat completions; the model that is free to call calls its first tool."""
     for mode in ("auto", "required"):
@@ -356,6 +362,7 @@ def test_keys_without_effect_are_named(served):
 # --- kept --------------------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_response_is_kept_listed_and_deleted(served):
     from openai.types.responses import ResponseItem
     from pydantic import TypeAdapter
@@ -380,6 +387,7 @@ def test_a_response_is_kept_listed_and_deleted(served):
         served.client.responses.retrieve(unkept.id)
 
 
+@pytest.mark.slow
 def test_a_streamed_response_is_kept_before_its_last_event(served):
     events = served.streamed(model="parrot", input="USERWORDS one", tools=LOOK_UP)
     kept = served.client.responses.retrieve(events[-1]["response"]["id"])
@@ -423,6 +431,7 @@ def test_a_model_that_fails_in_the_middle_fails_the_response(served, tmp_path):
             other.create(model="falls", input="x")
 
 
+@pytest.mark.slow
 def test_what_was_looked_up_is_cited(served):
     """By a model that read two passages and cites one of them twice."""
     from tunesmith.api.app import create_app, running
@@ -449,6 +458,7 @@ def test_what_was_looked_up_is_cited(served):
         assert json.loads(served.log()[-1]["sources"])["index"] == "x"
 
 
+@pytest.mark.slow
 def test_each_project_sees_its_own(tmp_path):
     from tunesmith.api.app import create_app, running
     from tunesmith.models.echo import EchoModel

@@ -61,6 +61,7 @@ def test_a_job_succeeds(server: Server, finished):
     assert [event.data["step"] for event in steps if "full_valid_loss" in event.data] == [6, 3, 0]
 
 
+@pytest.mark.slow
 def test_a_job_and_its_answers_are_traced(server: Server, finished):
     from tunesmith.flow.trace import trace
 

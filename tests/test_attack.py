@@ -144,6 +144,7 @@ def test_an_open_store_of_an_older_version_is_closed_to_others(tmp_path):
     assert stat.S_IMODE((tmp_path / "store" / "tunesmith.db").stat().st_mode) == 0o660
 
 
+@pytest.mark.slow
 def test_what_expires_leaves_the_disk(server: Server):
     from sqlalchemy import update
 
@@ -227,6 +228,7 @@ def test_a_batch_with_lines_that_cannot_be_read_ends_with_their_numbers(server: 
 # a worker that was stopped
 
 
+@pytest.mark.slow
 def test_a_job_waits_for_a_process_that_still_holds_its_folder(server: Server):
     """A worker and its child were stopped for longer than the lease: who takes the job over finds the folder held, and that is no death."""
     from tunesmith.flow.jobs.run import folder_of

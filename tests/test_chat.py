@@ -74,6 +74,7 @@ def test_ids_are_the_templates_and_the_mask_is_the_assistants(renderers, referen
         assert renderer.decode(run[:-1]).strip() == message.text.strip(), "exactly the assistant's words are trained"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_prompt_of_inference_is_the_start_of_the_trained_row(renderers, family):
     renderer = renderers[family]
@@ -92,6 +93,7 @@ def test_a_begin_token_is_never_doubled(renderers):
     assert row.ids.tolist().count(begin[0]) == 1
 
 
+@pytest.mark.slow
 def test_pad_equal_to_end_of_turn_is_trained_where_it_ends_a_turn(renderers, references):
     assert references["smollm2"].pad_token_id in renderers["smollm2"].stop_ids
     row = renderers["smollm2"].example(

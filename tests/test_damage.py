@@ -57,6 +57,7 @@ def job_of(server: Server, file: str):
     return server.client.fine_tuning.jobs.retrieve(made.id)
 
 
+@pytest.mark.slow
 def test_a_training_file_that_changed_after_its_upload_trains_nothing(server: Server):
     file = server.upload()
     assert server.client.files.content(file.id).read() == chat_rows()
@@ -131,6 +132,7 @@ def rows(n=60):
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sealed", [True, False])
 def test_a_flipped_bit_of_a_parquet_gives_no_other_rows(tmp_path, sealed):
     """With its digest beside it every flip is an error; without one (a file that was carried away) none is a raw one."""
@@ -215,6 +217,7 @@ def test_a_kept_answer_that_was_changed_is_asked_again(tmp_path):
     assert Answers(file).get("old").text == "x"
 
 
+@pytest.mark.slow
 def test_a_kept_evaluation_that_was_changed_is_not_reported(tmp_path, capsys, monkeypatch):
     from tunesmith.cli import app
     from tunesmith.cli.shared import guarded

@@ -59,6 +59,7 @@ def stored(folder, rows, batch=50):
 SETTINGS = Clean(personal_data=PersonalData(action="redact"), contradictions="majority", near_duplicates=NearDuplicates(threshold=0.7))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["cluster", "stratified", "temporal"])
 @pytest.mark.parametrize("near", ["cluster", "drop", "keep"])
 def test_rows_on_disk_are_cleaned_and_divided_as_rows_in_memory(by, near, tmp_path):
@@ -162,6 +163,7 @@ def test_a_damaged_file_of_rows_is_one_error(tmp_path):
         list(view)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.sampled_from(["a", "b:c", "d:7"]), st.sampled_from([":1", ":2", ":10", ":007", "", ":x", ":3"]))))
 def test_origins_are_texts_that_are_found(parts):
     texts = ["".join(part) for part in parts]

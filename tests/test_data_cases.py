@@ -349,6 +349,7 @@ def test_json_lines_under_the_name_of_a_text_are_refused(tmp_path):
     assert len(collect(Source(path=str(tmp_path / "prose.txt"))).rows) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["parquet", "arrow"])
 def test_the_nulls_that_arrow_plants_are_not_there(suffix, tmp_path):
     import pyarrow as pa

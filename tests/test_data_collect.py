@@ -293,6 +293,7 @@ TURN = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(TURN, max_size=4), st.booleans())
 def test_the_fast_and_the_explaining_path_agree(turns, indented):
     row = {"messages": turns}

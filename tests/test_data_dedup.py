@@ -107,6 +107,7 @@ def test_pairs_are_those_of_the_definition(threshold, compiled):
         assert len(expected) > 20
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.text(max_size=60), max_size=12), st.integers(1, 4))
 def test_both_shinglers_give_the_definitions_sets(texts, size):
@@ -117,6 +118,7 @@ def test_both_shinglers_give_the_definitions_sets(texts, size):
     assert np.diff(slow.starts).tolist() == [len(shingle_set(text, size)) for text in texts]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True])
 def test_best_matches_across_two_sides(compiled):
     texts = variants(random.Random(9), 120)

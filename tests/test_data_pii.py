@@ -91,6 +91,7 @@ def test_kinds_can_be_chosen():
 WORD = st.text(string.ascii_lowercase + " .,\x00é", max_size=12)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(WORD, st.sampled_from([None, *ALL]), WORD), max_size=6))
 def test_many_texts_give_what_each_gives_alone(parts):
     texts = [before + (frame[1].format(frame[2]) if frame else "") + after for before, frame, after in parts]

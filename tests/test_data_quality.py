@@ -231,6 +231,7 @@ def test_a_rule_of_the_user_that_fails_names_the_row(tmp_path, monkeypatch):
         cleaned([row("why?", place=3)], Clean(rules=("fails.py:rule",)))
 
 
+@pytest.mark.slow
 def test_a_language_that_is_none_is_refused():
     with pytest.raises(ConfigError, match=r"(?s)no language 'english'.*did you mean 'en'"):
         cleaned([row("is this english or not?")], Clean(languages=("english",)))

@@ -54,6 +54,7 @@ def call(capsys, *words: str) -> dict:
     return json.loads(said.out.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_what_is_read_of_an_address_by_name_is_as_it_is_now(tmp_path, monkeypatch, capsys):
     pytest.importorskip("fsspec")
     monkeypatch.chdir(tmp_path)

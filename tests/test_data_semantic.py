@@ -49,6 +49,7 @@ def test_rows_with_other_numbers_do_not_say_the_same():
     assert (found.found, found.examples[0][0]) == (1, "f:3")
 
 
+@pytest.mark.slow
 def test_candidates_are_kept_across_blocks_of_training_rows():
     many = [row(f"the login of account {i}", i) for i in range(17_000)]
     found = overlaps([*many, row("refund", 17_001)], {"test": [row("money back", 0)]}, SemanticLeakage(), by_words, by_words)

@@ -229,6 +229,7 @@ def test_sets_that_are_known_give_the_same_split(leaks):
     assert bool(shared.leakage["test"].near) == leaks
 
 
+@pytest.mark.slow
 def test_clusters_of_any_size_have_the_same_chance():
     groups = [f"pair {i % 1_500}" for i in range(3_000)] + [f"twenty {i % 150}" for i in range(3_000)] + [f"own {i}" for i in range(3_000)]
     sides, _ = assign([row(f"question {i}", place=i, group=name) for i, name in enumerate(groups)], Split(by="cluster"), None)

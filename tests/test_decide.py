@@ -165,6 +165,7 @@ def test_an_arm_that_cannot_be_taken_is_told(decided, capsys):
     assert "few-shot-random" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

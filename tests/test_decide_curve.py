@@ -24,6 +24,7 @@ def measured(error, sizes, seed, noise=0.012):
     return at.tolist(), np.clip(1 - error(at) + noise * rng.normal(size=at.size), 0, 1).tolist(), rng
 
 
+@pytest.mark.slow
 def test_the_score_at_all_the_data_lies_in_the_band_from_up_to_half_of_it() -> None:
     """Six shapes, four of which follow neither law, eight noisy curves each: the 90 % band holds at least .85 of the scores; it is narrow
     enough to say something."""

@@ -42,6 +42,7 @@ def test_far_apart_arms_are_decided_early_with_the_reason_of_each() -> None:
     assert "arm2 is dearer and not better than arm1" in race.dropped["arm2"].reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("truths", [[0.6, 0.6, 0.6, 0.6], [0.6, 0.66, 0.5], [0.5, 0.62, 0.68, 0.7, 0.71]])
 def test_the_chosen_arm_is_within_the_margin_however_often_one_looks(truths: list[float]) -> None:
     """Ties, an arm just beyond the margin, a ladder; looked at after every 20 rows."""
@@ -58,6 +59,7 @@ def test_the_chosen_arm_is_within_the_margin_however_often_one_looks(truths: lis
     assert wrong_when_sure <= 1
 
 
+@pytest.mark.slow
 def test_no_early_end_can_be_forced_by_looking_at_equal_arms() -> None:
     """An arm that is truly beyond the margin, looked at after every fourth row without a horizon: shown to be within it at most as often as said."""
     called = 0

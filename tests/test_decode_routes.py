@@ -173,6 +173,7 @@ def one_place_late(monkeypatch) -> None:
     monkeypatch.setattr(Engine, "forward", late)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("planted", [blind_to_windows, one_place_late])
 def test_a_wrong_decoder_is_seen_and_the_next_route_taken(tmp_path, monkeypatch, planted):
     base = base_of(tmp_path / "base", "gemma3_text")
@@ -183,6 +184,7 @@ def test_a_wrong_decoder_is_seen_and_the_next_route_taken(tmp_path, monkeypatch,
     assert "batched differs from transformers' own pass" in choice.why()
 
 
+@pytest.mark.slow
 def test_a_cache_that_forgets_is_seen_and_every_token_reads_all_again(tmp_path, monkeypatch):
     from transformers import DynamicCache
 
@@ -226,6 +228,7 @@ def test_it_is_checked_once_and_an_adapter_of_another_kind_for_itself(tmp_path, 
     assert made == ["second"]
 
 
+@pytest.mark.slow
 def test_an_adapter_that_lacks_what_it_names_is_refused(tmp_path):
     from safetensors.torch import load_file, save_file
 

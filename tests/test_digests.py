@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ from tunesmith.core.types import digest
 JSON = st.recursive(st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(), lambda inner: st.lists(inner, max_size=3))
 
 
+@pytest.mark.slow
 @given(st.lists(JSON, max_size=5))
 def test_records_one_after_another_are_named_as_all_together(values):
     running = RunningDigest()
@@ -22,6 +24,7 @@ def test_records_one_after_another_are_named_as_all_together(values):
     assert running.hexdigest() == digest(*values)
 
 
+@pytest.mark.slow
 @given(st.text(), st.text())
 def test_where_one_record_ends_and_the_next_begins_is_part_of_the_name(a, b):
     assert digest([a, b]) != digest(a, b) != digest(a + b)

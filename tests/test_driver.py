@@ -54,6 +54,7 @@ def test_one_job_each_whatever_the_network_does(server, rows, tmp_path, first):
         server.client.fine_tuning.jobs.cancel(job.id)
 
 
+@pytest.mark.slow
 def test_a_crash_after_the_create_was_sent_finds_the_job_again(server, rows, tmp_path):
     first = driver(server.url, tmp_path / "out").submit(ORDER, rows)
     kept = json.loads((tmp_path / "out" / "job.json").read_text())

@@ -196,6 +196,7 @@ def test_runs_of_one_model_bring_their_noise(here, capsys):
     assert difference["low"] < 0 < difference["estimate"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("candidate", "margin", "more", "code", "decision"),
     [
@@ -227,6 +228,7 @@ def test_plan_gives_the_rows(here, capsys):
     assert call(capsys, "eval", "plan", "--differense", "2")[0] == 2
 
 
+@pytest.mark.slow
 def test_the_report_is_three_files_that_need_nothing_else(here, capsys):
     call(capsys, "eval", "echo:<b>X</b>", "echo", "--data", "rows.jsonl")
     ids = {

@@ -53,6 +53,7 @@ def nats_by_transformers(base, ids: list[int]) -> float:
     return float(torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="sum"))
 
 
+@pytest.mark.slow
 def test_documents_are_measured_in_bits_a_byte_and_perplexity(here, base, capsys):
     (found,) = call(capsys, "eval", str(base), "--data", "texts.jsonl")["evaluations"]
     renderer = Renderer.load(base)

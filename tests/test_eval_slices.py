@@ -103,6 +103,7 @@ def test_failures_are_grouped_named_and_shown_with_what_taught_them(tmp_path: Pa
     assert collect_next([]) == []
 
 
+@pytest.mark.slow
 def test_wins_and_losses(tmp_path: Path) -> None:
     a, b = run(ROWS, lambda t: "bank", tmp_path / "a"), run(ROWS, weak_at_sea, tmp_path / "b")
     found = changed(ROWS, a, b, "accuracy")

@@ -91,6 +91,7 @@ def tensors(folder: Path) -> dict:
     return {name: value for path in sorted(folder.glob("*.safetensors")) for name, value in load_file(path).items()}
 
 
+@pytest.mark.slow
 def test_an_adapter_is_what_peft_loads(place, call):
     import torch
 
@@ -102,6 +103,7 @@ def test_an_adapter_is_what_peft_loads(place, call):
     check_folder(place / "out/adapter")
 
 
+@pytest.mark.slow
 def test_a_merged_model_is_base_plus_adapter_cast_once(place, call):
     import torch
 
@@ -126,6 +128,7 @@ def test_a_merged_model_is_base_plus_adapter_cast_once(place, call):
     check_folder(place / "out/merged")
 
 
+@pytest.mark.slow
 def test_an_output_layer_that_the_adapter_changes_is_untied(place, call):
     import torch
 
@@ -143,6 +146,7 @@ def test_whole_weights_are_copied(place, call):
     assert (place / "out/whole/model.safetensors").read_bytes() == (place / "base/model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_exported_is_one_clear_error(place, call):
     (place / "there").mkdir(exist_ok=True)
     for words, expected in {
@@ -159,6 +163,7 @@ def test_what_cannot_be_exported_is_one_clear_error(place, call):
     assert not list(place.glob(".*.part"))
 
 
+@pytest.mark.slow
 def test_an_adapter_without_all_of_its_tensors_leaves_nothing(place, call):
     from safetensors.torch import save_file
 
@@ -297,6 +302,7 @@ def test_llama_cpp_computes_what_transformers_does(place, call):
             assert abs(value - float(expected[number])) < most, (word, target, number)
 
 
+@pytest.mark.slow
 def test_what_gguf_cannot_hold_is_refused_by_name(place, call):
     tiny.model(place / "gemma2", "gemma2")
     tiny.model(place / "mistral", "mistral")

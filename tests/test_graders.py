@@ -142,6 +142,7 @@ def test_python_is_off_unless_allowed():
         graders.parse(python("def grade(sample, item): return 1"))
 
 
+@pytest.mark.slow
 @given(a=st.floats(-100, 100), b=st.floats(0.1, 100), n=st.integers(0, 3))
 def test_formulas_are_arithmetic(a, b, n):
     formula = Formula(f"min(a, b) + -a * 2 / b - max(a, 3) ^ {n} + sqrt(b) % 2", {"a", "b"})
@@ -178,6 +179,7 @@ def test_a_formula_without_a_value_says_so(text):
         Formula(text, {"a"})({"a": 0.0})
 
 
+@pytest.mark.slow
 def test_the_endpoints():
     from tunesmith.api.app import create_app, running
 

@@ -105,6 +105,7 @@ def test_a_worker_learns_of_a_pause_a_resume_and_a_cancel(store, base):
         lease.pausing()
 
 
+@pytest.mark.slow
 def test_one_worker_gets_a_job_however_many_ask(store, base):
     numbers = {add(store, base) for _ in range(5)}
     got, errors = [], []
@@ -286,6 +287,7 @@ def alive(pid):
         return False
 
 
+@pytest.mark.slow
 def test_random_orders_of_requests_never_break_the_life_of_a_job(store, base):
     """Whatever clients and workers do, a job moves along the documented arrows only."""
     arrows = {

@@ -53,6 +53,7 @@ def visible(spans, parents):
     return mask
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(trees(), st.integers(0, 100))
 def test_tree_attention_is_masked_softmax_attention(tree, seed):

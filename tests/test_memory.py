@@ -49,6 +49,7 @@ def test_products_of_many_shapes_leave_few_kernels_behind():
     assert measured(PRODUCTS) < 150  # 420 where nothing bounds them (AVX512-BF16)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="malloc_trim is glibc's")
 def test_what_was_freed_is_given_back():
     assert measured(FREED) > 150

@@ -111,6 +111,7 @@ def test_a_job_of_every_method(server, name):
     assert said[0].message.content == said[1].message.content, "the last checkpoint is the model"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "options", "param"),
     [

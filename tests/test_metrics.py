@@ -114,6 +114,7 @@ def _clear(name: str) -> bool:
 NAMES = st.text(alphabet="AbcÄж -,.&", min_size=1, max_size=12).map(lambda s: " ".join(s.split())).filter(_clear)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(NAMES, st.sampled_from(["PERSON", "LOCATION"])), max_size=6), st.text(alphabet="abc .\n", max_size=20))
 def test_entities_reads_back_what_was_written(pairs: list[tuple[str, str]], thought: str) -> None:
     listed = "[" + ", ".join(f"{name} - {kind}" for name, kind in pairs) + "]"

@@ -22,6 +22,7 @@ def rated(name: str, reference: str, said: str, meta: dict[str, str] | None = No
     return metric(name, **options)(example, Answer(text=said))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("said", "value"),
     [

@@ -113,6 +113,7 @@ def test_an_option_of_record_that_does_not_exist_names_the_nearest(tmp_path, cap
     assert "did you mean 'max_tokens'" in found["error"]["message"]
 
 
+@pytest.mark.slow
 def test_what_recording_costs_is_known_before():
     pytest.importorskip("bpe_openai")
     from tunesmith.core.types import Example, Message

@@ -112,6 +112,7 @@ def test_adapters_in_one_batch_say_what_each_says_alone(local, base, adapters):
     assert decoded(local, requests) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -144,6 +145,7 @@ def test_nll_counts_masked_tokens_only(local, base):
         assert nats == pytest.approx(-sum(log_p[i - 1, ids[i]].item() for i in places), rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_answers_and_stops(local):
     whole = local.answer(prompts(), GREEDY)
     assert [answer.text for answer in whole] == [local.answer([prompt], GREEDY)[0].text for prompt in prompts()]
@@ -163,6 +165,7 @@ def test_answers_come_as_they_are_finished(local):
     assert [seen[i] for i in range(len(ASKED))] == answers
 
 
+@pytest.mark.slow
 def test_sampling_depends_on_the_seed_and_not_on_the_batch(local):
     def drawn(asked, seed):
         return [answer.text for answer in local.answer(asked, Sampling(max_tokens=8, temperature=0.9, top_p=0.8, seed=seed))]
@@ -173,6 +176,7 @@ def test_sampling_depends_on_the_seed_and_not_on_the_batch(local):
     assert together != drawn(prompts(), 12)
 
 
+@pytest.mark.slow
 def test_log_probabilities_are_those_of_the_model(local, base):
     prompt = prompts()[1]
     answer = local.answer([prompt], Sampling(max_tokens=4, top_logprobs=3))[0]
@@ -183,6 +187,7 @@ def test_log_probabilities_are_those_of_the_model(local, base):
     assert [top["logprob"] for top in first["top_logprobs"]] == pytest.approx(log_p.topk(3).values.tolist(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_digest_tells_weights_adapters_and_precision_apart(local, base, adapters):
     digests = {
         local.digest,
@@ -194,6 +199,7 @@ def test_the_digest_tells_weights_adapters_and_precision_apart(local, base, adap
     assert isinstance(local, Model)
 
 
+@pytest.mark.slow
 def test_a_new_adapter_in_the_same_folder_is_another_adapter(local, base, tmp_path):
     first = local.with_adapter(tiny.adapter(base, tmp_path, 7), "v1")
     before = first.answer(prompts(), GREEDY)
@@ -202,6 +208,7 @@ def test_a_new_adapter_in_the_same_folder_is_another_adapter(local, base, tmp_pa
     assert [a.text for a in first.answer(prompts(), GREEDY)] == [a.text for a in before]
 
 
+@pytest.mark.slow
 def test_prompts_that_fill_the_context_are_refused(local):
     with pytest.raises(UsageError, match="tokens"):
         local.answer([Prompt(messages=(Message(role="user", content="no " * 400),))], GREEDY)
@@ -224,6 +231,7 @@ def test_a_model_that_wants_code_is_refused(base, tmp_path, change, error, said)
         LocalModel(folder, name="x")
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_named(base, adapters, tmp_path):
     folder = shutil.copytree(base, tmp_path / "model")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")

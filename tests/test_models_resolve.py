@@ -130,6 +130,7 @@ def test_a_project_that_is_renamed_keeps_its_aliases(two):
     assert lines == []
 
 
+@pytest.mark.slow
 def test_what_an_older_record_says_by_its_whole_path_is_found_in_the_moved_store(two, parts):
     old = ModelRef(base=str(parts[0][0]), adapter=str(two / ".tunesmith" / "stages" / "digest0" / "adapter"))
     deploy(two, old=old)
@@ -138,6 +139,7 @@ def test_what_an_older_record_says_by_its_whole_path_is_found_in_the_moved_store
     assert folder_at("/gone/.tunesmith/stages/other/adapter", two) == Path("/gone/.tunesmith/stages/other/adapter")
 
 
+@pytest.mark.slow
 def test_an_alias_that_cannot_be_loaded_is_told_and_keeps_no_other_from_being_served(two):
     shutil.rmtree(two / "base2")
     with serving(two) as (client, lines):
@@ -153,6 +155,7 @@ def test_an_alias_that_cannot_be_loaded_is_told_and_keeps_no_other_from_being_se
     assert "base2" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut", "other shapes"])
 def test_an_adapter_that_fails_midway_leaves_nothing_in_memory(two, parts, tmp_path, damage):
     place = two / ".tunesmith" / "stages" / "digest0" / "adapter"

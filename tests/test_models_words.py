@@ -34,6 +34,7 @@ def streamed(renderer, ids, stop=()):
     return pieces, words
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(text=st.text(st.sampled_from("abc .é你🙂\n"), max_size=60))
 def test_streamed_words_add_up_to_the_whole_text(renderer, text):
@@ -43,6 +44,7 @@ def test_streamed_words_add_up_to_the_whole_text(renderer, text):
     assert not any("\ufffd" in piece for piece in pieces)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     text=st.text(st.sampled_from("abc d"), max_size=40), stop=st.lists(st.text(st.sampled_from("abc "), min_size=1, max_size=4), max_size=3)

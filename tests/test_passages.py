@@ -92,6 +92,7 @@ LONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LONG)
 def test_no_passage_is_longer_than_the_encoder_reads(kind, encoder):
     """By a word count that sees any word as one token, and by a real tokenizer that splits words anywhere."""
@@ -126,6 +127,7 @@ def ranks(scores, positive):
     return {i: rank for rank, i in enumerate(order, start=1)}
 
 
+@pytest.mark.slow
 def test_what_is_found_is_what_brute_force_finds(encoder, tmp_path):
     import bm25s
 

@@ -231,6 +231,7 @@ def test_a_server_elsewhere_answers_with_passages_from_here(project, index):
     assert len(message.sources["passages"]) == 1
 
 
+@pytest.mark.slow
 def test_what_is_not_there_is_one_clear_error(project, call):
     for word, expected in {
         "echo?manual": "did you mean 'manuals'?",

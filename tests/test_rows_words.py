@@ -172,6 +172,7 @@ def test_a_version_is_trained_on_estimated_and_evaluated(here, versions, capsys)
     assert whole["rows"] == 90
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["run:test", "test", "run"])
 def test_a_look_at_a_runs_test_rows_is_logged_under_every_word(run_here, capsys, word):
     assert call(capsys, "eval", "echo", "--data", word)["evaluations"][0].get("opening", 0) == 1

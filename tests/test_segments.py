@@ -33,6 +33,7 @@ def test_it_is_the_tree_attention_with_its_gradients(tree, seed):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @given(trees())
 def test_branches_see_what_their_tokens_may_see(tree):
     spans, parents = tree

@@ -37,6 +37,7 @@ def test_published_rates() -> None:
     assert stats.clopper_pearson(0, 30).low == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("k", "n"), [(0, 1), (1, 1), (3, 7), (50, 100), (99, 100), (100, 100), (1, 1000)])
 @pytest.mark.parametrize("level", [0.9, 0.95, 0.99])
 def test_rates_agree_with_statsmodels(k: int, n: int, level: float) -> None:
@@ -66,6 +67,7 @@ def test_mean_is_students_t() -> None:
     assert bounds(stats.mean_interval(values, level=0.9)) == (near(low), near(high))
 
 
+@pytest.mark.slow
 def test_equal_clusters_are_cr1_with_t() -> None:
     import statsmodels.api as sm
 
@@ -263,6 +265,7 @@ def test_pooled_mean_is_the_paired_t() -> None:
     assert bounds(single) == tuple(map(near, bounds(stats.mean_interval(a))))
 
 
+@pytest.mark.slow
 def test_paired_f1_agrees_with_the_bootstrap() -> None:
     a, b = entity_counts(400, 0.6, 1), entity_counts(400, 0.7, 2)
     ours = stats.paired_pooled_f1(a, b)
@@ -297,6 +300,7 @@ def test_f1_of_nothing_and_of_perfection() -> None:
 # Bootstrap
 
 
+@pytest.mark.slow
 def test_bootstrap_agrees_with_scipy() -> None:
     rng = np.random.default_rng(9)
     for values in (rng.random(300) < 0.3, rng.exponential(size=200)):
@@ -459,6 +463,7 @@ def test_published_sample_sizes() -> None:
     assert [stats.sample_size_paired_rates(d, 0.2) for d in (0.02, 0.03, 0.05, 0.10)] == [3917, 1737, 621, 150]
 
 
+@pytest.mark.slow
 def test_a_gate_is_planned_by_counting() -> None:
     """The power is Tango's own, pair by pair; the plan starts at the published formula's rows and adds what they lack."""
     for n, margin, discordance, change in ((40, 0.1, 0.2, 0.0), (25, 0.2, 0.3, -0.05)):
@@ -644,6 +649,7 @@ def test_one_gate_decides_superiority_and_non_inferiority_by_the_same_rule(estim
     assert stats.decide(None, stats.GateRule()).decision == "cannot tell"
 
 
+@pytest.mark.slow
 def test_an_equal_model_passes_a_test_of_any_gain_one_time_in_forty() -> None:
     rng = np.random.default_rng(3)
     passed = sum(

@@ -34,6 +34,7 @@ def whole(record: stats.Interval | stats.Difference) -> None:
     assert record.estimate <= record.high + 1e-9
 
 
+@pytest.mark.slow
 @given(columns, st.integers(1, 6), st.sampled_from([0.5, 0.9, 0.99]))
 def test_interval_of_a_mean(values: list[float], groups: int, level: float) -> None:
     clusters = [i % groups for i in range(len(values))]
@@ -45,6 +46,7 @@ def test_interval_of_a_mean(values: list[float], groups: int, level: float) -> N
         assert narrower.high - narrower.low <= interval.high - interval.low + 1e-9
 
 
+@pytest.mark.slow
 @given(pairs, st.integers(2, 6))
 def test_swapping_mirrors_a_paired_difference(rows: list[tuple[float, float]], groups: int) -> None:
     a, b = zip(*rows, strict=True)
@@ -97,6 +99,7 @@ def test_clusters_of_one_row_are_no_clusters(rows: list[tuple[float, float]]) ->
     assert stats.paired_difference(a, b, range(len(a))) == stats.paired_difference(a, b)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(binary, binary), min_size=2, max_size=60))
 def test_right_and_wrong_agree_on_significance(rows: list[tuple[float, float]]) -> None:
     """Tango's interval and mid-p come from two tests; far from the border they must say the same."""
@@ -108,6 +111,7 @@ def test_right_and_wrong_agree_on_significance(rows: list[tuple[float, float]]) 
         assert not difference.low <= 0 <= difference.high
 
 
+@pytest.mark.slow
 @given(columns, st.integers(0, 100), st.sampled_from([float("nan"), float("inf"), None]))
 def test_missing_is_refused_wherever_it_is(values: list[float | None], place: int, missing: float | None) -> None:
     broken = [*values]
@@ -124,6 +128,7 @@ def test_missing_is_refused_wherever_it_is(values: list[float | None], place: in
             call()
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(0, 1), max_size=30))
 def test_adjusted_p_values_are_ordered(p: list[float]) -> None:
     holm, bh = stats.holm(p), stats.benjamini_hochberg(p)

@@ -28,6 +28,7 @@ PAIRED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PAIRED)
 def test_a_true_claim_is_refuted_at_some_moment_no_more_often_than_said(kind: str) -> None:
     """Looked at after every value, 150 values, 100 streams: each stream's own claim (its true mean) is true."""
@@ -41,6 +42,7 @@ def test_a_true_claim_is_refuted_at_some_moment_no_more_often_than_said(kind: st
     assert np.mean(high - low) < 0.5
 
 
+@pytest.mark.slow
 def test_rows_of_a_test_set_are_drawn_without_replacement() -> None:
     """In random order, looked at after every row: refuted at some moment at most as often as said; narrower; exact at the last row."""
     rng = np.random.default_rng(5)
@@ -89,6 +91,7 @@ def test_a_true_null_is_seldom_bet_away(population: int | None) -> None:
     assert np.mean(most >= log(10)) <= 0.13
 
 
+@pytest.mark.slow
 def test_clusters_are_one_bet_each() -> None:
     """Rows that say the same ten times are worth no more than once; unequal clusters keep the level."""
     rng = np.random.default_rng(2)
@@ -106,6 +109,7 @@ def test_clusters_are_one_bet_each() -> None:
     assert wrong <= 7
 
 
+@pytest.mark.slow
 def test_rates_hold_at_every_n() -> None:
     """The chance that the bound is ever wrong, over all n up to 300, from 600 streams looked at after each."""
     rng = np.random.default_rng(7)

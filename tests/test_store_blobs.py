@@ -143,6 +143,7 @@ def test_a_killed_process_leaves_no_half_blob(blobs):
         blobs.open("files/a")
 
 
+@pytest.mark.slow
 def test_a_server_keeps_files_uploads_and_batches_in_a_bucket(tmp_path):
     store = Store.open(tmp_path / "store", blobs="memory:///")
     with running_server(tmp_path, store=store) as server:

@@ -138,6 +138,7 @@ def test_a_store_of_all_migrations_is_what_the_tables_say_on_postgresql(database
     assert migrated == shape(fresh)
 
 
+@pytest.mark.slow
 def test_a_column_more_needs_one_step_more(tmp_path):
     """Steps are frozen: nothing of them changes with today's tables."""
     names = migrations.steps()
@@ -153,6 +154,7 @@ def test_a_column_more_needs_one_step_more(tmp_path):
         assert set(shape(engine)) == {*tables.metadata.tables}
 
 
+@pytest.mark.slow
 def test_a_store_of_version_2_migrates_without_loss(tmp_path):
     version_2(engine_of(f"sqlite:///{tmp_path / 'tunesmith.db'}"), tmp_path)
     check_version_2(Store.open(tmp_path))

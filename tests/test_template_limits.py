@@ -62,6 +62,7 @@ TOO_DEEP = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", [*WITHOUT_AN_END, *TOO_LARGE, *TOO_DEEP, "x" * (2 << 20)])
 def test_a_template_without_an_end_is_refused_when_it_is_loaded(source, monkeypatch):
     monkeypatch.setattr(template_limits, "RENDER_S", 0.1)
@@ -70,6 +71,7 @@ def test_a_template_without_an_end_is_refused_when_it_is_loaded(source, monkeypa
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4 << 20  # KiB
 
 
+@pytest.mark.slow
 def test_what_only_some_conversations_bring_about_is_refused_with_them(monkeypatch):
     monkeypatch.setattr(template_limits, "RENDER_S", 0.1)
     template = ChatTemplate("{% if messages|length > 2 %}" + WITHOUT_AN_END[0] + "{% endif %}ok", {})

@@ -34,6 +34,7 @@ def client(model, tmp_path_factory):
         yield openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60)
 
 
+@pytest.mark.slow
 def test_an_answer_in_its_parts(client):
     answer = client.chat.completions.create(model="parrot", messages=ASKED, tools=TOOLS).choices[0]
     assert (answer.message.reasoning_content, answer.message.content) == ("two and two", "So it is four")

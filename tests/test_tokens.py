@@ -122,6 +122,7 @@ def test_which_encoding_an_openai_model_has(model, encoding):
     assert openai_encoding(model) == encoding
 
 
+@pytest.mark.slow
 def test_openai_tokens_are_counted_offline():
     pytest.importorskip("bpe_openai")
     from tunesmith.core.tokens import OpenAITokens

@@ -90,6 +90,7 @@ def test_what_a_plan_cannot_ask_for(bench, words, code, said):
         assert part in message
 
 
+@pytest.mark.slow
 def test_rows_that_train_nothing(bench):
     bench.rows(weight=0)
     code, said = bench.train()
@@ -98,6 +99,7 @@ def test_rows_that_train_nothing(bench):
     assert "weight" in said
 
 
+@pytest.mark.slow
 def test_a_template_without_an_end_of_turn(bench):
     (bench.base / "generation_config.json").unlink()  # which would name the token that ends an answer
     for name in ("tokenizer_config.json", "chat_template.jinja"):
@@ -109,6 +111,7 @@ def test_a_template_without_an_end_of_turn(bench):
     assert "never stop" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["auto_map", "quantization_config", "_attn_implementation"])
 def test_a_base_that_wants_code_of_its_own(bench, key):
     bench.change("config.json", **{key: {"AutoModelForCausalLM": "modeling.Own"}})
@@ -127,6 +130,7 @@ class Opened:
         return Path.mkdir, (self.folder,)
 
 
+@pytest.mark.slow
 def test_pickled_weights_are_never_opened(bench):
     (bench.base / "model.safetensors").unlink()
     (bench.base / "pytorch_model.bin").write_bytes(pickle.dumps(Opened(bench.folder / "opened")))
@@ -144,6 +148,7 @@ def test_a_finished_folder_is_left_alone_by_a_plan_that_cannot_be(bench):
     assert bench.train("--json")[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_device_that_is_not_there(bench):
     code, said = bench.train("--train.device", "cuda")

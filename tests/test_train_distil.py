@@ -51,6 +51,7 @@ def plain(trainable, teacher, rows, options):
     return total / count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"beta": 1.0}, {"beta": 0.3, "temperature": 2.0}])
 @pytest.mark.parametrize("changes", [{}, {"micro_batch_tokens": 60}, {"adapter": ResolvedAdapter(kind="none")}])
 def test_the_divergence_and_its_gradient_are_plain_torchs(base, teacher, options, changes):
@@ -72,6 +73,7 @@ def test_a_divergence_is_nought_for_the_same_and_bounded_between():
     assert divergences(logits, other, Distillation(beta=0.5)).max() <= math.log(2) + 1e-6
 
 
+@pytest.mark.slow
 def test_a_larger_output_layer_is_cut_to_the_vocabulary_that_both_have(base, tmp_path):
     """Models of one family pad their output layers differently."""
     from transformers import AutoModelForCausalLM

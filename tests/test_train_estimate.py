@@ -55,6 +55,7 @@ BIG = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_plan_that_cannot_fit_is_refused_with_what_would(tmp_path):
     base = tiny_base(tmp_path)
     found = estimate(user_plan(), make_rows(10), base=base)

@@ -126,6 +126,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("budget", [10_000, 30])
 def test_the_loss_and_its_gradient_are_the_papers(base, options, budget):

@@ -37,6 +37,7 @@ def test_chunked_nll_is_cross_entropy_with_its_gradients(monkeypatch, chunk_byte
     assert (hit == (logits.argmax(1) == targets)).all()
 
 
+@pytest.mark.slow
 def test_accumulation_divides_by_trained_tokens_not_by_micro_batches(tmp_path):
     """Rows of very unequal answers: the mean of micro-batch means would differ (trl 2175, axolotl 2262)."""
     rows = make_rows(3, trained=1) + make_rows(3, seed=1, low=28, trained=25)
@@ -73,6 +74,7 @@ def test_a_first_token_is_never_a_target():
     assert list(one.targets) == [5, 6]
 
 
+@pytest.mark.slow
 def test_evaluation_has_no_dropout_and_leaves_the_gradients_as_they_were(tmp_path):
     rows = make_rows(6)
     resolved = plan(adapter=ResolvedAdapter(r=4, alpha=8.0, dropout=0.5))

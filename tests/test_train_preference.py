@@ -97,6 +97,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "options"), OPTIONS)
 @pytest.mark.parametrize("budget", [10_000, 100])
 def test_losses_and_gradients_are_the_papers(base, method, options, budget):

@@ -73,6 +73,7 @@ def test_only_frozen_layers_are_replaced():
 QUANTISED = plan(adapter=ResolvedAdapter(r=4, alpha=8.0, quantise="nf4"))
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_dequantised_weights_and_evaluation_changes_nothing(base):
     rows = make_rows(5)
     packed, dense = awake(base, QUANTISED), awake(base, plan())

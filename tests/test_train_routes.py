@@ -104,6 +104,7 @@ def without_positions(monkeypatch) -> None:
     monkeypatch.setattr(PackedAttention, "forward", forward)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("planted", [leaky, without_positions])
 def test_a_planted_fault_is_seen_and_a_slower_route_taken(tmp_path, monkeypatch, planted):
     planted(monkeypatch)
@@ -114,6 +115,7 @@ def test_a_planted_fault_is_seen_and_a_slower_route_taken(tmp_path, monkeypatch,
     assert trainable.route is PACKED
 
 
+@pytest.mark.slow
 def test_a_gradient_alone_that_is_wrong_is_seen_too(tmp_path, monkeypatch):
     true = start_check._measure
 
@@ -128,6 +130,7 @@ def test_a_gradient_alone_that_is_wrong_is_seen_too(tmp_path, monkeypatch):
     assert prepare(tiny_base(tmp_path), plan(), make_rows(3)).route is PACKED
 
 
+@pytest.mark.slow
 def test_the_check_leaves_the_weights_as_they_were_and_is_made_once(tmp_path, monkeypatch):
     base, rows = tiny_base(tmp_path), make_rows(3)
     first = prepare(base, plan(), rows)
@@ -144,6 +147,7 @@ def test_the_check_leaves_the_weights_as_they_were_and_is_made_once(tmp_path, mo
         prepare(base, plan(adapter=ResolvedAdapter(r=8)), rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route", [FUSED, PACKED, ROWS, PLAIN])
 @pytest.mark.parametrize("full", [False, True])
 def test_every_route_gives_the_same_loss_and_gradients(tmp_path, route, full):

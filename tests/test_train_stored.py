@@ -69,6 +69,7 @@ def test_a_base_in_fp8_trains_dequantised(tmp_path):
     assert result.test.reloaded_loss == pytest.approx(result.test.trained_loss, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_base_in_mxfp4_trains_dequantised(tmp_path):
     base = base_of(tmp_path / "base", "gpt_oss", intermediate_size=64)
     before = load_causal(base, dtype=torch.float32)

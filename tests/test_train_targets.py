@@ -96,6 +96,7 @@ def test_the_families_of_the_catalogue_name_variants_that_are_tried(monkeypatch)
         assert all(hub.count("/") == 1 and size > 0 for hub, size in family.hub.items()), name
 
 
+@pytest.mark.slow
 def test_the_routers_of_all_layers_are_heard_though_few_were_checked(tmp_path):
     """transformers lays its listeners at a model's first pass, which is that of the check, over the first layers alone."""
     import transformers

@@ -175,6 +175,7 @@ def test_rows_of_tokens_beside_lora_on_the_output_layer_are_computed_by_peft(tmp
             assert one.nll([([1, 2, 3], [1, 1, 1])])[0][0] == pytest.approx(truth, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_arithmetic_is_counted_without_copying_the_output_layer(base):
     trainable = prepare(base, ResolvedPlan(dtype="float32", adapter=ResolvedAdapter(r=4, trainable_tokens=NEW)))
     with torch.autograd.profiler.profile() as seen:
@@ -182,6 +183,7 @@ def test_arithmetic_is_counted_without_copying_the_output_layer(base):
     assert not seen.function_events
 
 
+@pytest.mark.slow
 def test_the_head_is_the_bases_where_the_adapter_is_off(base):
     resolved = ResolvedPlan(dtype="float32", adapter=ResolvedAdapter(r=4, trainable_tokens=NEW))
     trainable = prepare(base, resolved)

@@ -119,6 +119,7 @@ def test_the_saved_adapter_is_whole_and_in_the_form_that_peft_and_vllm_read(lear
     assert (settings["r"], settings["lora_alpha"]) == (8, 16.0)
 
 
+@pytest.mark.slow
 def test_an_adapter_that_does_nothing_fails_the_artifacts_own_test(base, tmp_path):
     """peft starts B at zero: what is saved untrained is the base (unsloth 2142), and so is what was emptied on its way (trl 4416)."""
     resolved, rows = plan(), make_rows(4)
@@ -174,6 +175,7 @@ def test_rows_beyond_1024_tokens_are_trained_whole_unless_the_plan_says_otherwis
         assert step["train_loss"] == pytest.approx(padded_loss(load_base(base, torch.float32), rows).item(), abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_base_stored_in_bfloat16_is_held_in_the_plans_type_and_the_adapter_in_float32(base, tmp_path, dtype):
     load_base(base, torch.bfloat16).save_pretrained(tmp_path)

@@ -87,6 +87,7 @@ def test_a_run_that_was_killed_while_it_measured_goes_on_to_the_same_choice(base
     assert adapter_bytes(tmp_path / "out") == adapter_bytes(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_measured_is_refused(base, tmp_path):
     with pytest.raises(ConfigError, match="metric_rows needs validation rows and a metric"):
         train(user_plan(metric_rows=4), make_rows(4), make_rows(2, seed=5), base=base, out=tmp_path)

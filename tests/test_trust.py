@@ -139,6 +139,7 @@ def test_a_folder_stays_trusted_however_it_is_asked_for(base, monkeypatch):
     assert not trust.trusted(base.parent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["deployed", "folder"])
 def test_an_evaluation_trusts_by_name_what_an_earlier_process_fetched(tmp_path, word):
     """A deployed alias and an adapter name their base by its folder, here one of the catalogue's that nobody has asked for by name."""
@@ -197,6 +198,7 @@ def test_attention_of_its_own_is_trained_and_answers_on_slower_routes(tmp_path, 
     assert decoder.step()[0].id == int(truth.argmax())
 
 
+@pytest.mark.slow
 def test_a_base_whose_own_code_fails_is_one_clear_error(tmp_path):
     base = remote(tmp_path / "base", own="broken")
     trust.allow([str(base)])

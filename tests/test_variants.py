@@ -61,6 +61,7 @@ def test_the_hash_is_the_published_one(seed, value, expected):
     assert bucket(seed, value) == expected
 
 
+@pytest.mark.slow
 def test_shares_are_the_weights_and_growing_ones_move_nobody_back():
     keys = [f"user-{i}" for i in range(20_000)]
     small, large = deployment("split", stable=0.9, canary=0.1), deployment("split", stable=3, canary=1)
@@ -154,6 +155,7 @@ def ask(client, alias, words="hi", *, stream=False, **more):
     return text, (chunks[0].model, chunks[0].system_fingerprint, chunks[0].id[:9], len(chunks[0].id))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 def test_clients_cannot_see_their_arm_and_the_log_can(place, two, stream):
     alias = f"arms-{stream}"
@@ -169,6 +171,7 @@ def test_clients_cannot_see_their_arm_and_the_log_can(place, two, stream):
     assert (response.output_text, response.model) == (seen["1"][0], alias)
 
 
+@pytest.mark.slow
 def test_a_change_is_in_force_with_the_next_request_on_every_server_and_conversations_stay(place, two):
     named = {"extra_headers": {"x-conversation-id": "talk"}}
     place.put("bot", "split", a=1, b=0)
@@ -202,6 +205,7 @@ def test_a_version_that_cannot_be_loaded_leaves_the_one_before(place, two):
         ask(two[0], "never")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_fallback_answers_on_the_account_of_the_assigned_variant(place, two, stream):
     alias = f"chain-{stream}"
@@ -252,6 +256,7 @@ def until(look, count):
     return rows
 
 
+@pytest.mark.slow
 def test_a_slow_variant_is_replaced_in_time_and_counted(place, two):
     from test_answered import Held
 
@@ -272,6 +277,7 @@ def test_a_slow_variant_is_replaced_in_time_and_counted(place, two):
     assert line in page
 
 
+@pytest.mark.slow
 def test_operators_name_a_variant_and_nobody_else(tmp_path):
     store, router = Store.open(tmp_path), Router()
     router.deploy(deployment("split", a=1, b=0), {"a": EchoModel("a", prefix="A"), "b": EchoModel("b", prefix="B")})
@@ -335,6 +341,7 @@ def weights(made):
     return {variant["name"]: variant.get("weight", 1.0) for variant in made["variants"]}
 
 
+@pytest.mark.slow
 def test_a_canary_grows_is_promoted_and_taken_back_while_a_server_runs(place, two, call):
     assert call("deploy", "shop", "a", "--reason", "first", "--by", "anna")[0] == 0
     _, small, _ = call("deploy", "shop", "b", "--canary", "0.1")
@@ -369,6 +376,7 @@ def test_a_canary_grows_is_promoted_and_taken_back_while_a_server_runs(place, tw
     assert (chain["strategy"], weights(chain)) == ("fallback", {"canary": 1.0, "fallback": 1.0})
 
 
+@pytest.mark.slow
 def test_what_cannot_be_deployed_is_one_error(place, call):
     place.put("pair", "split", a=0.5, b=0.5)
     for words, expected in {
