@@ -169,7 +169,7 @@ def run(
 @app.command()
 def demo(
     quick: Annotated[
-        bool, typer.Option("--quick", help="Fewer rows and one epoch: at most 4 minutes; the report says what it left out.")
+        bool, typer.Option("--quick", help="Fewer rows and one epoch, four to six minutes; the report says what it left out.")
     ] = False,
     up: Annotated[bool, typer.Option("--serve", help="Leave the server up at the end.")] = False,
     folder: Annotated[Path, typer.Option(help="Where the demo's project is written.")] = Path("tunesmith-demo"),
