@@ -27,6 +27,7 @@ from tunesmith.cli.data import previewed
 from tunesmith.cli.deciding import decide, taken
 from tunesmith.cli.deploying import deploy_app
 from tunesmith.cli.exporting import export, parity
+from tunesmith.cli.feedback import feedback_app
 from tunesmith.cli.jobs import jobs_app, keys_app
 from tunesmith.cli.metrics import metrics
 from tunesmith.cli.migrate import migrate_app
@@ -51,6 +52,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": lambda word: word.replace("_", "-")},
 )
 app.add_typer(monitor_app, name="monitor")
+app.add_typer(feedback_app, name="feedback")
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(keys_app, name="keys")
 app.add_typer(data_app, name="data")

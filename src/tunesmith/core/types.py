@@ -280,15 +280,28 @@ class ShadowAnswer(Record, frozen=True):
 
 
 class Feedback(Record, frozen=True):
-    """What somebody said of an answered request: its `kind` and value, and in `correction` the answer that would have been right."""
+    """What somebody said of an answered request, or what came of it.
+
+    `value`: of thumbs 1 (up) or 0, of a score a number, of an outcome a number or a word, of a correction the answer that would have been
+    right. `name` says what was rated, `by` who said it, `source` by which way it came. `created` is when it was said, `received` when it
+    came here. Where the log has no such request (it was answered elsewhere), `messages`, `answer` and `alias` are what was asked, what was
+    answered, and by which model.
+    """
 
     id: str
     interaction: str
     created: float
-    kind: Literal["rating", "label", "correction"]
+    kind: Literal["thumbs", "score", "correction", "outcome"]
     value: float | str
-    correction: str | None = None
+    name: str = ""
     by: str = ""
+    comment: str = ""
+    source: str = "api"
+    project: str = "default"
+    received: float = 0.0
+    messages: tuple[Message, ...] = ()
+    answer: str = ""
+    alias: str = ""
 
 
 Fate = Literal["kept", "mended", "dropped", "truncated", "duplicate_of"]

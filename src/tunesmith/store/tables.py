@@ -102,7 +102,8 @@ shadow_answers = sa.Table(
     sa.Column("total_s", sa.Float, nullable=False),
 )
 
-# What somebody said of an answered request (`core.types.Feedback`): a rating is the `number`, a word the `text`.
+# What somebody said of an answered request (`core.types.Feedback`): its value is a `number`, a word in `text`, or a `correction`.
+# `messages`, `answer` and `alias` are there where the log has no such request.
 feedback = sa.Table(
     "feedback",
     metadata,
@@ -115,7 +116,16 @@ feedback = sa.Table(
     sa.Column("text", sa.Text),
     sa.Column("correction", sa.Text),
     sa.Column("by", sa.String, nullable=False),
+    sa.Column("name", sa.String, nullable=False, server_default=""),
+    sa.Column("comment", sa.Text, nullable=False, server_default=""),
+    sa.Column("source", sa.String, nullable=False, server_default=""),
+    sa.Column("project", sa.String, nullable=False, server_default=""),
+    sa.Column("received", sa.Float, nullable=False, server_default=sa.text("0")),
+    sa.Column("alias", sa.String, nullable=False, server_default=""),
+    sa.Column("messages", sa.Text),
+    sa.Column("answer", sa.Text),
 )
+sa.Index("ix_feedback_received", feedback.c.received)
 
 # What an alias answers with, one row a change, the newest one in force: the audit trail is the table itself. `variants` is the JSON of
 # `core.deployment.Variant`s.
