@@ -17,13 +17,14 @@ from api_parts import TLS, running_server
 from tunesmith.core.deployment import Deployment, Variant
 from tunesmith.core.errors import ConfigError, NotFound
 from tunesmith.core.model_ref import ModelRef
+from tunesmith.core.sketch import Sketch
 from tunesmith.core.types import Answer, Message, Prompt, Sampling
 from tunesmith.deploy.conversations import Conversations, History
 from tunesmith.deploy.engine import Overloaded
 from tunesmith.deploy.router import Router
 from tunesmith.deploy.serve_config import Elsewhere, TokenPrice
 from tunesmith.models.echo import EchoModel
-from tunesmith.monitor.metrics import DURATION, Sketch
+from tunesmith.monitor.metrics import DURATION
 from tunesmith.store.keys import Keys
 from tunesmith.store.store import Store
 from tunesmith.store.tables import interactions

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from tunesmith.core.deployment import Deployment, Variant
 from tunesmith.core.errors import StoreError
 from tunesmith.core.model_ref import ModelRef
+from tunesmith.monitor.status import status
 from tunesmith.store import migrations, tables
 from tunesmith.store.database import engine_of
 from tunesmith.store.deployments import Deployments
@@ -83,6 +84,7 @@ def check_version_2(store):
     assert [(row["id"], row["answer"], row["endpoint"], row["project"], row["deployment"]) for row in rows] == [
         (f"c{i}", "yes", "chat.completions", "", None) for i in range(3)
     ]
+    assert (status(store)["requests"], status(store)["total_s"]["p50"]["value"]) == (3, pytest.approx(1.0, rel=0.01))
     models = TunedModels(store).listed("p")
     assert [(row["seq"], row["id"], row["adapter"], row["weights"]) for row in models] == [
         (1, "ft:0", "jobs/0/adapter", None),

@@ -114,8 +114,9 @@ class Exchange:
 
     @property
     def id(self) -> str:
-        """The answer's id: its own where it brought one, else made when it is first asked for."""
-        self.own_id = self.own_id or f"{self.prefix}{secrets.token_hex(16)}"
+        """The answer's id: its own where it brought one, else made when it is first asked for: the time in milliseconds, so that the log's
+        index grows at its end, and 96 random bits."""
+        self.own_id = self.own_id or f"{self.prefix}{int(self.created * 1000):012x}{secrets.token_hex(12)}"
         return self.own_id
 
     def ask(self, messages: tuple[Message, ...]) -> None:

@@ -2,15 +2,14 @@
 
 The exposition is prometheus_client's; counting is ours, since with its counters and histograms a request costs three times as much (8 µs
 against 2.5). Histogram buckets are the dashboards' standard ones, and a quantile that is read from them is off by up to a quarter where
-they are wide. So each histogram keeps a sketch with logarithmic buckets beside them (DDSketch, Masson, Rim and Lee 2019,
-arXiv:1908.10693), whose quantiles are within 1 %; it is shown as the gauge `NAME_quantile`.
+they are wide. So each histogram keeps a sketch with logarithmic buckets beside them (`core/sketch.py`), whose quantiles are
+within 1 %; it is shown as the gauge `NAME_quantile`.
 """
 
 from __future__ import annotations
 
 import bisect
 import itertools
-import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from tunesmith.core.sketch import Sketch
 from tunesmith.core.types import Interaction, ShadowAnswer
 
 # The buckets that vLLM and OpenTelemetry's GenAI conventions (1.41.1) use.
@@ -32,39 +32,6 @@ OPERATIONS = {"chat.completions": "chat", "completions": "text_completion", "emb
 _OTEL = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model")
 _QUANTILES = (0.5, 0.95, 0.99)
 _WHOLE = "Seconds until the answer was whole."
-
-
-class Sketch:
-    """Quantiles of positive values within a relative error of `accuracy`, in bounded memory (one count a bucket)."""
-
-    def __init__(self, accuracy: float = 0.01) -> None:
-        self._gamma = (1 + accuracy) / (1 - accuracy)
-        self._log = math.log(self._gamma)
-        self._buckets: dict[int, int] = {}
-        self.count = 0
-
-    def add(self, value: float) -> None:
-        """Count a value; below a nanosecond it counts as one."""
-        bucket = math.ceil(math.log(max(value, 1e-9)) / self._log)
-        self._buckets[bucket] = self._buckets.get(bucket, 0) + 1
-        self.count += 1
-
-    def merge(self, other: Sketch) -> None:
-        """Count what another sketch of the same accuracy counted."""
-        for bucket, count in other._buckets.items():
-            self._buckets[bucket] = self._buckets.get(bucket, 0) + count
-        self.count += other.count
-
-    def quantile(self, q: float) -> float:
-        """The value at rank ⌊1 + q (n − 1)⌋; NaN when nothing was counted."""
-        if not self.count:
-            return math.nan
-        rank, seen = math.floor(q * (self.count - 1)), 0
-        for bucket in sorted(self._buckets):
-            seen += self._buckets[bucket]
-            if seen > rank:
-                break
-        return 2 * self._gamma**bucket / (self._gamma + 1)
 
 
 class _Series:

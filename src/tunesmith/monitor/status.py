@@ -1,5 +1,8 @@
 """What the log of requests says: counts, errors, tokens, cost, latency with intervals, by alias and variant; knows nothing about live
-servers, nor how the log is counted."""
+servers, nor how the log is counted.
+
+It costs the same over ten requests and ten million: what it reads was counted when the requests were logged (`store/counts.py`).
+"""
 
 from __future__ import annotations
 
@@ -7,48 +10,45 @@ import time
 from functools import lru_cache
 from typing import Any
 
+from tunesmith.core.sketch import Sketch
 from tunesmith.core.stats.distributions import binomial_cdf
-from tunesmith.store.counts import TIMED, Tally, tallies
+from tunesmith.store.counting import TIMED, Count
+from tunesmith.store.counts import counts, minute_of, summed
 from tunesmith.store.store import Store
 
 _QUANTILES = {"p50": 0.5, "p95": 0.95}
 
 
 def status(store: Store, since: float = 0.0) -> dict[str, Any]:
-    """What was asked since a time (seconds of the epoch), in all and by alias and variant.
+    """What was asked since the minute of a time (seconds of the epoch), in all and by alias and variant.
 
-    Latencies are seconds of requests that were answered; each quantile comes with its 95 % order-statistic interval. `cost_usd` is the sum
-    over requests whose price is known, None where none is. Raises StoreError when the database is away.
+    Latencies are seconds of requests that were answered, within 1 %; each quantile comes with its 95 % order-statistic interval. `cost_usd`
+    is the sum over requests whose price is known, None where none is. Raises StoreError when the database is away.
     """
-    whole, each = tallies(store, since, _wanted)
-    by_variant = [{"alias": tally.alias, "variant": tally.variant, **_summary(tally)} for tally in each]
-    return {"since": since, "until": time.time(), **_summary(whole), "variants": by_variant}
+    each = counts(store, since, by=("alias", "variant"))
+    by_variant = [{"alias": alias, "variant": variant, **_summary(count)} for (alias, variant), count in each.items()]
+    return {"since": minute_of(since), "until": time.time(), **_summary(summed(each.values())), "variants": by_variant}
 
 
-def _summary(tally: Tally) -> dict[str, Any]:
+def _summary(count: Count) -> dict[str, Any]:
     return {
-        "requests": tally.requests,
-        "errors": tally.requests - tally.answered,
-        "prompt_tokens": tally.prompt_tokens,
-        "completion_tokens": tally.completion_tokens,
-        "tokens_per_s": tally.generated / tally.seconds if tally.seconds else None,
-        "cost_usd": tally.cost_usd,
-        **{name: _quantiles(tally.answered, tally.values.get(name, {})) for name in TIMED},
-        "last": tally.last,
+        "requests": count.requests,
+        "errors": count.errors,
+        "prompt_tokens": count.prompt_tokens,
+        "completion_tokens": count.completion_tokens,
+        "tokens_per_s": count.generated / count.seconds if count.seconds else None,
+        "cost_usd": count.cost_usd,
+        **{name: _quantiles(getattr(count, name)) for name in TIMED},
+        "last": count.last,
     }
 
 
-def _wanted(n: int) -> set[int]:
-    """The ranks of which `_quantiles` needs the values."""
-    return {rank for q in _QUANTILES.values() for rank in ranks(n, q) if rank is not None} if n else set()
-
-
-def _quantiles(n: int, values: dict[int, float]) -> dict[str, dict[str, float | None]]:
-    """p50 and p95 of n values (`value`) with what encloses each (`low`, `high`, None where the interval is open on that side)."""
-    if not n:
+def _quantiles(values: Sketch) -> dict[str, dict[str, float | None]]:
+    """p50 and p95 (`value`) with what encloses each (`low`, `high`, None where the interval is open on that side)."""
+    if not values.count:
         return {}
-    named = {name: zip(("value", "low", "high"), ranks(n, q), strict=True) for name, q in _QUANTILES.items()}
-    return {name: {key: None if rank is None else values[rank] for key, rank in keys} for name, keys in named.items()}
+    named = {name: zip(("value", "low", "high"), ranks(values.count, q), strict=True) for name, q in _QUANTILES.items()}
+    return {name: {key: None if rank is None else values.at(rank) for key, rank in keys} for name, keys in named.items()}
 
 
 @lru_cache(maxsize=4096)

@@ -1,8 +1,9 @@
 """The log of answered requests, written and read back: each row is acknowledged after its commit, written once however often it is sent.
 Knows nothing about HTTP.
 
-One thread writes; rows that arrive within a few milliseconds share one transaction. The store's connections fsync each commit, so
-an acknowledged row survives kill -9.
+One thread writes, in the order in which rows come; those that arrive within a few milliseconds share one transaction, and so do the counts
+of them (`counting.py`). The store's connections fsync each commit, so an acknowledged row survives kill -9 and a power cut. Whoever writes
+waits for the row, so there are never more rows in memory than requests on their way.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import sqlalchemy as sa
 
 from tunesmith.core.errors import StoreError, UsageError
 from tunesmith.core.types import Interaction, Record
+from tunesmith.store.counting import Counting
 from tunesmith.store.paging import Row
 from tunesmith.store.store import Store
 from tunesmith.store.tables import interactions
@@ -35,7 +37,7 @@ _ENCODED = ("messages", "tool_calls", "sources")
 _PLAIN = tuple(column.name for column in interactions.columns if column.name not in _ENCODED)
 _plain = attrgetter(*_PLAIN)
 _encode = msgspec.json.Encoder().encode
-_Waiting = tuple[tuple[Any, ...], asyncio.Future[None]]
+_Waiting = tuple[tuple[Any, ...], Interaction, asyncio.Future[None]]
 
 
 class InteractionLog:
@@ -45,6 +47,7 @@ class InteractionLog:
         self._store = store
         self._waiting: deque[_Waiting] = deque()
         self._bell = threading.Event()
+        self._counting = Counting()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="interaction-log", daemon=True)
         self._thread.start()
@@ -60,7 +63,7 @@ class InteractionLog:
         calls = _encode(interaction.tool_calls).decode() if interaction.tool_calls else "[]"
         sources = None if interaction.sources is None else _encode(interaction.sources).decode()
         row = (*_plain(interaction), _encode(interaction.messages).decode(), calls, sources)
-        self._waiting.append((row, done))
+        self._waiting.append((row, interaction, done))
         if not self._bell.is_set():
             self._bell.set()
         await done
@@ -87,7 +90,7 @@ class InteractionLog:
 
     def _commit(self, batch: list[_Waiting]) -> None:
         try:
-            self._insert([row for row, _ in batch])
+            self._insert(batch)
         except StoreError as problem:  # the database is away, or the disk is full: the same for every row
             _tell(batch, _not_logged(problem.what, problem.remedy))
         except Exception as problem:  # noqa: BLE001 - a row that the driver does not take (a number or a text that is no column's) raises anything
@@ -99,9 +102,17 @@ class InteractionLog:
         else:
             _tell(batch, None)
 
-    def _insert(self, rows: list[tuple[Any, ...]]) -> None:
-        with self._store.writing() as connection:
-            connection.exec_driver_sql(_insert(connection.dialect.paramstyle, len(rows)), tuple(chain.from_iterable(rows)))
+    def _insert(self, batch: list[_Waiting]) -> None:
+        """Write the rows and count those that were not there before, in one transaction."""
+        values = tuple(chain.from_iterable(row for row, *_ in batch))
+        by_id = {interaction.id: interaction for _, interaction, _ in reversed(batch)}  # of one that comes twice the first is written
+        try:
+            with self._store.writing() as connection:
+                written = connection.exec_driver_sql(_insert(connection.dialect.paramstyle, len(batch)), values).scalars()
+                self._counting.write(connection, [by_id[number] for number in written])
+        except BaseException:
+            self._counting.forget()
+            raise
 
 
 def _not_logged(why: str, remedy: str = "") -> StoreError:
@@ -110,8 +121,8 @@ def _not_logged(why: str, remedy: str = "") -> StoreError:
 
 def _tell(batch: list[_Waiting], error: StoreError | None) -> None:
     """Wake those who wait for these rows, each in its own loop."""
-    for loop in {done.get_loop() for _, done in batch}:
-        mine = [done for _, done in batch if done.get_loop() is loop]
+    for loop in {done.get_loop() for *_, done in batch}:
+        mine = [done for *_, done in batch if done.get_loop() is loop]
         with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits any longer
             loop.call_soon_threadsafe(_answer, mine, error)
 
@@ -131,7 +142,8 @@ def _insert(style: str, rows: int) -> str:
     """One statement for all rows: for each the driver lets go of the interpreter's lock, and taking it back costs more than a row."""
     place = "?" if style == "qmark" else "%s"
     row = f"({', '.join([place] * (len(_PLAIN) + len(_ENCODED)))})"
-    return f"INSERT INTO interactions ({', '.join((*_PLAIN, *_ENCODED))}) VALUES {', '.join([row] * rows)} ON CONFLICT (id) DO NOTHING"
+    columns = ", ".join((*_PLAIN, *_ENCODED))
+    return f"INSERT INTO interactions ({columns}) VALUES {', '.join([row] * rows)} ON CONFLICT (id) DO NOTHING RETURNING id"
 
 
 class Interactions:

@@ -79,6 +79,37 @@ sa.Index("ix_interactions_alias_created", interactions.c.alias, interactions.c.c
 _talks = interactions.c.conversation.is_not(None)
 sa.Index("ix_interactions_conversation", interactions.c.conversation, sqlite_where=_talks, postgresql_where=_talks)
 
+# Requests counted by `span` (60, 3600 or 86400 seconds from `start`) and what they were asked of, written with the rows of `interactions`
+# themselves. Each process writes rows of its own, so that what is asked is the sum of several (`store/counting.py`). The two latencies are
+# sketches (`core/sketch.py`).
+request_counts = sa.Table(
+    "request_counts",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("span", sa.Integer, nullable=False),
+    sa.Column("start", sa.BigInteger, nullable=False),
+    sa.Column("project", sa.String, nullable=False),
+    sa.Column("alias", sa.String, nullable=False),
+    sa.Column("deployment", sa.Integer),
+    sa.Column("variant", sa.String, nullable=False),
+    sa.Column("experiment", sa.String),
+    sa.Column("endpoint", sa.String, nullable=False),
+    sa.Column("requests", sa.BigInteger, nullable=False),
+    sa.Column("answered", sa.BigInteger, nullable=False),
+    sa.Column("failed", sa.BigInteger, nullable=False),
+    sa.Column("left", sa.BigInteger, nullable=False),
+    sa.Column("fallbacks", sa.BigInteger, nullable=False),
+    sa.Column("prompt_tokens", sa.BigInteger, nullable=False),
+    sa.Column("completion_tokens", sa.BigInteger, nullable=False),
+    sa.Column("generated", sa.BigInteger, nullable=False),
+    sa.Column("seconds", sa.Float, nullable=False),
+    sa.Column("cost_usd", sa.Float),
+    sa.Column("last", sa.Float),
+    sa.Column("first_token_s", sa.LargeBinary, nullable=False),
+    sa.Column("total_s", sa.LargeBinary, nullable=False),
+    sa.Index("ix_request_counts_span_start", "span", "start"),
+)
+
 # What copies of requests were answered (`core.types.ShadowAnswer`). They have a table of their own, so that whatever counts interactions,
 # their tokens, their costs or what was said of them counts no copy.
 shadow_answers = sa.Table(
