@@ -155,7 +155,7 @@ def test_a_decided_arm_is_put_in_force_and_answers_as_it_was_measured(decided, c
 
 
 @pytest.mark.slow
-def test_an_arm_that_cannot_be_taken_is_told(decided, capsys):
+def test_an_arm_that_cannot_be_taken_is_told(decided, base, capsys):
     folder, _ = decided
     code, _, said = call(capsys, folder, "run", "--arm", "larger@echo")
     assert code == 2
@@ -163,6 +163,11 @@ def test_an_arm_that_cannot_be_taken_is_told(decided, capsys):
     code, _, said = call(capsys, folder, "run", "--arm", "few-shot")
     assert code == 2
     assert "few-shot-random" in said
+    for words in ((), ("--canary", "0.1")):
+        assert guarded(app, ["deploy", "tiny", str(base), *words, "--reason", "a try", "--config", str(folder / "tunesmith.yaml")]) == 0
+    code, _, said = call(capsys, folder, "run", "--arm", "zero-shot")
+    assert code == 2
+    assert "canary), which run --arm does not end" in said
 
 
 @pytest.mark.slow

@@ -68,6 +68,18 @@ def test_constraints_come_before_scores_and_say_what_they_cost() -> None:
         Constraints(latency_p95_s=-1)
 
 
+def test_one_arm_beside_others_that_were_not_measured_is_no_decision() -> None:
+    alone = decide([arm("zero-shot", 0.6, 0)], 0.03, untried=["prompt", "fine-tuned"])
+    assert (alone.chosen, alone.sure) == ("zero-shot", False)
+    assert alone.sentence == (
+        "Cannot tell: zero-shot (0.6) is the only arm that was measured, so nothing was compared. Not measured: prompt, fine-tuned."
+    )
+    assert decide([arm("zero-shot", 0.6, 0)], 0.03).sure
+    two = decide([arm("zero-shot", 0.1, 0), arm("prompt", 0.9, 1)], 0.03, untried=["fine-tuned"])
+    assert (two.chosen, two.sure) == ("prompt", True)
+    assert two.sentence.endswith(" Not measured: fine-tuned.")
+
+
 def test_the_order_is_that_of_the_bill_where_all_prices_are_known() -> None:
     """Tuned costs 30 to build and .50 a thousand, shots nothing and 2.50: tuned is cheaper beyond 15,000 requests."""
     shots = arm("shots", 0.8, 2, build_usd=0.0, usd_per_1000=2.5)

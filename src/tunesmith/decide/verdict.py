@@ -81,14 +81,16 @@ def decide(
     *,
     requests: float | None = None,
     race: Race | None = None,
+    untried: Sequence[str] = (),
     compare: Compare = paired,
     score: Rate = rated,
 ) -> Decision:
     """The decision over these arms, and what would change it.
 
     `requests` is the number of requests over which cost is summed. A `race` counts where it was run over the arms that keep the
-    constraints (the others withdrawn) in their order from cheap to dear; otherwise the rule is applied to the scores. Raises UsageError
-    for no arms, arms of one name, or a margin that is not positive.
+    constraints (the others withdrawn) in their order from cheap to dear; otherwise the rule is applied to the scores. `untried` names the
+    arms that were wanted and not measured: one arm alone beside them is no decision. Raises UsageError for no arms, arms of one name, or
+    a margin that is not positive.
     """
     names = [arm.name for arm in arms]
     if not names or len(set(names)) < len(names):
@@ -107,6 +109,8 @@ def decide(
         return Decision(chosen=None, sure=False, sentence=sentence, best=None, margin=margin, level=1 - alpha, arms=standings)
     case = Case(keeping, margin, alpha, compare)
     outcome = race.outcome() if race is not None and _counts(race, case) else case.outcome
+    if untried and len(keeping) == 1:
+        outcome = RaceOutcome(chosen=outcome.chosen, sure=False, undecided=(), reason="nothing was compared")
     standings = tuple(
         _standing(case, by_name[name], outcome, race, scores, requests)
         if name in case.by_name
@@ -117,7 +121,7 @@ def decide(
     return Decision(
         chosen=outcome.chosen,
         sure=outcome.sure,
-        sentence=_sentence(case, outcome, scores, needed),
+        sentence=_sentence(case, outcome, scores, needed) + _unmeasured(untried),
         best=case.best,
         margin=margin,
         level=1 - alpha,
@@ -262,6 +266,8 @@ def _sentence(case: Case, outcome: RaceOutcome, scores: dict[str, Interval], nee
     chosen, best, margin = outcome.chosen, case.best, f"{case.margin:g}"
     plan = f"; plan about {needed:,} rows" if needed is not None else ""
     value = f"{scores[chosen].estimate:.3g}"
+    if len(case.arms) == 1 and not outcome.sure:
+        return f"Cannot tell: {chosen} ({value}) is the only arm that was measured, so nothing was compared."
     if len(case.arms) == 1:
         return f"{chosen} ({value}) is the only arm that keeps the constraints."
     if not outcome.sure:
@@ -276,6 +282,11 @@ def _sentence(case: Case, outcome: RaceOutcome, scores: dict[str, Interval], nee
     if outcome.undecided:
         tail += f"; whether {' or '.join(outcome.undecided)}, which is cheaper, would do cannot be told{plan}"
     return f"{head}{tail}."
+
+
+def _unmeasured(untried: Sequence[str]) -> str:
+    """Which arms were wanted and are in no comparison."""
+    return f" Not measured: {', '.join(untried)}." if untried else ""
 
 
 def _margins(case: Case, outcome: RaceOutcome) -> list[str]:

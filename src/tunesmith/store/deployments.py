@@ -70,6 +70,12 @@ class Deployments:
             rows = connection.execute(sa.select(deployments).where(deployments.c.version.in_(newest)).order_by(deployments.c.alias))
             return {row["alias"]: _deployment(row) for row in rows.mappings()}
 
+    def side_by_side(self, alias: str) -> tuple[str, ...]:
+        """The variants' names where several answer for an alias (a split, a canary, a shadow), which nobody ends unasked; else none."""
+        deployment = self.in_force().get(alias)
+        variants = () if deployment is None else deployment.variants
+        return tuple(variant.name for variant in variants) if len(variants) > 1 else ()
+
     def history(self, alias: str) -> list[Deployment]:
         """Every version of an alias, the newest first; empty for one that was never deployed."""
         query = sa.select(deployments).where(deployments.c.alias == alias).order_by(deployments.c.version.desc())

@@ -57,19 +57,25 @@ def decided_arm(folder: Path, name: str) -> dict[str, Any]:
 
 
 def adopt(project: Project, folder: Path, arm: dict[str, Any], progress: Progress) -> Adopted:
-    """Put an arm in force for the project's alias, as it was measured. Raises UsageError for one that no deployment can answer as."""
+    """Put an arm in force for the project's alias, as it was measured. Raises UsageError for one that no deployment can answer as, and
+    where several variants answer for the alias."""
     variant = msgspec.convert(arm["variant"], Variant) if arm.get("variant") else None
     if variant is None:
         raise UsageError(
             f"the arm '{arm['name']}' cannot be deployed: {arm.get('undeployable') or 'it answers elsewhere'}", allowed="another arm"
         )
+    alias = project.deploy.alias
     with opened(project, folder, progress) as context:
+        if names := Deployments(context.store).side_by_side(alias):
+            raise UsageError(
+                f"'{alias}' answers with several variants ({', '.join(names)}), which run --arm does not end",
+                allowed="an alias with one variant",
+                remedy=f"tunesmith deploy promote {alias} {names[0]}, then ask again; or deploy.alias: another name",
+            )
         if variant.model is not None:
             variant = msgspec.structs.replace(variant, model=_there(context.models.lazy(variant.model, arm["name"]), variant.model))
-        made = Deployments(context.store).put(
-            project.deploy.alias, [variant], reason=f"decided for {arm['name']}", by="tunesmith run --arm"
-        )
-    return Adopted(arm["name"], project.deploy.alias, made.version, arm["value"])
+        made = Deployments(context.store).put(alias, [variant], reason=f"decided for {arm['name']}", by="tunesmith run --arm")
+    return Adopted(arm["name"], alias, made.version, arm["value"])
 
 
 def _there(model: Any, ref: ModelRef) -> ModelRef:

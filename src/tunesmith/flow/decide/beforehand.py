@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from tunesmith.core.errors import ConfigError
 from tunesmith.decide.arms import Arm
@@ -17,7 +18,7 @@ from tunesmith.train.items import load_items
 from tunesmith.train.resolve import resolve
 
 _LOADING_S = 2.0
-_ONE_ROUND = 2  # shards without which nothing can be compared
+ONE_ROUND = 2  # shards without which nothing can be compared
 
 
 def look(desk: Desk, arms: Sequence[Arm]) -> None:
@@ -54,7 +55,7 @@ def look(desk: Desk, arms: Sequence[Arm]) -> None:
 
 def check_budget(desk: Desk, arms: Sequence[Arm]) -> None:
     """Raises ConfigError for a budget in which not even the simplest arm can be asked the first shards."""
-    rows = min(_ONE_ROUND * desk.plan.shard, len(desk.project.rows("test")))
+    rows = min(ONE_ROUND * desk.plan.shard, len(desk.project.rows("test")))
     least = answering_s(desk.contexts.get(arms[0].base, desk.project), rows)
     short = desk.budget.short(least)
     if short:
@@ -69,15 +70,21 @@ def check_budget(desk: Desk, arms: Sequence[Arm]) -> None:
         )
 
 
-def expected_s(desk: Desk, arm: Arm) -> float:
-    """Seconds that building the arm and asking it the first shards will take, by formula."""
-    context = desk.contexts.get(arm.base, desk.project)
-    rows = _ONE_ROUND * desk.plan.shard
-    if not arm.trains or context.runner.peek("train") is not None:
-        ways = len(desk.plan.shots)
-        choosing = {"few-shot-random": ways, "few-shot-nearest": ways, "few-shot-greedy": 6, "optimised-prompt": 8, "retrieval-rows": 2}
-        return answering_s(context, rows + choosing.get(arm.kind, 0) * len(desk.validation))
-    return answering_s(context, rows) + estimate(context, ["train"]).seconds["train"]
+@dataclass(frozen=True)
+class ExpectedBuild:
+    """Seconds that an arm will take by formula: `training_s`, and `answering_s` for its choices and its timing on validation rows."""
+
+    training_s: float
+    answering_s: float
+
+
+def expected_build(desk: Desk, arm: Arm) -> ExpectedBuild:
+    """What building the arm and timing it will take, by formula."""
+    context, validation, ways = desk.contexts.get(arm.base, desk.project), len(desk.validation), len(desk.plan.shots)
+    choosing = {"few-shot-random": ways, "few-shot-nearest": ways, "few-shot-greedy": 6, "optimised-prompt": 8, "retrieval-rows": 2}
+    answering = answering_s(context, (1 + choosing.get(arm.kind, 0)) * validation + desk.plan.latency_rows)
+    trained = not arm.trains or context.runner.peek("train") is not None
+    return ExpectedBuild(0.0 if trained else estimate(context, ["train"]).seconds["train"], answering)
 
 
 def answering_s(context: ProjectContext, rows: int) -> float:

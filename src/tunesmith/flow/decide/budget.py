@@ -26,12 +26,13 @@ class Budget:
         """Dollars for hosted answers, and for the machine's time where its price is known."""
         return self.paid_usd + (self.machine_per_hour or 0.0) * self.taken_s / 3600
 
-    def short(self, seconds: float = 0.0, *, kept: float = 0.0) -> str:
-        """Why something that takes so much more cannot be begun; empty when it can. A share `kept` of the whole is for what comes after."""
-        after = f", {kept:.0%} of it kept for the race" if kept else ""
-        if self.seconds is not None and self.taken_s + seconds > (1 - kept) * self.seconds:
-            return f"it takes about {seconds:.0f} s and {max(0.0, self.seconds - self.taken_s):.0f} s of the budget are left{after}"
-        more = (self.machine_per_hour or 0.0) * seconds / 3600
-        if self.usd is not None and self.taken_usd + more > (1 - kept) * self.usd:
-            return f"it costs about {more:.4g} USD and {max(0.0, self.usd - self.taken_usd):.4g} USD of the budget are left{after}"
+    def short(self, seconds: float = 0.0, *, race_s: float = 0.0) -> str:
+        """Why something that takes so much more cannot be begun; empty when it can. `race_s` is what must be left after it, so that the
+        arms that are built then can be asked."""
+        after = f" to build it, and about {race_s:.0f} s for the first rows of the race" if race_s else ""
+        if self.seconds is not None and self.taken_s + seconds + race_s > self.seconds:
+            return f"it takes about {seconds:.0f} s{after}, and {max(0.0, self.seconds - self.taken_s):.0f} s of the budget are left"
+        more = (self.machine_per_hour or 0.0) * (seconds + race_s) / 3600
+        if self.usd is not None and self.taken_usd + more > self.usd:
+            return f"it costs about {more:.4g} USD, and {max(0.0, self.usd - self.taken_usd):.4g} USD of the budget are left"
         return ""

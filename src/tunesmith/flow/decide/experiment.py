@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,19 @@ import msgspec
 from tunesmith.core.errors import ConfigError, TunesmithError
 from tunesmith.core.progress import Progress
 from tunesmith.core.types import digest
-from tunesmith.decide.arms import Arm, Arms, arms_of
+from tunesmith.decide.arms import KINDS, Arm, Arms, arms_of
 from tunesmith.decide.plan import Decide, Learning
 from tunesmith.decide.records import Decision, MeasuredArm
 from tunesmith.decide.rules import Guidance
 from tunesmith.decide.verdict import broken_limits, cheapest_first, decide
 from tunesmith.flow.context import ProjectContext
-from tunesmith.flow.decide.beforehand import check_budget, expected_s, look
+from tunesmith.flow.decide.beforehand import ONE_ROUND, ExpectedBuild, check_budget, expected_build, look
 from tunesmith.flow.decide.budget import Budget
 from tunesmith.flow.decide.build import Built, build
 from tunesmith.flow.decide.desk import Desk
 from tunesmith.flow.decide.evidence import evidence_of, measured
 from tunesmith.flow.decide.learning import learning_curve
-from tunesmith.flow.decide.racing import run_race
+from tunesmith.flow.decide.racing import drawn, run_race
 from tunesmith.flow.decide.report import Found, written
 from tunesmith.flow.decide.ruling import knowledge_probe, needs_of, ruled
 from tunesmith.flow.decide.upkeep import Upkeep, priced, upkeep_of
@@ -38,15 +38,14 @@ from tunesmith.flow.runner import only_one
 _DATA = ("collect", "split", "tokens")
 # What --quick changes where the file does not say it, and what of the plan.
 _QUICK: dict[str, Any] = {
-    "validation_rows": 12,
+    "validation_rows": 10,
     "test_rows": 64,
-    "shard": 16,
+    "shard": 12,
     "shots": (4,),
     "passages": (3,),
-    "latency_rows": 4,
+    "latency_rows": 3,
     "learning": Learning(shares=()),
 }
-_FOR_THE_RACE = 0.4  # of a budget: arms that nobody has the time to ask are not worth building
 _LEFT_TO_LONGER = (
     "few-shot-greedy",
     "optimised-prompt",
@@ -146,7 +145,8 @@ class ExperimentRequest:
 def _carried_out(desk: Desk, arms: Arms, asked: ExperimentRequest) -> ExperimentOutcome:
     left_out = dict(arms.left_out)
     lacks = knowledge_probe(desk) if not desk.plan.quick else None
-    timed = list(_built(desk, arms.arms, left_out))
+    timed = sorted(_built(desk, arms.arms, left_out), key=lambda pair: pair[0].arm.rank)
+    untried = [arm.name for arm in arms.arms if arm.name in left_out]
     built, upkeeps = [arm for arm, _ in timed], {arm.arm.name: upkeep for arm, upkeep in timed}
     desk.forget()
     able, barred = _able(desk, built, upkeeps)
@@ -158,7 +158,13 @@ def _carried_out(desk: Desk, arms: Arms, asked: ExperimentRequest) -> Experiment
     plan = desk.plan
     arms_measured = [measured(one, upkeeps[one.arm.name], raced, figure) for one, figure in zip(able, figures, strict=True)]
     decision = decide(
-        [*arms_measured, *barred], plan.margin, plan.constraints, plan.alpha, requests=plan.requests_per_month, race=raced.race
+        [*arms_measured, *barred],
+        plan.margin,
+        plan.constraints,
+        plan.alpha,
+        requests=plan.requests_per_month,
+        race=raced.race,
+        untried=untried,
     )
     more = {
         "volume": volumes(list(upkeeps.values()), decision, plan.requests_per_month),
@@ -187,15 +193,16 @@ def _able(desk: Desk, built: Sequence[Built], upkeeps: Mapping[str, Upkeep]) -> 
 
 
 def _built(desk: Desk, arms: tuple[Arm, ...], left_out: dict[str, str]) -> Iterator[tuple[Built, Upkeep]]:
-    """The arms that the budget allows, built and timed, in the order from the simplest; why another was not built is told. One that cannot
-    be built for its own reasons, such as a server that does not answer, leaves the others alone. What an arm took corrects what is
-    expected of the next ones: by formula alone, a slow machine would spend the whole budget on building."""
-    expected_total = took_total = 0.0
-    for number, arm in enumerate(arms):
+    """The arms that the budget allows, built and timed; why another was not built is told. One that cannot be built for its own reasons,
+    such as a server that does not answer, leaves the others alone.
+
+    The first of each family come first, so that a short budget compares unlike arms. What is kept for the race is what the first rows take
+    of all that are built. What answering took corrects what is expected of the next arms."""
+    pace = _Pace(min(ONE_ROUND * desk.plan.shard, len(drawn(desk)[0])))
+    for number, arm in enumerate(_broad(arms)):
         try:
-            expected = expected_s(desk, arm)
-            pace = max(1.0, took_total / expected_total) if expected_total else 1.0
-            short = desk.budget.short(expected * pace, kept=_FOR_THE_RACE) if number else ""
+            expected = expected_build(desk, arm)
+            short = desk.budget.short(pace.build_s(expected), race_s=pace.race_s()) if number else ""
             if short:
                 left_out[arm.name] = f"not built: {short}"
                 desk.project.progress.say(f"{arm.name}: {left_out[arm.name]}")
@@ -204,10 +211,42 @@ def _built(desk: Desk, arms: tuple[Arm, ...], left_out: dict[str, str]) -> Itera
             began = desk.budget.taken_s
             built = build(desk, arm)
             upkeep = upkeep_of(desk, built)
-            took_total, expected_total = took_total + desk.budget.taken_s - began, expected_total + expected
+            pace.took(desk.budget.taken_s - began, built.train_s, expected, upkeep.busy_s)
             yield built, upkeep
         except ConfigError:
             raise
         except TunesmithError as error:
             left_out[arm.name] = f"not built: {error.what}"
             desk.project.progress.say(f"{arm.name}: {error}")
+
+
+def _broad(arms: Sequence[Arm]) -> list[Arm]:
+    """The first arm of each family on each base, from the simplest; then the others."""
+    first: dict[tuple[str, str], Arm] = {}
+    for arm in arms:
+        first.setdefault((KINDS[arm.kind].family, arm.base), arm)
+    return [*first.values(), *(arm for arm in arms if arm not in first.values())]
+
+
+@dataclass
+class _Pace:
+    """How long building and asking take on this machine: what is expected by formula, corrected by what the arms so far took."""
+
+    first_rows: int
+    expected_s: float = 0.0
+    answered_s: float = 0.0
+    each_s: list[float] = field(default_factory=list)  # seconds a request of the arms that are built
+
+    def took(self, seconds: float, train_s: float, expected: ExpectedBuild, busy_s: float) -> None:
+        """An arm was built and timed in so many seconds, of which `train_s` were training."""
+        self.answered_s += max(0.0, seconds - train_s)
+        self.expected_s += expected.answering_s
+        self.each_s.append(busy_s)
+
+    def build_s(self, expected: ExpectedBuild) -> float:
+        """Seconds to build an arm of which that is expected."""
+        return expected.training_s + expected.answering_s * (self.answered_s / self.expected_s if self.expected_s else 1.0)
+
+    def race_s(self) -> float:
+        """Seconds to ask the first rows to the arms that are built and to one more, which is taken to be as slow as the slowest of them."""
+        return self.first_rows * (sum(self.each_s) + max(self.each_s, default=0.0))

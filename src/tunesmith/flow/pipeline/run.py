@@ -222,10 +222,9 @@ def _deploy(context: ProjectContext) -> None:
     in_force = deployments.in_force().get(alias)
     if in_force is not None and any(model.same_as(variant.model) for variant in in_force.variants):
         return
-    if in_force is not None and len(in_force.variants) > 1:
-        names = ", ".join(variant.name for variant in in_force.variants)
+    if names := deployments.side_by_side(alias):
         context.progress.say(
-            f"not deployed: '{alias}' answers with several variants ({names}); beside them: "
+            f"not deployed: '{alias}' answers with several variants ({', '.join(names)}); beside them: "
             f"tunesmith deploy {alias} run:tuned --canary 0.1; in their place: the same without --canary"
         )
         return
