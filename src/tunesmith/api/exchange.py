@@ -94,6 +94,7 @@ def answered_by(exchange: Exchange, target: Target) -> None:
     """Note who answers."""
     exchange.variant, exchange.model_digest = target.variant, target.model.digest
     exchange.deployment, exchange.propensity, exchange.strategy = target.deployment, target.propensity, target.strategy
+    exchange.experiment = target.experiment
 
 
 async def target_of(request: Request, exchange: Exchange, name: str) -> Target:

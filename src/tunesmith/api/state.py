@@ -103,7 +103,7 @@ class State:
         if exchange.variant is None or exchange.conversation is None or exchange.deployment is None or exchange.propensity is None:
             return
         place = (exchange.project, exchange.alias, exchange.conversation)
-        self._assigned[place] = AskedState(exchange.variant.name, exchange.propensity)
+        self._assigned[place] = AskedState(exchange.variant.name, exchange.propensity, exchange.experiment)
         self._assigned.move_to_end(place)
         if len(self._assigned) > _REMEMBERED:
             self._assigned.popitem(last=False)

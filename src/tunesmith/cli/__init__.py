@@ -26,6 +26,7 @@ from tunesmith.cli.data import app as data_app
 from tunesmith.cli.data import previewed
 from tunesmith.cli.deciding import decide, taken
 from tunesmith.cli.deploying import deploy_app
+from tunesmith.cli.experiments import ab_app
 from tunesmith.cli.exporting import export, parity
 from tunesmith.cli.feedback import feedback_app
 from tunesmith.cli.jobs import jobs_app, keys_app
@@ -59,6 +60,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(migrate_app, name="migrate")
 app.add_typer(tune_app, name="tune")
 app.add_typer(deploy_app, name="deploy")
+app.add_typer(ab_app, name="ab")
 app.command()(export)
 app.command()(parity)
 app.command()(serve)

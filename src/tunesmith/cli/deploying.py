@@ -35,14 +35,14 @@ class _Deploy(typer.core.TyperGroup):
 deploy_app = typer.Typer(
     cls=_Deploy, help="What a name answers with: deploy ALIAS MODEL, and its history.", no_args_is_help=True, rich_markup_mode=None
 )
-_Reason = Annotated[str, typer.Option("--reason", help="Why, for the history of the alias.")]
-_By = Annotated[str | None, typer.Option("--by", help="Who, for the history of the alias (default: the user of this machine).")]
-_Alias = Annotated[str, typer.Argument(help="The name that clients ask for.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why, for the history of the alias.")]
+By = Annotated[str | None, typer.Option("--by", help="Who, for the history of the alias (default: the user of this machine).")]
+Alias = Annotated[str, typer.Argument(help="The name that clients ask for.")]
 
 
 @deploy_app.command("create")
 def create(
-    alias: _Alias,
+    alias: Alias,
     model: Annotated[str, typer.Argument(help="A base, run, ft:…, a folder, BASE+ADAPTER or an upstream; MODEL?INDEX looks passages up.")],
     weight: Annotated[float | None, typer.Option(help="Answer this share of the requests, beside what is deployed.")] = None,
     canary: Annotated[float | None, typer.Option(help="The same, as the variant 'canary'.")] = None,
@@ -52,8 +52,8 @@ def create(
     timeout_s: Annotated[float | None, typer.Option(help="Seconds that the variant may take before a fallback answers.")] = None,
     copies_per_minute: Annotated[int | None, typer.Option(help="The most requests a minute that a shadow gets.")] = None,
     template: Annotated[str | None, typer.Option(help="How passages stand before the question; @FILE reads it.")] = None,
-    reason: _Reason = "",
-    by: _By = None,
+    reason: Reason = "",
+    by: By = None,
     config: file_option = Path("tunesmith.yaml"),
     as_json: Json = False,
 ) -> None:
@@ -71,13 +71,13 @@ def create(
     values: dict[str, Any] = {"weight": canary if canary is not None else weight, "name": name, "timeout_s": timeout_s}
     role = Role(role=chosen[0] if chosen else "alone", copies_per_minute=copies_per_minute, **values)  # type: ignore[arg-type]
     words = Path(template[1:]).read_text("utf-8") if template is not None and template.startswith("@") else template
-    with _at(config) as at:
-        made = deploy(alias, model, at.models, at.store, role, template=words, reason=reason, by=_who(by))
+    with opened(config) as at:
+        made = deploy(alias, model, at.models, at.store, role, template=words, reason=reason, by=who(by))
     _say(made, as_json)
 
 
 @deploy_app.command("history")
-def history(alias: _Alias, config: file_option = Path("tunesmith.yaml"), as_json: Json = False) -> None:
+def history(alias: Alias, config: file_option = Path("tunesmith.yaml"), as_json: Json = False) -> None:
     """Every version of a name, the newest first: who put it in force, when and why.
 
     Example: tunesmith deploy history support
@@ -86,17 +86,17 @@ def history(alias: _Alias, config: file_option = Path("tunesmith.yaml"), as_json
 
     from tunesmith.flow.deploying import history_of
 
-    with _at(config) as at:
+    with opened(config) as at:
         versions = history_of(alias, at.store)
     emit({"alias": alias, "versions": msgspec.to_builtins(versions)}, as_json, "\n".join(map(_line, versions)))
 
 
 @deploy_app.command("promote")
 def promote(
-    alias: _Alias,
+    alias: Alias,
     variant: Annotated[str, typer.Argument(help="The variant that answers everything from now on.")],
-    reason: _Reason = "",
-    by: _By = None,
+    reason: Reason = "",
+    by: By = None,
     config: file_option = Path("tunesmith.yaml"),
     as_json: Json = False,
 ) -> None:
@@ -106,17 +106,17 @@ def promote(
     """
     from tunesmith.flow.deploying import promote as put
 
-    with _at(config) as at:
-        made = put(alias, variant, at.store, reason=reason, by=_who(by))
+    with opened(config) as at:
+        made = put(alias, variant, at.store, reason=reason, by=who(by))
     _say(made, as_json)
 
 
 @deploy_app.command("rollback")
 def rollback(
-    alias: _Alias,
+    alias: Alias,
     to: Annotated[int | None, typer.Option(help="The version to go back to (default: the one before).")] = None,
-    reason: _Reason = "",
-    by: _By = None,
+    reason: Reason = "",
+    by: By = None,
     config: file_option = Path("tunesmith.yaml"),
     as_json: Json = False,
 ) -> None:
@@ -126,13 +126,14 @@ def rollback(
     """
     from tunesmith.flow.deploying import roll_back
 
-    with _at(config) as at:
-        made = roll_back(alias, at.store, to, reason=reason, by=_who(by))
+    with opened(config) as at:
+        made = roll_back(alias, at.store, to, reason=reason, by=who(by))
     _say(made, as_json)
 
 
 @contextmanager
-def _at(config: Path) -> Iterator[Bench]:
+def opened(config: Path) -> Iterator[Bench]:
+    """The store and the models of a project, or of the folder where there is none."""
     from tunesmith.core.progress import Silent
     from tunesmith.flow.evaluation.run import bench
 
@@ -140,7 +141,7 @@ def _at(config: Path) -> Iterator[Bench]:
         yield at
 
 
-def _who(by: str | None) -> str:
+def who(by: str | None) -> str:
     """Who changes a deployment: as said, else the user of this machine."""
     if by is not None:
         return by

@@ -64,10 +64,21 @@ class Variant(Record, frozen=True):
         return (Message(role="system", content=self.instruction), *self.shots, *rest)
 
 
+class Enrolment(Record, frozen=True):
+    """Whose requests a deployment draws for an experiment: keys that fall into [`low`, `high`) of the draw of its `layer`. Experiments of
+    one layer have parts of it that do not meet, so nobody is in two. Variants are drawn by the experiment's own id: what one experiment
+    drew says nothing about the next."""
+
+    experiment: str
+    layer: str
+    low: float = 0.0
+    high: float = 1.0
+
+
 class Deployment(Record, frozen=True):
     """A version of an alias. Versions are never changed: a new one takes its place, and the table of them is the history.
 
-    `created` in seconds of the epoch; `reason` says why and `by` who put it in force.
+    `created` in seconds of the epoch; `reason` says why and `by` who put it in force. `enrolment` is there while an experiment runs.
     """
 
     alias: str
@@ -77,6 +88,7 @@ class Deployment(Record, frozen=True):
     created: float = 0.0
     reason: str = ""
     by: str = ""
+    enrolment: Enrolment | None = None
 
     def __post_init__(self) -> None:
         names = [variant.name for variant in self.variants]

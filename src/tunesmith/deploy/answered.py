@@ -103,6 +103,7 @@ class Exchange:
     deployment: int | None = None
     propensity: float | None = None
     strategy: str = ""
+    experiment: str | None = None
     fallback: Variant | None = None
     continued: bool = False
     first_s: float | None = None
@@ -174,6 +175,7 @@ class Exchange:
             model_digest=self.model_digest,
             user_key=self.user_key,
             cost_usd=self._cost(outcome),
+            experiment=self.experiment,
             propensity=self.propensity,
             sources=outcome.sources,
             strategy=self.strategy,

@@ -30,7 +30,7 @@ class Target:
     `deployment` is None for what answers without having been deployed: a base, an upstream, what a job made. `propensity` is the
     probability with which the `strategy` chose this variant. `instead` answer in its place, in this order, when it fails; `copies` answer
     too and are never shown. `fingerprint` is what clients may know of what answers: of an alias with several variants nothing that differs
-    between them; `several` says that it is one of these.
+    between them; `several` says that it is one of these, `experiment` which one the request counts in.
     """
 
     variant: Variant
@@ -42,6 +42,7 @@ class Target:
     instead: tuple[Target, ...] = ()
     copies: tuple[Target, ...] = ()
     several: bool = False
+    experiment: str | None = None
 
     @property
     def defaults(self) -> Mapping[str, float]:
@@ -73,7 +74,7 @@ class _Entry:
         deployment, variant = self.deployment, choice.variant
         shared = digest(deployment.alias, deployment.version)[:12] if len(deployment.variants) > 1 else ""
         own = Target(variant, self.models[variant.name], deployment.version, choice.propensity, strategy)
-        own = replace(own, fingerprint=shared or own.model.digest[:12], several=bool(shared))
+        own = replace(own, fingerprint=shared or own.model.digest[:12], several=bool(shared), experiment=choice.experiment)
         if not choice.instead and not choice.copies:
             return own
         instead, copies = (

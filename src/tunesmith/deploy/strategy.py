@@ -8,9 +8,9 @@ says is who answers, who answers in its place when it fails, and who answers too
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from tunesmith.core.deployment import Deployment, Variant
+from tunesmith.core.deployment import Deployment, Enrolment, Variant
 from tunesmith.core.errors import ConfigError, NotFound, nearest
 
 _FNV_OFFSET, _FNV_PRIME = 0x811C9DC5, 0x01000193
@@ -20,21 +20,24 @@ _BUCKETS = 10_000
 @dataclass(frozen=True, slots=True)
 class AskedState:
     """What is known when a variant is chosen: `assigned` is the variant that the request's conversation was assigned before, with the
-    `propensity` that it had then."""
+    `propensity` that it had then, and for which `experiment`."""
 
     assigned: str | None = None
     propensity: float | None = None
+    experiment: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class VariantChoice:
     """The variant that a request is assigned, and the probability with which it was chosen: what later estimates divide by (None: it was
-    not drawn, somebody asked for it). `instead` answer in this order when it fails, `copies` answer too and are never shown."""
+    not drawn, somebody asked for it). `instead` answer in this order when it fails, `copies` answer too and are never shown. `experiment`
+    is the one that the request counts in."""
 
     variant: Variant
     propensity: float | None = 1.0
     instead: tuple[Variant, ...] = ()
     copies: tuple[Variant, ...] = ()
+    experiment: str | None = None
 
 
 # The key is what stays the same while one variant should: the client's word for its user, else the conversation, else the request.
@@ -48,19 +51,38 @@ def first_variant(_key: str, deployment: Deployment, _state: AskedState) -> Vari
 
 def split(key: str, deployment: Deployment, state: AskedState) -> VariantChoice:
     """`split`: each variant is assigned its share of the keys, always the same keys; a conversation keeps the variant that it was assigned,
-    whatever the weights are by now, and the propensity that it was assigned with.
+    whatever the weights are by now, and the propensity that it was assigned with. While an experiment runs only those who are enrolled are
+    drawn, the others have the first variant, and where one variant fails the others answer.
     """
+    enrolment = deployment.enrolment
     total = sum(variant.weight for variant in deployment.variants)
     shares = [variant.weight / total for variant in deployment.variants]
     if state.assigned is not None and (held := deployment.variant(state.assigned)) is not None:
-        return VariantChoice(held, state.propensity)
-    at, end = bucket(deployment.alias, key), 0.0
+        if enrolment is None or state.experiment != enrolment.experiment:  # what began before the experiment is not drawn by it
+            return VariantChoice(held, state.propensity)
+        return _counted(VariantChoice(held, state.propensity), deployment)
+    if enrolment is not None and not enrolled(key, enrolment):
+        return VariantChoice(deployment.variants[0])
+    at, end = bucket(deployment.alias if enrolment is None else enrolment.experiment, key), 0.0
     for variant, share in zip(deployment.variants, shares, strict=True):
         end += share
         if share and at < end:
-            return VariantChoice(variant, share)
+            return _counted(VariantChoice(variant, share), deployment)
     last = max(i for i, share in enumerate(shares) if share)  # the shares may add up to a little less than 1
-    return VariantChoice(deployment.variants[last], shares[last])
+    return _counted(VariantChoice(deployment.variants[last], shares[last]), deployment)
+
+
+def enrolled(key: str, enrolment: Enrolment) -> bool:
+    """Whether a request with this key takes part in an experiment."""
+    return enrolment.low <= bucket(enrolment.layer, key) < enrolment.high
+
+
+def _counted(choice: VariantChoice, deployment: Deployment) -> VariantChoice:
+    """The choice as the deployment's experiment has it, if there is one."""
+    if deployment.enrolment is None:
+        return choice
+    others = tuple(variant for variant in deployment.variants if variant is not choice.variant)
+    return replace(choice, instead=others, experiment=deployment.enrolment.experiment)
 
 
 def fallback(_key: str, deployment: Deployment, _state: AskedState) -> VariantChoice:
@@ -71,7 +93,8 @@ def fallback(_key: str, deployment: Deployment, _state: AskedState) -> VariantCh
 def shadow(key: str, deployment: Deployment, _state: AskedState) -> VariantChoice:
     """`shadow`: the first variant answers; each other one gets a copy of its share of the requests."""
     copied = [variant for variant in deployment.variants[1:] if bucket(f"{deployment.alias}/{variant.name}", key) < variant.weight]
-    return VariantChoice(deployment.variants[0], copies=tuple(copied))
+    experiment = deployment.enrolment.experiment if deployment.enrolment is not None and copied else None
+    return VariantChoice(deployment.variants[0], copies=tuple(copied), experiment=experiment)
 
 
 STRATEGIES: Mapping[str, Strategy] = {"one": first_variant, "split": split, "fallback": fallback, "shadow": shadow}

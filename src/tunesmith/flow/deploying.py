@@ -68,7 +68,7 @@ def deploy(
     """
     deployments = Deployments(store)
     before = deployments.in_force().get(alias)
-    variant = _variant(alias, word, models, store, template)
+    variant = variant_of(alias, word, models, store, template)
     version = before.version if before is not None else 0
     if role.role == "alone":
         variant = replace(variant, name=role.name or variant.name, weight=1.0, timeout_s=role.timeout_s, copies_per_minute=None)
@@ -179,7 +179,7 @@ def _free(role: Role, variant: Variant, before: Deployment) -> str:
     return name
 
 
-def _variant(alias: str, word: str, models: Models, store: Store, template: str | None) -> Variant:
+def variant_of(alias: str, word: str, models: Models, store: Store, template: str | None) -> Variant:
     """What the word names, as a variant."""
     plain, retrieval = asked_with(word)
     if template is not None:

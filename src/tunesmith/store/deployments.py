@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from tunesmith.core.deployment import Deployment, Variant
+from tunesmith.core.deployment import Deployment, Enrolment, Variant
 from tunesmith.core.errors import NotFound, UsageError
 from tunesmith.store.paging import Row
 from tunesmith.store.store import Store
@@ -30,14 +30,24 @@ class Deployments:
         self._store = store
 
     def put(
-        self, alias: str, variants: Sequence[Variant], *, strategy: str = "one", reason: str = "", by: str = "", after: int | None = None
+        self,
+        alias: str,
+        variants: Sequence[Variant],
+        *,
+        strategy: str = "one",
+        reason: str = "",
+        by: str = "",
+        after: int | None = None,
+        enrolment: Enrolment | None = None,
     ) -> Deployment:
         """Put variants in force for an alias, as a new version; with `after` only where that version (0: none) is in force until then.
+        `enrolment` says whom an experiment draws.
 
         Raises ConfigError for variants that cannot stand together, UsageError when another version has come in between.
         """
         row = {"alias": alias, "created": time.time(), "reason": reason, "by": by, "strategy": strategy}
         row["variants"] = msgspec.to_builtins(list(variants))
+        row["enrolment"] = msgspec.to_builtins(enrolment)
         _deployment({**row, "version": 0})  # what could not be read back is not written
         with self._store.exclusive() as connection:
             if not self.local:  # in order of their numbers, so that who has seen a number has seen all before

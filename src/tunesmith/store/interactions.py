@@ -201,16 +201,20 @@ class Interactions:
             count, errors, first, last, cost = connection.execute(query.where(*where)).one()
         return RequestCount(requests=count, errors=errors or 0, first=first, last=last, cost_usd=cost)
 
-    def assigned(self, conversation: str, alias: str, project: str) -> tuple[str, float] | None:
-        """(variant, propensity) that a conversation was assigned last, by a strategy and not by somebody's word; None for a new one."""
+    def assigned(self, conversation: str, alias: str, project: str) -> tuple[str, float, str | None] | None:
+        """(variant, propensity, experiment) that a conversation was assigned last, by a strategy and not by somebody's word; None for a new
+        one."""
         table = interactions.c
         where = [table.conversation == conversation, table.alias == alias, table.project == project, table.deployment.is_not(None)]
         query = (
-            sa.select(table.variant, table.propensity).where(*where, table.propensity.is_not(None)).order_by(table.created.desc()).limit(1)
+            sa.select(table.variant, table.propensity, table.experiment)
+            .where(*where, table.propensity.is_not(None))
+            .order_by(table.created.desc())
+            .limit(1)
         )
         with self._store.reading() as connection:
             row = connection.execute(query).first()
-        return None if row is None else (row.variant, row.propensity)
+        return None if row is None else (row.variant, row.propensity, row.experiment)
 
     def answered_by(self, begins: str) -> list[tuple[str, str, int | None]]:
         """(model digest, alias, deployment version) of everything that models answered as whose digests begin so."""

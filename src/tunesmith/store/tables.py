@@ -78,6 +78,8 @@ interactions = sa.Table(
 sa.Index("ix_interactions_alias_created", interactions.c.alias, interactions.c.created)
 _talks = interactions.c.conversation.is_not(None)
 sa.Index("ix_interactions_conversation", interactions.c.conversation, sqlite_where=_talks, postgresql_where=_talks)
+_counted = interactions.c.experiment.is_not(None)
+sa.Index("ix_interactions_experiment", interactions.c.experiment, sqlite_where=_counted, postgresql_where=_counted)
 
 # Requests counted by `span` (60, 3600 or 86400 seconds from `start`) and what they were asked of, written with the rows of `interactions`
 # themselves. Each process writes rows of its own, so that what is asked is the sum of several (`store/counting.py`). The two latencies are
@@ -159,7 +161,7 @@ feedback = sa.Table(
 sa.Index("ix_feedback_received", feedback.c.received)
 
 # What an alias answers with, one row a change, the newest one in force: the audit trail is the table itself. `variants` is the JSON of
-# `core.deployment.Variant`s.
+# `core.deployment.Variant`s, `enrolment` that of a `core.deployment.Enrolment` while an experiment runs.
 deployments = sa.Table(
     "deployments",
     metadata,
@@ -170,6 +172,7 @@ deployments = sa.Table(
     sa.Column("strategy", sa.String, nullable=False, server_default="one"),
     sa.Column("variants", _JSON, nullable=False, server_default=_NONE),
     sa.Column("by", sa.String, nullable=False, server_default=""),
+    sa.Column("enrolment", _JSON),
 )
 
 
@@ -182,6 +185,34 @@ def _ordered(name: str, *columns: Any) -> sa.Table:
 def _project() -> sa.Column[Any]:
     return sa.Column("project", sa.String, nullable=False, index=True)
 
+
+# Experiments (`core.experiment.Experiment`): `plan` is what was asked, [`low`, `high`) their part of the layer; `deployment` is the
+# version that assigns, `stopped` when they ended and with what.
+experiments = _ordered(
+    "experiments",
+    sa.Column("alias", sa.String, nullable=False, index=True),
+    sa.Column("layer", sa.String, nullable=False),
+    sa.Column("low", sa.Float, nullable=False),
+    sa.Column("high", sa.Float, nullable=False),
+    sa.Column("plan", _JSON, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("by", sa.String, nullable=False),
+    sa.Column("deployment", sa.Integer),
+    sa.Column("stopped", sa.Float),
+    sa.Column("outcome", sa.Text, nullable=False, server_default=""),
+)
+
+# What was said of an experiment, and when: rows are added and never changed. `look` is the JSON of what was seen then.
+verdicts = sa.Table(
+    "verdicts",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("experiment", sa.String, nullable=False, index=True),
+    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("metric", sa.String, nullable=False),
+    sa.Column("verdict", sa.String, nullable=False),
+    sa.Column("look", _JSON, nullable=False),
+)
 
 # Keys of the HTTP interface: only the SHA-256 of a key is kept. `scopes` is a JSON list of read, train, serve, admin.
 api_keys = _ordered(

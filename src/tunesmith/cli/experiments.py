@@ -1,0 +1,184 @@
+"""Commands about experiments: what could decide a question in time, begin one, look at it, end it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tunesmith.cli.deploying import Alias, By, Reason, opened, who
+from tunesmith.cli.shared import Json, emit, file_option
+
+if TYPE_CHECKING:
+    from tunesmith.deploy.looking import MetricLook
+    from tunesmith.flow.experiments import ExperimentReport
+
+ab_app = typer.Typer(help="Compare two variants of a name on the requests that come.", no_args_is_help=True, rich_markup_mode=None)
+_Metrics = Annotated[
+    list[str],
+    typer.Option(
+        "--metric",
+        help="errors, fallbacks, cut, latency, first_token, tokens, cost, thumbs, score:NAME, outcome:NAME; with ,lower|higher and "
+        ",missing=NUMBER. The first is the primary one.",
+    ),
+]
+
+
+@ab_app.command("start")
+def start(
+    alias: Alias,
+    control: Annotated[str, typer.Argument(help="What answers now: a variant of the name, or a word for a model.")],
+    treatment: Annotated[str, typer.Argument(help="What it is compared with: a variant, or a word for a model.")],
+    metric: _Metrics,
+    guardrail: Annotated[list[str] | None, typer.Option(help="NAME=TIMES: the most times the control's value that is no harm.")] = None,
+    covariate: Annotated[
+        str | None, typer.Option(help="What is known before the draw: earlier, prompt_tokens, or score:NAME of the baseline's answer.")
+    ] = None,
+    horizon: Annotated[
+        int | None, typer.Option(help="Users of both arms until the last look; without it the intervals hold always.")
+    ] = None,
+    margin: Annotated[float | None, typer.Option(help="A difference of the primary metric within ± this is called equivalent.")] = None,
+    treated: Annotated[float, typer.Option(help="The treatment's share of those who take part.")] = 0.5,
+    enrol: Annotated[
+        float, typer.Option(help="The share of the users who take part; of pairs the share of requests that are copied.")
+    ] = 1.0,
+    layer: Annotated[str | None, typer.Option(help="Experiments of one layer have no user in common (default: the name's own).")] = None,
+    design: Annotated[str, typer.Option(help="split: users are drawn; pairs: the treatment answers copies that no client sees.")] = "split",
+    judge: Annotated[str | None, typer.Option(help="Of pairs: scores that all pairs have, where the metric is of some.")] = None,
+    copies_per_minute: Annotated[int | None, typer.Option(help="Of pairs: the most requests a minute that are copied.")] = None,
+    alpha: Annotated[float, typer.Option(help="The error of all verdicts together, however often one looks.")] = 0.05,
+    reason: Reason = "",
+    by: By = None,
+    config: file_option = Path("tunesmith.yaml"),
+    as_json: Json = False,
+) -> None:
+    """Draw users between two variants from now on, as a new version of the name's deployment; clients cannot see it.
+
+    Example: tunesmith ab start support base tuned --metric outcome:solved --horizon 4000 --reason 'the tickets of November'
+    """
+    from tunesmith.core.errors import UsageError
+    from tunesmith.core.experiment import DEFAULT_GUARDRAILS, ExperimentPlan, guardrail_of, metric_of
+    from tunesmith.flow.experiments import Enrol, as_tree, begin
+
+    if design not in ("split", "pairs"):
+        raise UsageError(f"no design '{design}'", allowed="split, pairs")
+    words = guardrail if guardrail is not None else list(DEFAULT_GUARDRAILS) if design == "split" else []
+    plan = ExperimentPlan(
+        control=control, treatment=treatment, metrics=tuple(map(metric_of, metric)), guardrails=tuple(map(guardrail_of, words)),
+        covariate=covariate, horizon=horizon, margin=margin, alpha=alpha, treated=treated, design=design, judge=judge,  # type: ignore[arg-type]
+    )  # fmt: skip
+    taking_part = Enrol(share=enrol, layer=layer, copies_per_minute=copies_per_minute)
+    with opened(config) as at:
+        experiment, version = begin(alias, plan, at.models, at.store, taking_part, reason=reason, by=who(by))
+    drawn = "answers copies" if design == "pairs" else f"has {treated:.4g} of the users"
+    text = f"{experiment.id}: '{experiment.plan.treatment}' {drawn}, against '{experiment.plan.control}' (version {version.version})"
+    emit({"experiment": as_tree(experiment), "deployment": as_tree(version)}, as_json, f"{text}\nlook at it: tunesmith ab status {alias}")
+
+
+@ab_app.command("status")
+def status(
+    alias: Alias,
+    by: Annotated[str | None, typer.Option("--slice", help="The primary metric by project, endpoint or prompt (its length), too.")] = None,
+    config: file_option = Path("tunesmith.yaml"),
+    as_json: Json = False,
+) -> None:
+    """What an experiment says by now, and since when; look as often as you like.
+
+    Example: tunesmith ab status support --slice prompt
+    """
+    from tunesmith.flow.experiments import as_tree, examine
+
+    with opened(config) as at:
+        report = examine(alias, at.store, by=by)
+    emit(as_tree(report), as_json, _text(report))
+
+
+@ab_app.command("stop")
+def stop(
+    alias: Alias,
+    promote: Annotated[str | None, typer.Option(help="The arm that answers alone from now on.")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="The control answers alone from now on.")] = False,
+    reason: Reason = "",
+    by: By = None,
+    config: file_option = Path("tunesmith.yaml"),
+    as_json: Json = False,
+) -> None:
+    """End an experiment, and let one arm answer alone; the log and the verdicts stay.
+
+    Example: tunesmith ab stop support --promote tuned --reason 'better on solved'
+    """
+    from tunesmith.core.errors import UsageError
+    from tunesmith.flow.experiments import as_tree, end
+
+    if keep == (promote is not None):
+        raise UsageError("what answers from now on is not said" if not keep else "--keep and --promote", allowed="--promote ARM, or --keep")
+    with opened(config) as at:
+        experiment, version = end(alias, at.store, promote=promote, reason=reason, by=who(by))
+    then = f"'{version.variants[0].name}' answers alone (version {version.version})" if version is not None else "nothing was deployed"
+    emit(
+        {"experiment": as_tree(experiment), "deployment": as_tree(version)}, as_json, f"{experiment.id} ended: {experiment.outcome}\n{then}"
+    )
+
+
+def _text(report: ExperimentReport) -> str:
+    experiment, seen, plan = report.experiment, report.seen, report.experiment.plan
+    ended = f"ended {_when(experiment.stopped)}: {experiment.outcome}" if experiment.stopped is not None else "runs"
+    lines = [f"{experiment.id} on '{experiment.alias}', since {_when(experiment.created)}, {ended}"]
+    if report.replaced_by is not None:
+        lines.append(
+            f"!! version {report.replaced_by} has taken its place: nobody is drawn any more; tunesmith ab stop {experiment.alias} --keep"
+        )
+    for name, units, requests in zip((plan.control, plan.treatment), seen.units, report.requests, strict=True):
+        lines.append(f"  {name:<16} {units} users or conversations, {requests} requests")
+    if not seen.whole:
+        return "\n".join([*lines, *_fault(report)])
+    if plan.design == "split":
+        lines.append("  the arms have the sizes that were to be drawn")
+    lines += [_line(each) for each in (*seen.metrics, *report.slices)]
+    lines += [f"  {name}: said of {first:.1%} and {second:.1%} of the requests" for name, (first, second) in report.given.items()]
+    return "\n".join([*lines, *_next(report)])
+
+
+def _fault(report: ExperimentReport) -> list[str]:
+    plan, seen = report.experiment.plan, report.seen
+    if seen.fault == "sample ratio":
+        total = sum(seen.units) or 1
+        what = f"{plan.treated:.0%} were to be drawn for '{plan.treatment}', {seen.units[1] / total:.2%} were"
+        why = "requests of one arm are lost, or counted twice: look at errors before the log, at clients that repeat, at who changes users"
+    else:
+        what = f"'{plan.covariate}' differs between the arms, and was to be known before the draw"
+        why = "it is moved by the treatment, or the draw is broken"
+    return [f"!! {seen.fault} mismatch: {what}. No result is shown: {why}."]
+
+
+def _line(one: MetricLook) -> str:
+    if one.estimate is None:
+        return f"  {one.metric:<24} {one.verdict or '':<16} too few to say anything"
+    both = " → ".join(f"{value:.4g}" for value in (one.control, one.treatment) if value is not None)
+    ends = (one.low, one.high) if one.low is not None else (one.always_low, one.always_high)
+    shown = " to ".join(f"{end:+.4g}" if end is not None else "?" for end in ends)
+    since = f", since {_when(one.since)}" if one.since is not None else ""
+    left = f", {one.variance_left:.0%} of the variance left" if one.variance_left < 1 else ""
+    return f"  {one.metric:<24} {one.verdict + since:<16} {both}: {one.estimate:+.4g} ({one.level:.4g}: {shown}; {one.method}{left})"
+
+
+def _next(report: ExperimentReport) -> list[str]:
+    plan, said = report.experiment.plan, report.said
+    if plan.horizon is None or report.experiment.stopped is not None:
+        return []
+    units = sum(report.seen.units)
+    if any(each.metric == plan.primary.name and each.verdict != "cannot tell yet" for each in said):
+        return []
+    if units >= plan.horizon:
+        return [
+            f"  the horizon of {plan.horizon} is reached, and the primary metric cannot be told: the difference is smaller than it shows"
+        ]
+    times = [each.look["time"] for each in said if each.metric == plan.primary.name and each.look.get("time")]
+    due = min(plan.horizon, int((times[-1] if times else 0.0) * plan.horizon + plan.horizon / 20) + 1)
+    return [f"  {units} of {plan.horizon}; the next counted look at {due}"]
+
+
+def _when(moment: float | None) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(moment))
