@@ -58,6 +58,7 @@ PRINTED = {"docs/architecture.md", "docs/families.md", "docs/performance.md", "d
 NEEDS = {
     "openai:": "asks a provider",
     "smollm2-135m": "answers with a real model; test_run_whole does so with a tiny one",
+    " ab ": "compares variants of a deployed name; test_experiments does so",
     "deploy ": "changes deployments; test_variants does so with tiny ones",
     "my-alias": "asks a deployed alias; test_eval_cli does so",
     "run-a": "asks three trained models; test_eval_cli does so",

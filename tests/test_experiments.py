@@ -405,7 +405,8 @@ def test_pairs_are_scored_answers_of_the_same_request(place, call):
     ]  # fmt: skip
     with place.store.writing() as connection:
         connection.execute(sa.insert(feedback), said)
-    _, report, _ = call("ab", "status", "twin")
+    _, report, told = call("ab", "status", "twin")
+    assert "seen" in report, told
     (shown,) = report["seen"]["metrics"]
     assert (shown["verdict"], shown["estimate"], shown["units"]) == ("better", 0.75, 40)
     assert call("ab", "stop", "twin", "--promote", "b")[1]["deployment"]["variants"][0]["name"] == "b"

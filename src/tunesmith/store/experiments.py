@@ -228,14 +228,14 @@ def _summed(connection: sa.Connection, experiment: Experiment, metric: Experimen
     counted = value.is_not(None)
     outside = sa.case((sa.and_(counted, sa.or_(value < 0, value > 1)), 1), else_=0)
     columns = (
-        log.c.variant.label("variant"), part.label("part"), _UNIT.label("unit"),
+        log.c.variant.label("drawn"), part.label("slice"), _UNIT.label("who"),
         sa.func.sum(sa.case((counted, 1.0), else_=0.0)).label("m"),
         sa.func.sum(sa.func.coalesce(value, 0.0)).label("y"),
         sa.func.sum(sa.case((counted, sa.func.coalesce(known, middle)), else_=0.0)).label("x"),
         sa.func.max(outside).label("outside"),
     )  # fmt: skip
     inner = sa.select(*columns).select_from(rows).where(log.c.experiment == experiment.id)
-    groups = (log.c.variant, sa.literal_column("part"), sa.literal_column("unit"))
+    groups = (log.c.variant, sa.literal_column("slice"), sa.literal_column("who"))
     return _totals(connection, inner.group_by(*groups).subquery("units"), metric)
 
 
@@ -243,7 +243,7 @@ def _totals(connection: sa.Connection, unit: Any, metric: ExperimentMetric) -> l
     m, y, x = unit.c.m, unit.c.y, unit.c.x
     counts = [sa.func.sum(sa.case((condition, 1.0), else_=0.0)) for condition in (m > 0, y != 0)]
     sums = [sa.func.sum(product) for product in (m, y, x, m * m, m * y, m * x, y * y, y * x, x * x)]
-    query = sa.select(unit.c.variant, unit.c.part, sa.func.max(unit.c.outside), counts[0], *sums, counts[1])
+    query = sa.select(unit.c.drawn, unit.c.slice, sa.func.max(unit.c.outside), counts[0], *sums, counts[1])
     return [
         ArmSums(
             metric=metric.name,
@@ -252,7 +252,7 @@ def _totals(connection: sa.Connection, unit: Any, metric: ExperimentMetric) -> l
             unit_scale=not row[2],
             values=tuple(float(each or 0.0) for each in row[3:]),
         )
-        for row in connection.execute(query.group_by(unit.c.variant, unit.c.part))
+        for row in connection.execute(query.group_by(unit.c.drawn, unit.c.slice))
     ]
 
 
@@ -270,13 +270,13 @@ def _pair_sums(connection: sa.Connection, experiment: Experiment, metric: Experi
     counted = difference.is_not(None) if plan.judge is None else judged.is_not(None)
     arm = sa.case((difference.is_not(None), "labelled"), else_="others")
     inner = sa.select(
-        arm.label("variant"), sa.literal("").label("part"), _UNIT.label("unit"), sa.func.count().label("m"),
+        arm.label("drawn"), sa.literal("").label("slice"), _UNIT.label("who"), sa.func.count().label("m"),
         sa.func.sum(sa.func.coalesce(difference, 0.0)).label("y"), sa.func.sum(sa.func.coalesce(judged, 0.0)).label("x"),
         sa.func.max(sa.literal(0)).label("outside"),
     ).select_from(rows).where(
         log.c.experiment == experiment.id, shadow_answers.c.skipped == "", shadow_answers.c.error == "", log.c.status < 400, counted
     )  # fmt: skip
-    units = inner.group_by(sa.literal_column("variant"), sa.literal_column("unit")).subquery("units")
+    units = inner.group_by(sa.literal_column("drawn"), sa.literal_column("who")).subquery("units")
     return _totals(connection, units, metric)
 
 

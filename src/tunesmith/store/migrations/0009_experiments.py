@@ -1,4 +1,4 @@
-"""Version 7: experiments, what was said of them, and whom a deployment enrols."""
+"""Version 9: experiments, what was said of them, and whom a deployment enrols."""
 
 from __future__ import annotations
 
