@@ -76,8 +76,8 @@ def look(
     if fault:
         known = any(each.metric == fault for each in said)
         numbers = {"units": list(units), "evidence": evidence}
-        fresh = () if known else (Verdict(experiment=experiment, created=now, metric=fault, verdict=MISMATCH, look=numbers),)
-        return ExperimentLook(units=units, ratio_evidence=evidence, whole=False, fault=fault, fresh=fresh)
+        told = [] if known else [Verdict(experiment=experiment, created=now, metric=fault, verdict=MISMATCH, look=numbers)]
+        return ExperimentLook(units=units, ratio_evidence=evidence, whole=False, fault=fault, fresh=tuple(told))
     metrics = [*_judged(plan, sum(units), seen, said), *_guarded(plan, seen, said)]
     fresh = tuple(_verdict(experiment, now, each) for each in metrics if each.since is None and _worth_writing(each))
     return ExperimentLook(units=units, ratio_evidence=evidence, whole=True, metrics=tuple(metrics), fresh=fresh)
@@ -164,6 +164,7 @@ def _tried(plan: ExperimentPlan, metric: ExperimentMetric, arms: SeenArms, alpha
     effect = _effect(plan, metric, arms)
     tuning = plan.horizon / 2 if plan.horizon is not None else reckon.TUNING
     always = reckon.anytime(effect, alpha, tuning)
+    at: dict[str, Any] = {}
     common: dict[str, Any] = {
         "metric": metric.name, "role": role, "control": _finite(effect.control), "treatment": _finite(effect.treatment),
         "level": 1 - alpha, "estimate": _finite(effect.estimate), "always_low": _finite(always[0]), "always_high": _finite(always[1]),
@@ -175,7 +176,7 @@ def _tried(plan: ExperimentPlan, metric: ExperimentMetric, arms: SeenArms, alpha
         low, high = reckon.sequential(effect, alpha, counted.times, counted.information)
         method, at = "group-sequential", {"time": counted.times[-1], "information": counted.information[-1]}
     else:
-        (low, high), method, at = always, "always valid", {}
+        (low, high), method = always, "always valid"
     code = int(reckon.verdict(low, high, better=metric.better, margin=plan.margin if primary else None))
     return MetricLook(verdict=WORDS[code], method=method, low=_finite(low), high=_finite(high), **at, **common)
 

@@ -81,7 +81,7 @@ class Experiments:
                     f"the layer '{layer}' has no free part of {share:g}: {names}",
                     allowed="experiments of a layer share its users", remedy="--enrol with a smaller share, or another --layer",
                 )  # fmt: skip
-            row = {"id": f"exp_{secrets.token_hex(8)}", "created": time.time(), "alias": alias, "layer": layer, "low": low}
+            row: dict[str, Any] = {"id": f"exp_{secrets.token_hex(8)}", "created": time.time(), "alias": alias, "layer": layer, "low": low}
             row |= {"high": round(low + share, 4), "plan": msgspec.to_builtins(plan), "reason": reason, "by": by, "outcome": ""}
             connection.execute(sa.insert(experiments).values(**row))
         return self.find(row["id"])
@@ -235,7 +235,7 @@ def _summed(connection: sa.Connection, experiment: Experiment, metric: Experimen
         sa.func.max(outside).label("outside"),
     )  # fmt: skip
     inner = sa.select(*columns).select_from(rows).where(log.c.experiment == experiment.id)
-    groups = (log.c.variant, sa.literal_column("slice"), sa.literal_column("who"))
+    groups: tuple[Any, ...] = (log.c.variant, sa.literal_column("slice"), sa.literal_column("who"))
     return _totals(connection, inner.group_by(*groups).subquery("units"), metric)
 
 

@@ -31,7 +31,7 @@ def mixture_precision(tuning: float, alpha: float = 0.05) -> float:
 
 def anytime_reach(information: ArrayLike, precision: ArrayLike, alpha: float = 0.05) -> Floats:
     """How many standard errors the interval that holds at all moments together reaches to either side (infinite without information)."""
-    ratio = np.asarray(information, dtype=np.float64) / precision
+    ratio = np.asarray(information, dtype=np.float64) / np.asarray(precision, dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         reach = np.sqrt((1 + 1 / ratio) * (np.log1p(ratio) - 2 * log(share(alpha, "alpha"))))
     return np.where(ratio > 0, reach, np.inf)
@@ -39,7 +39,7 @@ def anytime_reach(information: ArrayLike, precision: ArrayLike, alpha: float = 0
 
 def anytime_p_value(z: ArrayLike, information: ArrayLike, precision: ArrayLike) -> Floats:
     """The smallest alpha at which the interval of this moment leaves out no effect; its least value so far is a p-value at every moment."""
-    ratio = np.asarray(information, dtype=np.float64) / precision
+    ratio = np.asarray(information, dtype=np.float64) / np.asarray(precision, dtype=np.float64)
     squared = np.asarray(z, dtype=np.float64) ** 2
     p: Floats = np.minimum(1.0, np.exp(0.5 * np.log1p(ratio) - 0.5 * squared * ratio / (1 + ratio)))
     return p
