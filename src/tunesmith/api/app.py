@@ -55,19 +55,21 @@ from tunesmith.core.errors import DataError, TunesmithError, UsageError
 from tunesmith.deploy.answered import Answered
 from tunesmith.deploy.engine import Answering, Overloaded
 from tunesmith.deploy.router import Router
-from tunesmith.deploy.serve_config import ServeConfig
+from tunesmith.deploy.serve_config import LogConfig, ServeConfig
 from tunesmith.flow.prices import prices_of
+from tunesmith.flow.redaction import redaction
 from tunesmith.models.base import Model, passing
 from tunesmith.models.catalog import Catalog
 from tunesmith.models.resolve import Models
 from tunesmith.monitor.metrics import ServerMetrics
 from tunesmith.store.files import Files
-from tunesmith.store.interactions import InteractionLog
+from tunesmith.store.interactions import InteractionLog, Interactions
 from tunesmith.store.keys import Keys
 from tunesmith.store.responses import Responses
 from tunesmith.store.shadows import ShadowAnswers
 from tunesmith.store.store import Store
 from tunesmith.store.uploads import Uploads
+from tunesmith.store.wording import Reworded
 
 _log = logging.getLogger("tunesmith.api")
 _SWEEP_S = 5.0  # how long what has expired may stay on the disk
@@ -94,13 +96,13 @@ def create_app(
     log = log or store
     router = models_by_alias if isinstance(models_by_alias, Router) else Router(models_by_alias)
     answering = Answering(max_waiting=config.max_waiting)
-    metrics = ServerMetrics(answering.load)
+    metrics, redact = ServerMetrics(answering.load), redaction(config.log.redact)
     state = State(
         router,
         answering,
         metrics,
-        Answered(InteractionLog(log) if log is not None else None, metrics, prices_of(config)),
-        Shadows(answering, ShadowAnswers(log) if log is not None else None, metrics.copied),
+        Answered(_log_of(log, config.log, redact) if log is not None else None, metrics, prices_of(config)),
+        Shadows(answering, ShadowAnswers(log, redact) if log is not None else None, metrics.copied),
         default_max_tokens=config.default_max_tokens,
         models=models or Models(store, Catalog()),
         auth=Auth(store, config.requests_per_minute),
@@ -112,6 +114,7 @@ def create_app(
         python_graders=config.python_graders,
         log=log,
         reload=reload,
+        retention_days=config.log.retention_days,
     )
     if reload is not None:
         reload.on_deployed = state.let_go
@@ -128,6 +131,10 @@ def create_app(
         body_s=config.body_s,
     )
     return app
+
+
+def _log_of(store: Store, settings: LogConfig, redact: Reworded | None) -> InteractionLog:
+    return InteractionLog(store, at_once=settings.survives == "power", sample=settings.sample, redact=redact)
 
 
 def _routes() -> list[Route]:
@@ -228,16 +235,19 @@ def _background(app: Starlette, state: State) -> list[Coroutine[Any, Any, None]]
 
         return call
 
-    work = [batches.work(inside, state.store), _sweep(state.store)]
+    work = [batches.work(inside, state.store), _sweep(state.store, state.retention_days)]
     if state.reload is not None:
         work.append(state.reload.watch())
     return [*work, webhooks.work(state.store, state.webhooks)] if state.webhooks else work
 
 
-async def _sweep(store: Store) -> None:
+async def _sweep(store: Store, retention_days: float | None) -> None:
     """Take what has expired off the disk, for as long as the server runs."""
+    sweeps: list[Callable[[], object]] = [Files(store).sweep, Uploads(store).sweep, Keys(store).sweep, Responses(store).sweep]
+    if retention_days is not None:
+        sweeps.append(lambda: Interactions(store).expire(time.time() - 86_400 * retention_days))
     while True:
-        for sweep in (Files(store).sweep, Uploads(store).sweep, Keys(store).sweep, Responses(store).sweep):
+        for sweep in sweeps:
             try:
                 await away(sweep)
             except TunesmithError as error:  # a database that is away for a moment

@@ -41,7 +41,8 @@ NOTHING_KNOWN = AskedState()
 class State:
     """Shared by all requests. `answered` is where they end, `ready` what /readyz says; without a `store` there are no files and jobs.
 
-    `log` is the store that the log of requests is in, `reload` what looks for new deployments (None: there are none to come).
+    `log` is the store that the log of requests is in, `reload` what looks for new deployments (None: there are none to come),
+    `retention_days` how long its rows are kept (None: for ever).
 
     `chats_only` has the other servers that were found without /responses, and until when (`time.monotonic`) that is believed.
 
@@ -66,6 +67,7 @@ class State:
     chats_only: dict[str, float] = field(default_factory=dict)
     log: Store | None = None
     reload: Reload | None = None
+    retention_days: float | None = None
     _assigned: OrderedDict[tuple[str, str, str], AskedState] = field(default_factory=OrderedDict)
     _encoders: dict[str, Encoding] = field(default_factory=dict)
     _loaded: dict[tuple[ModelRef, Retrieval | None], Model] = field(default_factory=dict)

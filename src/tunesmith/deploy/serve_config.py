@@ -6,6 +6,7 @@ import base64
 import binascii
 import math
 import re
+from typing import Literal
 
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.types import Record
@@ -63,6 +64,26 @@ class Elsewhere(Record, frozen=True):
             )
 
 
+class LogConfig(Record, frozen=True):
+    """How requests are logged. An acknowledged row survives `power` cuts, or only a `kill` of the server: then nobody waits for the disk.
+
+    `sample` is the share of requests whose rows are kept; failed ones, and those that a strategy chose a variant for, are kept always, and
+    all are counted. `redact` are kinds of personal data and secrets whose places are taken by `<EMAIL>` before a row is written, here and
+    in the answers of shadows. Rows older than `retention_days` are deleted, with what was said of them; None keeps them.
+    """
+
+    survives: Literal["power", "kill"] = "power"
+    sample: float = 1.0
+    redact: tuple[str, ...] = ()
+    retention_days: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sample <= 1:
+            raise ConfigError(f"'sample' is {self.sample}", where="serve.log.sample", allowed="0 to 1")
+        if self.retention_days is not None and not 0 < self.retention_days < math.inf:
+            raise ConfigError(f"'retention_days' is {self.retention_days}", where="serve.log.retention_days", allowed="days, more than 0")
+
+
 class ServeConfig(Record, frozen=True):
     """Where and how a server listens. Sizes in bytes, times in seconds; `python_graders` lets clients run Python in the sandbox.
 
@@ -71,7 +92,8 @@ class ServeConfig(Record, frozen=True):
     `database` is the URL of a PostgreSQL database that holds the store's tables in place of the SQLite file in its folder, `blobs` a folder
     or a bucket (`s3://BUCKET/PREFIX`) that holds the bytes of files in place of a folder there.
     `upstreams` are names that other servers answer to; `prices` says what the tokens of models here cost, by alias (without it nothing).
-    `requests_per_minute` limits each key. `workers` processes work on fine-tuning jobs. Pages of `cors_origins` may ask, others not.
+    `log` says how requests are logged. `requests_per_minute` limits each key. `workers` processes work on fine-tuning jobs. Pages of
+    `cors_origins` may ask, others not.
     A request's headers must come within `headers_s`, its body within `body_s` (a large one may go on at a kilobyte a second).
 
     After SIGTERM the server says that it is not ready, goes on answering for `notice_s`, then takes no new connection and lets what is open
@@ -94,6 +116,7 @@ class ServeConfig(Record, frozen=True):
     base64_embeddings: bool = True
     requests_per_minute: int | None = None
     webhooks: tuple[Webhook, ...] = ()
+    log: LogConfig = LogConfig()
     cors_origins: tuple[str, ...] = ()
     headers_s: float = 30.0
     body_s: float = 60.0

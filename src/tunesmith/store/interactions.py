@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import threading
 import time
+import zlib
 from collections import deque
 from collections.abc import Collection, Mapping
 from functools import lru_cache
@@ -27,7 +28,8 @@ from tunesmith.core.types import Interaction, Record
 from tunesmith.store.counting import Counting
 from tunesmith.store.paging import Row
 from tunesmith.store.store import Store
-from tunesmith.store.tables import interactions
+from tunesmith.store.tables import feedback, interactions, shadow_answers
+from tunesmith.store.wording import Reworded, reworded
 
 _GATHER_S = 0.003
 _MOST = 256  # rows in one transaction
@@ -37,14 +39,15 @@ _ENCODED = ("messages", "tool_calls", "sources")
 _PLAIN = tuple(column.name for column in interactions.columns if column.name not in _ENCODED)
 _plain = attrgetter(*_PLAIN)
 _encode = msgspec.json.Encoder().encode
-_Waiting = tuple[tuple[Any, ...], Interaction, asyncio.Future[None]]
+_Waiting = tuple[Interaction, bool, asyncio.Future[None]]  # the row, whether it is kept or only counted, who waits
 
 
 class InteractionLog:
-    """Writes to the store's `interactions` table."""
+    """Writes to the store's `interactions` table. `at_once` as `Store.writing` has it; of requests that were answered by the only variant
+    the share `sample` is kept, whole conversations and users; `redact` changes the words of a row before they are written."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, *, at_once: bool = True, sample: float = 1.0, redact: Reworded | None = None) -> None:
+        self._store, self._at_once, self._sample, self._redact = store, at_once, sample, redact
         self._waiting: deque[_Waiting] = deque()
         self._bell = threading.Event()
         self._counting = Counting()
@@ -57,16 +60,15 @@ class InteractionLog:
         if self._closed:
             raise StoreError("the interaction log is closed", remedy="open a new one")
         done = asyncio.get_running_loop().create_future()
-        if "\0" in interaction.answer or "\0" in interaction.error:  # PostgreSQL has no text with it
-            shown = {name: getattr(interaction, name).replace("\0", "\ufffd") for name in ("answer", "error")}
-            interaction = msgspec.structs.replace(interaction, **shown)
-        calls = _encode(interaction.tool_calls).decode() if interaction.tool_calls else "[]"
-        sources = None if interaction.sources is None else _encode(interaction.sources).decode()
-        row = (*_plain(interaction), _encode(interaction.messages).decode(), calls, sources)
-        self._waiting.append((row, interaction, done))
+        self._waiting.append((interaction, self._kept(interaction), done))
         if not self._bell.is_set():
             self._bell.set()
         await done
+
+    def _kept(self, row: Interaction) -> bool:
+        if self._sample >= 1 or row.status >= 400 or row.experiment is not None or row.strategy not in ("", "one"):
+            return True
+        return zlib.crc32((row.user_key or row.conversation or row.id).encode()) < self._sample * 2**32
 
     def close(self) -> None:
         """Write what waits and end the thread."""
@@ -104,12 +106,13 @@ class InteractionLog:
 
     def _insert(self, batch: list[_Waiting]) -> None:
         """Write the rows and count those that were not there before, in one transaction."""
-        values = tuple(chain.from_iterable(row for row, *_ in batch))
-        by_id = {interaction.id: interaction for _, interaction, _ in reversed(batch)}  # of one that comes twice the first is written
+        by_id = {row.id: row for row, kept, _ in reversed(batch) if kept}  # of one that comes twice the first is written
+        rows = list(by_id.values())
+        values = tuple(chain.from_iterable(map(_values, rows if self._redact is None else reworded(rows, self._redact))))
         try:
-            with self._store.writing() as connection:
-                written = connection.exec_driver_sql(_insert(connection.dialect.paramstyle, len(batch)), values).scalars()
-                self._counting.write(connection, [by_id[number] for number in written])
+            with self._store.writing(at_once=self._at_once) as connection:
+                fresh = connection.exec_driver_sql(_insert(connection.dialect.paramstyle, len(rows)), values).scalars() if rows else ()
+                self._counting.write(connection, [*(by_id[number] for number in fresh), *(row for row, kept, _ in batch if not kept)])
         except BaseException:
             self._counting.forget()
             raise
@@ -135,6 +138,15 @@ def _answer(waiting: list[asyncio.Future[None]], error: StoreError | None) -> No
             done.set_result(None)
         else:
             done.set_exception(error)
+
+
+def _values(row: Interaction) -> tuple[Any, ...]:
+    """The row as the statement takes it."""
+    if "\0" in row.answer or "\0" in row.error:  # PostgreSQL has no text with it
+        row = msgspec.structs.replace(row, **{name: getattr(row, name).replace("\0", "\ufffd") for name in ("answer", "error")})
+    calls = _encode(row.tool_calls).decode() if row.tool_calls else "[]"
+    sources = None if row.sources is None else _encode(row.sources).decode()
+    return (*_plain(row), _encode(row.messages).decode(), calls, sources)
 
 
 @lru_cache(maxsize=2 * _MOST)
@@ -200,6 +212,18 @@ class Interactions:
         with self._store.reading() as connection:
             count, errors, first, last, cost = connection.execute(query.where(*where)).one()
         return RequestCount(requests=count, errors=errors or 0, first=first, last=last, cost_usd=cost)
+
+    def expire(self, before: float, most: int = 2000) -> int:
+        """Delete rows from before a time, the oldest first, at most so many, with their shadows' answers and what was said of them; returns
+        how many."""
+        query = sa.select(interactions.c.id).where(interactions.c.created < before).order_by(interactions.c.created).limit(most)
+        with self._store.reading() as connection:  # usually nothing is so old, and who only looks takes no lock
+            old = list(connection.execute(query).scalars())
+        if old:
+            with self._store.writing() as connection:
+                for column in (shadow_answers.c.interaction, feedback.c.interaction, interactions.c.id):
+                    connection.execute(sa.delete(column.table).where(column.in_(old)))
+        return len(old)
 
     def assigned(self, conversation: str, alias: str, project: str) -> tuple[str, float, str | None] | None:
         """(variant, propensity, experiment) that a conversation was assigned last, by a strategy and not by somebody's word; None for a new

@@ -8,16 +8,19 @@ import sqlalchemy as sa
 from tunesmith.core.types import ShadowAnswer
 from tunesmith.store.store import Store
 from tunesmith.store.tables import shadow_answers
+from tunesmith.store.wording import Reworded, reworded
 
 
 class ShadowAnswers:
     """The answers of shadows of one store."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, redact: Reworded | None = None) -> None:
+        self._store, self._redact = store, redact
 
     def put(self, row: ShadowAnswer) -> None:
-        """Keep one. Raises StoreError."""
+        """Keep one, its words changed where they are to be redacted. Raises StoreError."""
+        if self._redact is not None:
+            (row,) = reworded([row], self._redact)
         values = msgspec.structs.asdict(row) | {"tool_calls": msgspec.json.encode(row.tool_calls).decode()}
         shown = {name: value.replace("\0", "\ufffd") if isinstance(value, str) else value for name, value in values.items()}
         with self._store.writing() as connection:

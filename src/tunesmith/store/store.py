@@ -59,10 +59,24 @@ class Store:
         self.engine.dispose()
 
     @contextmanager
-    def writing(self) -> Iterator[sa.Connection]:
-        """One transaction. Raises StoreError when the database refuses it (a full disk, another writer that holds it too long)."""
-        with self._in_words("written"), self.engine.begin() as connection:
-            yield connection
+    def writing(self, *, at_once: bool = True) -> Iterator[sa.Connection]:
+        """One transaction. Raises StoreError when the database refuses it (a full disk, another writer that holds it too long).
+
+        Without `at_once` it survives kill -9 of this process, and a power cut some seconds later: nobody waits for the disk.
+        """
+        with self._in_words("written"), self.engine.connect() as connection:
+            sqlite = self.engine.dialect.name == "sqlite"
+            if not at_once and sqlite:  # a pragma of the connection, outside of its transactions
+                connection.exec_driver_sql("PRAGMA synchronous=NORMAL").close()
+                connection.commit()
+            try:
+                with connection.begin():
+                    if not at_once and not sqlite:
+                        connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
+                    yield connection
+            finally:
+                if not at_once and sqlite:
+                    connection.exec_driver_sql("PRAGMA synchronous=FULL").close()
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
