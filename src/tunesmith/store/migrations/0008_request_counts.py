@@ -1,4 +1,4 @@
-"""Version 7: requests are counted by minute, hour and day as they are logged; those that are in the log already are counted here."""
+"""Version 8: requests are counted by minute, hour and day as they are logged; those that are in the log already are counted here."""
 
 from __future__ import annotations
 
