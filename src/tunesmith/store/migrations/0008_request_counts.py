@@ -14,6 +14,7 @@ import sqlalchemy as sa
 metadata = sa.MetaData()
 _SPANS = (60, 3_600, 86_400)
 _LOG = math.log(1.01 / 0.99)
+_ROWS = 4000  # in one statement
 
 interactions = sa.Table(
     "interactions",
@@ -137,27 +138,35 @@ def _packed(buckets: dict[int, int]) -> bytes:
 
 
 def upgrade(connection: sa.Connection, folder: Path) -> None:
-    """Make the table, and count the log once, oldest first: what is over is written as the next begins."""
+    """Make the table, and count the log once, oldest first: what is over is written some thousand rows at a time."""
     metadata.create_all(connection, tables=[request_counts], checkfirst=False)
     open_spans: dict[int, dict[_Place, _Count]] = {span: {} for span in _SPANS}
+    ready: list[dict[str, Any]] = []
+    now = -1
     log = sa.select(interactions).order_by(interactions.c.created)
     for row in connection.execute(log, execution_options={"yield_per": 10_000}):
         group = (row.project, row.alias, row.deployment, row.variant, row.experiment, row.endpoint)
         minute = int(row.created // _SPANS[0]) * _SPANS[0]
-        if not any(start == minute for start, _ in open_spans[_SPANS[0]]):
-            _close(connection, open_spans, minute)
+        if minute != now:
+            now = minute
+            ready += _over(open_spans, now)
+            if len(ready) >= _ROWS:
+                connection.execute(sa.insert(request_counts), ready)
+                ready = []
         open_spans[_SPANS[0]].setdefault((minute, group), _Count()).add(row)
-    _close(connection, open_spans, None)
+    ready += _over(open_spans, None)
+    if ready:
+        connection.execute(sa.insert(request_counts), ready)
 
 
-def _close(connection: sa.Connection, open_spans: dict[int, dict[_Place, _Count]], now: int | None) -> None:
-    """Write the counts of the spans that are over at `now` (None: all), and add each to the next longer one."""
+def _over(open_spans: dict[int, dict[_Place, _Count]], now: int | None) -> list[dict[str, Any]]:
+    """The rows of the spans that are over at `now` (None: all), each added to the next longer one."""
+    rows = []
     for at, span in enumerate(_SPANS):
-        over = [place for place in open_spans[span] if now is None or place[0] + span <= now]
-        counts = [(place, open_spans[span].pop(place)) for place in over]
-        for (start, group), count in counts:
+        for place in [place for place in open_spans[span] if now is None or place[0] + span <= now]:
+            count, (start, group) = open_spans[span].pop(place), place
+            rows.append(count.row(span, place))
             if at + 1 < len(_SPANS):
                 longer = _SPANS[at + 1]
                 open_spans[longer].setdefault((start - start % longer, group), _Count()).merge(count)
-        if counts:
-            connection.execute(sa.insert(request_counts), [count.row(span, place) for place, count in counts])
+    return rows
