@@ -26,6 +26,10 @@ UNITS_LEAST = 50
 """Units that each arm must have before anything is said of a mean: before, its variance is not known."""
 TUNING = 2_000.0
 """Units at which intervals without a horizon are narrowest."""
+PAIRS_TUNING = 300.0
+"""The same, of pairs."""
+PAIRS_LEAST = 30
+"""Pairs with the metric itself that must be there before anything is said."""
 RATIO_ALPHA = 0.01
 RATIO_WEIGHT = 1_000.0
 """Of the sample ratio: its error, and how many units its bets on another ratio are worth."""
@@ -194,13 +198,9 @@ def paired(labelled: ArrayLike, others: ArrayLike) -> Effect:
         weight = np.clip(np.where(np.isfinite(weight), weight, 0.0), 0.0, None)
         moved = np.where(rest.units > 1, weight * (known.known - rest.known), 0.0)
         variance = known.yy - 2 * weight * known.yx + weight**2 * (known.xx + np.where(rest.units > 1, rest.xx, 0.0))
-    far = 1 / (known.units * (known.units + 2))  # one more pair that differs the other way
+        far = 1 / (known.units * (known.units + 2))  # one more pair that differs the other way
+        left = np.where(known.yy > 0, np.minimum(1.0, variance / known.yy), 1.0)
     ready = known.units >= PAIRS_LEAST
-    return Effect(
-        np.where(ready, known.mean - moved, np.nan), np.where(ready, np.sqrt(np.maximum(variance, 0.0) + far), np.nan),
-        np.zeros_like(known.mean), known.mean, known.units + np.nan_to_num(rest.units), np.minimum(1.0, variance / known.yy),
-    )  # fmt: skip
-
-
-PAIRS_LEAST = 30
-"""Pairs with the metric itself that must be there before anything is said."""
+    se = np.where(ready, np.sqrt(np.maximum(variance, 0.0) + far), np.nan)
+    units = known.units + np.nan_to_num(rest.units)
+    return Effect(np.where(ready, known.mean - moved, np.nan), se, np.zeros_like(known.mean), known.mean, units, left)

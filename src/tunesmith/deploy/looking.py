@@ -162,7 +162,8 @@ def _tried(plan: ExperimentPlan, metric: ExperimentMetric, arms: SeenArms, alpha
     if metric.kind == "event":
         return _event(plan, metric, arms, alpha, role)
     effect = _effect(plan, metric, arms)
-    tuning = plan.horizon / 2 if plan.horizon is not None else reckon.TUNING
+    usual = reckon.TUNING if plan.design == "split" else reckon.PAIRS_TUNING
+    tuning = plan.horizon / 2 if plan.horizon is not None else usual
     always = reckon.anytime(effect, alpha, tuning)
     at: dict[str, Any] = {}
     common: dict[str, Any] = {

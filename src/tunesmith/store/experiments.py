@@ -23,6 +23,7 @@ from tunesmith.store.tables import experiments, feedback, shadow_answers, verdic
 from tunesmith.store.tables import interactions as log
 
 _OPEN = experiments.c.stopped.is_(None)
+_ASKED = log.alias("asked")
 _UNIT = sa.func.coalesce(log.c.user_key, log.c.conversation, log.c.id)
 _FAILED = sa.or_(log.c.status >= 500, log.c.fallback.is_not(None))
 _VALUES: dict[str, Any] = {
@@ -174,20 +175,25 @@ def _free(taken: Sequence[tuple[float, float]], share: float) -> float | None:
     return begins if 1.0 - begins >= share - 1e-9 else None
 
 
-def _last(kind: str, name: str, label: str) -> Any:
-    """The last number that was said under a kind and a name of each request."""
-    newest = sa.select(sa.func.max(feedback.c.seq).label("seq")).where(
-        feedback.c.kind == kind, feedback.c.name == name, feedback.c.number.is_not(None)
-    )
-    last = newest.group_by(feedback.c.interaction).subquery(f"{label}_newest")
+def _last(kind: str, name: str, label: str, scope: Any) -> Any:
+    """The last number that was said under a kind and a name of each request of a `scope`: a condition on the log under the name `asked`, so
+    that no more of the feedback is read than is about them."""
+    newest = sa.select(sa.func.max(feedback.c.seq).label("seq")).join(_ASKED, _ASKED.c.id == feedback.c.interaction)
+    told = newest.where(scope, feedback.c.kind == kind, feedback.c.name == name, feedback.c.number.is_not(None))
+    last = told.group_by(feedback.c.interaction).subquery(f"{label}_newest")
     return sa.select(feedback.c.interaction, feedback.c.number).join(last, last.c.seq == feedback.c.seq).subquery(label)
 
 
-def _valued(rows: Any, metric: ExperimentMetric) -> tuple[Any, Any]:
+def _in_it(experiment: Experiment) -> Any:
+    """The requests of an experiment, as a scope."""
+    return _ASKED.c.experiment == experiment.id
+
+
+def _valued(rows: Any, metric: ExperimentMetric, scope: Any) -> tuple[Any, Any]:
     """(the rows with what the metric needs, its value: NULL where it is not known)."""
     if metric.kind != "feedback":
         return rows, sa.cast(_VALUES[metric.name], sa.Float)
-    words = _last(*metric.said, "said")
+    words = _last(*metric.said, "said", scope)
     if metric.given:
         return rows.outerjoin(words, words.c.interaction == log.c.id), sa.case((words.c.number.is_not(None), 1.0), else_=0.0)
     value = words.c.number if metric.missing is None else sa.func.coalesce(words.c.number, metric.missing)
@@ -204,7 +210,7 @@ def _known(rows: Any, experiment: Experiment, metric: ExperimentMetric, covariat
         before = _before(experiment, metric)
         return rows.outerjoin(before, before.c.unit == _UNIT), before.c.value
     kind, _, name = covariate.partition(":")
-    words = _last(kind, name, "known")
+    words = _last(kind, name, "known", _in_it(experiment))
     return rows.outerjoin(words, words.c.interaction == log.c.id), words.c.number
 
 
@@ -212,7 +218,7 @@ def _before(experiment: Experiment, metric: ExperimentMetric) -> Any:
     """Each unit's mean of the metric before the experiment began, less the mean of all units, so that who is new counts as 0."""
     earlier = log.alias("earlier")
     unit = sa.func.coalesce(earlier.c.user_key, earlier.c.conversation, earlier.c.id)
-    rows, value = _valued(log, metric)
+    rows, value = _valued(log, metric, sa.and_(_ASKED.c.alias == experiment.alias, _ASKED.c.created < experiment.created))
     inner = sa.select(log.c.id.label("id"), value.label("value")).select_from(rows)
     valued = inner.where(log.c.alias == experiment.alias, log.c.created < experiment.created).subquery("valued")
     means = sa.select(unit.label("unit"), sa.func.avg(valued.c.value).label("value")).join(valued, valued.c.id == earlier.c.id)
@@ -222,7 +228,7 @@ def _before(experiment: Experiment, metric: ExperimentMetric) -> Any:
 
 
 def _summed(connection: sa.Connection, experiment: Experiment, metric: ExperimentMetric, middle: float, by: str | None) -> list[ArmSums]:
-    rows, value = _valued(log, metric)
+    rows, value = _valued(log, metric, _in_it(experiment))
     rows, known = _known(rows, experiment, metric, experiment.plan.covariate if metric.kind != "event" else None)
     part = _SLICES[by] if by is not None else sa.literal("")
     counted = value.is_not(None)
@@ -262,11 +268,11 @@ def _pair_sums(connection: sa.Connection, experiment: Experiment, metric: Experi
     if metric.kind == "amount":
         difference = sa.cast(shadow_answers.c[_COPIED[metric.name]], sa.Float) - _VALUES[metric.name]
     else:
-        rows, difference = _scored_pair(rows, *metric.said, plan.treatment, "said")
+        rows, difference = _scored_pair(rows, *metric.said, experiment, "said")
     judged: Any = sa.literal(0.0)
     if plan.judge is not None:
         kind, _, name = plan.judge.partition(":")
-        rows, judged = _scored_pair(rows, kind, name, plan.treatment, "judged")
+        rows, judged = _scored_pair(rows, kind, name, experiment, "judged")
     counted = difference.is_not(None) if plan.judge is None else judged.is_not(None)
     arm = sa.case((difference.is_not(None), "labelled"), else_="others")
     inner = sa.select(
@@ -280,8 +286,10 @@ def _pair_sums(connection: sa.Connection, experiment: Experiment, metric: Experi
     return _totals(connection, units, metric)
 
 
-def _scored_pair(rows: Any, kind: str, name: str, treatment: str, label: str) -> tuple[Any, Any]:
+def _scored_pair(rows: Any, kind: str, name: str, experiment: Experiment, label: str) -> tuple[Any, Any]:
     """The rows with both answers' numbers, and their difference: `NAME@VARIANT` is what was said of a copy's answer."""
-    shown, copied = _last(kind, name, f"{label}_shown"), _last(kind, f"{name}@{treatment}", f"{label}_copied")
+    scope = _in_it(experiment)
+    shown = _last(kind, name, f"{label}_shown", scope)
+    copied = _last(kind, f"{name}@{experiment.plan.treatment}", f"{label}_copied", scope)
     joined = rows.outerjoin(shown, shown.c.interaction == log.c.id).outerjoin(copied, copied.c.interaction == log.c.id)
     return joined, copied.c.number - shown.c.number
