@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import time
 from collections import Counter
 
 import numpy as np
@@ -410,6 +411,53 @@ def test_pairs_are_scored_answers_of_the_same_request(place, call):
     (shown,) = report["seen"]["metrics"]
     assert (shown["verdict"], shown["estimate"], shown["units"]) == ("better", 0.75, 40)
     assert call("ab", "stop", "twin", "--promote", "b")[1]["deployment"]["variants"][0]["name"] == "b"
+
+
+def test_the_design_is_named_that_decides_in_time(place, call):
+    now, rng = time.time(), np.random.default_rng(1)
+    base = {
+        "alias": "plans",
+        "variant": "a",
+        "status": 200,
+        "finish_reason": "stop",
+        "prompt_tokens": 5,
+        "completion_tokens": 3,
+        "deployment": 1,
+    }
+    base |= {"first_token_s": 0.1, "total_s": 0.2, "messages": "[]", "answer": "x", "tool_calls": "[]", "error": ""}
+    rows = [{**base, "id": f"plan{i}", "created": now - i / 50 * 86_400} for i in range(500)]  # 50 a day, for ten days
+    said = [
+        {
+            "id": f"pf{i}",
+            "interaction": f"plan{i}",
+            "created": 1.0,
+            "kind": "score",
+            "name": "good",
+            "by": "x",
+            "number": float(rng.random() < 0.7),
+        }
+        for i in range(500)
+    ]
+    with place.store.writing() as connection:
+        connection.execute(sa.insert(interactions), rows)
+        connection.execute(sa.insert(feedback), said)
+    asked = ("ab", "plan", "plans", "--metric", "score:good", "--effect")
+    named = {days: call(*asked, "0.1", "--days", days)[1]["named"] for days in ("1", "6", "13", "20")}
+    assert [option and option["design"] for option in named.values()] == [
+        None, "pairs", "users drawn, the baseline's score as covariate", "users drawn",
+    ]  # fmt: skip
+    _, seen, _ = call(*asked, "0.1", "--days", "20")
+    assert seen["traffic"]["units"] == pytest.approx(50, rel=0.02)
+    usual = 4 * 0.7 * 0.3 * (1.96 + 0.84) ** 2 / 0.1**2  # users of both arms of a fixed test
+    assert usual < seen["options"][0]["units"] < 1.15 * usual
+    code, words, _ = call(*asked, "0.01", plain=True)
+    assert (code, "None decides 0.01 in 14 days" in words) == (0, True)
+    _, assumed, _ = call(
+        "ab", "plan", "plans", "--metric", "outcome:x", "--effect", "0.1", "--per-day", "50", "--mean", "0.7", "--days", "5"
+    )
+    assert (assumed["named"], assumed["options"][2]["possible"]) == (None, False)
+    code, _, told = call("ab", "plan", "plans", "--metric", "outcome:x", "--effect", "0.1")
+    assert (code, "--per-day and --mean" in told) == (2, True)
 
 
 def test_what_cannot_be_begun_is_one_error(place, call):

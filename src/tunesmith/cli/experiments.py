@@ -13,7 +13,7 @@ from tunesmith.cli.shared import Json, emit, file_option
 
 if TYPE_CHECKING:
     from tunesmith.deploy.looking import MetricLook
-    from tunesmith.flow.experiments import ExperimentReport
+    from tunesmith.flow.experiments import ExperimentReport, Outlook
 
 ab_app = typer.Typer(help="Compare two variants of a name on the requests that come.", no_args_is_help=True, rich_markup_mode=None)
 _Metrics = Annotated[
@@ -24,6 +24,58 @@ _Metrics = Annotated[
         ",missing=NUMBER. The first is the primary one.",
     ),
 ]
+
+
+@ab_app.command("plan")
+def plan(
+    alias: Alias,
+    metric: Annotated[str, typer.Option(help="What is to be compared, as in ab start.")],
+    effect: Annotated[float | None, typer.Option(help="The smallest difference that matters, in the unit of the metric.")] = None,
+    days: Annotated[float, typer.Option(help="The days that there are.")] = 14.0,
+    power: Annotated[float, typer.Option(help="The chance to find that difference.")] = 0.8,
+    alpha: Annotated[float, typer.Option(help="The chance to find one where none is.")] = 0.05,
+    correlation: Annotated[float, typer.Option(help="Of both variants' scores of the same prompt.")] = 0.7,
+    rated: Annotated[float, typer.Option(help="Of pairs: the share that a person rates beside a judge.")] = 1.0,
+    window: Annotated[float, typer.Option(help="The days of the log that are looked at.")] = 28.0,
+    per_day: Annotated[float | None, typer.Option(help="Users (else conversations) a day, in place of what the log has.")] = None,
+    mean: Annotated[float | None, typer.Option(help="The rate that is expected, in place of what the log has.")] = None,
+    config: file_option = Path("tunesmith.yaml"),
+    as_json: Json = False,
+) -> None:
+    """Which design of an experiment can decide in the days that there are, from the real traffic; or that none can.
+
+    Example: tunesmith ab plan support --metric score:helpful --effect 0.1 --days 7
+    """
+    from tunesmith.core.experiment import metric_of
+    from tunesmith.deploy.designs import Question
+    from tunesmith.flow.experiments import as_tree, outlook
+
+    question = Question(effect=effect, days=days, power=power, alpha=alpha, correlation=correlation, rated=rated)
+    with opened(config) as at:
+        seen = outlook(alias, metric_of(metric), question, at.store, window=window, a_day=per_day, mean=mean)
+    emit(as_tree(seen), as_json, _outlook(seen, metric))
+
+
+def _outlook(seen: Outlook, metric: str) -> str:
+    traffic, question = seen.traffic, seen.question
+    assumed = f" (not from the log: {', '.join(traffic.assumed)})" if traffic.assumed else ""
+    lines = [f"'{seen.alias}': {traffic.units:.1f} users or conversations a day with {seen.metric}, mean {traffic.mean:.4g}{assumed}"]
+    for each in seen.options:
+        if not each.possible:
+            lines.append(f"  {each.design}: cannot show {seen.metric}; needs {each.needs}")
+            continue
+        needed = f"{each.units} in {each.days:.1f} days; " if each.units is not None and each.days is not None else ""
+        lines.append(f"  {each.design}: {needed}shows {each.smallest:.3g} in {question.days:g} days; needs {each.needs}")
+    lines.append("  both answers shown, and the user picks (interleaving): as many picks as pairs; this server shows one answer")
+    if question.effect is None:
+        return "\n".join([*lines, "with --effect the design is named that decides in time"])
+    if seen.named is None:
+        smallest = min(each.smallest for each in seen.options if each.possible)
+        return "\n".join(
+            [*lines, f"None decides {question.effect:g} in {question.days:g} days: the smallest that shows is {smallest:.3g}."]
+        )
+    command = f"tunesmith ab start {seen.alias} CONTROL TREATMENT --metric {metric} --horizon {seen.named.units}{seen.named.words}"
+    return "\n".join([*lines, f"{seen.named.design}: {command}"])
 
 
 @ab_app.command("start")

@@ -14,7 +14,8 @@ from tunesmith.core.deployment import Deployment, Enrolment, Variant
 from tunesmith.core.errors import NotFound, UsageError, nearest
 from tunesmith.core.experiment import AMOUNTS, Experiment, ExperimentMetric, ExperimentPlan, Verdict
 from tunesmith.core.types import Record
-from tunesmith.deploy.experiment import SUMS
+from tunesmith.deploy.designs import DesignOption, Question, Traffic, named, options
+from tunesmith.deploy.experiment import SUMS, effect
 from tunesmith.deploy.looking import ExperimentLook, MetricLook, SeenArms, look, sliced
 from tunesmith.flow.deploying import variant_of
 from tunesmith.models.resolve import Models
@@ -208,6 +209,63 @@ def _given(experiment: Experiment, experiments: Experiments) -> dict[str, tuple[
         arms = _arms(of_it, plan.control, plan.treatment)
         shares[name] = tuple(sums[2] / sums[1] if sums[1] else 0.0 for sums in (arms.control, arms.treatment))
     return {name: (first, second) for name, (first, second) in shares.items()}
+
+
+class Outlook(Record, frozen=True):
+    """What an experiment could decide: the traffic, each design, and the one that decides in time (None: none does)."""
+
+    alias: str
+    metric: str
+    traffic: Traffic
+    question: Question
+    options: tuple[DesignOption, ...]
+    named: DesignOption | None
+
+
+def outlook(
+    alias: str, metric: ExperimentMetric, question: Question, store: Store, *, window: float = 28.0, a_day: float | None = None,
+    mean: float | None = None,
+) -> Outlook:  # fmt: skip
+    """Which design could decide the question, from the requests of the last `window` days; `a_day` (users) and `mean` (of a rate) stand for
+    what the log does not know yet.
+
+    Raises UsageError where neither the log nor these say enough.
+    """
+    traffic = _traffic(alias, metric, store, window, a_day, mean)
+    choices = options(traffic, question, metric)
+    return Outlook(
+        alias=alias, metric=metric.name, traffic=traffic, question=question, options=tuple(choices), named=named(choices, question)
+    )  # fmt: skip
+
+
+def _traffic(alias: str, metric: ExperimentMetric, store: Store, window: float, a_day: float | None, mean: float | None) -> Traffic:
+    if a_day is not None and not 0 < a_day < 1e9:
+        raise UsageError(f"{a_day:g} users a day", allowed="more than 0")
+    if mean is not None and not 0 < mean < 1:
+        raise UsageError(f"a mean of {mean:g}", allowed="a rate between 0 and 1")
+    if not 0 < window < 10_000:
+        raise UsageError(f"a window of {window:g} days", allowed="more than 0")
+    of_all = Experiments(store).traffic(alias, metric, time.time() - window * 86_400)
+    known, first = of_all.values, of_all.first
+    days = min(window, max(1.0, (time.time() - first) / 86_400)) if first is not None else window
+    missing = [word for word, given in (("--per-day", a_day), ("--mean", mean)) if given is None] if known[0] < _FEW else []
+    if missing:
+        raise UsageError(
+            f"the log knows '{metric.name}' of {known[0]:.0f} users of '{alias}' in {window:g} days", allowed=f"{_FEW} or more",
+            remedy=f"say what is to be expected: {' and '.join(missing)}",
+        )  # fmt: skip
+    assumed = tuple(word for word, given in (("users a day", a_day), ("mean", mean)) if given is not None)
+    units = a_day if a_day is not None else known[0] / days
+    if mean is not None:
+        return Traffic(units=units, mean=mean, variance=mean * (1 - mean), assumed=assumed)
+    if metric.kind == "event":
+        rate = (known[-1] + 1) / (known[0] + 2)
+        return Traffic(units=units, mean=known[-1] / known[0], variance=rate * (1 - rate), assumed=assumed)
+    twice = effect(known, known, unit_scale=of_all.unit_scale)
+    return Traffic(units=units, mean=float(twice.control), variance=float(twice.se) ** 2 / 2 * known[0], assumed=assumed)
+
+
+_FEW = 50  # users from whom a variance may be read
 
 
 def end(alias: str, store: Store, *, promote: str | None = None, reason: str = "", by: str = "") -> tuple[Experiment, Deployment | None]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import sqlalchemy as sa
+from msgspec.structs import replace
 
 from tunesmith.core.errors import NotFound, UsageError
 from tunesmith.core.experiment import Experiment, ExperimentMetric, ExperimentPlan, Verdict
@@ -45,13 +46,15 @@ SLICES = tuple(_SLICES)
 
 
 class ArmSums(Record, frozen=True):
-    """Of one metric in one arm: `values` as `deploy.experiment.SUMS` names them, and whether every request's value is between 0 and 1."""
+    """Of one metric in one arm: `values` as `deploy.experiment.SUMS` names them, and whether every request's value is between 0 and 1;
+    `first` is when the first of its requests came, where that was asked for."""
 
     metric: str
     variant: str
     values: tuple[float, ...]
     unit_scale: bool = False
     slice: str = ""
+    first: float | None = None
 
 
 class Experiments:
@@ -145,6 +148,16 @@ class Experiments:
         with self._store.reading() as connection:
             return [each for metric in metrics for each in _summed(connection, experiment, metric, known, by)]
 
+    def traffic(self, alias: str, metric: ExperimentMetric, since: float) -> ArmSums:
+        """The sums of a metric over the units of everything that was asked of a name since then, whoever answered."""
+        scope = sa.and_(_ASKED.c.alias == alias, _ASKED.c.created >= since)
+        rows, value = _valued(log, metric, scope)
+        where = (log.c.alias == alias, log.c.created >= since, log.c.deployment.is_not(None))
+        with self._store.reading() as connection:
+            of_all = _unit_sums(connection, rows, where, metric, value, sa.literal(0.0), sa.literal("all"), sa.literal(""))
+            first = connection.execute(sa.select(sa.func.min(log.c.created)).where(*where)).scalar()
+        return replace(of_all[0], first=first) if of_all else ArmSums(metric=metric.name, variant="all", values=(0.0,) * 11)
+
     def pair_sums(self, experiment: Experiment, metric: ExperimentMetric) -> list[ArmSums]:
         """Of pairs (answer, copy's answer): sums of the metric's differences and the judge's over pairs that have the metric (`labelled`),
         and of the judge's over the others (`others`)."""
@@ -231,18 +244,24 @@ def _summed(connection: sa.Connection, experiment: Experiment, metric: Experimen
     rows, value = _valued(log, metric, _in_it(experiment))
     rows, known = _known(rows, experiment, metric, experiment.plan.covariate if metric.kind != "event" else None)
     part = _SLICES[by] if by is not None else sa.literal("")
+    where = (log.c.experiment == experiment.id,)
+    return _unit_sums(connection, rows, where, metric, value, sa.func.coalesce(known, middle), log.c.variant, part)
+
+
+def _unit_sums(
+    connection: sa.Connection, rows: Any, where: tuple[Any, ...], metric: ExperimentMetric, value: Any, known: Any, arm: Any, part: Any
+) -> list[ArmSums]:
     counted = value.is_not(None)
     outside = sa.case((sa.and_(counted, sa.or_(value < 0, value > 1)), 1), else_=0)
     columns = (
-        log.c.variant.label("drawn"), part.label("slice"), _UNIT.label("who"),
+        arm.label("drawn"), part.label("slice"), _UNIT.label("who"),
         sa.func.sum(sa.case((counted, 1.0), else_=0.0)).label("m"),
         sa.func.sum(sa.func.coalesce(value, 0.0)).label("y"),
-        sa.func.sum(sa.case((counted, sa.func.coalesce(known, middle)), else_=0.0)).label("x"),
+        sa.func.sum(sa.case((counted, known), else_=0.0)).label("x"),
         sa.func.max(outside).label("outside"),
     )  # fmt: skip
-    inner = sa.select(*columns).select_from(rows).where(log.c.experiment == experiment.id)
-    groups: tuple[Any, ...] = (log.c.variant, sa.literal_column("slice"), sa.literal_column("who"))
-    return _totals(connection, inner.group_by(*groups).subquery("units"), metric)
+    groups: tuple[Any, ...] = tuple(sa.literal_column(name) for name in ("drawn", "slice", "who"))
+    return _totals(connection, sa.select(*columns).select_from(rows).where(*where).group_by(*groups).subquery("units"), metric)
 
 
 def _totals(connection: sa.Connection, unit: Any, metric: ExperimentMetric) -> list[ArmSums]:
