@@ -8,6 +8,7 @@ import math
 import time
 from collections import Counter
 
+import msgspec
 import numpy as np
 import pytest
 import sqlalchemy as sa
@@ -240,6 +241,12 @@ def test_what_began_before_the_experiment_stays_and_is_not_counted():
     assert (before.variant.name, before.propensity, before.experiment) == ("b", 1.0, None)
     held = choose("another key", made, AskedState("b", 0.5, "exp_1"))
     assert (held.variant.name, held.experiment, [each.name for each in held.instead]) == ("b", "exp_1", ["a"])
+
+
+def test_the_baseline_answers_copies_where_its_score_is_the_covariate():
+    made = msgspec.structs.replace(drawn(), enrolment=Enrolment(experiment="exp_1", layer="l", baseline=True))
+    choices = [choose(f"user-{i}", made, AskedState()) for i in range(20)]
+    assert {(choice.variant.name, *(each.name for each in choice.copies)) for choice in choices} == {("a", "a"), ("b", "a")}
 
 
 # --- served ------------------------------------------------------------------------------------------------------------------------------

@@ -67,12 +67,13 @@ class Variant(Record, frozen=True):
 class Enrolment(Record, frozen=True):
     """Whose requests a deployment draws for an experiment: keys that fall into [`low`, `high`) of the draw of its `layer`. Experiments of
     one layer have parts of it that do not meet, so nobody is in two. Variants are drawn by the experiment's own id: what one experiment
-    drew says nothing about the next."""
+    drew says nothing about the next. `baseline`: the first variant answers a copy of every drawn request, whose score is a covariate."""
 
     experiment: str
     layer: str
     low: float = 0.0
     high: float = 1.0
+    baseline: bool = False
 
 
 class Deployment(Record, frozen=True):

@@ -18,7 +18,7 @@ JUDGE_EXPLAINS = 0.54
 
 class Traffic(Record, frozen=True):
     """What comes to a name: `units` (users, else conversations, else requests) a day of which the metric is known, its mean over requests,
-    and the variance of one unit's part in it; `assumed` says which of these were not read from the log."""
+    and the variance of one unit's part in it; `assumed` says which of these the log did not say."""
 
     units: float
     mean: float
@@ -28,8 +28,8 @@ class Traffic(Record, frozen=True):
 
 class Question(Record, frozen=True):
     """What is to be decided: a difference of `effect` (None: whatever shows) within `days`, found with the chance `power` and the error
-    `alpha`. `correlation` is that of both variants' scores of the same prompt, `rated` the share of pairs that a person rates beside a judge
-    (1: all pairs have the metric itself)."""
+    `alpha`. `correlation` is that of both variants' scores of the same prompt, `rated` the share of pairs that a person rates beside a
+    judge (1: all pairs have the metric itself)."""
 
     effect: float | None = None
     days: float = 14.0
@@ -52,7 +52,7 @@ class Question(Record, frozen=True):
 
 
 class DesignOption(Record, frozen=True):
-    """A design: how many units and days it needs for the effect (None: no effect was asked for), the smallest difference that it shows in the
+    """A design: how many units and days it needs for the effect (None: none was asked for), the smallest difference that it shows in the
     days that there are, whether it can show the metric at all, and what it asks of people."""
 
     design: str
@@ -74,7 +74,7 @@ def options(traffic: Traffic, question: Question, metric: ExperimentMetric) -> l
         ("users drawn", "nothing more", 4.0, True, ""),
         (
             "users drawn, the baseline's score as covariate", "a score of the baseline's answer to every prompt", 4.0 * left,
-            metric.kind != "event", " --covariate score:baseline",
+            metric.kind != "event", " --covariate score:NAME@CONTROL",
         ),
         (
             "pairs", f"scores of both answers{rated}; not what users do", 2.0 * (1 - question.correlation) * judged,

@@ -82,7 +82,8 @@ def _counted(choice: VariantChoice, deployment: Deployment) -> VariantChoice:
     if deployment.enrolment is None:
         return choice
     others = tuple(variant for variant in deployment.variants if variant is not choice.variant)
-    return replace(choice, instead=others, experiment=deployment.enrolment.experiment)
+    copies = deployment.variants[:1] if deployment.enrolment.baseline else ()
+    return replace(choice, instead=others, copies=copies, experiment=deployment.enrolment.experiment)
 
 
 def fallback(_key: str, deployment: Deployment, _state: AskedState) -> VariantChoice:

@@ -64,7 +64,8 @@ def begin(
     experiments = Experiments(store)
     layer = enrol.layer or f"{alias}/experiments"
     made = experiments.open(alias, plan, layer=layer, share=round(enrol.share, 4) if plan.design == "split" else 1.0, reason=reason, by=by)
-    enrolment = Enrolment(experiment=made.id, layer=made.layer, low=made.low, high=made.high)
+    asks_twice = plan.covariate is not None and plan.covariate.startswith("score")
+    enrolment = Enrolment(experiment=made.id, layer=made.layer, low=made.low, high=made.high, baseline=asks_twice)
     why = reason or f"experiment {made.id}: {treatment.name} against {control.name}"
     try:
         version = Deployments(store).put(
