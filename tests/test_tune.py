@@ -18,6 +18,7 @@ from forked import command
 from tunesmith.cli import app
 from tunesmith.cli.shared import guarded
 from tunesmith.core.errors import ConfigError, UsageError
+from tunesmith.flow.tuning.width import Width
 from tunesmith.tune import halving, verdict
 from tunesmith.tune.search import Search, StudyFacts, defaults
 from tunesmith.tune.settings import Axis, Tune
@@ -271,7 +272,10 @@ def test_a_trial_that_was_paused_has_the_bytes_of_a_run_and_run_takes_its_plan(s
 @pytest.mark.slow
 def test_of_two_processes_one_is_killed_and_nothing_finished_is_repeated(base, study, tmp_path):
     _, found = study
-    folder, words = project(tmp_path / "two", base), ["tune", "--tune.trials", "3", "--tune.seeds", "0", "--tune.rungs", "[1]"]
+    folder, words = (
+        project(tmp_path / "two", base),
+        ["tune", "--tune.trials", "3", "--tune.seeds", "0", "--tune.rungs", "[1]", "--tune.at_once", "1"],
+    )
     trials = folder / ".tunesmith" / "tuning" / "tiny" / "trials"
     first = command(words, folder)
     until(lambda: (trials / "1" / "train" / "events.jsonl").exists(), alive=first.alive, progress=lambda: first.err)
@@ -288,6 +292,33 @@ def test_of_two_processes_one_is_killed_and_nothing_finished_is_repeated(base, s
     whole = [row["number"] for row in found["trials"] if row["state"] == "finished"]
     for key in ("params", "value", "loss", "tokens"):
         assert [again["trials"][i][key] for i in whole] == [found["trials"][i][key] for i in whole], "with pauses and without"
+
+
+@pytest.mark.slow
+def test_trials_that_are_trained_side_by_side_have_what_they_have_alone(study, tmp_path):
+    _, found = study
+    folder = shutil.copytree(study[0], tmp_path / "copy")
+    words = ["--study", "wide", "--tune.trials", "4", "--tune.seeds", "0", "--tune.at_once", "3"]
+    wide = said(folder, "tune", *words)
+    rates = json.loads((folder / ".tunesmith" / "tuning" / "wide" / "side_by_side.json").read_text())
+    assert (wide["ended"], set(rates)) == ("done", {"1", "3"}), "the default alone, three beside each other"
+    assert [row["params"] for row in wide["trials"][:2]] == [row["params"] for row in found["trials"]]
+    for mine, own in zip(wide["trials"], found["trials"], strict=False):
+        for look, alone in zip(mine["looks"], own["looks"], strict=False):
+            assert (look["value"], look["tokens"]) == (alone["value"], alone["tokens"])
+            assert look["loss"] == pytest.approx(alone["loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rates", "most"),
+    [({}, 1), ({1: 100}, 2), ({1: 100, 2: 101}, 1), ({1: 100, 2: 150}, 4), ({1: 100, 2: 150, 4: 140}, 2), ({1: 1, 2: 2, 4: 4, 8: 8}, 8)],
+)
+def test_twice_as_many_trials_are_tried_while_that_is_faster(rates, most, tmp_path):
+    width = Width(tmp_path, "auto")
+    for count, rate in rates.items():
+        width.measured(count, rate)
+        width.measured(count, 1.0)
+    assert (Width(tmp_path, "auto").most, Width(tmp_path, 5).most) == (most, 5), "the first measurement holds, in every process"
 
 
 @pytest.mark.slow
@@ -329,6 +360,21 @@ def test_trials_by_hand_clones_and_another_plan_under_the_same_name(study, tmp_p
     assert said(folder, "tune", "best", "--study", "none", code=2)["error"]["type"] == "NotFound"
 
 
+@pytest.mark.slow
+def test_a_study_in_postgresql_is_another_than_that_of_its_name_beside_it(study, database, tmp_path):
+    finished, found = study
+    folder, there = shutil.copytree(finished, tmp_path / "copy"), ["--tune.storage", database]
+    ended = said(folder, "tune", *there, "--study", "far", "--tune.trials", "1", "--tune.seeds", "0", "--tune.rungs", "[1]")
+    mine, own = ended["trials"][0], found["trials"][0]
+    assert (ended["ended"], mine["params"], mine["value"], mine["tokens"]) == ("done", own["params"], own["value"], own["tokens"])
+    assert said(folder, "tune", "status", *there, "--study", "far")["trials"] == ended["trials"]
+    assert said(folder, "tune", "status", "--study", "far", code=2)["error"]["type"] == "NotFound"
+    message = said(folder, "tune", "status", "--tune.storage", "postgresql+psycopg://me:hidden@127.0.0.1:1/none", code=1)["error"][
+        "message"
+    ]
+    assert "hidden" not in message
+
+
 # Verdicts
 
 
@@ -361,7 +407,7 @@ def test_the_noise_between_seeds_widens_the_interval_by_its_own_share():
 @pytest.mark.slow
 def test_a_study_of_equal_plans_recommends_the_default_and_a_better_one_is_seen():
     """Fourteen of the studies that `make bench-tune` simulates, with luck in seeds and in rows."""
-    from benchmarks.tune import _recommends
+    from benchmarks.tune_noise import recommends
 
-    assert sum(_recommends(seed, 0.3, 1.0, 0.0) for seed in range(8)) == 0
-    assert sum(_recommends(seed, 0.0, 0.5, 0.3) for seed in range(6)) >= 5
+    assert sum(recommends(seed, 0.3, 1.0, 0.0) for seed in range(8)) == 0
+    assert sum(recommends(seed, 0.0, 0.5, 0.3) for seed in range(6)) >= 5

@@ -23,17 +23,18 @@ class _GatedMLP(torch.autograd.Function):
     """down(silu(gate x) · up x) (SwiGLU, arXiv 2002.05202); keeps x and the two wide products, nothing between."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, parts: Sequence[Part], *_: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, parts: Sequence[Part], *_: Tensor) -> Tensor:
         ctx.wide, ctx.down = LinearGroup(parts[:2], x.dtype), LinearGroup(parts[2:], x.dtype)
         (gate, up), narrow = ctx.wide.forward(x)
         (y,), tight = ctx.down.forward(F.silu(gate).mul_(up))
-        ctx.save_for_backward(x, gate, up, narrow, tight)
+        ctx.save_for_backward(x, gate, up, *narrow, *tight)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, gate, up, narrow, tight = ctx.saved_tensors
+        x, gate, up, *kept = ctx.saved_tensors
+        narrow, tight = kept[: len(ctx.wide.adapters)], kept[len(ctx.wide.adapters) :]
         slope, inner = ctx.down.to_input([grad], True)
         active = F.silu(gate)
         grad_up = slope * active
@@ -72,7 +73,7 @@ class _Rotary(torch.autograd.Function):
 
 def _parts(x: Tensor, *layers: nn.Module) -> list[Part] | None:
     """The layers as parts; None when one of them is more than that or drops inputs."""
-    parts = [part for layer in layers if (part := part_of(layer, x)) is not None and part.dropout is None]
+    parts = [part for layer in layers if (part := part_of(layer, x)) is not None and not part.drops]
     return parts if len(parts) == len(layers) else None
 
 

@@ -25,9 +25,10 @@ def dropout_seed(seed: int) -> Iterator[None]:
 class SeededDropout(nn.Dropout):
     """Dropout whose masks come from the thread's own generator, so that packs computed side by side stay reproducible."""
 
-    def mask(self, x: Tensor) -> Tensor:
-        """The factors, 0 or 1/(1 − p), in the shape of x. Outside of `dropout_seed` they come from torch's global generator."""
-        mask = torch.empty(x.shape).bernoulli_(1.0 - self.p, generator=getattr(_random, "generator", None))
+    def mask(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The factors, 0 or 1/(1 − p), in the shape of x, from `generator` or the thread's. Outside of `dropout_seed` they come from
+        torch's global one."""
+        mask = torch.empty(x.shape).bernoulli_(1.0 - self.p, generator=generator or getattr(_random, "generator", None))
         return mask.div_(1.0 - self.p).to(x.device, x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:

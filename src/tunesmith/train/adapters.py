@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -228,16 +228,23 @@ def _adapted(model: Any, plan: ResolvedPlan, base: Path) -> Any:
     return model
 
 
-def prepare(base: Path, plan: ResolvedPlan, probe: Sequence[Rendered] = (), *, route: str | None = None) -> Trainable:
+def prepare(
+    base: Path,
+    plan: ResolvedPlan,
+    probe: Sequence[Rendered] = (),
+    *,
+    route: str | None = None,
+    load: Callable[[Path, torch.dtype, str], Any] = load_base,
+) -> Trainable:
     """Load the base and make it trainable: adapter attached (in float32) or all weights in float32; seeded by the plan.
 
     Packs are computed on the fastest route on which `probe` (rows of the run, else random ones) gives what transformers itself gives, or
-    on the one that is named.
+    on the one that is named. `load` gives the model that is made trainable.
     """
     full = plan.adapter.kind == "none"
     dtype = torch.float32 if full or plan.dtype == "float32" else torch.bfloat16
     four = plan.adapter.quantise == "nf4"
-    model = load_base(base, dtype, "cpu" if four else plan.device)  # of a base in 4 bits only the packed weights go to a GPU
+    model = load(base, dtype, "cpu" if four else plan.device)  # of a base in 4 bits only the packed weights go to a GPU
     if trusted(base) and full:
         what = "a base that runs code of its own is trained through an adapter: its result would need that code beside it"
         raise ConfigError(what, where="train.adapter.kind", allowed="lora")
@@ -288,6 +295,13 @@ def _start_from(model: Any, folder: Path) -> None:
             remedy="the same base and the same adapter.targets as it was trained with",
         )
     set_peft_model_state_dict(model, stored)
+
+
+def leaves_the_base(plan: ResolvedPlan) -> bool:
+    """Whether the base's weights stay as they are, in its own form, so that trainings may share them."""
+    adapter = plan.adapter
+    changes = adapter.quantise != "none" or adapter.init not in ("default", "gaussian") or adapter.trainable_tokens
+    return adapter.kind == "lora" and not changes and not adapter.target_parameters
 
 
 def groups(trainable: Trainable, plan: ResolvedPlan) -> list[dict[str, Any]]:

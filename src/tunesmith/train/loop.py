@@ -18,7 +18,7 @@ from tunesmith.train.checkpoint import TrainingState
 from tunesmith.train.facts import machine_rate
 from tunesmith.train.items import Item, Row, mismatch, refuse_overlap, usable
 from tunesmith.train.methods import METHODS
-from tunesmith.train.microbatch import Lanes, StepItems, gradients, lanes
+from tunesmith.train.microbatch import Lanes, StepItems, lanes
 from tunesmith.train.objectives import report
 from tunesmith.train.packing import epoch_order
 from tunesmith.train.plan import Plan, ResolvedPlan
@@ -127,8 +127,7 @@ def _run(
         started, step = time.perf_counter(), state.step + 1
         order = trainer.order(step)
         batch = StepItems([items[i] for i in order], reference[order])
-        # Dropout is a function of seed, step and pack, so that a resumed run repeats it.
-        sums = gradients(trainable, objective, batch, plan, side, seed=(plan.seed * 1_000_003 + step) * 1009)
+        sums = trainer.gradients(objective, batch, side, step)
         figures, norm = report(sums), trainer.clip()
         judge(run, state, step, figures["loss"], norm, trainer.fallen)
         trainer.update(step)

@@ -6,7 +6,7 @@ added in the packs' order, so the sum is the same whichever lane was first, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +29,7 @@ from tunesmith.train.plan import ResolvedPlan
 
 T = TypeVar("T")
 Reference = npt.NDArray[np.float32]
+Gradients = tuple[Sums, tuple[Tensor, ...]]  # of one pack: its sums, and the gradient of every trainable parameter
 
 
 class Work(NamedTuple):
@@ -123,12 +124,15 @@ class StepItems:
         policy = row_logps(trainable, rows, plan, lanes)
         return Step(scale, max(0.0, float((policy - self.reference[:, -1]).mean())))
 
-    def loss(self, trainable: Trainable, objective: Objective, piece: Work, step: Step) -> tuple[Tensor, Sums]:
-        """The scaled loss of one pack and its sums."""
+    def loss(
+        self, trainable: Trainable, objective: Objective, piece: Work, step: Step, *, states: Tensor | None = None
+    ) -> tuple[Tensor, Sums]:
+        """The scaled loss of one pack and its sums; `states` at its targets where they were computed already."""
         device = trainable.device
         reference = torch.from_numpy(self.reference[piece.items]).to(device)
         labels = torch.tensor([self.items[i].label for i in piece.items], device=device)
-        loss, sums = objective.loss(hidden_at(trainable, piece.pack), trainable.head, piece.pack, reference, labels, step)
+        states = hidden_at(trainable, piece.pack) if states is None else states
+        loss, sums = objective.loss(states, trainable.head, piece.pack, reference, labels, step)
         if trainable.balance is not None:  # a row at a time, so that packing changes nothing; the mean over the rows of the step
             loss = loss + trainable.balance / sum(len(item.rows) for item in self.items)
             sums |= {"balance": float(trainable.balance.detach()), "balanced": float(len(piece.pack.rows))}
@@ -144,15 +148,20 @@ def gradients(trainable: Trainable, objective: Objective, batch: StepItems, plan
     parameters = list(trainable.parameters().values())
     step = batch.step(trainable, objective, plan, lanes)
 
-    def work(number: int, piece: Work) -> tuple[Sums, tuple[Tensor, ...]]:
+    def work(number: int, piece: Work) -> Gradients:
         with dropout_seed(seed + number):
             loss, sums = batch.loss(trainable, objective, piece, step)
             grads = torch.autograd.grad(loss, parameters, allow_unused=True)  # rows of text reach no expert that no token chose
             return sums, tuple(torch.zeros_like(p) if grad is None else grad for p, grad in zip(parameters, grads, strict=True))
 
-    total: Sums = {}
     packs = packs_of([item.rows for item in batch.items], plan, shares=trainable.route.tree)
-    for sums, grads in lanes.map(work, packs, parallel=trainable.parallel):
+    return collected(trainable, lanes.map(work, packs, parallel=trainable.parallel))
+
+
+def collected(trainable: Trainable, packs: Iterable[Gradients]) -> Sums:
+    """Put the gradients of a step's packs, in their order, into `.grad` of the trainable parameters; the sums of all of them."""
+    total, parameters = Sums(), list(trainable.parameters().values())
+    for sums, grads in packs:
         total = _add(total, sums)
         for p, grad in zip(parameters, grads, strict=True):
             p.grad = grad if p.grad is None else p.grad.add_(grad)

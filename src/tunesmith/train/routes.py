@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from tunesmith.nets.blocks import fuse_blocks, unfuse_blocks
-from tunesmith.nets.linear import FusedLoraLinear
+from tunesmith.nets.linear import FusedLoraLinear, SharedLinear
 from tunesmith.nets.norm import Replaced, fuse_norms, restore
 from tunesmith.nets.tree_attention import register_attention
 from tunesmith.train.choice import PLAIN, Route
@@ -28,7 +28,7 @@ class Laid:
 def lay(model: Any, causal: Any, route: Route, attention: str) -> Laid:
     """Prepare the model for a route; `attention` is the name of transformers' own. Raises whatever the model raises."""
     laid = Laid(route)
-    adapted = [module for module in model.modules() if isinstance(module, FusedLoraLinear)]
+    adapted = [module for module in model.modules() if isinstance(module, FusedLoraLinear | SharedLinear)]
     for module in adapted:
         module.plain = route.plain
     try:

@@ -18,15 +18,17 @@ import torch
 from tunesmith.core.atomic import write_atomic
 from tunesmith.core.chat import Rendered
 from tunesmith.train import checkpoint
-from tunesmith.train.adapters import groups, prepare
+from tunesmith.train.adapters import groups, leaves_the_base, load_base, prepare
 from tunesmith.train.artifact import SelfTest, save_artifact, self_test
 from tunesmith.train.checkpoint import TrainingState
 from tunesmith.train.devices import untried
-from tunesmith.train.microbatch import Lanes, row_logps
+from tunesmith.train.microbatch import Lanes, StepItems, gradients, row_logps
+from tunesmith.train.objectives import Objective, Sums
 from tunesmith.train.packing import epoch_order
 from tunesmith.train.plan import ResolvedPlan
 from tunesmith.train.recovery import falls, rate_factor, write_checkpoint
 from tunesmith.train.run import Paused, RunFolder
+from tunesmith.train.side_by_side import StepRequest, shared_base
 
 ROUTE = "route.txt"
 FEW, LONG = 4, 512  # rows on which an artifact tests itself, and how many tokens they may have where there are shorter ones
@@ -51,7 +53,9 @@ class Trainer:
 
     def __init__(self, run: RunFolder, base: Path, count: int, probe: Sequence[Rendered] = ()) -> None:
         self.run, self.base, self.count, self.plan = run, base, count, run.manifest.resolved
-        self.trainable = prepare(base, self.plan, probe, route=kept_route(run.out))
+        self.shared = shared_base() if leaves_the_base(self.plan) else None
+        load = load_base if self.shared is None else self.shared.model
+        self.trainable = prepare(base, self.plan, probe, route=kept_route(run.out), load=load)
         write_atomic(run.out / ROUTE, self.trainable.route.name)  # a run that continues computes as it began
         self.parameters = list(self.trainable.parameters().values())
         self.optimizer = torch.optim.AdamW(groups(self.trainable, self.plan), fused=True)
@@ -104,6 +108,14 @@ class Trainer:
     def begins_epoch(self, step: int) -> bool:
         """Whether a step is the first of its epoch."""
         return (step - 1) % self.per_epoch == 0
+
+    def gradients(self, objective: Objective, batch: StepItems, side: Lanes, step: int) -> Sums:
+        """The gradient of a step's loss in `.grad` of the parameters; the sums. Together with the trainings beside it, where there are any.
+        Dropout is a function of seed, step and pack, so that a resumed run repeats it."""
+        seed = (self.plan.seed * 1_000_003 + step) * 1009
+        if self.shared is None:
+            return gradients(self.trainable, objective, batch, self.plan, side, seed=seed)
+        return self.shared.gradients(StepRequest(self.trainable, objective, batch, self.plan, side, seed))
 
     def clip(self) -> float:
         """Hold the gradients to the plan's norm; what the norm was."""

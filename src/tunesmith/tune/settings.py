@@ -54,7 +54,8 @@ class Tune(Record, frozen=True):
     `seeds` more trainings of each of the `finalists` best, and of the default, decide whether one of them is better (0: only the search).
     `rows`: at most so many validation rows are asked (None: all). `by: loss` searches by validation loss where answers take too long.
     `warm_start`: what earlier studies of this store found best is tried first. `storage` is the URL of an SQLite or PostgreSQL database
-    (None: a file in the project's store).
+    (None: a file in the project's store). `at_once`: so many trials of a rung are trained side by side on one base (auto: as many as are
+    measured to be fastest here, at most 8).
     """
 
     space: dict[str, Axis | Literal["auto"]] = {}
@@ -74,11 +75,12 @@ class Tune(Record, frozen=True):
     warm_start: bool = True
     seed: int = 0
     storage: str | None = None
+    at_once: int | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
-        for name, least in (("trials", 1), ("tokens", 1), ("eta", 2), ("finalists", 1), ("seeds", 0), ("rows", 1)):
+        for name, least in (("trials", 1), ("tokens", 1), ("eta", 2), ("finalists", 1), ("seeds", 0), ("rows", 1), ("at_once", 1)):
             value = getattr(self, name)
-            if value is not None and value < least:
+            if value not in (None, "auto") and value < least:
                 raise ConfigError(f"{name} is {value}", where=f"tune.{name}", allowed=f"{least} or more")
         for name in ("hours", "usd", "usd_per_hour"):
             value = getattr(self, name)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import shutil
+import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+from tunesmith.core.errors import TunesmithError
 from tunesmith.core.memory import give_back
 from tunesmith.core.model_ref import is_adapter
 from tunesmith.core.types import Example
@@ -28,6 +30,7 @@ from tunesmith.evaluate.run import Evaluation
 from tunesmith.flow.context import ProjectContext
 from tunesmith.flow.pipeline.evaluate_stage import rated
 from tunesmith.flow.pipeline.training_stage import fit, taught
+from tunesmith.flow.tuning.width import Meter, cpu_seconds
 from tunesmith.train import items as training_items
 from tunesmith.train.facts import gather
 from tunesmith.train.items import Item
@@ -69,11 +72,12 @@ class _Course:
 
 @dataclass
 class StudyMaterials:
-    """The materials of a study."""
+    """The materials of a study. `meter` is that of the trainings carried out last."""
 
     context: ProjectContext
     rows: int | None = None
     by_loss: bool = False  # a training is then looked at only after a step at which its validation loss is measured
+    meter: Meter = field(default_factory=Meter)
 
     @cached_property
     def items(self) -> dict[str, list[Item]]:
@@ -131,14 +135,18 @@ class StudyMaterials:
         if there is not None:
             return there
         self._make_room()
-        course = _Course(label, self.context.progress.bar)
+        course, meter = _Course(label, self.context.progress.bar), self.meter
+
+        def tell(event: dict[str, Any]) -> None:
+            course(event)
+            meter(event)
 
         def enough() -> bool:
             seen = not self.by_loss or plan.eval_every is None or course.step % plan.eval_every == 0
             return stop() or (seen and course.step >= math.ceil(share * course.total))
 
         try:
-            result = fit(self.context, plan, items or self.items, work, course, enough)
+            result = fit(self.context, plan, items or self.items, work, tell, enough)
         except Paused as pause:
             there = _paused_at(work, share)
             if there is None:
@@ -147,6 +155,18 @@ class StudyMaterials:
         _drop_checkpoints(work)
         loss = getattr(result, "valid_loss", None)
         return Trained(Path(result.artifact), loss, _tokens(work))
+
+    def together(self, trainings: Sequence[Callable[[], Trained]]) -> list[Trained | Exception]:
+        """Each training's outcome, or what it raised; several are carried out side by side on one base."""
+        self.meter = Meter(cpu_seconds if self.facts.device == "cpu" else time.monotonic)
+        if len(trainings) > 1:
+            from tunesmith.train.side_by_side import side_by_side
+
+            return side_by_side(trainings)
+        try:
+            return [training() for training in trainings]
+        except (TunesmithError, StudyStopped) as error:
+            return [error]
 
     def _make_room(self) -> None:
         """The base that answers stays in memory where there is room for it beside a training; else it is loaded again later."""

@@ -60,17 +60,19 @@ def _prepared(context: ProjectContext) -> None:
 
 
 def _search(study: Study) -> str:
-    """One leg after the other; why it ended: `stopped`, `budget`, `done`, or `elsewhere` when the rest is with other processes."""
+    """Some legs after the others; why it ended: `stopped`, `budget`, `done`, or `elsewhere` when the rest is with other processes."""
     say = study.context.progress.say
-    while (leg := study.take()) is not None:
+    while legs := study.take():
         try:
-            trial = study.carry_out(leg)
+            trials = study.carry_out(legs)
         except StudyStopped:
             return "stopped"
         finally:
-            leg.lock.close()
-        say(line(trial, study))
-        for number in study.prune(leg.rung) if trial.state == "paused" else ():
+            for leg in legs:
+                leg.lock.close()
+        for trial in trials:
+            say(line(trial, study))
+        for number in study.prune(legs[0].rung) if any(trial.state == "paused" for trial in trials) else ():
             say(f"trial {number}: given up, {find(study.search.trials(), number).note}")
     if study.stop_file.exists():
         return "stopped"

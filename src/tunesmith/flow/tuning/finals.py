@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from math import isfinite
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tunesmith.core.atomic import write_atomic
 from tunesmith.core.seal import checked, seal
 from tunesmith.core.stats import clipped
 from tunesmith.evaluate.run import Evaluation, load_evaluation
+from tunesmith.flow.tuning.bench import Trained
 from tunesmith.flow.tuning.study import Study, held
 from tunesmith.tune import verdict
 from tunesmith.tune.trials import DEFAULT, Repeat, Trial, find, ranked
@@ -54,9 +56,9 @@ def _verdict(study: Study) -> StudyVerdict:
     if seeds < 2:
         return verdict.unrepeated(best[0].number, tried)
     runs: dict[int, list[Repeat]] = {number: [] for number in (DEFAULT, *(trial.number for trial in best))}
-    for seed in range(1, seeds + 1):
-        for number, repeats in runs.items():
-            repeats.append(_repeat(study, find(trials, number), seed))
+    wanted = [(find(trials, number), seed) for seed in range(1, seeds + 1) for number in runs]
+    for trial, seed, spent in _trained(study, wanted):
+        runs[trial.number].append(_repeat(study, trial, seed, spent))
     return _weighed(study, runs, tried, seeds)
 
 
@@ -70,15 +72,38 @@ def _seeds(study: Study, count: int) -> int:
     return wanted
 
 
-def _repeat(study: Study, trial: Trial, seed: int) -> Repeat:
-    """The trial trained whole under another seed and asked the same questions; found where that was done."""
-    bench, folder = study.bench, study.folder / "finals" / f"{trial.number}-{seed}"
+def _folder(study: Study, trial: Trial, seed: int) -> Path:
+    return study.folder / "finals" / f"{trial.number}-{seed}"
+
+
+def _training(study: Study, trial: Trial, seed: int) -> Callable[[], Trained]:
+    """The trial trained whole under another seed; found where that was done."""
+    plan = study.plan(trial)
+    plan = msgspec.structs.replace(plan, seed=plan.seed + seed)
+    work, label = _folder(study, trial, seed) / "train", f"trial {trial.number}, seed {seed}"
+    return partial(study.bench.train, plan, work, 1.0, label=label, stop=study.over)
+
+
+def _trained(study: Study, wanted: Sequence[tuple[Trial, int]]) -> Iterator[tuple[Trial, int, float]]:
+    """Each repetition once it is trained, with the seconds that it took; several are trained side by side."""
+    most = study.width.most
+    for start in range(0, len(wanted), most):
+        some, began = wanted[start : start + most], time.monotonic()
+        new = [_training(study, trial, seed) for trial, seed in some if not (_folder(study, trial, seed) / "repeat.json").is_file()]
+        failed = [result for result in study.bench.together(new) if isinstance(result, Exception)]
+        if failed:
+            raise failed[0]
+        spent = (time.monotonic() - began) / max(1, len(new))
+        yield from ((trial, seed, spent) for trial, seed in some)
+
+
+def _repeat(study: Study, trial: Trial, seed: int, spent: float) -> Repeat:
+    """The trial, trained under another seed in `spent` seconds, asked the same questions; found where that was done."""
+    bench, folder = study.bench, _folder(study, trial, seed)
     path, label = folder / "repeat.json", f"trial {trial.number}, seed {seed}"
     if path.is_file():
         return msgspec.json.decode(checked(path).read_bytes(), type=Repeat)
-    began, plan = time.monotonic(), study.plan(trial)
-    plan = msgspec.structs.replace(plan, seed=plan.seed + seed)
-    trained = bench.train(plan, folder / "train", 1.0, label=label, stop=study.over)
+    began, trained = time.monotonic(), _training(study, trial, seed)()
     evaluation = bench.ask(trained.weights, folder / "answers", label)
     value = evaluation.values[bench.metric.name]
     repeat = Repeat(
@@ -86,7 +111,7 @@ def _repeat(study: Study, trial: Trial, seed: int) -> Repeat:
         seed=seed,
         value=value,
         tokens=trained.tokens,
-        seconds=time.monotonic() - began,
+        seconds=spent + time.monotonic() - began,
         place=str((folder / "answers").relative_to(study.context.store.layout.tuning)),
     )
     write_atomic(path, msgspec.json.encode(repeat))

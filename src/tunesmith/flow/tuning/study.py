@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,7 +21,8 @@ from tunesmith.core.types import digest
 from tunesmith.evaluate.run import Evaluation, load_evaluation
 from tunesmith.flow.context import ProjectContext
 from tunesmith.flow.plan_keys import changed, ground, values
-from tunesmith.flow.tuning.bench import StudyMaterials
+from tunesmith.flow.tuning.bench import StudyMaterials, StudyStopped, Trained
+from tunesmith.flow.tuning.width import Width
 from tunesmith.train.methods import METHODS
 from tunesmith.train.plan import Plan
 from tunesmith.train.resolve import resolve
@@ -138,14 +139,19 @@ class Study:
         last = trials[DEFAULT].looks[-1] if trials and trials[DEFAULT].state == "finished" else None
         return (last.tokens, last.seconds) if last is not None else (0, 0.0)
 
-    def affordable(self) -> bool:
-        """Whether the search may go on; half of the budget at most is held back for the finalists' repetitions."""
+    def affordable(self, legs: Sequence[Leg] = ()) -> bool:
+        """Whether the search may go on after these legs; half of the budget at most is held back for the finalists' repetitions."""
         (tokens, seconds), (one, one_s) = self.spent(), self.whole()
-        repeats = self.tune.seeds * (self.tune.finalists + 1)
+        repeats, begun = self.tune.seeds * (self.tune.finalists + 1), sum(self._part(leg) for leg in legs)
         for limit, used, each in ((self.tune.tokens, tokens, one), (self.tune.seconds, seconds, one_s)):
-            if limit is not None and used + min(repeats * each, limit / 2) >= limit:
+            if limit is not None and used + begun * each + min(repeats * each, limit / 2) >= limit:
                 return False
         return True
+
+    def _part(self, leg: Leg) -> float:
+        """The share of a whole training that a leg is."""
+        rung, before = self.rungs[leg.rung], self.rungs[leg.rung - 1] if leg.rung else None
+        return rung.share if before is None or before.proxy else rung.share - before.share
 
     def over(self) -> bool:
         """Whether this process is to stop at the next step."""
@@ -160,29 +166,39 @@ class Study:
 
     # The trials
 
-    def take(self) -> Leg | None:
-        """The next leg, held by this process; None when nothing is left for it."""
+    def take(self) -> list[Leg]:
+        """The next legs, all to one rung, held by this process; none when nothing is left for it. The default plan is trained alone, so
+        that it has the bytes of a run."""
+        legs: list[Leg] = []
         with held(self.folder):
-            if self.over():
-                return None
-            for trial in self.search.trials():
-                if trial.state == "running" and (lock := _claim(self.place(trial.number))) is not None:
-                    return Leg(trial, len(trial.looks), lock)
-            if not self.affordable():
-                return None
-            return self._next(self._more())
+            while len(legs) < (self.width.most if legs else 1) and (leg := self._taken(legs)) is not None:
+                legs.append(leg)
+                if leg.trial.number == DEFAULT:
+                    break
+        return legs
+
+    def _taken(self, legs: Sequence[Leg]) -> Leg | None:
+        """One more leg, to the rung of those that are taken."""
+        rung = legs[0].rung if legs else None
+        if self.over():
+            return None
+        for trial in self.search.trials():
+            fits = trial.state == "running" and rung in (None, len(trial.looks)) and not (legs and trial.number == DEFAULT)
+            if fits and (lock := _claim(self.place(trial.number))) is not None:
+                return Leg(trial, len(trial.looks), lock)
+        return self._next(rung, self._more()) if self.affordable(legs) else None
 
     def _more(self) -> bool:
         return sum(trial.origin not in _ALL_TOGETHER for trial in self.search.trials()) < self.tune.trials
 
-    def _next(self, more: bool) -> Leg | None:
+    def _next(self, rung: int | None, more: bool) -> Leg | None:
         chosen = step(self.search.trials(), self.rungs, self.tune, higher=self.higher, more=more)
-        if chosen is None:
+        if chosen is None or rung not in (None, chosen.rung) or (rung is not None and chosen.number == DEFAULT):
             return None
         if chosen.number is None:
             trial = self.search.next(self.tune.trials)
             if trial is None:  # the grid has no other plan
-                return self._next(False) if more else None
+                return self._next(rung, False) if more else None
         else:
             trial = find(self.search.trials(), chosen.number)
             self.search.mark(trial.number, "running")
@@ -190,43 +206,73 @@ class Study:
         assert lock is not None
         return Leg(trial, chosen.rung, lock)
 
+    @cached_property
+    def width(self) -> Width:
+        """How many trials are trained side by side."""
+        graded = METHODS[self.bench.plan.method].graded  # they train in another way
+        return Width(self.folder, 1 if graded else self.tune.at_once)
+
     def place(self, number: int) -> Path:
         """The folder of a trial."""
         return self.folder / "trials" / str(number)
 
-    def carry_out(self, leg: Leg) -> Trial:
-        """Train the trial to its rung and look at it there. A trial that cannot be trained has failed, with the reason; the default plan's
-        failure is the study's. Raises Stopped."""
+    def carry_out(self, legs: Sequence[Leg]) -> list[Trial]:
+        """Train the trials to their rung, side by side where there are several, and look at them there. A trial that cannot be trained has
+        failed, with the reason; the default plan's failure is the study's. Raises Stopped, after what was trained was looked at."""
+        began = time.monotonic()
+        trained = self._trained([(leg.trial, leg.rung) for leg in legs])
+        each, rate = (time.monotonic() - began) / len(legs), self.bench.meter.rate
+        if legs[0].rung == 0 and rate is not None and not any(isinstance(result, Exception) for result in trained):
+            self.width.measured(len(legs), rate)
+        for leg, result in zip(legs, trained, strict=True):
+            if not isinstance(result, StudyStopped):
+                self._ended(leg, result, each)
+        if stopped := next((result for result in trained if isinstance(result, StudyStopped)), None):
+            raise stopped
+        return [find(self.search.trials(), leg.trial.number) for leg in legs]
+
+    def _ended(self, leg: Leg, trained: Trained | Exception, seconds: float) -> None:
         try:
-            return self.measured(leg.trial, leg.rung)
+            if isinstance(trained, Exception):
+                raise trained
+            self._looked(leg.trial, leg.rung, trained, seconds)
         except TunesmithError as error:
             if leg.trial.number == DEFAULT:
                 raise
             self.search.mark(leg.trial.number, "failed", str(error).splitlines()[0])
-            return find(self.search.trials(), leg.trial.number)
 
     def measured(self, trial: Trial, rung: int) -> Trial:
         """The trial after it was trained to a rung and looked at there. Raises TunesmithError where it cannot be, Stopped."""
-        look = self._look(trial, rung, self.rungs[rung])
-        if look.value is None:
-            what = f"no row has a value of {self.search.facts.metric}"
-            raise TunesmithError(what, where=f"trial {trial.number}", remedy="another first metric in evaluate.metrics")
-        self.search.look(trial.number, look, "finished" if rung == len(self.rungs) - 1 else "paused")
-        return find(self.search.trials(), trial.number)
+        began = time.monotonic()
+        (trained,) = self._trained([(trial, rung)])
+        if isinstance(trained, Exception):
+            raise trained
+        return self._looked(trial, rung, trained, time.monotonic() - began)
 
-    def _look(self, trial: Trial, index: int, rung: Rung) -> RungResult:
-        began, folder, label = time.monotonic(), self.place(trial.number), f"trial {trial.number}"
-        before = trial.last or RungResult(rung=-1, value=None)
-        plan, items = self.plan(trial), self.bench.proxy(rung.share) if rung.proxy else None
-        work = folder / ("proxy" if rung.proxy else "train")
-        trained = self.bench.train(plan, work, 1.0 if rung.proxy else rung.share, items=items, label=label, stop=self.over)
+    def _trained(self, legs: Sequence[tuple[Trial, int]]) -> list[Trained | Exception]:
+        """Each trial trained to its rung, or what was raised; several side by side."""
+        _ = self._spent_before, self.bench.items  # read before there are threads
+        return self.bench.together([self._training(trial, self.rungs[index]) for trial, index in legs])
+
+    def _training(self, trial: Trial, rung: Rung) -> Callable[[], Trained]:
+        items = self.bench.proxy(rung.share) if rung.proxy else None
+        work = self.place(trial.number) / ("proxy" if rung.proxy else "train")
+        label, share = f"trial {trial.number}", 1.0 if rung.proxy else rung.share
+        return partial(self.bench.train, self.plan(trial), work, share, items=items, label=label, stop=self.over)
+
+    def _looked(self, trial: Trial, index: int, trained: Trained, seconds: float) -> Trial:
+        """The trial after it was looked at on a rung; `seconds` were spent for its training."""
+        began, place, rung = time.monotonic(), self.place(trial.number) / f"rung-{index}", self.rungs[index]
+        evaluation, before = None, trial.last or RungResult(rung=-1, value=None)
         on_proxy = 0 if rung.proxy else sum(look.tokens for look in trial.looks if self.rungs[look.rung].proxy)
-        evaluation, place = None, folder / f"rung-{index}"
         if self.tune.by == "metric" or index == len(self.rungs) - 1:
-            evaluation = self.bench.ask(trained.weights, place, label)
+            evaluation = self.bench.ask(trained.weights, place, f"trial {trial.number}")
         spread = None if evaluation is None else self.bench.interval(evaluation)
         value = trained.loss if self.tune.by == "loss" else None if evaluation is None else evaluation.values[self.bench.metric.name]
-        return RungResult(
+        if value is None:
+            what = f"no row has a value of {self.search.facts.metric}"
+            raise TunesmithError(what, where=f"trial {trial.number}", remedy="another first metric in evaluate.metrics")
+        look = RungResult(
             rung=index,
             value=value,
             values={} if evaluation is None else evaluation.values,
@@ -234,9 +280,11 @@ class Study:
             high=None if spread is None else spread.high,
             loss=trained.loss,
             tokens=on_proxy + trained.tokens,
-            seconds=before.seconds + time.monotonic() - began,
+            seconds=before.seconds + seconds + time.monotonic() - began,
             place="" if evaluation is None else str(place.relative_to(self.context.store.layout.tuning)),
         )
+        self.search.look(trial.number, look, "finished" if index == len(self.rungs) - 1 else "paused")
+        return find(self.search.trials(), trial.number)
 
     def prune(self, rung: int) -> list[int]:
         """Give up those that are paused on a rung and are worse there than its best, row by row on the same questions; which they were."""
