@@ -20,6 +20,7 @@ from tunesmith.cli import (
     data_import,  # noqa: F401 adds its command to those of `data`
     data_work,  # noqa: F401 as it does
     evaluating,
+    monitoring,  # noqa: F401 as it does
     retrieval,  # noqa: F401 as it does
 )
 from tunesmith.cli.data import app as data_app

@@ -40,6 +40,10 @@ class Lineage:
         """The finished stages of these digests."""
         return [_stage(row) for row in self._rows(sa.select(stages).where(stages.c.digest.in_(digests)).order_by(stages.c.created))]
 
+    def all_stages(self) -> list[dict[str, Any]]:
+        """Every finished stage, the oldest first."""
+        return [_stage(row) for row in self._rows(sa.select(stages).order_by(stages.c.created))]
+
     def of_kind(self, name: str) -> list[dict[str, Any]]:
         """The finished stages of that name, the newest first."""
         return [_stage(row) for row in self._store.stages(name)]

@@ -106,6 +106,12 @@ class Store:
             yield connection
 
     @contextmanager
+    def by_itself(self) -> Iterator[sa.Connection]:
+        """A connection whose statements are no transaction: for what a database does with a file as a whole. Raises StoreError."""
+        with self._in_words("written"), self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            yield connection
+
+    @contextmanager
     def _in_words(self, what: str) -> Iterator[None]:
         try:
             yield
@@ -123,6 +129,11 @@ class Store:
         with self.reading() as connection:
             row = connection.execute(sa.select(tables.stages).where(tables.stages.c.digest == digest)).mappings().first()
         return None if row is None else {**row, "output": json.loads(row["output"])}
+
+    def unfinish(self, digest: str) -> None:
+        """Forget that a stage finished: the next run makes its result again."""
+        with self.writing() as connection:
+            connection.execute(sa.delete(tables.stages).where(tables.stages.c.digest == digest))
 
     def stages(self, *names: str) -> list[Row]:
         """The finished stages of those names, the newest first."""

@@ -1,0 +1,47 @@
+"""Commands about the log of requests and who is in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tunesmith.cli.serving import monitor_app
+from tunesmith.cli.shared import Json, emit, file_option
+
+
+@monitor_app.command("forget")
+def forget(
+    user: Annotated[str, typer.Argument(metavar="USER", help="What clients send as `safety_identifier`, or `user`.")],
+    config: file_option = Path("tunesmith.yaml"),
+    backup_days: Annotated[
+        float | None, typer.Option(help="How long backups are kept; the receipt says when the last one is gone.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Erase a person: requests, feedback, stored chats and responses, lines of files, rows of data versions, results of runs; free pages
+    and the write-ahead log too. The receipt names the models that saw their rows, and what a search of every file found afterwards.
+
+    Exit code 1 where something still mentions them.
+
+    Example: tunesmith monitor forget user-4711 --backup-days 30 --yes
+    """
+    import msgspec
+
+    from tunesmith.flow.forgetting import forget as erase
+    from tunesmith.flow.project import load_project, open_store
+
+    folder = config.resolve().parent
+    project = load_project(config)
+    if not yes:
+        typer.confirm(f"Erase everything that '{user}' has in the store of '{project.name}'? It cannot be undone", abort=True)
+    store = open_store(project, folder)
+    try:
+        receipt = erase(store, user, around=folder, backup_days=backup_days)
+    finally:
+        store.close()
+    emit(msgspec.to_builtins(receipt), as_json, receipt.text())
+    if receipt.left:
+        raise typer.Exit(1)
