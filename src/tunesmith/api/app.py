@@ -44,7 +44,7 @@ from tunesmith.api import (
 from tunesmith.api.auth import Auth, Caller
 from tunesmith.api.cors import Cors
 from tunesmith.api.errors import APIError
-from tunesmith.api.guard import Guard
+from tunesmith.api.guard import Guard, Site
 from tunesmith.api.http import away
 from tunesmith.api.proxy import Proxy
 from tunesmith.api.reload import Reload
@@ -85,9 +85,10 @@ def create_app(
     store: Store | None = None,
     models: Models | None = None,
     reload: Reload | None = None,
+    site: Site | None = None,
 ) -> Starlette:
     """The application that serves `models_by_alias`; each request is logged in the store `log` (None: nowhere). `models` says what other
-    names mean (None: what the store and the catalogue say), `reload` takes what is deployed meanwhile into effect.
+    names mean (None: what the store and the catalogue say), `reload` takes what is deployed meanwhile into effect, `site` has the pages.
 
     With a `store` it also keeps files, fine-tuning jobs and what they make, and logs there. Jobs are worked on by processes of their own
     (`python -m tunesmith.flow.jobs.worker`).
@@ -129,6 +130,7 @@ def create_app(
         local_only=is_loopback(config.host),
         cors=Cors(config.cors_origins),
         body_s=config.body_s,
+        site=site,
     )
     return app
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, MutableMapping
-from typing import Any
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any, Protocol
+
+from starlette.responses import Response
 
 from tunesmith.api import errors
-from tunesmith.api.auth import Auth
+from tunesmith.api.auth import Auth, Caller
 from tunesmith.api.cors import Cors, is_preflight
 from tunesmith.api.errors import APIError
 from tunesmith.api.http import Receive, Scope, Send
@@ -22,16 +24,46 @@ from tunesmith.api.slow_clients import BodyInTime
 _ENVELOPE = 1 << 20  # what a multipart body may have besides the file
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _PART = re.compile(r"/v1/uploads/[^/]+/parts")
-_JSON = "application/json"
+_JSON, _FORM = "application/json", "application/x-www-form-urlencoded"
+
+
+class Site(Protocol):
+    """Pages for people beside the endpoints: which requests are theirs, who may make them, and how a refusal looks."""
+
+    app: Any
+
+    def owns(self, method: str, path: str, headers: Mapping[bytes, str]) -> bool:
+        """Whether a request is for a page."""
+        ...
+
+    def caller(self, auth: Auth, method: str, path: str, headers: Mapping[bytes, str]) -> Caller:
+        """Who asks for it, when they may. Raises APIError."""
+        ...
+
+    def refusal(self, error: APIError, path: str, headers: Mapping[bytes, str]) -> Response:
+        """What is answered to who may not."""
+        ...
 
 
 class Guard:
-    """The outermost application. What it refuses is counted by `refused(status)` and leaves no row: a flood must not fill the disk."""
+    """The outermost application. What it refuses is counted by `refused(status)` and leaves no row: a flood must not fill the disk.
+
+    What belongs to the `site` is handed to it, after the same checks of where a request comes from and how large it is.
+    """
 
     def __init__(
-        self, app: Any, *, auth: Auth, refused: Callable[[int], None], max_body_bytes: int, local_only: bool, cors: Cors, body_s: float
+        self,
+        app: Any,
+        *,
+        auth: Auth,
+        refused: Callable[[int], None],
+        max_body_bytes: int,
+        local_only: bool,
+        cors: Cors,
+        body_s: float,
+        site: Site | None = None,
     ) -> None:
-        self.app, self.auth, self.refused = app, auth, refused
+        self.app, self.auth, self.refused, self.site = app, auth, refused, site
         self.max_body_bytes, self.local_only, self.cors, self.body_s = max_body_bytes, local_only, cors, body_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,21 +92,24 @@ class Guard:
                 raise _too_large(most)
             return message
 
+        asked = (scope["method"], scope["path"], headers)
+        site = self.site if self.site is not None and self.site.owns(*asked) else None
         try:
-            self._check(scope, headers, most)
+            self._check(scope, headers, most, forms=site is not None)
             if is_preflight(scope["method"], headers) and self.cors.allows(headers[b"origin"]):
                 await self.cors.preflight(headers)(scope, receive, send_with_more)
                 return
-            caller = self.auth.caller(scope["method"], scope["path"], headers)
+            caller = self.auth.caller(*asked) if site is None else site.caller(self.auth, *asked)
             if scope["path"].startswith("/v1/"):
                 more += self.auth.spend(caller)
         except APIError as error:
             self.refused(error.status)
-            await errors.response(error)(scope, receive, send_with_more)
+            refusal = errors.response(error) if site is None else site.refusal(error, scope["path"], headers)
+            await refusal(scope, receive, send_with_more)
             return
         scope.setdefault("state", {}).update(project=caller.project, caller=caller)
         try:
-            await self.app(scope, counted, send_with_more)
+            await (self.app if site is None else site.app)(scope, counted, send_with_more)
         except Exception as error:
             if begun:
                 raise
@@ -86,7 +121,7 @@ class Guard:
             return max(self.max_body_bytes, MAX_FILE_BYTES + _ENVELOPE)
         return max(self.max_body_bytes, MAX_PART_BYTES + _ENVELOPE) if _PART.fullmatch(path) else self.max_body_bytes
 
-    def _check(self, scope: Scope, headers: dict[bytes, str], most: int) -> None:
+    def _check(self, scope: Scope, headers: dict[bytes, str], most: int, *, forms: bool) -> None:
         host = re.sub(r":\d*$", "", headers.get(b"host", ""))
         if self.local_only and host.strip("[]").lower() not in _LOCAL_NAMES:
             raise APIError(403, f"Host '{host}' is not this machine", code="invalid_host")
@@ -101,7 +136,8 @@ class Guard:
             raise _too_large(most)
         kind = headers.get(b"content-type", "").split(";")[0].strip().lower()
         bodyless = not kind and length == "0" and b"transfer-encoding" not in headers
-        if scope["method"] == "POST" and kind not in (_JSON, "multipart/form-data") and not bodyless:
+        kinds = (_JSON, "multipart/form-data", *([_FORM] if forms else []))  # a site's posts name their origin, or are refused
+        if scope["method"] == "POST" and kind not in kinds and not bodyless:
             raise APIError(400, f"Content-Type is '{kind[:100]}'; send application/json", code="invalid_content_type")
 
 

@@ -31,6 +31,10 @@ from tunesmith.store.store import Store
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
+    from tunesmith.api.guard import Site
+
+Pages = Callable[[Path, ProjectContext], "Site"]  # what shows the project of that file to people
+
 
 def serve_project(
     file: Path,
@@ -39,22 +43,28 @@ def serve_project(
     *,
     names: Mapping[str, str] | None = None,
     as_written: bool = False,
+    pages: Pages | None = None,
 ) -> None:
     """Serve the project's base as the last run had it, every deployed alias, its upstreams and the fine-tuning API; blocks until SIGTERM
     or ctrl-C. Without a project the first of `names` is the base.
 
     Each alias answers with the model that its deployment names, on that model's own base. One that cannot be loaded is said, answers 503
     and keeps no other from being served. `overrides` are `--serve.key value` as on the command line; `names` are further names for models
-    (OpenAI's, for unchanged code). Raises UsageError when the port is taken, or the host can be reached from elsewhere and there is no API
-    key; NotFound and SourceUnavailable for the project's own base.
+    (OpenAI's, for unchanged code), `pages` what is shown under `/`. Raises UsageError when the port is taken, or the host can be reached
+    from elsewhere and there is no API key; NotFound and SourceUnavailable for the project's own base.
     """
     from tunesmith.api.app import serve
 
-    with application(file, overrides, say, names=names or {}, as_written=as_written) as served:
+    with application(file, overrides, say, names=names or {}, as_written=as_written, pages=pages) as served:
         store, settings = served.store, served.settings
         with Processes(worker.MODULE, worker.place(store), settings.workers, store.layout.workers_log, stdin=store.url):
             answering = ", ".join(name for name, _ in served.router.listed())
-            serve(served.app, settings, on_ready=lambda url: say(f"serving {answering} at {url} (ctrl-C stops)"))
+            seen = ", pages at {}" if pages is not None else ""
+            serve(
+                served.app,
+                settings,
+                on_ready=lambda url: say(f"serving {answering} at {url}{seen.format(url.removesuffix('v1'))} (ctrl-C stops)"),
+            )
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,13 @@ class Application:
 
 @contextmanager
 def application(
-    file: Path, overrides: Sequence[str], say: Callable[[str], None], *, names: Mapping[str, str], as_written: bool = False
+    file: Path,
+    overrides: Sequence[str],
+    say: Callable[[str], None],
+    *,
+    names: Mapping[str, str],
+    as_written: bool = False,
+    pages: Pages | None = None,
 ) -> Iterator[Application]:
     """The application that `serve_project` serves, with its models loaded; says what it does not serve. Raises as that does."""
     from tunesmith.api.app import create_app, listen
@@ -101,7 +117,9 @@ def application(
             router.put(name, upstream)
         for line in [*slower(router), *(absent(router, project, settings, store) if seen else [])]:
             say(line)
-        yield Application(create_app(router, config=settings, store=store, models=models, reload=reload), settings, router, store)
+        site = pages(file, context) if pages is not None else None
+        app = create_app(router, config=settings, store=store, models=models, reload=reload, site=site)
+        yield Application(app, settings, router, store)
     finally:
         store.close()
 

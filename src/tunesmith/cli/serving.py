@@ -24,19 +24,25 @@ def serve(
     as_written: AsWritten = False,
     as_json: Json = False,
 ) -> None:
-    """Answer OpenAI's API: the project's base, its deployed models, files and fine-tuning jobs, as 'serve:' in its file says.
+    """Answer OpenAI's API: the project's base, its deployed models, files and fine-tuning jobs, as 'serve:' in its file says; and show
+    the project under '/' to people.
 
     Example: tunesmith serve --name gpt-4o-mini-2024-07-18=smollm2-135m --set requests_per_minute=600
     """
     from tunesmith.api.serve import serve_project
     from tunesmith.core.errors import UsageError
+    from tunesmith.web.site import PageSite
 
     names = dict(pair.split("=", 1) for pair in name or () if "=" in pair)
     if len(names) < len(name or ()):
         raise UsageError(f"--name {' --name '.join(name or ())}", allowed="NAME=BASE, each NAME once")
     given = [("host", host), ("port", port), ("workers", workers), *(pair.partition("=")[::2] for pair in settings or ())]
     overrides = [f"--serve.{key}={value}" for key, value in given if value is not None]
-    serve_project(config, overrides, lambda text: emit({"serving": text}, as_json, text), names=names, as_written=as_written)
+
+    def say(text: str) -> None:
+        emit({"serving": text}, as_json, text)
+
+    serve_project(config, overrides, say, names=names, as_written=as_written, pages=PageSite)
 
 
 @monitor_app.callback()

@@ -7,6 +7,7 @@ and no gap in the page: what a page may lack is asked for with `if`.
 
 from __future__ import annotations
 
+import datetime
 from functools import lru_cache
 from typing import Any
 
@@ -56,8 +57,33 @@ def _environment() -> jinja2.Environment:
         "interval": _interval,
         "short": lambda origin: origin.rpartition("/")[2],
         "moment": lambda iso: iso[:16].replace("T", " "),
+        "when": _when,
+        "clip": _clip,
+        "bytes": _bytes,
     }
     return environment
+
+
+def _when(seconds: float | None) -> Markup:
+    """Seconds of the epoch as a local time that programs can read, too; a dash for None."""
+    if seconds is None:
+        return Markup("–")
+    moment = datetime.datetime.fromtimestamp(seconds).astimezone()
+    return Markup('<time datetime="{}">{}</time>').format(moment.isoformat(timespec="seconds"), f"{moment:%Y-%m-%d %H:%M}")
+
+
+def _clip(text: str, most: int = 300) -> str:
+    """The beginning of a text, with how long it is where that is not all."""
+    return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
+
+
+def _bytes(count: float) -> str:
+    """A size in words."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
 
 
 def _number(value: float | None, form: str) -> str:

@@ -225,6 +225,16 @@ api_keys = _ordered(
     sa.Column("revoked", sa.Float),
 )
 
+# Who is signed in to the pages: the SHA-256 of what the browser holds, and the key that it was given for.
+sessions = sa.Table(
+    "sessions",
+    metadata,
+    sa.Column("hash", sa.String, primary_key=True),
+    sa.Column("key", sa.String, nullable=False, index=True),
+    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("expires", sa.Float, nullable=False, index=True),
+)
+
 # Uploaded and produced files; the bytes are the blob `files/ID`.
 files = _ordered(
     "files",

@@ -1,0 +1,91 @@
+"""All pages as one application beside the endpoints: its routes, its door, its errors. Knows nothing about what a page shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route, Router
+
+from tunesmith.api.auth import Auth, Caller
+from tunesmith.api.errors import APIError
+from tunesmith.api.http import Receive, Scope, Send
+from tunesmith.flow.context import ProjectContext
+from tunesmith.web import data, home, signing_in
+from tunesmith.web.door import Door
+from tunesmith.web.page import NAV, Pages, asset, error_page, to_sign_in
+from tunesmith.web.workplace import Workplace
+
+_FIRST = frozenset({path.strip("/") for path, _ in NAV} | {"static", "signin", "signout"})
+
+
+class PageSite(Pages):
+    """The pages of one project."""
+
+    def __init__(self, file: Path, served: ProjectContext) -> None:
+        super().__init__(Workplace(file, served), Door(served.store))
+        self._router = Router(_routes())
+
+    def owns(self, method: str, path: str, headers: Mapping[bytes, str]) -> bool:
+        """Whether a request is for a page: by its first folder, or because a browser wants a page where nothing else is."""
+        first = path.strip("/").partition("/")[0]
+        wants_page = method == "GET" and "text/html" in headers.get(b"accept", "")
+        return first in _FIRST or (wants_page and first not in ("v1", "metrics", "healthz", "readyz"))
+
+    def caller(self, auth: Auth, method: str, path: str, headers: Mapping[bytes, str]) -> Caller:
+        """Who asks for a page. Raises APIError."""
+        self.keyed = auth.needed()
+        return self.door.caller(auth, method, path, headers)
+
+    def refusal(self, error: APIError, path: str, headers: Mapping[bytes, str]) -> Response:
+        """Who is not signed in is led there; everybody else is told."""
+        if error.status == 401:
+            return to_sign_in(path, b"hx-request" in headers)
+        state = {"pages": self, "caller": Caller(scopes=frozenset()), "project": ""}
+        scope = {"type": "http", "method": "GET", "path": path, "headers": [], "query_string": b"", "state": state}
+        return error_page(Request(scope), error)
+
+    async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with a page, or with an error as a page."""
+        begun = False
+        scope.setdefault("state", {})["pages"] = self
+
+        async def told(message: Any) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._router(scope, receive, told)
+        except Exception as error:
+            if begun:
+                raise
+            await error_page(Request(scope, receive), error)(scope, receive, send)
+
+
+def _routes() -> list[Route]:
+    return [
+        Route("/", home.show, methods=["GET"]),
+        Route("/static/{name}", asset, methods=["GET"]),
+        Route("/signin", signing_in.show, methods=["GET"]),
+        Route("/signin", signing_in.sign_in, methods=["POST"]),
+        Route("/signout", signing_in.sign_out, methods=["POST"]),
+        *_data(),
+    ]
+
+
+def _data() -> list[Route]:
+    row = "/data/{version}/{part}/{place:int}"
+    return [
+        Route("/data", data.versions, methods=["GET"]),
+        Route("/data/compare", data.compare, methods=["GET"]),
+        Route("/data/{version}", data.rows, methods=["GET"]),
+        Route("/data/{version}/ledger", data.ledger, methods=["GET"]),
+        Route("/data/{version}/against/{other}", data.changes, methods=["GET"]),
+        Route(row, data.row, methods=["GET"]),
+        Route(f"{row}/text", data.text, methods=["GET"]),
+        Route(f"{row}/tokens", data.tokens, methods=["GET"]),
+    ]

@@ -1,0 +1,169 @@
+"""The pages over one real store and one real server: who may see them, what they show, and that whatever stands in rows stays text."""
+
+from __future__ import annotations
+
+import re
+from contextlib import closing, contextmanager
+
+import httpx
+import msgspec
+import pytest
+
+from tunesmith.api.app import create_app, running
+from tunesmith.core.progress import Silent
+from tunesmith.core.row_kinds import identified
+from tunesmith.core.types import Example, Message
+from tunesmith.data import version as versions
+from tunesmith.data.ledger import Ledger
+from tunesmith.flow.context import ProjectContext
+from tunesmith.flow.project import load_project, open_store
+from tunesmith.models.catalog import Catalog
+from tunesmith.models.echo import EchoModel
+from tunesmith.store.keys import Keys
+from tunesmith.store.sessions import Sessions
+from tunesmith.store.store import Store
+from tunesmith.web.site import PageSite
+
+HOSTILE = [
+    "<script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\">",
+    "{{ 7 * 7 }} {% raw %} ${7*7} <%= 7*7 %>",
+    "\x1b[31mred\x1b[0m \x1b]0;owned\x07",
+    "مرحبا بالعالم \u202e txet desrever",
+    "y" * 480_000,  # about the longest that an import takes
+    "'\"><svg onload=alert(1)> &lt;b&gt; javascript:alert(1)",
+]
+BROWSER = {"accept": "text/html"}
+
+
+@contextmanager
+def served(folder):
+    file = folder / "tunesmith.yaml"
+    project = load_project(file)
+    store = open_store(project, folder)
+    context = ProjectContext(project, folder, store, Catalog(), Silent())
+    with running(create_app({"echo": EchoModel()}, store=store, site=PageSite(file, context))) as url:
+        yield url.removesuffix("/v1"), store
+    store.close()
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A project with a version of rows that would break a page, and of the version before it."""
+    folder = tmp_path_factory.mktemp("pages")
+    (folder / "tunesmith.yaml").write_text("name: hostile\nsources: [{path: rows.jsonl}]\nbase: smollm2-135m\n")
+    rows = [
+        identified(
+            Example(
+                id="",
+                messages=(Message(role="user", content=f"question {i} {HOSTILE[i % 6]}"), Message(role="assistant", content=f"answer {i} {HOSTILE[(i + 1) % 6]}")),
+                label=HOSTILE[i % 2], origin=f"rows.jsonl:{i + 1}",
+            )
+        )
+        for i in range(12)
+    ]  # fmt: skip
+    ledger = Ledger()
+    for row in [*rows, msgspec.structs.replace(rows[0], origin="rows.jsonl:13")]:
+        ledger.enter(row.origin, row.id)
+    root = folder / ".tunesmith" / "datasets"
+    first = versions.freeze(
+        root, {"all": [*rows, msgspec.structs.replace(rows[0], origin="rows.jsonl:13")]}, {"step": "import"}, ledger=ledger
+    )
+    ledger.mark("rows.jsonl:13", "duplicate_of", "exact_duplicates", HOSTILE[0], other="rows.jsonl:1")
+    versions.freeze(root, {"all": rows}, {"step": "clean"}, ledger=ledger, parent=first.id, note=HOSTILE[1])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site(project):
+    with served(project) as (url, _), httpx.Client(base_url=url, headers=BROWSER, timeout=60) as client:
+        yield client
+
+
+def links(html: str) -> list[str]:
+    return re.findall(r'href="(/[^"]*)"', html)
+
+
+def test_every_page_that_a_link_leads_to_is_whole_and_has_nothing_inline(site):
+    seen, waiting = set(), ["/"]
+    while waiting:
+        path = waiting.pop()
+        if path in seen or path.startswith("/static") or len(seen) > 60:
+            continue
+        seen.add(path)
+        answer = site.get(path.replace("&amp;", "&"), follow_redirects=True)
+        assert answer.status_code == 200, (path, answer.text[-800:])
+        if not answer.headers["content-type"].startswith("text/html"):
+            continue
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+        assert not re.search(r"<script(?![^>]* src=)|<style|\son\w+=\"|\sstyle=|javascript:[^a]", answer.text), path
+        assert "49" not in re.findall(r"\{\{[^}]*\}\} (\d+)", answer.text)
+        waiting += links(answer.text)
+    assert {"/", "/data"} <= seen
+    assert any(re.fullmatch(r"/data/[0-9a-f]+/[a-z]+/\d+", path) for path in seen)
+
+
+def test_hostile_rows_are_text_and_a_long_cell_is_there_whole(site):
+    page = site.get("/data/latest").text
+    assert "&lt;script&gt;" in page
+    assert "{{ 7 * 7 }}" in page
+    assert len(page) < 200_000
+    number = next(i for i in range(12) if "y" * 2000 in site.get(f"/data/latest/all/{i}").text)
+    assert "480,0" in site.get(f"/data/latest/all/{number}").text
+    assert "y" * 480_000 in site.get(f"/data/latest/all/{number}/text").text
+
+
+def test_words_labels_and_the_ledger_are_found(site):
+    assert site.get("/data/latest?q=QUESTION 7 ").text.count("<tr><td") == 1
+    assert "No row fits" in site.get("/data/latest?q=nothing like that").text
+    assert site.get("/data/latest", params={"q": HOSTILE[5]}).text.count("<tr><td") >= 2
+    assert site.get("/data/latest", params={"label": HOSTILE[0]}).text.count("<tr><td") == 6
+    assert "duplicate of" in site.get("/data/latest/ledger?fate=duplicate_of").text
+
+
+def test_what_is_not_there_says_so_to_people_and_to_programs(site):
+    lost = site.get("/nowhere")
+    assert (lost.status_code, lost.headers["content-type"][:9]) == (404, "text/html")
+    assert site.get("/nowhere", headers={"accept": "application/json"}).json()["error"]["message"] == "Unknown URL"
+    assert site.get("/v1/nowhere").json()["error"]["message"] == "Unknown URL"
+    unknown = site.get("/data/0123456789ab")
+    assert unknown.status_code == 404
+    assert "no data version &#39;0123456789ab&#39;" in unknown.text
+
+
+def test_only_our_own_pages_may_post(site):
+    for headers in ({}, {"origin": "http://evil.example"}, {"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}):
+        assert site.post("/signout", headers=headers).status_code == 403
+    assert site.post("/signout", headers={"sec-fetch-site": "same-origin"}).status_code == 303
+    assert site.get("/", headers={"host": "evil.example"}).status_code == 403
+
+
+def test_a_key_signs_in_its_scopes_decide_and_its_end_ends_the_session(tmp_path, project):
+    (tmp_path / "tunesmith.yaml").write_text("name: keyed\nsources: [{path: rows.jsonl}]\nbase: smollm2-135m\n")
+    own = {"sec-fetch-site": "same-origin"}
+    with closing(Store.open(tmp_path / ".tunesmith")) as before:
+        (reader, secret), (_, other) = (
+            Keys(before).create("reader", scopes=["read"]),
+            Keys(before).create("elsewhere", project="other", scopes=["read", "serve"]),
+        )
+    with served(tmp_path) as (url, store), httpx.Client(base_url=url, headers=BROWSER, timeout=60) as client:
+        led = client.get("/data")
+        assert (led.status_code, led.headers["location"]) == (303, "/signin?next=/data")
+        assert client.get("/static/style.css").status_code == 200
+        assert client.post("/signin", data={"key": "sk-wrong"}, headers=own).status_code == 403
+        there = client.post("/signin", data={"key": secret, "next": "//evil.example/"}, headers=own)
+        assert there.headers["location"] == "/"
+        cookie = there.headers["set-cookie"].lower()
+        assert all(word in cookie for word in ("httponly", "samesite=strict", "path=/"))
+        assert secret not in cookie
+        assert client.get("/data").status_code == 200
+        assert client.get("/settings").status_code == 403
+        assert client.get("/playground").status_code == 403
+        assert "/playground" not in client.get("/").text
+        token = client.cookies["tunesmith_session"]
+        client.post("/signout", headers=own)
+        assert client.get("/data", headers={"cookie": f"tunesmith_session={token}"}).status_code == 303
+        client.post("/signin", data={"key": other}, headers=own)
+        assert client.get("/data").status_code == 403  # the folder's data is of the project `default`
+        client.post("/signin", data={"key": secret}, headers=own)
+        Keys(store).revoke(reader["id"])
+        assert Sessions(store).recognised(client.cookies["tunesmith_session"]) is None
