@@ -64,6 +64,11 @@ def page(request: Request, template: str, *, status: int = 200, headers: Mapping
     return HTMLResponse(render(f"site/{template}", site=_frame(request), **values), status, {**HEADERS, **(headers or {})})
 
 
+def report(request: Request, template: str, **values: Any) -> Response:
+    """A report as a page of the site: the same template as the file, in the site's frame."""
+    return HTMLResponse(render(template, layout="site/base.html.j2", site=_frame(request), **values), headers=HEADERS)
+
+
 def _frame(request: Request) -> dict[str, Any]:
     caller, path, pages = caller_of(request), request.url.path, pages_of(request)
     nav = [

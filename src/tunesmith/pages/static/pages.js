@@ -106,7 +106,7 @@
     for (;;) {
       if (!box.isConnected) return;
       try {
-        const answer = await fetch(`${box.dataset.curve}?after=${after}`, { headers: { "HX-Request": "true" } });
+        const answer = await fetch(`${box.dataset.curve}&after=${after}`, { headers: { "HX-Request": "true" } });
         if (!answer.ok) throw new Error(String(answer.status));
         const fresh = await answer.json();
         there();
