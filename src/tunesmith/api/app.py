@@ -237,6 +237,7 @@ def _background(app: Starlette, state: State) -> list[Coroutine[Any, Any, None]]
 
         return call
 
+    state.inside = inside
     work = [batches.work(inside, state.store), _sweep(state.store, state.retention_days)]
     if state.reload is not None:
         work.append(state.reload.watch())

@@ -30,7 +30,9 @@ _JSON, _FORM = "application/json", "application/x-www-form-urlencoded"
 class Site(Protocol):
     """Pages for people beside the endpoints: which requests are theirs, who may make them, and how a refusal looks."""
 
-    app: Any
+    async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request for a page."""
+        ...
 
     def owns(self, method: str, path: str, headers: Mapping[bytes, str]) -> bool:
         """Whether a request is for a page."""

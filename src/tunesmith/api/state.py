@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -44,6 +44,8 @@ class State:
     `log` is the store that the log of requests is in, `reload` what looks for new deployments (None: there are none to come),
     `retention_days` how long its rows are kept (None: for ever).
 
+    `inside(project)` is the application behind its door, for what the server itself asks once it runs (None: before).
+
     `chats_only` has the other servers that were found without /responses, and until when (`time.monotonic`) that is believed.
 
     `models` says what a word means; `names` maps what clients call a model (one of OpenAI's names) to such a word.
@@ -68,6 +70,7 @@ class State:
     log: Store | None = None
     reload: Reload | None = None
     retention_days: float | None = None
+    inside: Callable[[str], Any] | None = None
     _assigned: OrderedDict[tuple[str, str, str], AskedState] = field(default_factory=OrderedDict)
     _encoders: dict[str, Encoding] = field(default_factory=dict)
     _loaded: dict[tuple[ModelRef, Retrieval | None], Model] = field(default_factory=dict)

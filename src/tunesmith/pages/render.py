@@ -8,6 +8,7 @@ and no gap in the page: what a page may lack is asked for with `if`.
 from __future__ import annotations
 
 import datetime
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -47,7 +48,7 @@ def _environment() -> jinja2.Environment:
         draw.__name__: draw
         for draw in (plots.band, plots.bars, plots.histogram, plots.intervals, plots.lines, plots.parallel, plots.points, plots.scatter)
     }
-    environment.filters |= {
+    filters: dict[str, Callable[..., Any]] = {
         "count": lambda number: f"{number:,.0f}",
         "brief": lambda number: _number(number, ".3g"),
         "signed": lambda number: _number(number, "+.3g"),
@@ -61,6 +62,7 @@ def _environment() -> jinja2.Environment:
         "clip": _clip,
         "bytes": _bytes,
     }
+    environment.filters |= filters
     return environment
 
 

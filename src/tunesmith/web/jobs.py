@@ -58,8 +58,8 @@ async def run(request: Request) -> Response:
     place = pages_of(request).place
 
     def look() -> tuple[Any, Any]:
-        seen = place.context().view
-        return (stage_states(seen) if seen is not None else None), Runs(place.store).last(place.project.name)
+        seen, newest = place.context().view, Runs(place.store).last(place.project.name)
+        return (stage_states(seen) if seen is not None and newest is not None else None), newest
 
     states, newest = await away(look)
     return page(request, "run", states=states, run=newest)

@@ -22,6 +22,14 @@ from tunesmith.web.workplace import Workplace
 NAV = (
     ("/", "Home"),
     ("/data", "Data"),
+    ("/review", "Review"),
+    ("/jobs", "Jobs"),
+    ("/evaluation", "Evaluation"),
+    ("/decision", "Decision"),
+    ("/playground", "Playground"),
+    ("/deployments", "Deployments"),
+    ("/monitoring", "Monitoring"),
+    ("/settings", "Settings"),
 )
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; form-action 'self'; "

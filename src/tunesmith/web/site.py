@@ -14,7 +14,7 @@ from tunesmith.api.auth import Auth, Caller
 from tunesmith.api.errors import APIError
 from tunesmith.api.http import Receive, Scope, Send
 from tunesmith.flow.context import ProjectContext
-from tunesmith.web import data, home, signing_in
+from tunesmith.web import data, deployments, evaluation, home, jobs, monitoring, playground, reviewing, settings, signing_in
 from tunesmith.web.door import Door
 from tunesmith.web.page import NAV, Pages, asset, error_page, to_sign_in
 from tunesmith.web.workplace import Workplace
@@ -74,6 +74,46 @@ def _routes() -> list[Route]:
         Route("/signin", signing_in.sign_in, methods=["POST"]),
         Route("/signout", signing_in.sign_out, methods=["POST"]),
         *_data(),
+        *_measured(),
+        *_live(),
+        Route("/review", reviewing.show, methods=["GET"]),
+        Route("/review", reviewing.said, methods=["POST"]),
+        Route("/playground", playground.show, methods=["GET", "POST"]),
+        Route("/settings", settings.show, methods=["GET"]),
+        Route("/settings/keys", settings.create, methods=["POST"]),
+        Route("/settings/keys/{key}/revoke", settings.revoke, methods=["POST"]),
+        Route("/settings/keys/{key}/rotate", settings.rotate, methods=["POST"]),
+    ]
+
+
+def _measured() -> list[Route]:
+    return [
+        Route("/jobs", jobs.listed, methods=["GET"]),
+        Route("/jobs/run", jobs.run, methods=["GET"]),
+        Route("/jobs/{job}", jobs.one, methods=["GET"]),
+        Route("/jobs/{job}/curve.json", jobs.curve, methods=["GET"]),
+        Route("/jobs/{job}/pause", jobs.pause, methods=["POST"]),
+        Route("/jobs/{job}/resume", jobs.resume, methods=["POST"]),
+        Route("/jobs/{job}/cancel", jobs.cancel, methods=["POST"]),
+        Route("/evaluation", evaluation.show, methods=["GET"]),
+        Route("/evaluation/run", evaluation.run, methods=["GET"]),
+        Route("/evaluation/compare", evaluation.compare, methods=["GET"]),
+        Route("/evaluation/rows", evaluation.rows, methods=["GET"]),
+        Route("/evaluation/of/{word}", evaluation.one, methods=["GET"]),
+        Route("/decision", evaluation.decision, methods=["GET"]),
+        Route("/decision/{study}", evaluation.study, methods=["GET"]),
+    ]
+
+
+def _live() -> list[Route]:
+    return [
+        Route("/deployments", deployments.listed, methods=["GET"]),
+        Route("/deployments/{alias}", deployments.one, methods=["GET"]),
+        Route("/deployments/{alias}/promote", deployments.promoted, methods=["POST"]),
+        Route("/deployments/{alias}/rollback", deployments.rolled_back, methods=["POST"]),
+        Route("/monitoring", monitoring.show, methods=["GET"]),
+        Route("/monitoring/log", monitoring.log, methods=["GET"]),
+        Route("/monitoring/log/{id}", monitoring.one, methods=["GET"]),
     ]
 
 

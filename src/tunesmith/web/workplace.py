@@ -47,7 +47,7 @@ class Workplace:
             return self._known[1]
 
     def _again(self) -> ProjectContext:
-        seen = view(self._file)
+        seen = view(self._file, whole=True)
         return replace(self._served, project=seen.project, view=seen)
 
     def datasets(self) -> Datasets:
