@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import pwd
@@ -35,6 +36,13 @@ def _as_owner(folder):
 def postgres():
     if not BINARIES:
         pytest.skip("PostgreSQL's server is not installed (Debian: apt-get install postgresql)")
+    with started() as url:
+        yield url
+
+
+@contextlib.contextmanager
+def started():
+    """The URL of a server that runs for as long as the block lasts."""
     folder = Path(tempfile.mkdtemp(prefix="postgres"))  # pytest's own folders are closed to other users
     owner, binaries = _as_owner(folder), BINARIES[-1]
     with socket.socket() as free:

@@ -58,6 +58,7 @@ from tunesmith.deploy.router import Router
 from tunesmith.deploy.serve_config import LogConfig, ServeConfig
 from tunesmith.flow.prices import prices_of
 from tunesmith.flow.redaction import redaction
+from tunesmith.flow.rollouts import look_at_all
 from tunesmith.models.base import Model, passing
 from tunesmith.models.catalog import Catalog
 from tunesmith.models.resolve import Models
@@ -72,6 +73,7 @@ from tunesmith.store.uploads import Uploads
 from tunesmith.store.wording import Reworded
 
 _log = logging.getLogger("tunesmith.api")
+_ROLLOUTS_S = 0.5  # how often is asked whether a rollout is to be looked at
 _SWEEP_S = 5.0  # how long what has expired may stay on the disk
 # OpenAI's names for embeddings, so that unchanged code gets vectors; their sizes are the local encoder's.
 _ENCODERS = {"text-embedding-3-small": "minilm-l6-v2", "text-embedding-ada-002": "minilm-l6-v2"}
@@ -240,7 +242,7 @@ def _background(app: Starlette, state: State) -> list[Coroutine[Any, Any, None]]
     state.inside = inside
     work = [batches.work(inside, state.store), _sweep(state.store, state.retention_days)]
     if state.reload is not None:
-        work.append(state.reload.watch())
+        work += [state.reload.watch(), _rollouts(state)]
     return [*work, webhooks.work(state.store, state.webhooks)] if state.webhooks else work
 
 
@@ -256,6 +258,20 @@ async def _sweep(store: Store, retention_days: float | None) -> None:
             except TunesmithError as error:  # a database that is away for a moment
                 _log.warning("what has expired could not be removed: %s", error)
         await asyncio.sleep(_SWEEP_S)
+
+
+async def _rollouts(state: State) -> None:
+    """Look at the rollouts of the store whose time has come, for as long as the server runs."""
+    store = cast(Store, state.store)
+    while True:
+        try:
+            if await away(look_at_all, store):
+                await state.refresh()
+        except TunesmithError as error:  # a database that is away for a moment
+            _log.warning("the rollouts could not be looked at: %s", error)
+        except Exception:  # noqa: BLE001 - what one look met must not end all that come after it
+            _log.exception("the rollouts could not be looked at")
+        await asyncio.sleep(_ROLLOUTS_S)
 
 
 async def _health(_request: Request) -> Response:

@@ -22,6 +22,7 @@ from tunesmith.cli import (
     evaluating,
     monitoring,  # noqa: F401 as it does
     retrieval,  # noqa: F401 as it does
+    rollouts,  # noqa: F401 as it does, those of `deploy`
 )
 from tunesmith.cli.data import app as data_app
 from tunesmith.cli.data import previewed

@@ -3,8 +3,8 @@ write down its digest."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Collection, Sequence
+from typing import Literal, NamedTuple
 
 from msgspec.structs import replace
 
@@ -66,13 +66,30 @@ def deploy(
     Raises NotFound for what the word does not name, UsageError for a model elsewhere that is no upstream, for a `template` without an
     index, and for a role that does not go with the variants in force.
     """
+    if role.role != "alone":
+        change = joined(alias, word, models, store, role, template=template)
+        return Deployments(store).put(alias, change.variants, strategy=_STRATEGIES[role.role], reason=reason, by=by, after=change.before)
     deployments = Deployments(store)
     before = deployments.in_force().get(alias)
     variant = variant_of(alias, word, models, store, template)
-    version = before.version if before is not None else 0
-    if role.role == "alone":
-        variant = replace(variant, name=role.name or variant.name, weight=1.0, timeout_s=role.timeout_s, copies_per_minute=None)
-        return deployments.put(alias, [variant], reason=reason, by=by, after=version)
+    variant = replace(variant, name=role.name or variant.name, weight=1.0, timeout_s=role.timeout_s, copies_per_minute=None)
+    return deployments.put(alias, [variant], reason=reason, by=by, after=before.version if before is not None else 0)
+
+
+class Joined(NamedTuple):
+    """The variants of an alias with a further one, the `name` of that, and the version `before`."""
+
+    variants: Sequence[Variant]
+    name: str
+    before: int
+
+
+def joined(alias: str, word: str, models: Models, store: Store, role: Role, *, template: str | None = None, new: bool = False) -> Joined:
+    """What `deploy` would put in force for a role beside others; raises as that does. A `new` variant is none that is there, and has a name
+    that no other model ever had for this alias, so that no conversation is taken for its own."""
+    deployments = Deployments(store)
+    before = deployments.in_force().get(alias)
+    variant = variant_of(alias, word, models, store, template)
     if before is None:
         raise UsageError(
             f"'{alias}' answers with nothing yet, and a {role.role} is beside others",
@@ -86,8 +103,14 @@ def deploy(
             allowed=f"one variant, or the strategy {strategy}",
             remedy=f"tunesmith deploy promote {alias} VARIANT",
         )
+    if new:
+        there = next((each for each in before.variants if _answers_as(each, variant)), None)
+        if there is not None:
+            raise UsageError(f"'{alias}' answers with '{word}' already, as its variant '{there.name}'", allowed="another model")
+        taken = {each.name for version in deployments.history(alias) for each in version.variants}
+        role = replace(role, name=role.name or _numbered(role.role, taken))
     variants = _joined(before, variant, role)
-    return deployments.put(alias, variants, strategy=strategy, reason=reason, by=by, after=version)
+    return Joined(variants, variants[-1].name, before.version)
 
 
 def promote(alias: str, name: str, store: Store, *, reason: str = "", by: str = "") -> Deployment:
@@ -173,9 +196,14 @@ def _free(role: Role, variant: Variant, before: Deployment) -> str:
     """What a further variant is called: by its role, else as it is called itself, with a number where that name is taken."""
     if role.role != "weight":
         return role.role
-    taken, number, name = {each.name for each in before.variants}, 2, variant.name
+    return _numbered(variant.name, {each.name for each in before.variants})
+
+
+def _numbered(word: str, taken: Collection[str]) -> str:
+    """The word, with a number where it is taken."""
+    number, name = 2, word
     while name in taken:
-        name, number = f"{variant.name}-{number}", number + 1
+        name, number = f"{word}-{number}", number + 1
     return name
 
 

@@ -14,6 +14,7 @@ import yaml
 from tunesmith.core.atomic import write_atomic
 from tunesmith.core.config import convert, load, parse_overrides
 from tunesmith.core.errors import ConfigError
+from tunesmith.core.rollout import RolloutPlan
 from tunesmith.core.stats.gate import GateRule
 from tunesmith.core.types import Record
 from tunesmith.data.clean import Clean
@@ -57,10 +58,12 @@ class Evaluate(Record, frozen=True):
 
 
 class Deploy(Record, frozen=True):
-    """The name under which the tuned model answers. `questions` held-out rows are asked through the server as a check."""
+    """The name under which the tuned model answers. `questions` held-out rows are asked through the server as a check; `rollout` is how
+    `tunesmith deploy canary` lets a model take over by steps."""
 
     alias: str = "custom"
     questions: int = 5
+    rollout: RolloutPlan = RolloutPlan()
 
 
 class Project(Record, frozen=True):

@@ -45,18 +45,10 @@ class Deployments:
 
         Raises ConfigError for variants that cannot stand together, UsageError when another version has come in between.
         """
-        row = {"alias": alias, "created": time.time(), "reason": reason, "by": by, "strategy": strategy}
-        row["variants"] = msgspec.to_builtins(list(variants))
-        row["enrolment"] = msgspec.to_builtins(enrolment)
-        _deployment({**row, "version": 0})  # what could not be read back is not written
         with self._store.exclusive() as connection:
-            if not self.local:  # in order of their numbers, so that who has seen a number has seen all before
-                connection.exec_driver_sql("LOCK TABLE deployments IN SHARE ROW EXCLUSIVE MODE")
-            newest = sa.select(sa.func.max(deployments.c.version)).where(deployments.c.alias == alias)
-            if after is not None and (now := connection.execute(newest).scalar() or 0) != after:
-                raise UsageError(f"'{alias}' has the version {now} by now", allowed=f"version {after}", remedy="look at it, and ask again")
-            version = connection.execute(sa.insert(deployments).values(**row)).inserted_primary_key
-        return _deployment({**row, "version": int(version[0]) if version else 0})
+            return put_version(
+                connection, alias, variants, strategy=strategy, reason=reason, by=by, after=after, enrolment=enrolment
+            )
 
     @property
     def local(self) -> bool:
@@ -106,6 +98,31 @@ class Deployments:
         if row is None:
             raise NotFound(f"no deployment has the version {number}", allowed=f"1 to {newest}" if newest else "none: nothing was deployed")
         return _deployment(row)
+
+
+def put_version(
+    connection: sa.Connection,
+    alias: str,
+    variants: Sequence[Variant],
+    *,
+    strategy: str,
+    reason: str,
+    by: str,
+    after: int | None = None,
+    enrolment: Enrolment | None = None,
+) -> Deployment:
+    """A new version within a transaction of the store that nobody else writes in (`Store.exclusive`); raises as `Deployments.put`."""
+    row = {"alias": alias, "created": time.time(), "reason": reason, "by": by, "strategy": strategy}
+    row["variants"] = msgspec.to_builtins(list(variants))
+    row["enrolment"] = msgspec.to_builtins(enrolment)
+    _deployment({**row, "version": 0})  # what could not be read back is not written
+    if connection.dialect.name != "sqlite":  # in order of their numbers, so that who has seen a number has seen all before
+        connection.exec_driver_sql("LOCK TABLE deployments IN SHARE ROW EXCLUSIVE MODE")
+    newest = sa.select(sa.func.max(deployments.c.version)).where(deployments.c.alias == alias)
+    if after is not None and (now := connection.execute(newest).scalar() or 0) != after:
+        raise UsageError(f"'{alias}' has the version {now} by now", allowed=f"version {after}", remedy="look at it, and ask again")
+    version = connection.execute(sa.insert(deployments).values(**row)).inserted_primary_key
+    return _deployment({**row, "version": int(version[0]) if version else 0})
 
 
 def _deployment(row: Row | dict[str, Any]) -> Deployment:

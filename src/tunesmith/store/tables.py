@@ -175,6 +175,32 @@ deployments = sa.Table(
     sa.Column("enrolment", _JSON),
 )
 
+# How a new model takes over from the one before by steps (`core.rollout.Rollout`). `turn` counts the row's changes: of several servers that
+# look, one makes each.
+rollouts = sa.Table(
+    "rollouts",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("alias", sa.String, nullable=False, index=True),
+    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("status", sa.String, nullable=False, index=True),
+    sa.Column("plan", _JSON, nullable=False),
+    sa.Column("canary", sa.String, nullable=False),
+    sa.Column("variants", _JSON, nullable=False),
+    sa.Column("before", sa.Integer, nullable=False),
+    sa.Column("first", sa.Integer, nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("step", sa.Integer, nullable=False),
+    sa.Column("step_since", sa.Float, nullable=False),
+    sa.Column("state", _JSON),
+    sa.Column("turn", sa.Integer, nullable=False),
+    sa.Column("looked", sa.Float, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("by", sa.String, nullable=False),
+    sa.Column("outcome", sa.Text, nullable=False),
+    sa.Column("ended", sa.Float),
+)
+
 
 def _ordered(name: str, *columns: Any) -> sa.Table:
     """A table of things that are listed by age: `seq` is the order in which they came, `id` what clients call them."""
