@@ -46,9 +46,7 @@ class Deployments:
         Raises ConfigError for variants that cannot stand together, UsageError when another version has come in between.
         """
         with self._store.exclusive() as connection:
-            return put_version(
-                connection, alias, variants, strategy=strategy, reason=reason, by=by, after=after, enrolment=enrolment
-            )
+            return put_version(connection, alias, variants, strategy=strategy, reason=reason, by=by, after=after, enrolment=enrolment)
 
     @property
     def local(self) -> bool:
