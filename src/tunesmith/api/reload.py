@@ -78,10 +78,11 @@ class Reload:
             return
         if await self._changed(Deployments(store)):
             async with self._lock:
-                newest = await asyncio.to_thread(Deployments(store).newest)
+                in_force = await asyncio.to_thread(self._in_force)
+                newest = max((deployment.version for deployment in in_force.values()), default=0)
                 if newest == self._newest:
                     return
-                for alias, deployment in (await asyncio.to_thread(self._in_force)).items():
+                for alias, deployment in in_force.items():
                     if self._wanted.get(alias) != deployment.version and alias not in self.upstreams:
                         self._change(alias, deployment)
                 self._newest = newest

@@ -60,8 +60,9 @@ class Deployments:
                 cursor = raw.cursor()
                 cursor.execute(_NEWEST)
                 return int((cursor.fetchone() or (0,))[0] or 0)
-        with self._store.reading() as connection:
-            return int(connection.exec_driver_sql(_NEWEST).scalar() or 0)
+        with self._store.reading() as connection:  # a transaction of its own would be two more ways there and back
+            alone = connection if self.local else connection.execution_options(isolation_level="AUTOCOMMIT")
+            return int(alone.exec_driver_sql(_NEWEST).scalar() or 0)
 
     def in_force(self) -> dict[str, Deployment]:
         """The newest version of each alias, by alias."""
