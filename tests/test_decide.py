@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 from pathlib import Path
@@ -202,6 +203,18 @@ def test_what_cannot_be_is_said_before_anything_is_spent(tmp_path, base, capsys,
     assert message in said
     assert not (folder / ".tunesmith" / "evaluations").exists()
     assert not (folder / ".tunesmith" / "openings.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_questions_are_asked_until_they_are_answered_or_left_open(tmp_path, base, capsys, monkeypatch):
+    folder = project(tmp_path, base)
+    monkeypatch.setattr("sys.stdin", io.StringIO("perhaps\nyes\n\n\nno\n-3\n2.5\n\n"))
+    code, _, said = call(capsys, folder, "decide", "--ask", "--arms", "zero-shot,few-shot,fine-tuned")
+    assert code == 2
+    assert "'perhaps' is no answer" in said
+    assert "'-3' is no answer" in said
+    assert "needs: {fresh_facts: true, private: false, latency_p95_s: 2.5}" in said
+    assert "2312.05934" in said  # the answer cut all arms, with its source
 
 
 @pytest.mark.slow

@@ -46,6 +46,42 @@ class Needs(Record, frozen=True):
                 raise ConfigError(f"{name} is {value}", where=f"needs.{name}", allowed="0 or more")
 
 
+class Question(Record, frozen=True):
+    """A question whose answer only a person knows: the key of `Needs`, the words, and whether a yes or a number is the answer."""
+
+    key: str
+    text: str
+    answer: Literal["yes or no", "number"] = "yes or no"
+
+
+QUESTIONS = (
+    Question(key="fresh_facts", text="Do answers depend on facts that change, or that are newer than the base model?"),
+    Question(key="sources", text="Must an answer name its source?"),
+    Question(key="form", text="Is it format, style or behaviour that matters, rather than knowledge?"),
+    Question(key="private", text="Must requests stay on your own machines?"),
+    Question(key="latency_p95_s", text="How many seconds may 19 of 20 requests take at most?", answer="number"),
+    Question(key="memory_bytes", text="How many bytes of memory may serving take at most?", answer="number"),
+)
+
+
+def read_answer(question: Question, text: str) -> str | None:
+    """The answer as the value of `decide.needs.KEY`; None where the question was left open. Raises UsageError for what is no answer."""
+    word = text.strip().lower()
+    if not word:
+        return None
+    if question.answer == "number":
+        try:
+            number = float(word)
+        except ValueError:
+            number = -1.0
+        if not 0 <= number < float("inf"):
+            raise UsageError(f"'{text.strip()}' is no answer", allowed="a number of 0 or more, or nothing to leave it open")
+        return str(int(number)) if question.key == "memory_bytes" else f"{number:g}"
+    if word in ("y", "yes", "true") or word in ("n", "no", "false"):
+        return "true" if word in ("y", "yes", "true") else "false"
+    raise UsageError(f"'{text.strip()}' is no answer", allowed="yes, no, or nothing to leave it open")
+
+
 class UnbuiltArm(Record, frozen=True):
     """An arm before it is built. `memory_bytes` and `least_latency_s` are what it takes at least (None: not known yet)."""
 
