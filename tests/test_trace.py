@@ -214,3 +214,17 @@ def test_stages_of_an_older_store_are_found_by_their_run(tmp_path, capsys):
         assert "were not recorded" in unknown["came_from"][-1]["text"]
         Runs(store).begin("shop", "tunesmith run", [], {"split": SPLIT, "train": TRAIN})
         assert ("row", row(1).id) in kinds(trace((tmp_path,), TRAIN, capsys=capsys)["came_from"])
+
+
+def test_from_a_bad_answer_back_to_the_rows_that_most_likely_taught_it(project, capsys):
+    store = Store.open(project[0] / ".tunesmith")
+    log = InteractionLog(store)
+    asyncio.run(log.write(answered(77, messages=(Message(role="user", content="what about question 3 then"),), answer="answer 3")))
+    log.close()
+    store.close()
+    walked = trace(project, "chatcmpl-000000000000000000000077", "--nearest", "--rows", "2", capsys=capsys)
+    split = [link for link in walked["came_from"] if link["kind"] == "row"][:2]
+    assert [link["id"] for link in split] == [row(3).id, row(1).id]
+    assert split[0]["facts"]["likeness"] > split[1]["facts"]["likeness"] > 0
+    error = trace(project, "bot", "--nearest", code=2, capsys=capsys)
+    assert "no request's id" in error["error"]["message"]

@@ -50,7 +50,7 @@ from tunesmith.api.proxy import Proxy
 from tunesmith.api.reload import Reload
 from tunesmith.api.shadow import Shadows
 from tunesmith.api.slow_clients import HeadersInTime
-from tunesmith.api.state import State, state_of
+from tunesmith.api.state import State, Watch, state_of
 from tunesmith.core.errors import DataError, TunesmithError, UsageError
 from tunesmith.deploy.answered import Answered
 from tunesmith.deploy.engine import Answering, Overloaded
@@ -88,9 +88,11 @@ def create_app(
     models: Models | None = None,
     reload: Reload | None = None,
     site: Site | None = None,
+    watch: Watch | None = None,
 ) -> Starlette:
     """The application that serves `models_by_alias`; each request is logged in the store `log` (None: nowhere). `models` says what other
-    names mean (None: what the store and the catalogue say), `reload` takes what is deployed meanwhile into effect, `site` has the pages.
+    names mean (None: what the store and the catalogue say), `reload` takes what is deployed meanwhile into effect, `site` has the pages,
+    `watch` looks at alerts every so many seconds.
 
     With a `store` it also keeps files, fine-tuning jobs and what they make, and logs there. Jobs are worked on by processes of their own
     (`python -m tunesmith.flow.jobs.worker`).
@@ -121,6 +123,7 @@ def create_app(
     )
     if reload is not None:
         reload.on_deployed = state.let_go
+    state.watch = watch
     app = Starlette(routes=_routes(), lifespan=_lifespan, exception_handlers=_handlers())
     app.state.tunesmith = state
     app.add_middleware(Proxy, state=state)
@@ -243,6 +246,8 @@ def _background(app: Starlette, state: State) -> list[Coroutine[Any, Any, None]]
     work = [batches.work(inside, state.store), _sweep(state.store, state.retention_days)]
     if state.reload is not None:
         work += [state.reload.watch(), _rollouts(state)]
+    if state.watch is not None:
+        work.append(_watching(*state.watch))
     return [*work, webhooks.work(state.store, state.webhooks)] if state.webhooks else work
 
 
@@ -272,6 +277,16 @@ async def _rollouts(state: State) -> None:
         except Exception:  # noqa: BLE001 - what one look met must not end all that come after it
             _log.exception("the rollouts could not be looked at")
         await asyncio.sleep(_ROLLOUTS_S)
+
+
+async def _watching(look: Callable[[], object], every_s: float) -> None:
+    """Look at alerts, for as long as the server runs."""
+    while True:
+        try:
+            await away(look)
+        except Exception:  # noqa: BLE001 - the task must live as long as the server
+            _log.exception("alerts could not be looked at; they are looked at again")
+        await asyncio.sleep(every_s)
 
 
 async def _health(_request: Request) -> Response:

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tunesmith.api.reload import Reload
+from tunesmith.api.state import Watch
 from tunesmith.core.progress import Silent
 from tunesmith.deploy.processes import Processes
 from tunesmith.deploy.router import Router
 from tunesmith.deploy.serve_config import Elsewhere, ServeConfig
+from tunesmith.flow.alerting import Alerting
 from tunesmith.flow.context import ProjectContext
 from tunesmith.flow.jobs import worker
 from tunesmith.flow.last_run import view
@@ -25,6 +27,7 @@ from tunesmith.models.base import Model, route_of
 from tunesmith.models.catalog import Catalog
 from tunesmith.models.resolve import TUNED_WORD, Models
 from tunesmith.models.upstream import Upstream
+from tunesmith.monitor.alerts import span_s
 from tunesmith.store.keys import Keys
 from tunesmith.store.store import Store
 
@@ -118,7 +121,8 @@ def application(
         for line in [*slower(router), *(absent(router, project, settings, store) if seen else [])]:
             say(line)
         site = pages(file, context) if pages is not None else None
-        app = create_app(router, config=settings, store=store, models=models, reload=reload, site=site)
+        watch = _watch(project, store, file) if seen is not None else None
+        app = create_app(router, config=settings, store=store, models=models, reload=reload, site=site, watch=watch)
         yield Application(app, settings, router, store)
     finally:
         store.close()
@@ -148,6 +152,14 @@ def absent(router: Router, project: Project, settings: ServeConfig, store: Store
     router.explain(alias, why)
     anyhow = f" (tunesmith serve --name {alias}={TUNED_WORD} serves it under its name)" if TUNED_WORD in why else ""
     return [f"NOT SERVED: '{alias}': {why}{anyhow}"]
+
+
+def _watch(project: Project, store: Store, file: Path) -> Watch | None:
+    """What looks at the project's alerts, where it has rules."""
+    if not project.alerts.rules:
+        return None
+    alerting = Alerting(store, project.alerts, project.monitor, project.deploy.alias, file)
+    return alerting.look, span_s(project.alerts.every, "alerts.every")
 
 
 def _settings(project: Project, names: Mapping[str, str]) -> ServeConfig:

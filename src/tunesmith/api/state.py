@@ -35,6 +35,8 @@ from tunesmith.store.store import Store
 _log = logging.getLogger("tunesmith.api")
 _REMEMBERED = 1 << 16  # conversations whose variant is in memory
 NOTHING_KNOWN = AskedState()
+Watch = tuple[Callable[[], object], float]
+"""What looks at alerts, and after how many seconds again."""
 
 
 @dataclass(slots=True)
@@ -71,6 +73,7 @@ class State:
     reload: Reload | None = None
     retention_days: float | None = None
     inside: Callable[[str], Any] | None = None
+    watch: Watch | None = None
     _assigned: OrderedDict[tuple[str, str, str], AskedState] = field(default_factory=OrderedDict)
     _encoders: dict[str, Encoding] = field(default_factory=dict)
     _loaded: dict[tuple[ModelRef, Retrieval | None], Model] = field(default_factory=dict)

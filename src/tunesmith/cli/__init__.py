@@ -23,6 +23,7 @@ from tunesmith.cli import (
     monitoring,  # noqa: F401 as it does
     retrieval,  # noqa: F401 as it does
     rollouts,  # noqa: F401 as it does, those of `deploy`
+    watching,  # noqa: F401 as it does, those of `monitor`
 )
 from tunesmith.cli.data import app as data_app
 from tunesmith.cli.data import previewed

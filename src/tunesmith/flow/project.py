@@ -27,6 +27,9 @@ from tunesmith.evaluate.sandbox import Boundary
 from tunesmith.flow.plan_keys import check_space
 from tunesmith.flow.propose import Proposal
 from tunesmith.models import trust
+from tunesmith.monitor.alerts import Alerts
+from tunesmith.monitor.governor import Retrain
+from tunesmith.monitor.settings import Monitor
 from tunesmith.store.layout import FOLDER
 from tunesmith.store.store import Store
 from tunesmith.train.methods import METHODS
@@ -88,6 +91,9 @@ class Project(Record, frozen=True):
     deploy: Deploy = Deploy()
     decide: Decide = Decide()
     serve: ServeConfig = ServeConfig()
+    monitor: Monitor = Monitor()
+    alerts: Alerts = Alerts()
+    retrain: Retrain = Retrain()
     trust_remote_code: tuple[str, ...] = ()
     python_boundary: Boundary = "kernel"
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()

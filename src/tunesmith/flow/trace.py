@@ -33,6 +33,7 @@ from tunesmith.flow.trace_data import DataTrace, Link
 from tunesmith.models.passage_index import facts_of
 from tunesmith.models.resolve import RUN
 from tunesmith.store.deployments import Deployments
+from tunesmith.store.feedback import last_question
 from tunesmith.store.indexes import Indexes
 from tunesmith.store.interactions import Interactions, RequestCount
 from tunesmith.store.lineage import Lineage
@@ -68,12 +69,17 @@ def _line(link: Link) -> str:
     return f"{link.kind:<12}  {link.id}" + (f"  {link.text}" if link.text else "")
 
 
-def trace(store: Store, word: str, *, rows: int = 5) -> Trace:
-    """Walk from what `word` names, both ways; of data so many `rows` are shown.
+def trace(store: Store, word: str, *, rows: int = 5, nearest_first: bool = False) -> Trace:
+    """Walk from what `word` names, both ways; of data so many `rows` are shown, with `nearest_first` those that are most like the request
+    and its answer.
 
-    Raises NotFound with what a word can be, UsageError when several things begin with it.
+    Raises NotFound with what a word can be, UsageError when several things begin with it, or for the nearest rows of what is no request.
     """
     tracer = _Tracer(store, rows)
+    if nearest_first:
+        if (walked := tracer.interaction(word, nearest_first=True)) is None:
+            raise UsageError(f"'{word}' is no request's id", allowed="an answered request", remedy="leave --nearest away")
+        return walked
     ways: tuple[Callable[[str], Trace | None], ...] = (
         tracer.interaction,
         tracer.deployment,
@@ -114,9 +120,11 @@ class _Tracer:
 
     # what a word can name
 
-    def interaction(self, word: str) -> Trace | None:
+    def interaction(self, word: str, *, nearest_first: bool = False) -> Trace | None:
         """An answered request."""
         row = self._log.find(word) if len(word) >= _LEAST_ID else None
+        if row is not None and nearest_first:
+            self._data.like = (last_question(row.messages), row.answer)
         return _walked(_request(row), self._before_request(row), self._conversation(row)) if row is not None else None
 
     def deployment(self, word: str) -> Trace | None:

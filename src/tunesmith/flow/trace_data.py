@@ -8,13 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tunesmith.core.counted import counted
 from tunesmith.core.row_kinds import prompt_of
 from tunesmith.core.rows import Row as DataRow
 from tunesmith.core.rows import read_jsonl, read_parquet
+from tunesmith.core.text_vectors import TextIndex
 from tunesmith.core.types import Document, LedgerLine, Record
 from tunesmith.data import version as versions
 from tunesmith.data.ledger import LOST
+from tunesmith.data.text import answer_of, question_of
 from tunesmith.data.version import DatasetVersion
 from tunesmith.flow.sources import PARTS
 from tunesmith.store.lineage import Lineage
@@ -46,7 +50,10 @@ class Fate:
 
 
 class DataTrace:
-    """Looks at the data of one store; shows `shown` rows of each set."""
+    """Looks at the data of one store; shows `shown` rows of each set: the first ones, or with `like` (a question and its answer) those that
+    are most like it."""
+
+    like: tuple[str, str] | None = None
 
     def __init__(self, store: Store, lineage: Lineage, shown: int) -> None:
         self._lineage, self._shown = lineage, shown
@@ -95,10 +102,26 @@ class DataTrace:
         """Some of the rows, with their origins."""
         if self._shown < 1 or not file.is_file():
             return
+        if self.like is not None:
+            yield from self._nearest(file, *self.like)
+            return
         for i, row in enumerate(read_parquet(file)):
             if i == self._shown:
                 return
             yield Link(kind="row", id=row.id, text=f"{row.origin}  {_beginning(row)}", facts={"origin": row.origin})
+
+    def _nearest(self, file: Path, question: str, answer: str) -> Iterator[Link]:
+        """The rows whose question and answer have most words in common with these, the rare ones counting most (tf-idf cosines)."""
+        rows = list(read_parquet(file))
+        asked = TextIndex([question_of(row) for row in rows]).similar([question])[0]
+        answered = TextIndex([answer_of(row) for row in rows]).similar([answer])[0]
+        likeness = (asked + answered) / 2
+        for i in np.argsort(-likeness, kind="stable")[: self._shown]:
+            if likeness[i] <= 0:
+                return
+            row, parts = rows[i], {"likeness": float(likeness[i]), "question": float(asked[i]), "answer": float(answered[i])}
+            text = f"{row.origin}  {likeness[i]:.2f} alike  {_beginning(row)}"
+            yield Link(kind="row", id=row.id, text=text, facts={"origin": row.origin, **parts})
 
     # frozen versions
 

@@ -160,6 +160,65 @@ feedback = sa.Table(
 )
 sa.Index("ix_feedback_received", feedback.c.received)
 
+# The score of an answer by one instrument (a metric, or a judge with its weights and prompt), None where it could not be computed; `golden`
+# answers are scored by every instrument.
+quality_scores = sa.Table(
+    "quality_scores",
+    metadata,
+    sa.Column("interaction", sa.String, primary_key=True),
+    sa.Column("instrument", sa.String, primary_key=True),
+    sa.Column("alias", sa.String, nullable=False),
+    sa.Column("metric", sa.String, nullable=False),
+    sa.Column("answered", sa.Float, nullable=False),
+    sa.Column("scored", sa.Float, nullable=False),
+    sa.Column("golden", sa.Boolean, nullable=False),
+    sa.Column("value", sa.Float),
+)
+sa.Index("ix_quality_scores_alias", quality_scores.c.alias, quality_scores.c.metric)
+
+# Which alerts are firing (or wait to: `pending`), since when, and the value of the last look.
+alert_states = sa.Table(
+    "alert_states",
+    metadata,
+    sa.Column("rule", sa.String, primary_key=True),
+    sa.Column("alias", sa.String, primary_key=True),
+    sa.Column("state", sa.String, nullable=False),
+    sa.Column("since", sa.Float, nullable=False),
+    sa.Column("looked", sa.Float, nullable=False),
+    sa.Column("value", sa.Float),
+)
+
+# What is to be told of alerts, a row a channel, written with the change of state itself; `done` is when it was told or given up.
+alert_events = sa.Table(
+    "alert_events",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("id", sa.String, nullable=False, unique=True),
+    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("rule", sa.String, nullable=False),
+    sa.Column("alias", sa.String, nullable=False),
+    sa.Column("kind", sa.String, nullable=False),
+    sa.Column("channel", sa.String, nullable=False),
+    sa.Column("labels", _JSON, nullable=False),
+    sa.Column("body", _JSON, nullable=False),
+    sa.Column("due", sa.Float, nullable=False, index=True),
+    sa.Column("tries", sa.Integer, nullable=False),
+    sa.Column("done", sa.Float),
+    sa.Column("outcome", sa.String, nullable=False),
+)
+
+# Alerts with all of these labels are not told until then.
+alert_silences = sa.Table(
+    "alert_silences",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("until", sa.Float, nullable=False),
+    sa.Column("labels", _JSON, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("by", sa.String, nullable=False),
+)
+
 # What an alias answers with, one row a change, the newest one in force: the audit trail is the table itself. `variants` is the JSON of
 # `core.deployment.Variant`s, `enrolment` that of a `core.deployment.Enrolment` while an experiment runs.
 deployments = sa.Table(

@@ -1,0 +1,282 @@
+"""What is looked at when an alias is watched: its chats in windows against a reference, its sampled answers scored day by day. Knows
+nothing about how drift or quality are measured (`monitor/` does).
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from tunesmith.core.counted import counted
+from tunesmith.core.errors import DataError, MissingExtra
+from tunesmith.core.load import need
+from tunesmith.core.types import Answer, Example, Interaction, Record, digest, example_id
+from tunesmith.evaluate.metrics import Metric
+from tunesmith.flow.datasets.vectors import at_hand, embed
+from tunesmith.flow.evaluation.metrics import build
+from tunesmith.flow.evaluation.run import Bench
+from tunesmith.models.catalog import Catalog
+from tunesmith.monitor.drift import LEAST, DriftReference, Vectors, WindowDrift
+from tunesmith.monitor.quality import ChartSettings, QualityChart, ScoredAnswer, quality_chart
+from tunesmith.monitor.settings import Monitor
+from tunesmith.store.feedback import FeedbackLog, last_question
+from tunesmith.store.interactions import Interactions
+from tunesmith.store.quality import KeptScore, QualityScores
+
+_ENCODER = "minilm-l6-v2"
+_MOST_WINDOWS = 100
+
+
+class Look(Record, frozen=True):
+    """One window of one stream: when it began and ended, what is said of it, and which requests are least like the reference."""
+
+    stream: str
+    since: float
+    until: float
+    drift: WindowDrift
+    requests: tuple[str, ...]
+
+
+class DriftReport(Record, frozen=True):
+    """The windows of an alias, stream by stream (`questions`, `answers`). `reference` says against what; `waiting` are the chats that do
+    not fill a window yet."""
+
+    alias: str
+    reference: str
+    looks: tuple[Look, ...]
+    waiting: int
+    window: int
+
+    @property
+    def alarm(self) -> bool:
+        """Whether the newest window of a stream has moved, or the evidence over its windows is beyond its limit."""
+        return any(look.drift.alarm or look.drift.lasting for look in self.newest)
+
+    @property
+    def newest(self) -> list[Look]:
+        """The last window of each stream."""
+        return list({look.stream: look for look in self.looks}.values())
+
+    def text(self) -> str:
+        """For people."""
+        lines = [f"{self.alias} against {self.reference}; {self.waiting} of the next window's {self.window} chats are there"]
+        for look in self.looks:
+            state = "MOVED" if look.drift.alarm else "moved little by little" if look.drift.lasting else "quiet"
+            moved = [
+                f"{part.name} ({part.before} → {part.now}, p {part.p_adjusted:.4f})"
+                for part in look.drift.properties
+                if part.p_adjusted < 0.05
+            ]
+            lines.append(f"  {_day(look.until)}  {look.stream:<9} {state:<22} {', '.join(moved) or f'evidence {look.drift.evidence:.3g}'}")
+        for look in self.newest:
+            if look.drift.alarm or look.drift.lasting:
+                lines += [f"  {look.stream}: {', '.join(look.drift.events)}"] if look.drift.events else []
+                lines += [f"    topic '{' '.join(t.words)}': {t.before:.0%} → {t.now:.0%}" for t in look.drift.topics]
+                lines.append(f"    least like it: {', '.join(look.requests)}")
+        return "\n".join(lines)
+
+
+def drift_of(alias: str, at: Bench, settings: Monitor, *, against: str = "", since: float | None = None) -> DriftReport:
+    """The windows of an alias against the fixed reference: the rows of `against` (else of `monitor.reference`), else the first chats of the
+    log. Raises DataError where there are too few chats for both."""
+    chats = Interactions(at.store).answered({"alias": alias}, since=since)
+    word = against or settings.reference
+    if word:
+        rows = at.reader.find(word).examples()
+        reference = {"questions": [last_question(row.prompt) for row in rows], "answers": [row.answer for row in rows]}
+        said = f"{counted(len(rows), 'row')} of {word}"
+    else:
+        taken = min(settings.baseline, len(chats) // 2)
+        first, chats = chats[:taken], chats[taken:]
+        reference = {"questions": [last_question(row.messages) for row in first], "answers": [row.answer for row in first]}
+        said = f"its first {counted(len(first), 'chat')}{f' ({_day(first[0].created)} to {_day(first[-1].created)})' if first else ''}"
+    whole = len(chats) // settings.window
+    if not whole or len(reference["questions"]) < LEAST:
+        raise DataError(
+            f"'{alias}' has {counted(len(chats), 'answered chat')} beside {said}",
+            allowed=f"a window of {settings.window} beside {LEAST} or more",
+            remedy="wait for more requests, or hold it against other rows with --against latest:train",
+        )  # fmt: skip
+    windows = [chats[i * settings.window : (i + 1) * settings.window] for i in range(max(0, whole - _MOST_WINDOWS), whole)]
+    looks = [look for stream in reference for look in _looks(stream, reference[stream], windows, at, settings)]
+    return DriftReport(alias=alias, reference=said, looks=tuple(looks), waiting=len(chats) % settings.window, window=settings.window)
+
+
+def _looks(stream: str, reference: Sequence[str], windows: Sequence[Sequence[Interaction]], at: Bench, settings: Monitor) -> list[Look]:
+    texts = [[last_question(row.messages) if stream == "questions" else row.answer for row in window] for window in windows]
+    everything = [*reference, *(text for window in texts for text in window)]
+    alpha = settings.alpha / 2  # two streams
+    drift = DriftReference(list(reference), _vectors(everything, at.reader.catalog, settings), language_of(), alpha=alpha)
+    looks = []
+    for window, words in zip(windows, texts, strict=True):
+        seen = drift.look(words)
+        requests = tuple(window[i].id for i in seen.rows)
+        looks.append(Look(stream=stream, since=window[0].created, until=window[-1].created, drift=seen, requests=requests))
+    return looks
+
+
+def _vectors(texts: Sequence[str], catalog: Catalog, settings: Monitor) -> Vectors | None:
+    """By the encoder, all at once; None: by words."""
+    if settings.vectors == "words" or (settings.vectors == "auto" and at_hand(catalog, _ENCODER)):
+        return None
+    distinct = list(dict.fromkeys(texts))
+    places, vectors = {text: i for i, text in enumerate(distinct)}, embed(distinct, catalog, _ENCODER)
+    return lambda asked: np.asarray(vectors[[places[text] for text in asked]])
+
+
+def language_of() -> Callable[[str], str] | None:
+    """What names a text's language, where the package is there (texts of fewer than 30 letters: `short`); None: the script counts."""
+    try:
+        langid = need("py3langid", extra="data")
+    except MissingExtra:
+        return None
+
+    def named(text: str) -> str:
+        return str(langid.classify(text[:500])[0]) if sum(c.isalpha() for c in text[:200]) >= 30 else "short"
+
+    return named
+
+
+# --- quality -----------------------------------------------------------------------------------------------------------------------------
+
+
+class QualityReport(Record, frozen=True):
+    """The charts of an alias by metric; `fresh` counts the answers that were scored now."""
+
+    alias: str
+    charts: dict[str, QualityChart]
+    fresh: int
+
+    @property
+    def alarm(self) -> bool:
+        """Whether a chart is at its limit."""
+        return any(chart.alarm is not None for chart in self.charts.values())
+
+    def text(self) -> str:
+        """For people."""
+        lines = [f"{self.alias}: {counted(self.fresh, 'score')} given now"]
+        for name, chart in self.charts.items():
+            for segment in chart.segments:
+                held = f"golden answers {segment.golden:.3f}" if segment.golden is not None else "no golden answers"
+                state = f"FELL on {_day(segment.alarm)}" if segment.alarm else "steady" if segment.limit else "no alarm can be given yet"
+                level = f", at {segment.days[-1].level:.0%} of its limit" if segment.days[-1].level is not None else ""
+                lines.append(f"  {name} by {segment.instrument}: mean {segment.mean:.3f} of {segment.n}, {held}: {state}{level}")
+                if segment.corrected is not None:
+                    right = segment.corrected
+                    lines.append(f"    by {segment.labels} labels of this time: {right.estimate:.3f} ({right.low:.3f} to {right.high:.3f})")
+            lines += [f"  BREAK {words}" for words in chart.breaks]
+        return "\n".join(lines)
+
+
+def quality_of(alias: str, at: Bench, settings: Monitor, *, score: bool = True) -> QualityReport:
+    """The charts of an alias; with `score`, answers of the daily sample that no instrument has scored are scored first, and golden answers
+    by each instrument. Raises NotFound for a metric or judge that is not there."""
+    sampled = sample(Interactions(at.store).answered({"alias": alias}), settings.sample)
+    golden, sampled = _golden(sampled, at, settings)
+    kept, charts, fresh = QualityScores(at.store), {}, 0
+    labels = _labels(at, [row.id for row in sampled])
+    for name, options in settings.metrics.items():
+        if score:
+            fresh += _score(name, options, alias, golden, sampled, at, kept)
+        charts[name] = _chart(kept.of(alias, name), labels, _settings(build(name, options), settings))
+    return QualityReport(alias=alias, charts=charts, fresh=fresh)
+
+
+def sample(chats: Sequence[Interaction], per_day: int) -> list[Interaction]:
+    """At most so many chats of each day, drawn by their ids: the same ones at every look."""
+    days: dict[int, list[Interaction]] = {}
+    for chat in chats:
+        days.setdefault(int(chat.created // 86_400), []).append(chat)
+    chosen = [sorted(day, key=lambda chat: digest(chat.id))[:per_day] for day in days.values()]
+    return sorted((chat for day in chosen for chat in day), key=lambda chat: (chat.created, chat.id))
+
+
+def _golden(sampled: list[Interaction], at: Bench, settings: Monitor) -> tuple[list[tuple[str, Example, Answer]], list[Interaction]]:
+    """(the golden answers, the sampled answers that are charted)."""
+    if settings.golden:
+        rows = at.reader.find(settings.golden).examples()
+        return [(row.id, row, Answer(text=row.answer)) for row in rows], sampled
+    taken = min(settings.baseline, len(sampled) // 2)
+    return [(row.id, *_asked(row)) for row in sampled[:taken]], sampled[taken:]
+
+
+def _asked(row: Interaction) -> tuple[Example, Answer]:
+    example = Example(id=example_id(row.messages), messages=row.messages, reference="", origin=f"interaction:{row.id}")
+    return example, Answer(text=row.answer, tool_calls=row.tool_calls, completion_tokens=row.completion_tokens, total_s=row.total_s)
+
+
+def _score(
+    name: str,
+    options: Mapping[str, Any],
+    alias: str,
+    golden: Sequence[tuple[str, Example, Answer]],
+    sampled: Sequence[Interaction],
+    at: Bench,
+    kept: QualityScores,
+) -> int:
+    """Score what is not scored yet; how many answers that were."""
+    instrument = f"{name}@{digest(name, options, _weights(options, at), size=4)}"
+    there = kept.of(alias, name)
+    by_now = {score.interaction for score in there if not score.golden}
+    by_this = {score.interaction for score in there if score.golden and score.instrument == instrument}
+    metric = build(name, options, at.models, at.store.layout.evaluations / "answers")
+    waiting = [(True, id, example, answer, 0.0) for id, example, answer in golden if id not in by_this]
+    waiting += [(False, row.id, *_asked(row), row.created) for row in sampled if row.id not in by_now]
+    scores = metric.rows([example for _, _, example, _, _ in waiting], [answer for *_, answer, _ in waiting])
+    now = time.time()
+    kept.put([
+        KeptScore(
+            interaction=id, instrument=instrument, alias=alias, metric=name, answered=answered, scored=now, golden=is_golden,
+            value=None if score.value is None else (score.value - metric.low) / (metric.high - metric.low),
+        )
+        for (is_golden, id, _, _, answered), score in zip(waiting, scores, strict=True)
+    ])  # fmt: skip
+    return len(waiting)
+
+
+def _weights(options: Mapping[str, Any], at: Bench) -> str:
+    """What names a judge's weights; empty for a metric that asks nobody."""
+    return at.models.resolve(str(options["judge"])).digest if "judge" in options else ""
+
+
+def _settings(metric: Metric, settings: Monitor) -> ChartSettings:
+    toward: Any = "higher" if metric.better == "lower" else "lower"
+    return ChartSettings(shift=settings.shift, per_day=settings.sample, days=settings.days, false_share=settings.false_share, toward=toward)
+
+
+def _chart(there: Sequence[KeptScore], labels: Mapping[str, float], settings: ChartSettings) -> QualityChart:
+    golden: dict[str, list[float]] = {}
+    for score in there:
+        if score.golden and score.value is not None:
+            golden.setdefault(score.instrument, []).append(score.value)
+    scored = [
+        ScoredAnswer(interaction=s.interaction, created=s.answered, instrument=s.instrument, value=s.value, label=labels.get(s.interaction))
+        for s in there
+        if not s.golden and s.value is not None
+    ]
+    return quality_chart(scored, golden, settings)
+
+
+def _labels(at: Bench, ids: Sequence[str]) -> dict[str, float]:
+    """What people said of answers, as a number from 0 to 1: the last word of thumbs, a score or an outcome."""
+    labels = {}
+    for id, words in FeedbackLog(at.store).about(ids).items():
+        values = [word.value for word in words if word.kind != "correction" and isinstance(word.value, float) and 0 <= word.value <= 1]
+        if values:
+            labels[id] = values[-1]
+    return labels
+
+
+def _day(seconds: float | None) -> str:
+    return datetime.datetime.fromtimestamp(seconds or 0).isoformat(" ", "minutes")
+
+
+def plain(report: DriftReport | QualityReport) -> dict[str, Any]:
+    """A report as JSON has it, with whether it is an alarm."""
+    tree: dict[str, Any] = msgspec.to_builtins(report)
+    return tree | {"alarm": report.alarm}
