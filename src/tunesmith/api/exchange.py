@@ -24,8 +24,8 @@ from tunesmith.api.errors import APIError, as_api_error
 from tunesmith.api.state import State, state_of
 from tunesmith.core import wire
 from tunesmith.core.errors import StoreError
-from tunesmith.core.types import Answer
-from tunesmith.deploy.answered import CLIENT_LEFT, Exchange, client_left, refused
+from tunesmith.core.types import CLIENT_LEFT, Answer
+from tunesmith.deploy.answered import Exchange, client_left, refused
 from tunesmith.deploy.router import Target
 
 T = TypeVar("T")

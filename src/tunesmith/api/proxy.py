@@ -21,7 +21,8 @@ from tunesmith.api.http import Receive, Scope, Send
 from tunesmith.api.state import State
 from tunesmith.core import wire
 from tunesmith.core.deployment import Variant
-from tunesmith.deploy.answered import CLIENT_LEFT, Exchange, Outcome, client_left
+from tunesmith.core.types import CLIENT_LEFT
+from tunesmith.deploy.answered import Exchange, Outcome, client_left
 from tunesmith.deploy.router import Target
 from tunesmith.models.base import Passing, passing
 from tunesmith.models.connection import Incoming

@@ -45,3 +45,18 @@ def forget(
     emit(msgspec.to_builtins(receipt), as_json, receipt.text())
     if receipt.left:
         raise typer.Exit(1)
+
+
+@monitor_app.command("dashboards")
+def dashboards(
+    to: Annotated[Path, typer.Option(help="The folder that they are written to.")] = Path("dashboards"),
+    as_json: Json = False,
+) -> None:
+    """Write a dashboard for Grafana and alert rules for Prometheus over what /metrics shows; files that are there already stay.
+
+    Example: tunesmith monitor dashboards --to grafana
+    """
+    from tunesmith.monitor.dashboards import write
+
+    written = write(to)
+    emit({"written": [str(path) for path in written]}, as_json, "\n".join(f"wrote {path}" for path in written))

@@ -220,6 +220,9 @@ class Score(Record, frozen=True):
     detail: str = ""
 
 
+CLIENT_LEFT = 499  # nginx's word for a client that left; it is logged, never sent
+
+
 class Interaction(Record, frozen=True):
     """One answered request: what was asked and answered, by which variant of which deployment, how long, how many tokens, at what price.
 

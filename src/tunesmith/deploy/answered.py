@@ -17,12 +17,11 @@ from typing import Protocol
 import msgspec
 
 from tunesmith.core.deployment import Variant
-from tunesmith.core.types import Answer, Interaction, Message, Record, Sources, ToolCall
+from tunesmith.core.types import CLIENT_LEFT, Answer, Interaction, Message, Record, Sources, ToolCall
 from tunesmith.deploy.conversations import Conversations, History
 from tunesmith.deploy.serve_config import TokenPrice
 from tunesmith.store.interactions import InteractionLog
 
-CLIENT_LEFT = 499  # nginx's word for a client that left; it is logged, never sent
 _NOT_ASKED = frozenset({404, 429})
 _LONGEST_ERROR = 1000
 # (alias, who answers) → the price of its tokens, None where nobody knows it.
@@ -37,6 +36,9 @@ class Counter(Protocol):
 
     def assigned(self, row: Interaction) -> None:
         """Count a request of a deployment for the variant that it was assigned, however it ended."""
+
+    def ended(self, row: Interaction) -> None:
+        """Count a request that came to a model, however it ended."""
 
     def failed(self, status: int, project: str | None = None) -> None:
         """Count one that ended with an error, whose it was as far as that is known."""
@@ -208,6 +210,8 @@ class Answered:
             self._counter.answered(row)
         else:
             self._counter.failed(row.status, row.project)
+        if row.variant:  # the name was known: what clients make up is no label
+            self._counter.ended(row)
         if row.deployment is not None:
             self._counter.assigned(row)
         if self._log is not None and loggable:

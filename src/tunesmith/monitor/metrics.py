@@ -21,17 +21,24 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from tunesmith.core.sketch import Sketch
-from tunesmith.core.types import Interaction, ShadowAnswer
+from tunesmith.core.types import CLIENT_LEFT, Interaction, ShadowAnswer
 
 # The buckets that vLLM and OpenTelemetry's GenAI conventions (1.41.1) use.
 FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 PER_TOKEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 DURATION = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+USAGE = tuple(float(4**power) for power in range(14))
 # What OpenTelemetry calls the operation of an endpoint; an endpoint that it does not know keeps its own name.
 OPERATIONS = {"chat.completions": "chat", "completions": "text_completion", "embeddings": "embeddings"}
 _OTEL = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model")
+_KINDS = ("input", "output")
 _QUANTILES = (0.5, 0.95, 0.99)
-_WHOLE = "Seconds until the answer was whole."
+_WHOLE, _FIRST, _BETWEEN = (
+    "Seconds until the answer was whole.",
+    "Seconds until the first token.",
+    "Mean seconds between the tokens of a request.",
+)
+_SOURCE = ["model_name", "variant", "model_digest", "experiment"]
 
 
 class _Series:
@@ -67,9 +74,12 @@ class _Answers:
         self.prompt_tokens = self.generated_tokens = 0
         self.finished = Counter[str]()
         self.first_token, self.per_token, self.total = _Series(FIRST_TOKEN), _Series(PER_TOKEN), _Series(DURATION)
+        self.input, self.output = _Series(USAGE), _Series(USAGE)
 
     def add(self, row: Interaction) -> None:
         """Count one request."""
+        self.input.add(row.prompt_tokens)
+        self.output.add(row.completion_tokens)
         self.prompt_tokens += row.prompt_tokens
         self.generated_tokens += row.completion_tokens
         self.finished[row.finish_reason] += 1
@@ -83,8 +93,8 @@ class _Answers:
         self.prompt_tokens += other.prompt_tokens
         self.generated_tokens += other.generated_tokens
         self.finished.update(other.finished)
-        for mine, its in ((self.first_token, other.first_token), (self.per_token, other.per_token), (self.total, other.total)):
-            mine.merge(its)
+        for name in ("first_token", "per_token", "total", "input", "output"):
+            getattr(self, name).merge(getattr(other, name))
 
 
 class _Variant:
@@ -104,6 +114,32 @@ class _Variant:
         self.total.merge(other.total)
 
 
+class _Source:
+    """What became of the requests of one alias, variant, model and experiment, and what they used."""
+
+    def __init__(self) -> None:
+        self.outcomes, self.tokens, self.cost_usd = Counter[str](), Counter[str](), 0.0
+
+    def add(self, row: Interaction) -> None:
+        """Count one request, however it ended."""
+        self.outcomes[_outcome(row)] += 1
+        self.tokens["input"] += row.prompt_tokens
+        self.tokens["output"] += row.completion_tokens
+        self.cost_usd += row.cost_usd or 0.0
+
+    def merge(self, other: _Source) -> None:
+        """Count what another project asked, too."""
+        self.outcomes.update(other.outcomes)
+        self.tokens.update(other.tokens)
+        self.cost_usd += other.cost_usd
+
+
+def _outcome(row: Interaction) -> str:
+    if row.status < 400:
+        return "answered" if row.fallback is None else "fallback"
+    return "left" if row.status == CLIENT_LEFT else "failed" if row.status >= 500 else "refused"
+
+
 class ServerMetrics:
     """What a model server shows: vLLM's names, so that one dashboard serves both, and OpenTelemetry's beside them.
 
@@ -117,6 +153,7 @@ class ServerMetrics:
         self._failed = Counter[tuple[int, str | None]]()
         self._variants: dict[tuple[str | None, str, str, str], _Variant] = {}
         self._copies = Counter[tuple[str | None, str, str, str]]()
+        self._sources: dict[tuple[str, ...], _Source] = {}
 
     def answered(self, row: Interaction) -> None:
         """Count one answered request."""
@@ -140,6 +177,15 @@ class ServerMetrics:
             if variant is None:
                 variant = self._variants[place] = _Variant()
             variant.add(row)
+
+    def ended(self, row: Interaction) -> None:
+        """Count one request that came to a model, however it ended."""
+        place = (row.project, row.alias, row.variant, row.model_digest[:12], row.experiment or "")
+        with self._lock:
+            source = self._sources.get(place)
+            if source is None:
+                source = self._sources[place] = _Source()
+            source.add(row)
 
     def copied(self, row: ShadowAnswer) -> None:
         """Count what became of a copy of a request."""
@@ -168,7 +214,11 @@ class ServerMetrics:
         for (owner, *labels), count in self._copies.items():
             if project in (None, owner):
                 copies[tuple(labels)] += count
-        return [*self._shown(mine, failed), *_variants(variants, copies)]
+        sources: dict[tuple[str, ...], _Source] = {}
+        for (owner, *labels), source in self._sources.items():
+            if project in (None, owner):
+                sources.setdefault(tuple(labels), _Source()).merge(source)
+        return [*self._shown(mine, failed), *_variants(variants, copies), *_sources(sources)]
 
     def _shown(self, mine: Mapping[tuple[str, str], _Answers], failed: Mapping[int, int]) -> Iterator[Metric]:
         running, waiting, used = self._load()
@@ -180,15 +230,12 @@ class ServerMetrics:
             by_alias.setdefault(alias, _Answers()).merge(answers)
         yield from _counters(by_alias, failed)
         for name, about, part in (
-            ("vllm:time_to_first_token_seconds", "Seconds until the first token.", "first_token"),
-            ("vllm:inter_token_latency_seconds", "Mean seconds between the tokens of a request.", "per_token"),
+            ("vllm:time_to_first_token_seconds", _FIRST, "first_token"),
+            ("vllm:inter_token_latency_seconds", _BETWEEN, "per_token"),
             ("vllm:e2e_request_latency_seconds", _WHOLE, "total"),
         ):
             yield from _latency(name, about, ["model_name"], {(alias,): getattr(answers, part) for alias, answers in by_alias.items()})
-        operations: dict[tuple[str, ...], _Series] = {
-            (OPERATIONS.get(end, end), "tunesmith", alias): answers.total for (end, alias), answers in mine.items()
-        }
-        yield from _latency("gen_ai_server_request_duration_seconds", _WHOLE, _OTEL, operations)
+        yield from _open_telemetry({(OPERATIONS.get(end, end), "tunesmith", alias): answers for (end, alias), answers in mine.items()})
 
 
 class _Page(Collector):
@@ -204,6 +251,32 @@ class _Page(Collector):
     def collect(self) -> list[Metric]:
         """The families."""
         return self._families
+
+
+def _open_telemetry(answers: Mapping[tuple[str, ...], _Answers]) -> Iterator[Metric]:
+    """The histograms of OpenTelemetry's GenAI conventions, by operation and model."""
+    for name, about, part in (
+        ("gen_ai_server_request_duration_seconds", _WHOLE, "total"),
+        ("gen_ai_server_time_to_first_token_seconds", _FIRST, "first_token"),
+        ("gen_ai_server_time_per_output_token_seconds", _BETWEEN, "per_token"),
+    ):
+        yield from _latency(name, about, _OTEL, {labels: getattr(each, part) for labels, each in answers.items()})
+    usage: dict[tuple[str, ...], _Series] = {(*labels, kind): getattr(each, kind) for labels, each in answers.items() for kind in _KINDS}
+    yield from _latency("gen_ai_client_token_usage", "Tokens of a request.", (*_OTEL, "gen_ai_token_type"), usage)
+
+
+def _sources(sources: Mapping[tuple[str, ...], _Source]) -> Iterator[Metric]:
+    """What was asked of whom, and what it used."""
+    requests = CounterMetricFamily("tunesmith:requests", "Requests that came to a model, and how they ended.", labels=[*_SOURCE, "outcome"])
+    tokens = CounterMetricFamily("tunesmith:tokens", "Tokens read and generated.", labels=[*_SOURCE, "type"])
+    cost = CounterMetricFamily("tunesmith:cost_usd", "US dollars, of requests whose price is known.", labels=_SOURCE)
+    for place, source in sources.items():
+        for outcome, count in source.outcomes.items():
+            requests.add_metric([*place, outcome], count)
+        for kind, count in source.tokens.items():
+            tokens.add_metric([*place, kind], count)
+        cost.add_metric(list(place), source.cost_usd)
+    yield from (requests, tokens, cost)
 
 
 def _counters(by_alias: Mapping[str, _Answers], failed: Mapping[int, int]) -> Iterator[Metric]:

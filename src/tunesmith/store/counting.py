@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import sqlalchemy as sa
 
 from tunesmith.core.sketch import Sketch
+from tunesmith.core.types import CLIENT_LEFT
 
 SPANS = (60, 3_600, 86_400)  # seconds; each is a multiple of the one before
 GROUPED = ("project", "alias", "deployment", "variant", "experiment", "endpoint")
@@ -23,7 +24,6 @@ SUMS = ("requests", "answered", "failed", "left", "fallbacks", "prompt_tokens", 
 TIMED = ("first_token_s", "total_s")  # of requests that were answered
 _SUMMED = (*SUMS, "cost_usd", "last")
 _COLUMNS = ("id", "span", "start", *GROUPED, *_SUMMED, *TIMED)
-_CLIENT_LEFT = 499
 _REMEMBERED = 4096  # counts that are still added to
 
 
@@ -82,7 +82,7 @@ class Count:
             self.seconds += row.total_s
             self.first_token_s.add(row.first_token_s)
             self.total_s.add(row.total_s)
-        elif row.status == _CLIENT_LEFT:
+        elif row.status == CLIENT_LEFT:
             self.left += 1
         elif row.status >= 500:
             self.failed += 1
