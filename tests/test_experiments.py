@@ -504,8 +504,8 @@ def test_what_cannot_be_begun_is_one_error(place, call):
 # --- the sums of the store ---------------------------------------------------------------------------------------------------------------
 
 
-def test_sums_are_added_up_as_they_are_told(tmp_path):
-    store = Store.open(tmp_path)
+def check_sums(store):
+    """Feedback twice of most requests, users with an earlier mean and without one, pairs of which some have a person's rating."""
     plan = plan_of(RATE, covariate="earlier")
     made = Experiments(store).open("bot", plan, layer="l", share=1.0, reason="", by="")
     base = {"created": made.created + 1, "alias": "bot", "status": 200, "finish_reason": "stop", "prompt_tokens": 5, "completion_tokens": 3}
@@ -534,6 +534,15 @@ def test_sums_are_added_up_as_they_are_told(tmp_path):
         assert sums[arm].values == pytest.approx(tuple(summed(m, y, x)))
         assert sums[arm].unit_scale
     assert Experiments(store).units(made.id) == {"a": (10, 20), "b": (10, 20)}
+    assert Experiments(store).mixed(made.id) == 0
+    parts = {(each.variant, each.slice): each for each in Experiments(store).sums(made, [metric_of("errors"), RATE], by="prompt")}
+    assert {name for _, name in parts} == {"< 200 tokens"}
+    assert Experiments(store).traffic("bot", RATE, 0.0).values[0] == 0.0, "nothing of it was deployed"
+
+
+def test_sums_are_added_up_as_they_are_told(tmp_path):
+    store = Store.open(tmp_path)
+    check_sums(store)
     store.close()
 
 

@@ -238,3 +238,12 @@ def test_a_database_that_is_none_is_refused_without_its_password():
     with pytest.raises(ConfigError, match=r"begins with 'mysql'\s+allowed: postgresql\+psycopg://") as said:
         ServeConfig(database=f"mysql://tester:{PASSWORD}@127.0.0.1/x")
     assert PASSWORD not in str(said.value)
+
+
+@pytest.mark.slow
+def test_experiments_are_added_up_there_too(database, tmp_path):
+    from test_experiments import check_sums
+
+    store = Store.open(tmp_path, url=database)
+    check_sums(store)
+    store.close()

@@ -184,6 +184,8 @@ def _text(report: ExperimentReport) -> str:
         )
     for name, units, requests in zip((plan.control, plan.treatment), seen.units, report.requests, strict=True):
         lines.append(f"  {name:<16} {units} users or conversations, {requests} requests")
+    if report.mixed:
+        lines.append(f"  {report.mixed} of them have requests in both arms; each request counts for the arm that it was drawn for")
     if not seen.whole:
         return "\n".join([*lines, *_fault(report)])
     if plan.design == "split":

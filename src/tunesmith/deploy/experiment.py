@@ -31,7 +31,7 @@ PAIRS_TUNING = 300.0
 PAIRS_LEAST = 30
 """Pairs with the metric itself that must be there before anything is said."""
 RATIO_ALPHA = 0.01
-RATIO_WEIGHT = 1_000.0
+RATIO_WEIGHT = 500.0
 """Of the sample ratio: its error, and how many units its bets on another ratio are worth."""
 LOOKS_MOST = 20
 """Counted looks on the way to a horizon."""

@@ -132,7 +132,7 @@ def roll_back(alias: str, store: Store, to: int | None = None, *, reason: str = 
     version that is not there, UsageError where nothing would change."""
     before = _in_force(alias, store)
     history = Deployments(store).history(alias)
-    others = [each for each in history if not _alike(each, before)]
+    others = [each for each in history if not _alike(each, before) and each.enrolment is None]  # an experiment is begun, not gone back to
     if to is None and not others:
         raise UsageError(f"'{alias}' has never answered otherwise than in version {before.version}", allowed="an alias that was changed")
     target = others[0] if to is None else next((each for each in history if each.version == to), None)

@@ -121,7 +121,8 @@ def _check(plan: ExperimentPlan) -> None:
 
 
 class ExperimentReport(Record, frozen=True):
-    """An experiment as it stands: its arms' units and requests, what is seen, all that was ever said, and whether its version assigns."""
+    """An experiment as it stands: its arms' units and requests, what is seen, all that was ever said, the version that took its place
+    (None: its own assigns), and how many units have requests in both arms."""
 
     experiment: Experiment
     seen: ExperimentLook
@@ -130,6 +131,7 @@ class ExperimentReport(Record, frozen=True):
     given: dict[str, tuple[float, float]]
     slices: tuple[MetricLook, ...] = ()
     replaced_by: int | None = None
+    mixed: int = 0
 
 
 def examine(alias: str, store: Store, *, by: str | None = None) -> ExperimentReport:
@@ -153,6 +155,7 @@ def examine(alias: str, store: Store, *, by: str | None = None) -> ExperimentRep
     return ExperimentReport(
         experiment=experiment, seen=seen, requests=(asked, answered), said=tuple(experiments.said(experiment.id)),
         given=_given(experiment, experiments) if seen.whole else {}, slices=tuple(parts),
+        mixed=experiments.mixed(experiment.id) if plan.design == "split" else 0,
         replaced_by=in_force if experiment.stopped is None and in_force != experiment.deployment else None,
     )  # fmt: skip
 

@@ -142,6 +142,13 @@ class Experiments:
         with self._store.reading() as connection:
             return {row[0]: (row[1], row[2]) for row in connection.execute(query.group_by(log.c.variant))}
 
+    def mixed(self, number: str) -> int:
+        """How many units have requests in both arms: who changed names on the way."""
+        arms = sa.select(_UNIT.label("who")).where(log.c.experiment == number).group_by(sa.literal_column("who"))
+        several = arms.having(sa.func.count(sa.distinct(log.c.variant)) > 1).subquery("several")
+        with self._store.reading() as connection:
+            return int(connection.execute(sa.select(sa.func.count()).select_from(several)).scalar() or 0)
+
     def sums(self, experiment: Experiment, metrics: Sequence[ExperimentMetric], *, by: str | None = None) -> list[ArmSums]:
         """The sums of each metric in each arm (and each part of a slice `by` which requests are told apart)."""
         known = self._covariate_mean(experiment, experiment.plan.covariate)
