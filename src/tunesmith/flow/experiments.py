@@ -20,7 +20,8 @@ from tunesmith.deploy.looking import ExperimentLook, MetricLook, SeenArms, look,
 from tunesmith.flow.deploying import variant_of
 from tunesmith.models.resolve import Models
 from tunesmith.store.deployments import Deployments
-from tunesmith.store.experiments import SLICES, ArmSums, Experiments
+from tunesmith.store.experiment_sums import LABELLED, OTHERS, SLICES, ArmSums
+from tunesmith.store.experiments import Experiments
 from tunesmith.store.store import Store
 
 _NONE = (0.0,) * len(SUMS)
@@ -174,7 +175,7 @@ def _seen(experiment: Experiment, experiments: Experiments) -> dict[str, SeenArm
     plan = experiment.plan
     if plan.design == "pairs":
         sums = [each for metric in plan.metrics for each in experiments.pair_sums(experiment, metric)]
-        return {name: _arms(of_it, "labelled", "others") for name, of_it in _by_metric(sums).items()}
+        return {name: _arms(of_it, LABELLED, OTHERS) for name, of_it in _by_metric(sums).items()}
     metrics = {metric.name: metric for metric in (*plan.guardrails, *plan.metrics)}
     return {
         name: _arms(of_it, plan.control, plan.treatment)
@@ -249,8 +250,8 @@ def _traffic(alias: str, metric: ExperimentMetric, store: Store, window: float, 
         raise UsageError(f"a mean of {mean:g}", allowed="a rate between 0 and 1")
     if not 0 < window < 10_000:
         raise UsageError(f"a window of {window:g} days", allowed="more than 0")
-    of_all = Experiments(store).traffic(alias, metric, time.time() - window * 86_400)
-    known, first = of_all.values, of_all.first
+    of_all, first = Experiments(store).traffic(alias, metric, time.time() - window * 86_400)
+    known = of_all.values if of_all is not None else _NONE
     days = min(window, max(1.0, (time.time() - first) / 86_400)) if first is not None else window
     missing = [word for word, given in (("--per-day", a_day), ("--mean", mean)) if given is None] if known[0] < _FEW else []
     if missing:
@@ -265,7 +266,7 @@ def _traffic(alias: str, metric: ExperimentMetric, store: Store, window: float, 
     if metric.kind == "event":
         rate = (known[-1] + 1) / (known[0] + 2)
         return Traffic(units=units, mean=known[-1] / known[0], variance=rate * (1 - rate), assumed=assumed)
-    twice = effect(known, known, unit_scale=of_all.unit_scale)
+    twice = effect(known, known, unit_scale=of_all is not None and of_all.unit_scale)
     return Traffic(units=units, mean=float(twice.control), variance=float(twice.se) ** 2 / 2 * known[0], assumed=assumed)
 
 
