@@ -89,6 +89,7 @@ def test_harvest_cleans_leaves_out_what_is_sealed_and_goes_on_to_review(tmp_path
     (tmp_path / "tunesmith.yaml").write_text(
         "name: shop\nsources: [{path: rows.jsonl}]\nbase: smollm2-135m\nsplit: {semantic: {action: 'off'}}\n"
     )
+    (tmp_path / "rows.jsonl").write_text('{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}\n')
     store = Store.open(tmp_path / ".tunesmith")
     log = InteractionLog(store)
     requests = [asked(i) for i in range(8)] + [asked(8, messages=asked(1).messages, id="c8")]
@@ -114,10 +115,15 @@ def test_harvest_cleans_leaves_out_what_is_sealed_and_goes_on_to_review(tmp_path
     assert guarded(app, ["data", "show", done["rows"], "--json", *config]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert len(shown["rows"]) == 3
-    assert guarded(app, ["data", "verdict", "c5", "edit", "five", "--data", done["questions"], "--as", "ann", *config]) in (0, 2)
-    capsys.readouterr()
     assert guarded(app, ["data", "review", done["questions"], "--json", "--as", "ann", *config]) == 0
-    assert json.loads(capsys.readouterr().out)
+    assert "number 5" in capsys.readouterr().out
+    retrain = ["feedback", "retrain", "--rows", done["rows"], *config]
+    assert guarded(app, [*retrain, "--json"]) == 0
+    look = json.loads(capsys.readouterr().out)
+    assert (look["due"], look["proposed"]) == (False, 3)
+    assert guarded(app, [*retrain, "--start"]) == 3, "what is not due is not trained"
+    assert guarded(app, [*retrain, "--retrain.when.rows", "3"]) == 0
+    assert f"tunesmith feedback retrain --rows {done['rows']} --start" in capsys.readouterr().out
 
 
 async def _write(log, rows):

@@ -17,7 +17,18 @@ from tunesmith.core.person import Person
 from tunesmith.store.batches import OPEN
 from tunesmith.store.files import Files
 from tunesmith.store.store import Store
-from tunesmith.store.tables import batch_lines, batches, chats, feedback, files, interactions, metadata, responses, shadow_answers
+from tunesmith.store.tables import (
+    batch_lines,
+    batches,
+    chats,
+    feedback,
+    files,
+    interactions,
+    metadata,
+    quality_scores,
+    responses,
+    shadow_answers,
+)
 
 _AT_ONCE = 500
 _SPOKEN = ("user", "assistant", "tool")  # a system prompt is the operator's
@@ -62,7 +73,11 @@ def erase(store: Store, person: Person) -> dict[str, int]:
     with store.exclusive() as connection:
         for table in (chats, responses, batch_lines):
             deleted[table.name] = _delete(connection, table, _about(connection, table, person))
-        for table, column in ((feedback, feedback.c.interaction), (shadow_answers, shadow_answers.c.interaction)):
+        for table, column in (
+            (feedback, feedback.c.interaction),
+            (shadow_answers, shadow_answers.c.interaction),
+            (quality_scores, quality_scores.c.interaction),
+        ):
             where = [column.in_(part) for part in _parts(ids)]
             deleted[table.name] = sum(connection.execute(sa.delete(table).where(each)).rowcount for each in where)
         deleted[feedback.name] += connection.execute(sa.delete(feedback).where(feedback.c.by == person.user)).rowcount

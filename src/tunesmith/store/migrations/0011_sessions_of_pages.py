@@ -1,4 +1,4 @@
-"""Version 10: who is signed in to the pages."""
+"""Version 11: who is signed in to the pages."""
 
 from __future__ import annotations
 
