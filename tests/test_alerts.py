@@ -13,16 +13,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from tunesmith.api.app import create_app, running
 from tunesmith.cli import app
 from tunesmith.cli.shared import guarded
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.types import Interaction, Message
 from tunesmith.flow.alerting import Alerting
 from tunesmith.flow.project import load_project
+from tunesmith.models.echo import EchoModel
 from tunesmith.monitor.alerts import Alerts, Channel, Rule, next_state, silenced_until
 from tunesmith.store.alerts import AlertLog
 from tunesmith.store.interactions import InteractionLog
 from tunesmith.store.store import Store
+from waiting import until
 
 
 @contextlib.contextmanager
@@ -115,6 +118,18 @@ def test_an_alert_fires_once_and_is_resolved_once_whoever_looks(tmp_path):
         assert kinds(got) == ["fired", "resolved"]
         for other in others:
             other.store.close()
+        place.store.close()
+
+
+@pytest.mark.slow
+def test_a_running_server_looks_by_itself(tmp_path):
+    with receiver() as (url, got):
+        place = Place(tmp_path, url)
+        with running(create_app({"echo": EchoModel()}, store=place.store, watch=(place.alerting().look, 0.02))):
+            place.write(good=5, bad=10)
+            until(lambda: kinds(got) == ["fired"])
+            place.write(good=300, bad=0)
+            until(lambda: kinds(got) == ["fired", "resolved"])
         place.store.close()
 
 

@@ -151,13 +151,19 @@ def test_words_about_answers_from_elsewhere_keep_their_conversation_and_others_a
     assert imported(folder, elsewhere, capsys)["own"] == 2
     (word,) = FeedbackLog(server.store).listed(kinds=["thumbs"], limit=1)
     assert (word.messages[0].text, word.answer, word.alias) == ("who?", "nobody", "bot")
+    nameless = json.dumps(exports("", "who?", "nobody", "")["langfuse-traces.json"]["data"][0] | {"id": None, "output": "nobody"})
+    for n in (8, 9):
+        (tmp_path / f"{n}.json").write_text(nameless.replace('"s3"', f'"s{n}"').replace("who?", f"who {n}?"))
+        assert imported(folder, tmp_path / f"{n}.json", capsys)["own"] == 1
+    assert len({word.interaction for word in FeedbackLog(server.store).listed(kinds=["score"], limit=2)}) == 2
     lost = tmp_path / "lost.jsonl"
     lost.write_text(json.dumps({"interaction": "gone", "score": 1}) + "\n")
     assert imported(folder, lost, capsys)["unknown"] == ["gone"]
     out = tmp_path / "all.jsonl"
     assert guarded(app, ["feedback", "export", str(out), "--config", str(folder / "tunesmith.yaml")]) == 0
     capsys.readouterr()
-    assert imported(folder, out, capsys)["new"] == 0, "what is written out is what was there"
+    again = imported(folder, out, capsys)
+    assert (again["new"], again["unknown"]) == (0, []), "what is written out is what was there, conversations too"
 
 
 @pytest.mark.parametrize(

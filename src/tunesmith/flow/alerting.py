@@ -158,7 +158,7 @@ class Alerting:
             except DataError as error:
                 return Reading(None, {"why": error.what})
         moved = {look.stream: [part.name for part in look.drift.properties if part.p_adjusted < 0.05] for look in drift.newest}
-        return Reading(float(drift.alarm), {"moved": moved, "requests": [id for look in drift.newest for id in look.requests]})
+        return Reading(float(drift.alarm), {"moved": moved, "requests": [id for look in drift.newest for id in look.requests[:5]]})
 
 
 def _counted(rule: Rule, numbers: dict[str, Any]) -> Reading:

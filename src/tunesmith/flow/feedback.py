@@ -65,8 +65,14 @@ def import_feedback(store: Store, file: Path, *, project: str = "default") -> Im
 def export_feedback(store: Store, file: Path) -> int:
     """Write all words, oldest first, as bodies of /v1/feedback, one a line; returns how many."""
     words = FeedbackLog(store).listed()[::-1]
-    write_atomic(file, "".join(msgspec.json.encode(body_of(word)).decode() + "\n" for word in words))
+    write_atomic(file, "".join(msgspec.json.encode(_line(word)).decode() + "\n" for word in words))
     return len(words)
+
+
+def _line(word: Feedback) -> dict[str, Any]:
+    """A word as a body, with the conversation that it brought."""
+    about = {"messages": word.messages, "answer": word.answer, "alias": word.alias} if word.messages else {}
+    return {**msgspec.to_builtins(body_of(word)), **about}
 
 
 def _placed(log: FeedbackLog, words: Sequence[Feedback], project: str) -> list[tuple[Feedback, str]]:
@@ -74,7 +80,7 @@ def _placed(log: FeedbackLog, words: Sequence[Feedback], project: str) -> list[t
     known = log.requests([word.interaction for word in words], project)
     others = [word for word in words if word.interaction not in known]
     cut = [_whole(word.answer) for word in others if _whole(word.answer) != word.answer]
-    by_answer = log.with_answers([word.answer for word in others if word.answer], cut)
+    by_answer = log.with_answers([word.answer for word in others if word.answer], cut, project=project)
     placed = []
     for word in words:
         if word.interaction in known:
@@ -87,7 +93,8 @@ def _placed(log: FeedbackLog, words: Sequence[Feedback], project: str) -> list[t
             nearest = min(fits, key=lambda fit: (fit[1] > word.created, abs(fit[1] - word.created)))[0]
             placed.append((msgspec.structs.replace(word, interaction=nearest, messages=(), answer="", alias=""), "words"))
         else:
-            placed.append((word, "own" if word.messages and word.answer else "unknown"))
+            own = bool(word.messages and word.answer)  # where the tool names no request, each conversation is one
+            placed.append((msgspec.structs.replace(word, interaction=word.interaction or word.id), "own") if own else (word, "unknown"))
     return placed
 
 

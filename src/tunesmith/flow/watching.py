@@ -77,7 +77,7 @@ class DriftReport(Record, frozen=True):
             if look.drift.alarm or look.drift.lasting:
                 lines += [f"  {look.stream}: {', '.join(look.drift.events)}"] if look.drift.events else []
                 lines += [f"    topic '{' '.join(t.words)}': {t.before:.0%} → {t.now:.0%}" for t in look.drift.topics]
-                lines.append(f"    least like it: {', '.join(look.requests)}")
+                lines.append(f"    least like it: {', '.join(look.requests[:5])}")
         return "\n".join(lines)
 
 

@@ -39,7 +39,7 @@ _LANDMARKS = 256  # texts whose likeness makes a vector where there is no encode
 _NEAREST = 5
 _TAILS = (0.02, 0.05, 0.1, 0.25)
 _TOPICS = 8
-_TOP = 5
+_TOP = 20  # rows of a window that are named
 _FENCE = re.compile(r"^\s*(```|~~~)", re.M)
 _ITEMS = re.compile(r"^\s*([-*•]|\d{1,2}[.)])\s", re.M)
 

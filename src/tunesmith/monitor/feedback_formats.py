@@ -286,10 +286,12 @@ def _is_own(row: Row) -> bool:
 
 
 def _own(row: Row, now: float) -> Iterator[Feedback]:
-    given = {key: value for key, value in row.items() if value not in (None, "")}
+    about = {key: row[key] for key in ("messages", "answer", "alias") if row.get(key)}
+    given = {key: value for key, value in row.items() if value not in (None, "") and key not in about}
     for key in ("score", "created"):
         given |= {key: _number(given[key])} if key in given else {}
-    yield msgspec.convert(given, FeedbackBody).feedback(now, source="tunesmith", project="default")
+    word = msgspec.convert(given, FeedbackBody).feedback(now, source="tunesmith", project="default")
+    yield msgspec.structs.replace(word, **{**about, "messages": _turns(about.get("messages", []))})
 
 
 FORMATS = (

@@ -79,32 +79,29 @@ class FeedbackLog:
                     words.setdefault(row["interaction"], []).append(_feedback(row))
         return words
 
-    def requests(self, ids: Sequence[str], project: str | None = None) -> set[str]:
-        """Those of the ids that the log of requests has, of one project (None: of any)."""
+    def requests(self, ids: Sequence[str], project: str) -> set[str]:
+        """Those of the ids that the log of requests has, of one project."""
         known: set[str] = set()
         with self._store.reading() as connection:
             for some in _pieces(ids):
-                query = sa.select(interactions.c.id).where(interactions.c.id.in_(some))
-                query = (
-                    query
-                    if project is None
-                    else query.where(interactions.c.project.in_({project, ""} if project == "default" else {project}))
-                )
+                query = sa.select(interactions.c.id).where(interactions.c.id.in_(some), _of(project))
                 known.update(connection.execute(query).scalars())
         return known
 
-    def with_answers(self, answers: Sequence[str], cut: Sequence[str] = ()) -> dict[str, list[tuple[str, str, float]]]:
-        """Requests that were answered with exactly these words, or with words that begin as one of `cut`: words → (id, last question,
-        when)."""
+    def with_answers(
+        self, answers: Sequence[str], cut: Sequence[str] = (), *, project: str = "default"
+    ) -> dict[str, list[tuple[str, str, float]]]:
+        """Requests of a project that were answered with exactly these words, or with words that begin as one of `cut`: words → (id, last
+        question, when)."""
         fits: dict[str, list[tuple[str, str, float]]] = {}
         columns = (interactions.c.id, interactions.c.answer, interactions.c.messages, interactions.c.created)
         with self._store.reading() as connection:
             for some in _pieces(answers):
-                for row in connection.execute(sa.select(*columns).where(interactions.c.answer.in_(some))):
+                for row in connection.execute(sa.select(*columns).where(interactions.c.answer.in_(some), _of(project))):
                     fits.setdefault(row.answer, []).append((row.id, last_question(_messages(row.messages)), row.created))
             for words in dict.fromkeys(cut):
                 begins = interactions.c.answer.startswith(words, autoescape=True)
-                for row in connection.execute(sa.select(*columns).where(begins)):
+                for row in connection.execute(sa.select(*columns).where(begins, _of(project))):
                     fits.setdefault(words, []).append((row.id, last_question(_messages(row.messages)), row.created))
         return fits
 
@@ -112,6 +109,11 @@ class FeedbackLog:
 def last_question(messages: Sequence[Message]) -> str:
     """The last words of a user."""
     return next((turn.text for turn in reversed(messages) if turn.role == "user"), "")
+
+
+def _of(project: str) -> sa.ColumnElement[bool]:
+    """The requests of a project; those of a store from before there were projects are the default one's."""
+    return interactions.c.project.in_(["default", ""] if project == "default" else [project])
 
 
 def _pieces(values: Sequence[str]) -> Iterator[list[str]]:
