@@ -247,3 +247,35 @@ def test_experiments_are_added_up_there_too(database, tmp_path):
     store = Store.open(tmp_path, url=database)
     check_sums(store)
     store.close()
+
+
+def test_a_rollout_counts_and_is_taken_back_by_one_of_two_servers(database, tmp_path):
+    from tunesmith.core.rollout import RolloutPlan
+    from tunesmith.flow.rollouts import canary, look, status
+    from tunesmith.models.catalog import Catalog
+    from tunesmith.models.resolve import Models
+    from tunesmith.models.upstream import Upstream
+    from tunesmith.store.rollouts import Rollouts
+    from tunesmith.store.tables import interactions
+
+    stores = [Store.open(tmp_path, url=database) for _ in range(2)]
+    models = Models(stores[0], Catalog(), home=tmp_path)
+    models.upstreams = {name: Upstream(name, base_url="http://127.0.0.1:9") for name in "ab"}
+    before = Deployments(stores[0]).put("bot", [Variant(name="a", upstream="a")])
+    guardrails = {"errors": 0.01, "latency_p95": 0.2, "malformed": 0.02, "thumbs": 0.1}
+    rollout = canary("bot", "b", models, stores[0], RolloutPlan(steps=(0.2, 1.0), guardrails=guardrails), by="anna")
+    row = {"alias": "bot", "finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 1, "first_token_s": 0.1, "messages": "[]"}
+    rows = [
+        {**row, "id": f"r{i}", "created": rollout.looked + i / 20, "total_s": 0.2, "answer": "yes", "deployment": rollout.version,
+         "status": 500 if i % 5 == 0 else 200, "variant": "canary" if i % 5 == 0 else "a", "propensity": 0.2}
+        for i in range(400)
+    ]  # fmt: skip
+    with stores[0].writing() as connection:
+        connection.execute(interactions.insert(), rows)
+    seen = [Rollouts(store).newest("bot") for store in stores]
+    ends = [look(each, store, rollout.looked + 30) for each, store in zip(seen, stores, strict=True)]
+    assert (ends[0].status, ends[1]) == ("rolled_back", None)
+    assert "errors 80 of 80 against 0 of 320" in ends[0].outcome
+    in_force = Deployments(stores[1]).in_force()["bot"]
+    assert (in_force.variants, in_force.by, in_force.version > before.version) == (before.variants, "rollout", True)
+    assert status("bot", stores[1]).affected.failed == 80

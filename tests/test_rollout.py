@@ -12,13 +12,18 @@ import sqlalchemy as sa
 from msgspec.structs import replace
 
 from test_variants import ask, call, place  # noqa: F401 - fixtures
+from tunesmith.core.deployment import Variant
 from tunesmith.core.errors import ConfigError
+from tunesmith.core.model_ref import ModelRef
 from tunesmith.core.rollout import AnswerForm, RolloutPlan
 from tunesmith.core.stats.excess import Stakes, _growth, excess_evidence
+from tunesmith.core.types import Feedback
 from tunesmith.deploy.answer_form import learned_form, malformed
 from tunesmith.deploy.rollout import Block, advanced, begun, decide
 from tunesmith.flow.rollouts import correlation, look, look_at_all, status
+from tunesmith.store.feedback import FeedbackLog
 from tunesmith.store.rollouts import Rollouts, Spread
+from tunesmith.store.runs import Runs
 from tunesmith.store.tables import interactions
 
 # --- the bets ----------------------------------------------------------------------------------------------------------------------------
@@ -261,6 +266,33 @@ def test_one_user_alone_ends_no_rollout(place, call):  # noqa: F811
     after = look(rollout, place.store, rollout.looked + 40)
     assert after.status == "running"
     assert exp(after.state.guardrails["errors"].peak) > 200
+
+
+@pytest.mark.slow
+def test_what_is_said_of_answers_takes_a_worse_canary_back(place, call):  # noqa: F811
+    begin(call, "liked", "--steps", "10%,100%", "--guardrail", "thumbs=0.1", "--guardrail", "score:tone=0.1")
+    rollout = newest(place, "liked")
+    rows(place, rollout, rollout.looked, 30)
+    with place.store.reading() as connection:
+        seen = connection.execute(sa.select(interactions.c.id, interactions.c.variant).where(interactions.c.alias == "liked")).all()
+    words = FeedbackLog(place.store)
+    for row in seen[-300:]:
+        said = {"kind": "score", "name": "tone", "value": 0.2 if row.variant == "canary" else 0.9}
+        words.put(Feedback(id=f"f-{row.id}", interaction=row.id, created=1.0, received=rollout.looked + 35, **said))
+    after = look(rollout, place.store, rollout.looked + 40)
+    assert (after.status, "score:tone 24.0 of 30 against 27.0 of 270" in after.outcome) == ("rolled_back", True), after.outcome
+
+
+@pytest.mark.slow
+def test_a_model_whose_run_did_not_pass_its_gate_is_refused(place, call):  # noqa: F811
+    call("deploy", "gated", "a")
+    run = Runs(place.store).begin("bot", "tunesmith run", [], {"train": "c0ffee"})
+    Runs(place.store).finish(run.id, "cannot tell")
+    place.deployments.put("other", [Variant(name="tuned", model=ModelRef(base="smollm2-135m", digest="d", made_by="run:c0ffee"))])
+    code, _, told = call("deploy", "canary", "gated", "other")
+    assert (code, "said 'cannot tell'" in told) == (3, True), told
+    made = call("deploy", "canary", "gated", "other", "--gate", "any", "--reason", "looked at it")[1]
+    assert made["reason"] == f"looked at it; the gate of run {run.id} said 'cannot tell', overruled"
 
 
 @pytest.mark.slow

@@ -15,12 +15,12 @@ from tunesmith.core.types import Record
 from tunesmith.store.deployments import put_version
 from tunesmith.store.paging import Row
 from tunesmith.store.store import Store
+from tunesmith.store.tables import feedback, rollouts
 from tunesmith.store.tables import interactions as log
-from tunesmith.store.tables import rollouts
 
 LONGEST_S = 900.0  # a request that took longer is in no count: so far back is looked for those that have just ended
 _RECENT = 500  # requests of the others that say what is usual
-_ENDED = log.c.created + log.c.total_s
+_ended = log.c.created + log.c.total_s
 _FAILED = sa.or_(log.c.status >= 400, log.c.fallback.is_not(None))
 _KEY = sa.func.coalesce(log.c.user_key, log.c.conversation, log.c.id)
 _MEASURED = {"latency": log.c.total_s, "first_token": log.c.first_token_s, "cost": log.c.cost_usd, "tokens": log.c.completion_tokens}
@@ -152,7 +152,7 @@ class Rollouts:
             value, answered = _MEASURED[limit.measured], sa.not_(_FAILED)
             above = sa.or_(sa.and_(canary, value > limit.canary), sa.and_(sa.not_(canary), value > limit.others))
             columns += [_count(sa.and_(answered, value.is_not(None))), _count(sa.and_(answered, above))]
-        span = self._floor((_ENDED - since) / span_s).label("span")
+        span = self._floor((_ended - since) / span_s).label("span")
         side = sa.case((canary, 1), else_=0).label("side")
         query = sa.select(span, side, sa.func.count(), _count(_FAILED), *columns).where(*_of(rollout, since, until)).group_by(span, side)
         with self._store.reading() as connection:
@@ -176,14 +176,28 @@ class Rollouts:
     def answers(self, rollout: Rollout, since: float, until: float, most: int) -> list[Answered]:
         """Answered requests of the same span, of each side the first `most`, in the order of their ends."""
         canary = log.c.variant == rollout.canary
-        columns = (_ENDED.label("ended"), _KEY.label("key"), log.c.answer, log.c.tool_calls, log.c.finish_reason)
+        columns = (_ended.label("ended"), _KEY.label("key"), log.c.answer, log.c.tool_calls, log.c.finish_reason)
         found = []
         with self._store.reading() as connection:
             for own in (True, False):
                 where = [*_of(rollout, since, until), sa.not_(_FAILED), canary if own else sa.not_(canary)]
-                for row in connection.execute(sa.select(*columns).where(*where).order_by(_ENDED).limit(most)):
+                for row in connection.execute(sa.select(*columns).where(*where).order_by(_ended).limit(most)):
                     found.append(Answered(own, row.ended, row.key, row.answer, row.tool_calls, row.finish_reason))
         return sorted(found, key=lambda each: each.ended)
+
+    def said(self, rollout: Rollout, since: float, until: float, span_s: float, kind: str, name: str) -> list[tuple[int, bool, int, float]]:
+        """What came in after `since` and until `until` about requests of the rollout, whenever these were: (span, whether of the canary,
+        how many words, the sum of 1 - value), values below 0 and above 1 taken as these."""
+        span = self._floor((feedback.c.received - since) / span_s).label("span")
+        side = sa.case((log.c.variant == rollout.canary, 1), else_=0).label("side")
+        number = feedback.c.number
+        bad = sa.func.sum(sa.case((number < 0, 1.0), (number > 1, 0.0), else_=1.0 - number))
+        where = [feedback.c.received > since, feedback.c.received <= until, feedback.c.kind == kind, number.is_not(None)]
+        where += [feedback.c.name == name] if name else []
+        query = sa.select(span, side, sa.func.count(), bad).where(*where, *_in(rollout)).group_by(span, side)
+        with self._store.reading() as connection:
+            rows = connection.execute(query.join_from(feedback, log, feedback.c.interaction == log.c.id)).all()
+        return [(int(row[0]), bool(row[1]), row[2], float(row[3])) for row in rows]
 
     def usual_answers(self, rollout: Rollout, until: float, most: int) -> list[str]:
         """The newest answers of the others, whose words are their whole: no calls of tools."""
@@ -255,17 +269,13 @@ def _count(condition: Any) -> Any:
 
 def _of(rollout: Rollout, since: float, until: float) -> list[sa.ColumnElement[bool]]:
     """The requests of a rollout that ended in that time."""
-    table = log.c
-    return [
-        table.alias == rollout.alias,
-        table.created > since - LONGEST_S,
-        table.created <= until,
-        since < _ENDED,
-        until >= _ENDED,
-        table.variant.in_([variant.name for variant in rollout.variants]),
-        table.deployment >= rollout.first,
-        table.propensity.is_not(None),
-    ]
+    return [*_in(rollout), log.c.created > since - LONGEST_S, log.c.created <= until, _ended > since, _ended <= until]
+
+
+def _in(rollout: Rollout) -> list[sa.ColumnElement[bool]]:
+    """The requests that a rollout assigned, to the canary or to the others."""
+    names = [variant.name for variant in rollout.variants]
+    return [log.c.alias == rollout.alias, log.c.variant.in_(names), log.c.deployment >= rollout.first, log.c.propensity.is_not(None)]
 
 
 def _others(rollout: Rollout, until: float) -> list[sa.ColumnElement[bool]]:
