@@ -31,7 +31,7 @@ from tunesmith.deploy.strategy import AskedState, choose
 from tunesmith.flow.rollouts import correlation
 from tunesmith.store.rollouts import Spread
 
-HEADLINES = ("canary_false_rollback", "canary_requests_at_30", "rollback_reaches_ms")
+NAMES = ("canary_false_rollback", "canary_requests_at_30", "rollback_reaches_ms")
 PAGE = ROOT / "docs" / "rollouts.md"
 PLAN = RolloutPlan(steps=(0.05, 1.0), step_s=1e9)  # stays at 5 %: what is measured is whether it is taken back
 MINUTES, A_MINUTE, LOOK_S = 25, 1000, 5.0
@@ -313,13 +313,10 @@ def with_postgres(work: Callable[[str], Floats]) -> Floats | None:
         return work(url)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=2000)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the runs, and nothing is written")
-    options, _ = parser.parse_known_args()
+def simulate(runs: int = 2000, *, writes: bool = True) -> None:
+    """Simulate, measure, print the headlines and write the page's section."""
     began = time.process_time()
-    rows, headlines = simulated(options.runs // 10 if options.quick else options.runs)
+    rows, headlines = simulated(runs)
     used = time.process_time() - began
     times = {"SQLite": reached(None, 20), "PostgreSQL": with_postgres(lambda url: reached(url, 20))}
     reach = [
@@ -341,9 +338,9 @@ def main() -> None:
         + table(["store", "in force, median", "most", "answered, median", "most"], reach)
         + "\n\n"
         + "\n".join(f"`{line}`  " for line in lines)
-        + f"\n\nMachine: {machine()}, {used:.0f} CPU-seconds for the simulation. Again: `python -m benchmarks live_canary`."
+        + f"\n\nMachine: {machine()}, {used:.0f} CPU-seconds for the simulation. Again: `python -m benchmarks.live_canary`."
     )
-    if not options.quick:
+    if writes:
         write(body)
 
 
@@ -358,6 +355,14 @@ def write(body: str) -> None:
     page = PAGE.read_text("utf-8")
     head, _, rest = page.partition("<!-- simulated -->")
     PAGE.write_text(f"{head}<!-- simulated -->\n{body}\n<!-- /simulated -->{rest.partition('<!-- /simulated -->')[2]}", "utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=2000)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the runs, and nothing is written")
+    options = parser.parse_args()
+    simulate(options.runs // 10 if options.quick else options.runs, writes=not options.quick)
 
 
 if __name__ == "__main__":

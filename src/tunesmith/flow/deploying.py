@@ -96,6 +96,12 @@ def joined(alias: str, word: str, models: Models, store: Store, role: Role, *, t
             allowed="an alias that is deployed",
             remedy=f"tunesmith deploy {alias} MODEL",
         )
+    if before.enrolment is not None:
+        raise UsageError(
+            f"'{alias}' is under the experiment '{before.enrolment.experiment}'",
+            allowed="an alias that is under none",
+            remedy=f"tunesmith ab stop {alias}",
+        )
     strategy = _STRATEGIES[role.role]
     if before.strategy != strategy and len(before.variants) > 1:
         raise UsageError(
