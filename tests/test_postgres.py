@@ -249,6 +249,7 @@ def test_experiments_are_added_up_there_too(database, tmp_path):
     store.close()
 
 
+@pytest.mark.slow
 def test_a_rollout_counts_and_is_taken_back_by_one_of_two_servers(database, tmp_path):
     from tunesmith.core.rollout import RolloutPlan
     from tunesmith.flow.rollouts import canary, look, status

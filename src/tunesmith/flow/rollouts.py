@@ -228,9 +228,9 @@ def _counted(rollout: Rollout, rollouts: Rollouts, now: float) -> RolloutState:
             if name in plan.guardrails:
                 counts[side.span][name][place : place + 2] = [n, bad]
     for name in plan.guardrails:
-        for span, own_side, n, bad in rollouts.said(rollout, state.cut, until, span_s, *said) if (said := feedback_of(name)) else ():
+        for span, own_side, words, wrong in rollouts.said(rollout, state.cut, until, span_s, *said) if (said := feedback_of(name)) else ():
             place = 0 if own_side else 2
-            counts[span][name][place : place + 2] = [n, bad]
+            counts[span][name][place : place + 2] = [words, wrong]
     if {"malformed", "refusals"} & plan.guardrails.keys():
         for (span, name), answered in _read(rollout, rollouts.answers(rollout, state.cut, until, _READ), state, span_s).items():
             counts[span][name] = answered
