@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import httpx
+import pyarrow.parquet as pq
 import pytest
 
 from api_parts import running_server
+from tunesmith.cli import app
+from tunesmith.cli.shared import guarded
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.types import Interaction, Message, ShadowAnswer, ToolCall
 from tunesmith.deploy.serve_config import LogConfig
@@ -102,3 +106,31 @@ def test_old_rows_go_with_what_hangs_on_them_and_counts_stay(tmp_path):
 def test_settings_that_mean_nothing_are_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         LogConfig(**wrong)
+
+
+def test_the_log_is_exported_as_it_is(tmp_path, capsys):
+    (tmp_path / "tunesmith.yaml").write_text("name: shop\nsources: [{path: rows.jsonl}]\nbase: echo\nstore: store\n")
+    store = Store.open(tmp_path / "store")
+    write(InteractionLog(store), [row(i, alias="ab"[i % 2], status=200 if i else 500, cost_usd=0.5 if i else None) for i in range(5)])
+
+    def export(name, *words, code=0):
+        assert (
+            guarded(app, ["monitor", "export", str(tmp_path / name), "--config", str(tmp_path / "tunesmith.yaml"), "--json", *words])
+            == code
+        )
+        return json.loads(capsys.readouterr().out)
+
+    assert export("all.parquet")["requests"] == 5
+    rows = pq.read_table(tmp_path / "all.parquet").to_pylist()
+    assert [(each["id"], each["status"], each["cost_usd"], json.loads(each["messages"])[0]["role"]) for each in rows] == [
+        (f"chatcmpl-{i}", 200 if i else 500, 0.5 if i else None, "user") for i in range(5)
+    ]
+    assert export("some.jsonl", "--where", "alias=b,user=u3")["requests"] == 1
+    (only,) = (json.loads(line) for line in (tmp_path / "some.jsonl").read_text().splitlines())
+    assert only == rows[3]
+    assert export("none.parquet", "--where", "alias=nobody")["requests"] == 0
+    assert pq.read_schema(tmp_path / "none.parquet") == pq.read_schema(tmp_path / "all.parquet")
+    assert ".parquet, .jsonl" in export("log.csv", code=2)["error"]["message"]
+    assert "alias" in export("log.jsonl", "--where", "aliass=x", code=2)["error"]["message"]
+    assert not (tmp_path / "log.jsonl").exists()
+    store.close()

@@ -66,20 +66,52 @@ def test_the_log_of_requests_is_read_back_by_monitoring(database, tmp_path):
     assert (found["requests"], found["completion_tokens"]) == (1, 2), "the same request is logged once"
 
 
+@pytest.mark.slow
+def test_a_person_is_forgotten(database, tmp_path):
+    from tunesmith.flow.forgetting import forget
+    from tunesmith.store.chats import Chats
+    from tunesmith.store.interactions import InteractionLog, Interactions
+
+    store = Store.open(tmp_path, url=database)
+    log = InteractionLog(store, at_once=False)
+
+    async def write():
+        for i, user in enumerate(("anna-4711", "bert-0815", "anna-4711")):
+            await log.write(
+                Interaction(
+                    id=f"chatcmpl-{i:012}", created=1.0, alias="a", variant="v", messages=(Message(role="user", content=f"I am {user} {i}"),),
+                    answer=f"hello {user}, nice to meet you", finish_reason="stop", prompt_tokens=3, completion_tokens=2, first_token_s=0.1,
+                    total_s=0.2, user_key=user,
+                )
+            )  # fmt: skip
+
+    asyncio.run(write())
+    log.close()
+    for i in range(2):
+        turns = [{"role": "user", "content": "x"}]
+        Chats(store).put({"id": f"chatcmpl-{i:012}", "model": "a"}, project="", created=1.0, metadata=None, messages=turns)
+    receipt = forget(store, "anna-4711")
+    assert (receipt.rows, receipt.left) == ({"chats": 1, "interactions": 2}, ())
+    assert "archived write-ahead log" in receipt.backups
+    assert [each.user_key for each in Interactions(store).answered({})] == ["bert-0815"]
+    store.close()
+
+
 def test_a_database_that_is_not_there_is_one_clear_error(tmp_path):
     pytest.importorskip("psycopg")
     with pytest.raises(StoreError, match="cannot be opened"):
         Store.open(tmp_path, url="postgresql+psycopg://nobody@127.0.0.1:9/none")
 
 
-def test_monitoring_says_that_the_database_is_away(tmp_path, capsys):
+@pytest.mark.parametrize("words", [["status"], ["forget", "somebody", "--yes"]])
+def test_monitoring_says_that_the_database_is_away(tmp_path, capsys, words):
     pytest.importorskip("psycopg")
     from tunesmith.cli import app
     from tunesmith.cli.shared import guarded
 
     database = f"postgresql+psycopg://tester:{PASSWORD}@127.0.0.1:9/none"
     (tmp_path / "tunesmith.yaml").write_text(PROJECT.format(base="echo", database=database))
-    assert guarded(app, ["monitor", "status", "--config", str(tmp_path / "tunesmith.yaml")]) == 1
+    assert guarded(app, ["monitor", *words, "--config", str(tmp_path / "tunesmith.yaml")]) == 1
     said = capsys.readouterr().err
     assert "the store cannot be opened" in said
     assert "look whether the database runs" in said

@@ -9,6 +9,7 @@ import typer
 
 from tunesmith.cli.serving import monitor_app
 from tunesmith.cli.shared import Json, emit, file_option
+from tunesmith.core.counted import counted
 
 
 @monitor_app.command("forget")
@@ -60,3 +61,27 @@ def dashboards(
 
     written = write(to)
     emit({"written": [str(path) for path in written]}, as_json, "\n".join(f"wrote {path}" for path in written))
+
+
+@monitor_app.command("export")
+def export(
+    file: Annotated[Path, typer.Argument(help="Where to: a .parquet or a .jsonl file.")],
+    fitting: Annotated[
+        str, typer.Option("--where", metavar="CONDITIONS", help="Which requests, as in log:CONDITIONS: alias=my-model,since=7d.")
+    ] = "",
+    config: file_option = Path("tunesmith.yaml"),
+    as_json: Json = False,
+) -> None:
+    """Write the log of requests, a row a request however it ended, with the columns of the table.
+
+    Example: tunesmith monitor export requests.parquet --where alias=my-model,since=7d
+    """
+    from tunesmith.flow.logged import export as write
+    from tunesmith.flow.project import load_project, open_store
+
+    store = open_store(load_project(config), config.resolve().parent)
+    try:
+        count = write(store, fitting, file)
+    finally:
+        store.close()
+    emit({"written": str(file), "requests": count}, as_json, f"wrote {counted(count, 'request')} to {file}")

@@ -14,11 +14,14 @@ import datetime
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from tunesmith.core.errors import UsageError, nearest
+from tunesmith.core.rows import write_jsonl
+from tunesmith.core.table_file import write_table
 from tunesmith.store.interactions import Interactions
 from tunesmith.store.store import Store
 
@@ -54,6 +57,20 @@ def seconds_of(text: str) -> float:
         return datetime.datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError) as error:
         raise UsageError(f"'{text[:40]}' is no time", allowed="a date such as 2026-05-01, or a time ago: 30m, 12h, 7d, 2w") from error
+
+
+def export(store: Store, text: str, file: Path) -> int:
+    """Write the requests that fit the conditions, however they ended, to a `.parquet` or `.jsonl` file, a column each as in the table; how
+    many. Raises UsageError for another kind of file, and for what is no condition."""
+    if file.suffix not in (".parquet", ".jsonl"):
+        raise UsageError(f"'{file.name}' is no kind of file that the log is written to", allowed=".parquet, .jsonl")
+    wanted = conditions(text)
+    if "limit" in wanted:
+        raise UsageError("an export has no limit", where=f"log:{text[:80]}", allowed=", ".join(key for key in KEYS if key != "limit"))
+    equal = {column: wanted[key] for key, column in _EQUAL.items() if key in wanted}
+    times = {key: seconds_of(wanted[key]) for key in ("since", "until") if key in wanted}
+    rows = Interactions(store).rows(equal, **times)
+    return write_jsonl(file, rows) if file.suffix == ".jsonl" else write_table(file, rows, like=Interactions.columns())
 
 
 def logged(text: str, store: Store) -> Iterator[dict[str, Any]]:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import lru_cache
 from itertools import chain
 from operator import attrgetter
@@ -191,6 +192,22 @@ class Interactions:
         query = sa.select(interactions).where(*where).order_by(table.created.desc(), table.id.desc()).limit(limit)
         with self._store.reading() as connection:
             return [_interaction(row) for row in connection.execute(query).mappings()][::-1]
+
+    @staticmethod
+    def columns() -> dict[str, type]:
+        """The columns of a row, and what stands in them where they are not empty."""
+        return {column.name: column.type.python_type for column in interactions.columns}
+
+    def rows(self, equal: Mapping[str, str], *, since: float = 0.0, until: float = math.inf) -> Iterator[dict[str, Any]]:
+        """Every request that fits, however it ended, oldest first, as the table has it: messages, calls and sources are JSON. Read some
+        thousand at a time; what is written meanwhile is not among them."""
+        table = interactions.c
+        where = [table.created >= since, *([table.created < until] if until < math.inf else [])]
+        where += [table[name] == value for name, value in equal.items()]
+        query = sa.select(interactions).where(*where).order_by(table.created, table.id)
+        with self._store.snapshot() as connection:
+            for row in connection.execute(query, execution_options={"yield_per": 4000}).mappings():
+                yield {str(name): value for name, value in row.items()}
 
     def count(
         self,
