@@ -9,9 +9,11 @@ import json
 import math
 import random
 
+import msgspec
 import numpy as np
 import pytest
 
+from tunesmith.api.app import create_app, running
 from tunesmith.cli import app
 from tunesmith.cli.shared import guarded
 from tunesmith.core.errors import ConfigError, DataError
@@ -20,11 +22,13 @@ from tunesmith.core.stats.charts import Cusum
 from tunesmith.core.stats.martingale import ReferenceMartingale
 from tunesmith.core.stats.two_sample import mmd_test, names_test, numbers_test
 from tunesmith.core.types import Interaction, Message
+from tunesmith.models.echo import EchoModel
 from tunesmith.monitor.drift import DriftReference, form, script
 from tunesmith.monitor.quality import ScoredAnswer, quality_chart
 from tunesmith.monitor.settings import Monitor
 from tunesmith.store.feedback import FeedbackLog
 from tunesmith.store.interactions import InteractionLog
+from tunesmith.store.quality import QualityScores
 from tunesmith.store.store import Store
 
 DAY = 86_400.0
@@ -249,6 +253,32 @@ def test_quality_of_an_alias_is_charted_scored_once_and_broken_by_another_judge(
     assert other["fresh"] == 200, "another criterion is another instrument: the golden answers are scored anew"
     assert guarded(app, ["monitor", "quality", "--look", "--config", str(place / "tunesmith.yaml")]) == 3
     assert "FELL on" in capsys.readouterr().out
+
+
+class Moody(EchoModel):
+    """A judge of another server, whose mind changes and whose name does not."""
+
+    mood = 5
+
+    def answer(self, prompts, sampling, on_answer=None):
+        return [msgspec.structs.replace(answer, text=f"[[{self.mood}]]") for answer in super().answer(prompts, sampling, on_answer)]
+
+
+@pytest.mark.slow
+def test_a_judge_that_changes_without_a_word_is_found_by_the_golden_answers(place, capsys):
+    judge = Moody("moody")
+    with running(create_app({"moody": judge})) as url:
+        words = ["--monitor.metrics", json.dumps({"kind": {"judge": f"{url}#moody", "criterion": "Is it kind?"}}), "--monitor.sample", "2"]
+        first = asked(place, "quality", *words, code=0, capsys=capsys)
+        again = asked(place, "quality", *words, "--monitor.golden_days", "0", code=0, capsys=capsys)
+        assert (again["fresh"], again["charts"]) == (20, first["charts"]), "the golden answers were scored anew, and nothing has changed"
+        judge.mood = 2
+        assert asked(place, "quality", *words, "--monitor.golden_days", "0", code=0, capsys=capsys)["fresh"] == 20
+    store = Store.open(place / ".tunesmith")
+    kept = QualityScores(store).of("bot", "kind")
+    store.close()
+    golden = {score.instrument.partition("#")[2]: score.value for score in kept if score.golden}
+    assert golden == {"": 1.0, "3": 0.25}
 
 
 @pytest.mark.parametrize("wrong", [{"window": 5}, {"alpha": 1.0}, {"shift": 0.0}])

@@ -5,7 +5,6 @@ nothing about how drift or quality are measured (`monitor/` does).
 from __future__ import annotations
 
 import datetime
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,11 +14,12 @@ import numpy as np
 from tunesmith.core.counted import counted
 from tunesmith.core.errors import DataError, MissingExtra
 from tunesmith.core.load import need
-from tunesmith.core.types import Answer, Example, Interaction, Record, digest, example_id
+from tunesmith.core.types import Answer, Example, Interaction, Record, digest
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.flow.datasets.vectors import at_hand, embed
 from tunesmith.flow.evaluation.metrics import build
 from tunesmith.flow.evaluation.run import Bench
+from tunesmith.flow.scoring import Scorer, asked
 from tunesmith.models.catalog import Catalog
 from tunesmith.monitor.drift import LEAST, DriftReference, Vectors, WindowDrift
 from tunesmith.monitor.quality import ChartSettings, QualityChart, ScoredAnswer, quality_chart
@@ -182,7 +182,7 @@ def quality_of(alias: str, at: Bench, settings: Monitor, *, score: bool = True) 
     labels = _labels(at, [row.id for row in sampled])
     for name, options in settings.metrics.items():
         if score:
-            fresh += _score(name, options, alias, golden, sampled, at, kept)
+            fresh += Scorer(name, options, alias, at, settings).score(golden, sampled)
         charts[name] = _chart(kept.of(alias, name), labels, _settings(build(name, options), settings))
     return QualityReport(alias=alias, charts=charts, fresh=fresh)
 
@@ -202,46 +202,7 @@ def _golden(sampled: list[Interaction], at: Bench, settings: Monitor) -> tuple[l
         rows = at.reader.find(settings.golden).examples()
         return [(row.id, row, Answer(text=row.answer)) for row in rows], sampled
     taken = min(settings.baseline, len(sampled) // 2)
-    return [(row.id, *_asked(row)) for row in sampled[:taken]], sampled[taken:]
-
-
-def _asked(row: Interaction) -> tuple[Example, Answer]:
-    example = Example(id=example_id(row.messages), messages=row.messages, reference="", origin=f"interaction:{row.id}")
-    return example, Answer(text=row.answer, tool_calls=row.tool_calls, completion_tokens=row.completion_tokens, total_s=row.total_s)
-
-
-def _score(
-    name: str,
-    options: Mapping[str, Any],
-    alias: str,
-    golden: Sequence[tuple[str, Example, Answer]],
-    sampled: Sequence[Interaction],
-    at: Bench,
-    kept: QualityScores,
-) -> int:
-    """Score what is not scored yet; how many answers that were."""
-    instrument = f"{name}@{digest(name, options, _weights(options, at), size=4)}"
-    there = kept.of(alias, name)
-    by_now = {score.interaction for score in there if not score.golden}
-    by_this = {score.interaction for score in there if score.golden and score.instrument == instrument}
-    metric = build(name, options, at.models, at.store.layout.evaluations / "answers")
-    waiting = [(True, id, example, answer, 0.0) for id, example, answer in golden if id not in by_this]
-    waiting += [(False, row.id, *_asked(row), row.created) for row in sampled if row.id not in by_now]
-    scores = metric.rows([example for _, _, example, _, _ in waiting], [answer for *_, answer, _ in waiting])
-    now = time.time()
-    kept.put([
-        KeptScore(
-            interaction=id, instrument=instrument, alias=alias, metric=name, answered=answered, scored=now, golden=is_golden,
-            value=None if score.value is None else (score.value - metric.low) / (metric.high - metric.low),
-        )
-        for (is_golden, id, _, _, answered), score in zip(waiting, scores, strict=True)
-    ])  # fmt: skip
-    return len(waiting)
-
-
-def _weights(options: Mapping[str, Any], at: Bench) -> str:
-    """What names a judge's weights; empty for a metric that asks nobody."""
-    return at.models.resolve(str(options["judge"])).digest if "judge" in options else ""
+    return [(row.id, *asked(row)) for row in sampled[:taken]], sampled[taken:]
 
 
 def _settings(metric: Metric, settings: Monitor) -> ChartSettings:

@@ -18,8 +18,9 @@ class Monitor(Record, frozen=True):
     Drift: questions and answers in windows of `window` chats, against the first `baseline` chats of the log or the rows of `reference`.
     `vectors`: by the catalogue's encoder (`auto`: where it is on this machine), or by words alone. `alpha` is the chance that a quiet
     window is an alarm. Quality: each day's `sample` of answers is scored by `metrics`, name → options, as evaluations do (a judge has
-    `judge` and `criterion`), and held against golden answers: the first `baseline` of the sample, or the rows of `golden`. `shift` is
-    the fall of the mean that is to be seen, as a share of the scale; of quiet charts `false_share` are an alarm within `days`.
+    `judge` and `criterion`), and held against golden answers: the first `baseline` of the sample, or the rows of `golden`, which a
+    judge scores anew every `golden_days`. `shift` is the fall of the mean that is to be seen, as a share of the scale; of quiet charts
+    `false_share` are an alarm within `days`.
     """
 
     window: int = 200
@@ -30,12 +31,13 @@ class Monitor(Record, frozen=True):
     sample: int = 50
     metrics: dict[str, dict[str, Any]] = msgspec.field(default_factory=lambda: {"refusal": {}})
     golden: str = ""
+    golden_days: float = 30.0
     shift: float = 0.1
     days: int = 90
     false_share: float = 0.02
 
     def __post_init__(self) -> None:
-        for name, least in (("window", 20), ("baseline", 100), ("sample", 1), ("days", 1)):
+        for name, least in (("window", 20), ("baseline", 100), ("sample", 1), ("days", 1), ("golden_days", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"'{name}' is {getattr(self, name)}", where=f"monitor.{name}", allowed=f"{least} or more")
         for name in ("alpha", "shift", "false_share"):
