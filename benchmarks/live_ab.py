@@ -25,7 +25,7 @@ from tunesmith.deploy import experiment as ab
 from tunesmith.deploy.looking import SeenArms, look
 from tunesmith.deploy.strategy import AskedState, choose
 
-NAMES = ("ab_false_verdicts", "ab_anytime_power", "days_at_50_a_day")
+HEADLINES = ("ab_false_verdicts", "ab_anytime_power", "days_at_50_a_day")
 PAGE = ROOT / "docs" / "experiments.md"
 CHUNK = 100
 Floats = NDArray[np.float64]
@@ -362,13 +362,13 @@ def simulate(names: list[str] | None = None, runs: int = 2000) -> None:
 
 
 def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []])
-    parser.add_argument("--runs", type=int, default=2000)
-    asked = parser.parse_args()
-    simulate(asked.parts, asked.runs)
+    """Simulate all parts."""
+    simulate()
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("parts", nargs="*")
+    parser.add_argument("--runs", type=int, default=2000)
+    asked = parser.parse_args()
+    simulate(asked.parts, asked.runs)

@@ -32,7 +32,7 @@ from tunesmith.models.upstream import Upstream
 from tunesmith.store.deployments import Deployments
 from tunesmith.store.experiments import Experiments
 from tunesmith.store.store import Store
-from tunesmith.store.tables import feedback, interactions
+from tunesmith.store.tables import feedback, interactions, quality_scores
 
 openai = pytest.importorskip("openai")
 RATE = metric_of("outcome:solved")
@@ -360,6 +360,7 @@ def test_an_experiment_from_begin_to_end_while_clients_go_on(place, call):
         assert "too few to say anything" in words
         for wrong, expected in {
             ("ab", "start", "shop", "a", "b", "--metric", "errors"): f"under the experiment {number}",
+            ("deploy", "shop", "broken", "--canary", "0.1"): "would end it",
             ("ab", "stop", "shop"): "--promote ARM, or --keep",
             ("ab", "stop", "shop", "--promote", "c"): "a, b",
         }.items():
@@ -473,6 +474,7 @@ def test_what_cannot_be_begun_is_one_error(place, call):
     start = ("ab", "start", "pair", "a", "b", "--metric")
     for words, expected in {
         (*start, "latncy"): "did you mean 'latency'",
+        (*start, "quality"): "of which metric",
         (*start, "latency,missing=0"): "known of every request",
         (*start, "score:x,missing=nan"): "no number",
         (*start, "score:x,best"): "NAME[,lower|higher]",
@@ -536,6 +538,11 @@ def check_sums(store):
         assert sums[arm].unit_scale
     assert Experiments(store).units(made.id) == {"a": (10, 20), "b": (10, 20)}
     assert Experiments(store).mixed(made.id) == 0
+    with store.writing() as connection:
+        base = {"instrument": "i", "alias": "bot", "metric": "exact", "answered": 1.0, "scored": 1.0, "golden": False}
+        connection.execute(sa.insert(quality_scores), [{**base, "interaction": f"r{i}", "value": 0.25 * (i % 2)} for i in range(30, 40)])
+    scored = {each.variant: each.values[:3] for each in Experiments(store).sums(made, [metric_of("quality:exact")])}
+    assert scored == {"a": (5.0, 5.0, 0.0), "b": (5.0, 5.0, 1.25)}
     parts = {(each.variant, each.slice): each for each in Experiments(store).sums(made, [metric_of("errors"), RATE], by="prompt")}
     assert {name for _, name in parts} == {"< 200 tokens"}
     assert Experiments(store).traffic("bot", RATE, 0.0) == (None, None), "nothing of it was deployed"

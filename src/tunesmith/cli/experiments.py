@@ -20,8 +20,8 @@ _Metrics = Annotated[
     list[str],
     typer.Option(
         "--metric",
-        help="errors, fallbacks, cut, latency, first_token, tokens, cost, thumbs, score:NAME, outcome:NAME; with ,lower|higher and "
-        ",missing=NUMBER. The first is the primary one.",
+        help="errors, fallbacks, cut, latency, first_token, tokens, cost, thumbs, score:NAME, outcome:NAME, quality:METRIC; with "
+        ",lower|higher and ,missing=NUMBER. The first is the primary one.",
     ),
 ]
 

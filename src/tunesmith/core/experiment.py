@@ -21,8 +21,9 @@ AMOUNTS = {
     "tokens": "tokens of the answer",
     "cost": "US dollars, of requests whose price is known",
 }
-# What people or judges said of it (`tunesmith feedback`, POST /v1/feedback), with a name where it has one: score:helpful.
-SAID = ("thumbs", "score", "outcome")
+# What people or judges said of it (`tunesmith feedback`, POST /v1/feedback), with a name where it has one: score:helpful; and what
+# `tunesmith monitor quality` scored of a sample of the answers, with the name of its metric: quality:exact_match.
+SAID = ("thumbs", "score", "outcome", "quality")
 DEFAULT_TOLERANCE = 1.25
 DEFAULT_GUARDRAILS = ("errors", "fallbacks", "latency")
 COVARIATES = ("earlier", "prompt_tokens")
@@ -59,7 +60,11 @@ def metric_of(word: str) -> ExperimentMetric:
     name, *settings = word.split(",")
     if name not in EVENTS and name not in AMOUNTS and name.partition(":")[0] not in SAID:
         known = [*EVENTS, *AMOUNTS, *SAID]
-        raise UsageError(f"no metric '{name}'", allowed=f"{', '.join(known)}; score:NAME, outcome:NAME", remedy=nearest(name, known))
+        raise UsageError(
+            f"no metric '{name}'", allowed=f"{', '.join(known)}; score:NAME, outcome:NAME, quality:METRIC", remedy=nearest(name, known)
+        )
+    if name == "quality":
+        raise UsageError("'quality' of which metric is not said", allowed="quality:METRIC, as tunesmith monitor quality has it")
     values: dict[str, Any] = {"better": "higher" if name.partition(":")[0] in SAID else "lower"}
     for setting in settings:
         if setting in ("lower", "higher"):

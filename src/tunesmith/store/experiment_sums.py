@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from tunesmith.core.experiment import Experiment, ExperimentMetric
 from tunesmith.core.types import Record
-from tunesmith.store.tables import feedback, shadow_answers
+from tunesmith.store.tables import feedback, quality_scores, shadow_answers
 from tunesmith.store.tables import interactions as log
 
 UNIT = sa.func.coalesce(log.c.user_key, log.c.conversation, log.c.id)
@@ -95,7 +95,11 @@ def pair_sums(connection: sa.Connection, experiment: Experiment, metric: Experim
 
 
 def _said(kind: str, name: str) -> Any:
-    """The last number that was said of a request under a kind and a name; NULL where none was."""
+    """The last number that was said of a request under a kind and a name, or scored by a metric (`quality`); NULL where none was."""
+    if kind == "quality":
+        scores = sa.select(quality_scores.c.value).where(quality_scores.c.interaction == log.c.id, quality_scores.c.metric == name)
+        last = scores.where(quality_scores.c.value.is_not(None)).order_by(quality_scores.c.scored.desc()).limit(1)
+        return last.correlate(log).scalar_subquery()
     words = sa.select(feedback.c.number).where(feedback.c.interaction == log.c.id, feedback.c.kind == kind, feedback.c.name == name)
     last = words.where(feedback.c.number.is_not(None)).order_by(feedback.c.seq.desc()).limit(1)
     return last.correlate(log).scalar_subquery()
