@@ -162,7 +162,7 @@ def test_clients_cannot_see_their_arm_and_the_log_can(place, two, stream):
     place.put(alias, "split", a=0.5, b=0.5)
     seen = {user: ask(two[0], alias, user=user, stream=stream) for user in map(str, range(12))}
     assert {words[0] for words, _ in seen.values()} == {"A", "B"}
-    assert {shown for _, shown in seen.values()} == {(alias, next(iter(seen.values()))[1][1], "chatcmpl-", 41)}
+    assert {shown for _, shown in seen.values()} == {(alias, next(iter(seen.values()))[1][1], "chatcmpl-", 45)}
     assert {ask(two[1], alias, user=user)[0] for user in seen} == {words for words, _ in seen.values()}
     for row in place.rows(alias):
         assert (row.variant.upper(), row.propensity, row.strategy, row.fallback) == (row.answer[0], 0.5, "split", None)
