@@ -1,5 +1,4 @@
-"""`python -m benchmarks [NAME …]`: run the named benchmarks (all without a name; `live`: every `live_…`). A benchmark is a module here
-with `main()`."""
+"""`python -m benchmarks [NAME …]`: run the named benchmarks (all without a name). A benchmark is a module here with `main()`."""
 
 from __future__ import annotations
 
@@ -18,15 +17,9 @@ def names() -> list[str]:
     return [name for name in found if hasattr(importlib.import_module(f"benchmarks.{name}"), "HEADLINES")]
 
 
-def _group(word: str, known: list[str]) -> list[str]:
-    """The benchmarks of a group: `live` is every `live_…`."""
-    return [name for name in known if name.startswith(f"{word}_")]
-
-
 def main() -> int:
-    known = names()
-    wanted = [name for word in sys.argv[1:] for name in ([word] if word in known else _group(word, known) or [word])] or known
-    unknown = sorted(set(wanted) - set(known))
+    wanted = sys.argv[1:] or names()
+    unknown = sorted(set(wanted) - set(names()))
     if unknown:
         print(f"no benchmark {', '.join(unknown)}; there are: {', '.join(names())}", file=sys.stderr)
         return 2

@@ -25,7 +25,7 @@ from tunesmith.deploy import experiment as ab
 from tunesmith.deploy.looking import SeenArms, look
 from tunesmith.deploy.strategy import AskedState, choose
 
-HEADLINES = ("ab_false_verdicts", "ab_anytime_power", "days_at_50_a_day")
+NAMES = ("ab_false_verdicts", "ab_anytime_power", "days_at_50_a_day")
 PAGE = ROOT / "docs" / "experiments.md"
 CHUNK = 100
 Floats = NDArray[np.float64]

@@ -360,7 +360,7 @@ def test_an_experiment_from_begin_to_end_while_clients_go_on(place, call):
         assert "too few to say anything" in words
         for wrong, expected in {
             ("ab", "start", "shop", "a", "b", "--metric", "errors"): f"under the experiment {number}",
-            ("deploy", "shop", "broken", "--canary", "0.1"): "would end it",
+            ("deploy", "shop", "broken", "--canary", "0.1"): "is under the experiment",
             ("ab", "stop", "shop"): "--promote ARM, or --keep",
             ("ab", "stop", "shop", "--promote", "c"): "a, b",
         }.items():

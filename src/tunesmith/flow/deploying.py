@@ -100,15 +100,9 @@ def joined(alias: str, word: str, models: Models, store: Store, role: Role, *, t
         raise UsageError(
             f"'{alias}' is under the experiment '{before.enrolment.experiment}'",
             allowed="an alias that is under none",
-            remedy=f"tunesmith ab stop {alias}",
-        )
-    strategy = _STRATEGIES[role.role]
-    if before.enrolment is not None:
-        raise UsageError(
-            f"'{alias}' is under the experiment {before.enrolment.experiment}: a {role.role} beside it would end it",
-            allowed="an alias without one",
             remedy=f"tunesmith ab stop {alias} --keep, or --promote VARIANT",
         )
+    strategy = _STRATEGIES[role.role]
     if before.strategy != strategy and len(before.variants) > 1:
         raise UsageError(
             f"'{alias}' has the strategy {before.strategy} with the variants {', '.join(each.name for each in before.variants)}",
