@@ -22,6 +22,7 @@ from tunesmith.deploy.answer_form import learned_form, malformed
 from tunesmith.deploy.rollout import Block, advanced, begun, decide
 from tunesmith.flow.rollouts import correlation, look, look_at_all, status
 from tunesmith.store.feedback import FeedbackLog
+from tunesmith.store.quality import KeptScore, QualityScores
 from tunesmith.store.rollouts import Rollouts, Spread
 from tunesmith.store.runs import Runs
 from tunesmith.store.tables import interactions
@@ -270,7 +271,7 @@ def test_one_user_alone_ends_no_rollout(place, call):  # noqa: F811
 
 @pytest.mark.slow
 def test_what_is_said_of_answers_takes_a_worse_canary_back(place, call):  # noqa: F811
-    begin(call, "liked", "--steps", "10%,100%", "--guardrail", "thumbs=0.1", "--guardrail", "score:tone=0.1")
+    begin(call, "liked", "--steps", "10%,100%", "--guardrail", "quality:judge=0.1", "--guardrail", "score:tone=0.1")
     rollout = newest(place, "liked")
     rows(place, rollout, rollout.looked, 30)
     with place.store.reading() as connection:
@@ -279,7 +280,10 @@ def test_what_is_said_of_answers_takes_a_worse_canary_back(place, call):  # noqa
     for row in seen[-300:]:
         said = {"kind": "score", "name": "tone", "value": 0.2 if row.variant == "canary" else 0.9}
         words.put(Feedback(id=f"f-{row.id}", interaction=row.id, created=1.0, received=rollout.looked + 35, **said))
+    score = {"instrument": "i", "alias": "liked", "metric": "judge", "answered": 1.0, "scored": rollout.looked + 35, "golden": False}
+    QualityScores(place.store).put([KeptScore(interaction=row.id, value=0.7, **score) for row in seen])
     after = look(rollout, place.store, rollout.looked + 40)
+    assert after.state.guardrails["quality:judge"].seen == pytest.approx((60, 18, 540, 162))
     assert (after.status, "score:tone 24.0 of 30 against 27.0 of 270" in after.outcome) == ("rolled_back", True), after.outcome
 
 

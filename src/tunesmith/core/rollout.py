@@ -27,12 +27,13 @@ SHARES = ("errors", "malformed", "refusals")
 """Guardrails on the share of bad requests; the margin is how much larger it may become."""
 QUANTILES = ("latency", "first_token", "cost", "tokens")
 """Guardrails on a quantile (`latency_p95`); the margin is by which part of it the canary may be above the others."""
-FEEDBACK = ("thumbs", "score", "outcome")
-"""Guardrails on what was said of answers (`thumbs`, `score:NAME`, `outcome:NAME`), from 0 to 1; the margin is how much lower the mean may
-become."""
+RATINGS = ("thumbs", "score", "outcome", "quality")
+"""Guardrails on how answers were rated, from 0 to 1: by feedback (`thumbs`, `score:NAME`, `outcome:NAME`), or by the metric or judge that
+scores a sample of them (`quality:METRIC`); the margin is how much lower the mean may become."""
 _GUARDRAILS = {"errors": 0.01, "latency_p95": 0.2, "malformed": 0.02}
 _QUANTILE = re.compile(rf"({'|'.join(QUANTILES)})_p(\d\d)")
-_ALLOWED = f"{', '.join(SHARES)}, thumbs, score:NAME, outcome:NAME, or {', '.join(QUANTILES)} with _p50 to _p99, such as latency_p95"
+_RATED = "thumbs, score:NAME, outcome:NAME, quality:METRIC"
+_ALLOWED = f"{', '.join(SHARES)}, {_RATED}, or {', '.join(QUANTILES)} with _p50 to _p99, such as latency_p95"
 
 
 def quantile_of(name: str) -> tuple[str, float] | None:
@@ -41,10 +42,10 @@ def quantile_of(name: str) -> tuple[str, float] | None:
     return None if match is None else (match[1], int(match[2]) / 100)
 
 
-def feedback_of(name: str) -> tuple[str, str] | None:
-    """(kind, name) of what is said of answers, of a guardrail on that; None for another one."""
-    kind, _, said = name.partition(":")
-    return (kind, said) if kind in FEEDBACK and (bool(said) or kind == "thumbs") else None
+def rating_of(name: str) -> tuple[str, str] | None:
+    """(kind, name) of a guardrail on ratings; None for another one."""
+    kind, _, rated = name.partition(":")
+    return (kind, rated) if kind in RATINGS and (bool(rated) or kind == "thumbs") else None
 
 
 class RolloutPlan(Record, frozen=True):
@@ -92,8 +93,8 @@ def check_guardrails(guardrails: Iterable[tuple[str, float]]) -> None:
     for name, margin in given.items():
         where = f"deploy.rollout.guardrails.{name}"
         quantile = quantile_of(name)
-        if quantile is None and name not in SHARES and feedback_of(name) is None:
-            known = [*SHARES, *FEEDBACK, *(f"{each}_p95" for each in QUANTILES)]
+        if quantile is None and name not in SHARES and rating_of(name) is None:
+            known = [*SHARES, *RATINGS, *(f"{each}_p95" for each in QUANTILES)]
             raise ConfigError(f"no guardrail '{name}'", where=where, allowed=_ALLOWED, remedy=nearest(name, known))
         if quantile is not None and not quantile[1] >= 0.5:
             raise ConfigError(f"the quantile of '{name}'", where=where, allowed="_p50 to _p99")

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from tunesmith.core.config import convert, load, percent
 from tunesmith.core.deployment import Deployment, Variant
 from tunesmith.core.errors import ConfigError, GateRefused, NotFound, UsageError, nearest
-from tunesmith.core.rollout import OPEN, Counts, Rollout, RolloutPlan, RolloutState, feedback_of, quantile_of
+from tunesmith.core.rollout import OPEN, Counts, Rollout, RolloutPlan, RolloutState, quantile_of, rating_of
 from tunesmith.core.types import Answer, Example, Record
 from tunesmith.deploy.answer_form import LEAST, form_words, learned_form, malformed
 from tunesmith.deploy.rollout import Block, Decision, Standing, advanced, begun, decide, standings
@@ -228,7 +228,8 @@ def _counted(rollout: Rollout, rollouts: Rollouts, now: float) -> RolloutState:
             if name in plan.guardrails:
                 counts[side.span][name][place : place + 2] = [n, bad]
     for name in plan.guardrails:
-        for span, own_side, words, wrong in rollouts.said(rollout, state.cut, until, span_s, *said) if (said := feedback_of(name)) else ():
+        rating = rating_of(name)
+        for span, own_side, words, wrong in rollouts.rated(rollout, state.cut, until, span_s, *rating) if rating else ():
             place = 0 if own_side else 2
             counts[span][name][place : place + 2] = [words, wrong]
     if {"malformed", "refusals"} & plan.guardrails.keys():

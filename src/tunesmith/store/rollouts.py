@@ -15,7 +15,7 @@ from tunesmith.core.types import Record
 from tunesmith.store.deployments import put_version
 from tunesmith.store.paging import Row
 from tunesmith.store.store import Store
-from tunesmith.store.tables import feedback, rollouts
+from tunesmith.store.tables import feedback, quality_scores, rollouts
 from tunesmith.store.tables import interactions as log
 
 LONGEST_S = 900.0  # a request that took longer is in no count: so far back is looked for those that have just ended
@@ -185,18 +185,24 @@ class Rollouts:
                     found.append(Answered(own, row.ended, row.key, row.answer, row.tool_calls, row.finish_reason))
         return sorted(found, key=lambda each: each.ended)
 
-    def said(self, rollout: Rollout, since: float, until: float, span_s: float, kind: str, name: str) -> list[tuple[int, bool, int, float]]:
-        """What came in after `since` and until `until` about requests of the rollout, whenever these were: (span, whether of the canary,
-        how many words, the sum of 1 - value), values below 0 and above 1 taken as these."""
-        span = self._floor((feedback.c.received - since) / span_s).label("span")
+    def rated(
+        self, rollout: Rollout, since: float, until: float, span_s: float, kind: str, name: str
+    ) -> list[tuple[int, bool, int, float]]:
+        """The ratings that came in after `since` and until `until` of requests of the rollout, whenever these were: (span, whether of the
+        canary, how many ratings, the sum of 1 - value), values below 0 and above 1 taken as these."""
+        if kind == "quality":
+            came, number, interaction = quality_scores.c.scored, quality_scores.c.value, quality_scores.c.interaction
+            where = [quality_scores.c.metric == name, quality_scores.c.alias == rollout.alias, quality_scores.c.golden.is_(False)]
+        else:
+            came, number, interaction = feedback.c.received, feedback.c.number, feedback.c.interaction
+            where = [feedback.c.kind == kind, *([feedback.c.name == name] if name else [])]
+        span = self._floor((came - since) / span_s).label("span")
         side = sa.case((log.c.variant == rollout.canary, 1), else_=0).label("side")
-        number = feedback.c.number
         bad = sa.func.sum(sa.case((number < 0, 1.0), (number > 1, 0.0), else_=1.0 - number))
-        where = [feedback.c.received > since, feedback.c.received <= until, feedback.c.kind == kind, number.is_not(None)]
-        where += [feedback.c.name == name] if name else []
-        query = sa.select(span, side, sa.func.count(), bad).where(*where, *_in(rollout)).group_by(span, side)
+        where += [came > since, came <= until, number.is_not(None), *_in(rollout)]
+        query = sa.select(span, side, sa.func.count(), bad).where(*where).group_by(span, side)
         with self._store.reading() as connection:
-            rows = connection.execute(query.join_from(feedback, log, feedback.c.interaction == log.c.id)).all()
+            rows = connection.execute(query.join_from(interaction.table, log, interaction == log.c.id)).all()
         return [(int(row[0]), bool(row[1]), row[2], float(row[3])) for row in rows]
 
     def usual_answers(self, rollout: Rollout, until: float, most: int) -> list[str]:
