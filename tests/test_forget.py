@@ -9,6 +9,7 @@ import json
 import httpx
 import pyarrow.parquet as pq
 import pytest
+import sqlalchemy as sa
 
 from api_parts import running_server
 from tunesmith.cli import app
@@ -19,6 +20,7 @@ from tunesmith.core.rows import write_jsonl, write_parquet
 from tunesmith.core.types import Example, LedgerLine, Message
 from tunesmith.data import version as versions
 from tunesmith.monitor.status import status
+from tunesmith.store import tables
 from tunesmith.store.batches import Batches
 from tunesmith.store.files import Files
 from tunesmith.store.interactions import Interactions
@@ -84,6 +86,9 @@ def forgotten(tmp_path_factory):
     with_child = versions.freeze(folder / "store" / "datasets", {"train": [example(BERT, "x")]}, {"step": "later"}, parent=first.id)
     store = Store.open(folder / "store")
     split(store, asked[ANNA][0])
+    score = {"instrument": "m", "alias": "echo", "metric": "m", "answered": 1.0, "scored": 1.0, "golden": False}
+    with store.writing() as connection:
+        connection.execute(sa.insert(tables.quality_scores), [score | {"interaction": asked[user][0]} for user in (ANNA, BERT)])
     (folder / "store" / "judged").mkdir()
     write_jsonl(
         folder / "store" / "judged" / "said.jsonl", [{"row": "1", "text": f"{SECRET} anna"}, {"row": "2", "text": f"{SECRET} bert"}]
@@ -117,7 +122,7 @@ def split(store, number):
 def test_no_byte_of_the_store_is_about_them(forgotten):
     folder, asked, made = forgotten
     receipt = made["receipt"]
-    assert receipt["rows"] == {"interactions": 4, "chats": 1, "responses": 1, "feedback": 1}
+    assert receipt["rows"] == {"interactions": 4, "chats": 1, "responses": 1, "feedback": 1, "quality_scores": 1}
     assert [name.partition("/")[0] for name in receipt["files"]] == [made["batch"], "judged", "sources"]
     assert receipt["left"] == []
     assert receipt["searched_files"] > 8

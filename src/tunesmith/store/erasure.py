@@ -25,9 +25,7 @@ from tunesmith.store.tables import (
     files,
     interactions,
     metadata,
-    quality_scores,
     responses,
-    shadow_answers,
 )
 
 _AT_ONCE = 500
@@ -73,12 +71,8 @@ def erase(store: Store, person: Person) -> dict[str, int]:
     with store.exclusive() as connection:
         for table in (chats, responses, batch_lines):
             deleted[table.name] = _delete(connection, table, _about(connection, table, person))
-        for table, column in (
-            (feedback, feedback.c.interaction),
-            (shadow_answers, shadow_answers.c.interaction),
-            (quality_scores, quality_scores.c.interaction),
-        ):
-            where = [column.in_(part) for part in _parts(ids)]
+        for table in (table for table in metadata.sorted_tables if "interaction" in table.c):
+            where = [table.c.interaction.in_(part) for part in _parts(ids)]
             deleted[table.name] = sum(connection.execute(sa.delete(table).where(each)).rowcount for each in where)
         deleted[feedback.name] += connection.execute(sa.delete(feedback).where(feedback.c.by == person.user)).rowcount
         gone = connection.execute(sa.delete(interactions).where(interactions.c.user_key == person.user)).rowcount
@@ -119,7 +113,13 @@ def compact(store: Store) -> None:
             for statement in ("PRAGMA wal_checkpoint(TRUNCATE)", "VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"):
                 connection.exec_driver_sql(statement).close()
         else:
-            for table in (interactions, feedback, shadow_answers, chats, responses, batch_lines):
+            for table in (
+                interactions,
+                chats,
+                responses,
+                batch_lines,
+                *(table for table in metadata.sorted_tables if "interaction" in table.c),
+            ):
                 connection.exec_driver_sql(f"VACUUM FULL {table.name}")
 
 
