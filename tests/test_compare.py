@@ -165,8 +165,13 @@ def test_bounds_are_kept_and_unbounded_means_are_not() -> None:
     assert 0 < kept.a.low < kept.a.high <= 1
     assert 0 < kept.b.low < kept.b.high <= 1
     assert compare(scored(a, "x"), scored(b, "x")).metric("x") == kept
-    percent = [Score(example_id=s.example_id, metric="x", value=100 * s.value) for s in scored(b, "x")]
-    assert compare(percent, percent).metric("x").b.high > 100
+    percent = [Score(example_id=s.example_id, metric="x", value=100 * s.value) for s in scored(b * 4, "x")]
+    assert compare(percent, percent).metric("x").b.low < 97.5 < compare(percent, percent).metric("x").b.high
+    rising = [Score(example_id=s.example_id, metric="x", value=float(2**i)) for i, s in enumerate(percent)]
+    assert compare(rising, rising).metric("x").b.high > 1e4
+    few = compare(percent[:4], percent[:4]).metric("x")
+    assert (few.a, few.difference) == (None, None)
+    assert "4 independent ones are too few, 15 are the least" in few.sentence
 
 
 def test_wrong_use() -> None:

@@ -61,10 +61,46 @@ def test_newcombe_agrees_with_statsmodels() -> None:
 # Means and clusters
 
 
-def test_mean_is_students_t() -> None:
-    values = np.random.default_rng(0).normal(3, 2, 25)
-    low, high = sps.t.interval(0.9, 24, values.mean(), sps.sem(values))
+def on_scale(values: np.ndarray) -> np.ndarray:
+    """The values between 0 and 1, by a straight line."""
+    return (values - values.min()) / (values.max() - values.min())
+
+
+def test_mean_of_many_values_without_an_end_is_students_t() -> None:
+    values = np.random.default_rng(0).normal(3, 2, 1200)
+    low, high = sps.t.interval(0.9, 1199, values.mean(), sps.sem(values))
     assert bounds(stats.mean_interval(values, level=0.9)) == (near(low), near(high))
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_mean_of_values_without_an_end_is_the_hull_of_t_and_bootstrap_t(grouped: bool) -> None:
+    values = np.exp(np.random.default_rng(2).normal(size=30))
+    each, groups = 2 if grouped else 1, np.repeat(np.arange(30), 2) if grouped else None
+    low, high = sps.t.interval(0.95, 29, values.mean(), sps.sem(values))
+    rng = np.random.default_rng(1)
+    drawn = values[rng.integers(0, 30, (40_000, 30))]
+    studentized = (drawn.mean(axis=1) - values.mean()) / sps.sem(drawn, axis=1)
+    far = values.mean() - np.quantile(studentized, 0.025) * sps.sem(values)
+    assert far > high * 1.1
+    ours = stats.mean_interval(np.repeat(values, each), groups)
+    assert bounds(ours) == (near(low), close(far, rel=0.06))
+    paired = stats.paired_difference(np.zeros(30 * each), np.repeat(values, each), groups)
+    assert bounds(paired) == (near(ours.low), near(ours.high))
+    assert stats.paired_difference(np.repeat(values, each), np.zeros(30 * each), groups).p_value == paired.p_value < 0.05
+
+
+def test_few_values_without_an_end_are_refused() -> None:
+    seconds = np.exp(np.random.default_rng(2).normal(size=14))
+    for call in (
+        lambda: stats.mean_interval(seconds),
+        lambda: stats.mean_interval(np.repeat(seconds, 9), np.repeat(np.arange(14), 9)),
+        lambda: stats.mean_interval(np.exp(np.arange(100.0) / 30), [0] * 60 + list(range(1, 41))),
+        lambda: stats.paired_difference(seconds, seconds[::-1]),
+    ):
+        with pytest.raises(DataError, match=r"no end: .* independent ones are too few, 15 are the least"):
+            call()
+    with pytest.raises(DataError, match="all but a few of 20"):
+        stats.mean_interval([5.0] * 19 + [9.0])
 
 
 @pytest.mark.slow
@@ -73,12 +109,11 @@ def test_equal_clusters_are_cr1_with_t() -> None:
 
     rng = np.random.default_rng(1)
     groups = np.repeat(np.arange(12), 7)
-    values = rng.normal(size=12)[groups] + rng.normal(size=84)
+    values, other = on_scale(rng.normal(size=12)[groups] + rng.normal(size=84)), on_scale(rng.normal(size=84))
     fit = sm.OLS(values, np.ones(84)).fit(cov_type="cluster", cov_kwds={"groups": groups}, use_t=True)
-    ours = stats.mean_interval(values, groups)
+    ours = stats.paired_difference(np.zeros(84), values, groups)
     assert bounds(ours) == (near(fit.conf_int()[0, 0]), near(fit.conf_int()[0, 1]))
     assert (ours.n, ours.clusters) == (84, 12)
-    other = rng.normal(size=84)
     fit = sm.OLS(other - values, np.ones(84)).fit(cov_type="cluster", cov_kwds={"groups": groups}, use_t=True)
     paired = stats.paired_difference(values, other, groups)
     assert (*bounds(paired), paired.p_value) == (near(fit.conf_int()[0, 0]), near(fit.conf_int()[0, 1]), near(fit.pvalues[0]))
@@ -87,7 +122,7 @@ def test_equal_clusters_are_cr1_with_t() -> None:
 
 def unequal() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     sizes = np.array([9, 1, 1, 4, 2, 1, 1, 6, 1, 3])
-    return sizes, np.repeat(np.arange(10), sizes), np.random.default_rng(2).normal(size=29)
+    return sizes, np.repeat(np.arange(10), sizes), on_scale(np.random.default_rng(2).normal(size=29))
 
 
 def test_unequal_clusters_have_the_cr2_variance() -> None:
@@ -96,8 +131,9 @@ def test_unequal_clusters_have_the_cr2_variance() -> None:
     sizes, groups, values = unequal()
     means = np.bincount(groups, weights=values) / sizes
     fit = sm.WLS(means, np.ones(10), weights=sizes).fit(cov_type="HC2")  # HC2 of cluster means weighted by size is CR2 of the rows
-    half = (stats.mean_interval(values, groups).high - stats.mean_interval(values, groups).low) / 2
-    assert half / sps.t.ppf(0.975, degrees_of_freedom(sizes.astype(float))) == near(fit.bse[0])
+    ours = stats.paired_difference(np.zeros(29), values, groups)
+    assert ours.se == near(fit.bse[0])
+    assert (ours.high - ours.low) / 2 / sps.t.ppf(0.975, degrees_of_freedom(sizes.astype(float))) == near(fit.bse[0])
 
 
 def test_degrees_of_freedom_from_the_definition() -> None:
@@ -139,9 +175,9 @@ def test_lopsided_clusters_are_wider_than_the_usual_correction() -> None:
     import statsmodels.api as sm
 
     groups = np.r_[np.zeros(60), np.arange(1, 41)]
-    values = np.random.default_rng(5).normal(size=100)
+    values = on_scale(np.random.default_rng(5).normal(size=100))
     usual = sm.OLS(values, np.ones(100)).fit(cov_type="cluster", cov_kwds={"groups": groups}, use_t=True).conf_int()[0]
-    ours = stats.mean_interval(values, groups)
+    ours = stats.paired_difference(np.zeros(100), values, groups)
     assert ours.high - ours.low > 1.5 * (usual[1] - usual[0])
 
 
@@ -199,8 +235,8 @@ def test_no_discordant_row_still_has_width() -> None:
 
 def test_paired_t_agrees_with_scipy() -> None:
     rng = np.random.default_rng(6)
-    a = rng.normal(size=40)
-    b = a + rng.normal(0.3, 0.5, 40)
+    a, b = rng.uniform(0.2, 0.8, 40), rng.uniform(0, 0.2, 40)
+    b = a + b * rng.choice([1, 1, -1], 40)
     theirs, ours = sps.ttest_rel(b, a), stats.paired_difference(a, b)
     assert ours.p_value == near(theirs.pvalue)
     assert bounds(ours) == (near(theirs.confidence_interval().low), near(theirs.confidence_interval().high))
@@ -252,7 +288,7 @@ def test_pooled_f1_has_the_variance_of_a_ratio() -> None:
 
 def test_pooled_mean_is_the_paired_t() -> None:
     rng = np.random.default_rng(8)
-    a, b = rng.normal(size=30), rng.normal(size=30)
+    a, b = rng.random(30), rng.random(30)
     ones = np.ones(30)
 
     def mean(sums: np.ndarray) -> np.ndarray:
@@ -262,7 +298,7 @@ def test_pooled_mean_is_the_paired_t() -> None:
     plain = stats.paired_difference(a, b)
     assert (pooled.estimate, *bounds(pooled), pooled.p_value) == (near(plain.estimate), *map(near, bounds(plain)), near(plain.p_value))
     single = stats.pooled_interval(np.column_stack([a, ones]), mean, bounds=None)
-    assert bounds(single) == tuple(map(near, bounds(stats.mean_interval(a))))
+    assert bounds(single) == tuple(map(near, sps.t.interval(0.95, 29, a.mean(), sps.sem(a))))
 
 
 @pytest.mark.slow

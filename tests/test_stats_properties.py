@@ -13,14 +13,29 @@ from hypothesis import strategies as st
 from tunesmith.core import stats
 from tunesmith.core.errors import DataError
 
+settings.register_profile("any machine", deadline=None)  # no test here is about time
+settings.load_profile("any machine")
 numbers = st.floats(-100, 100, allow_nan=False).map(lambda x: round(x, 3))
 binary = st.sampled_from([0.0, 1.0])
-columns = st.one_of(st.lists(binary, min_size=2, max_size=40), st.lists(numbers, min_size=2, max_size=40))
+columns = st.one_of(
+    st.lists(binary, min_size=2, max_size=40),
+    st.lists(numbers, min_size=15, max_size=40),
+    st.lists(st.floats(0, 1), min_size=2, max_size=40),
+)
 pairs = st.one_of(
-    st.lists(st.tuples(binary, binary), min_size=2, max_size=40), st.lists(st.tuples(numbers, numbers), min_size=2, max_size=40)
+    st.lists(st.tuples(binary, binary), min_size=2, max_size=40), st.lists(st.tuples(numbers, numbers), min_size=15, max_size=40)
 )
 counts = st.tuples(*[st.integers(0, 4)] * 3)
 count_pairs = st.lists(st.tuples(counts, counts), min_size=2, max_size=30)
+
+
+def of_enough(call: Any, *given: Any) -> Any:
+    """What the call answers; such examples as it refuses for too few values without an end are left out."""
+    try:
+        return call(*given)
+    except DataError as error:
+        assume("no end" not in str(error))
+        raise
 
 
 def whole(record: stats.Interval | stats.Difference) -> None:
@@ -35,23 +50,23 @@ def whole(record: stats.Interval | stats.Difference) -> None:
 
 
 @pytest.mark.slow
-@given(columns, st.integers(1, 6), st.sampled_from([0.5, 0.9, 0.99]))
+@given(columns, st.integers(1, 20), st.sampled_from([0.5, 0.9, 0.99]))
 def test_interval_of_a_mean(values: list[float], groups: int, level: float) -> None:
     clusters = [i % groups for i in range(len(values))]
     assume(len(set(clusters)) > 1)
     for names in (None, clusters):
-        interval = stats.mean_interval(values, names, level)
+        interval = of_enough(stats.mean_interval, values, names, level)
         whole(interval)
         narrower = stats.mean_interval(values, names, level / 2)
         assert narrower.high - narrower.low <= interval.high - interval.low + 1e-9
 
 
 @pytest.mark.slow
-@given(pairs, st.integers(2, 6))
+@given(pairs, st.integers(2, 20))
 def test_swapping_mirrors_a_paired_difference(rows: list[tuple[float, float]], groups: int) -> None:
     a, b = zip(*rows, strict=True)
     for clusters in (None, [i % groups for i in range(len(rows))]):
-        ahead, back = stats.paired_difference(a, b, clusters), stats.paired_difference(b, a, clusters)
+        ahead, back = (of_enough(stats.paired_difference, *sides, clusters) for sides in ((a, b), (b, a)))
         whole(ahead)
         assert (ahead.estimate, ahead.low, ahead.high) == pytest.approx((-back.estimate, -back.high, -back.low), abs=1e-9)
         assert ahead.p_value == pytest.approx(back.p_value, abs=1e-12)
@@ -82,10 +97,10 @@ def test_pooled_f1(rows: list[tuple[tuple[int, ...], tuple[int, ...]]], groups: 
 @pytest.mark.slow
 @given(pairs, st.randoms(use_true_random=False))
 def test_order_and_names_do_not_matter(rows: list[tuple[float, float]], random: Any) -> None:
-    clusters = [i % 3 for i in range(len(rows))]
+    clusters = [i % 17 for i in range(len(rows))]
     mixed = list(zip(rows, clusters, strict=True))
     random.shuffle(mixed)
-    first = stats.paired_difference(*zip(*rows, strict=True), clusters)
+    first = of_enough(stats.paired_difference, *zip(*rows, strict=True), clusters)
     second = stats.paired_difference(*zip(*(row for row, _ in mixed), strict=True), [f"group {c}" for _, c in mixed])
     assert (first.estimate, first.low, first.high, first.p_value) == pytest.approx(
         (second.estimate, second.low, second.high, second.p_value), abs=1e-9
@@ -96,7 +111,7 @@ def test_order_and_names_do_not_matter(rows: list[tuple[float, float]], random: 
 @given(pairs)
 def test_clusters_of_one_row_are_no_clusters(rows: list[tuple[float, float]]) -> None:
     a, b = zip(*rows, strict=True)
-    assert stats.paired_difference(a, b, range(len(a))) == stats.paired_difference(a, b)
+    assert of_enough(stats.paired_difference, a, b, range(len(a))) == stats.paired_difference(a, b)
 
 
 @pytest.mark.slow
@@ -154,7 +169,6 @@ def test_rates(n: int, data: Any, level: float) -> None:
 
 
 @pytest.mark.slow
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=3, max_size=40))
 def test_agreement_is_inside_its_range(rows: list[tuple[int, int]]) -> None:
     a, b = zip(*rows, strict=True)

@@ -267,15 +267,17 @@ def likeness(
 ) -> dict[str, Any]:
     """How alike the new model's answers are to the recorded ones: each metric with its interval, latency and tokens of both, what the
     old ones cost, and, with a `judge`, which of the two answers it prefers, each pair in both orders."""
-    from tunesmith.core.stats import mean_interval
+    from tunesmith.evaluate.compare import estimate
     from tunesmith.evaluate.metrics import metric
     from tunesmith.evaluate.run import evaluate
 
     evaluation = evaluate(model, golden, [metric(name) for name in metrics], sampling=sampling, out=out)
     agreement = {}
     for name in metrics:
-        values = [score.value for score in evaluation.scores(name) if score.value is not None]
-        agreement[name] = msgspec.structs.asdict(mean_interval(values)) | {"missing": len(golden) - len(values)}
+        scores = evaluation.scores(name)
+        interval = estimate(metric(name), scores)  # none for too few rows
+        there = {"estimate": evaluation.values[name], "low": None, "high": None} if interval is None else msgspec.structs.asdict(interval)
+        agreement[name] = there | {"missing": sum(score.value is None for score in scores)}
     old = [float(row.meta["total_s"]) for row in golden if row.meta.get("total_s") is not None]
     new = [row.answer.total_s for row in evaluation.rows if row.answer.total_s is not None]
     differing = [
@@ -343,6 +345,11 @@ def _seconds(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.2f} s"
 
 
+def _number(value: float | None) -> str:
+    """Three places, or a dash for what the rows were too few for."""
+    return "–" if value is None else f"{value:.3f}"
+
+
 def report(fine_tunes: Sequence[FineTune], compared: dict[str, Any] | None) -> str:
     """One Markdown page: what there is, how long it lasts, how alike the replacement is."""
     lines = ["# Fine-tunes and their replacements", "", "| model | base | off on | days left | source |", "| --- | --- | --- | --- | --- |"]
@@ -360,7 +367,7 @@ def report(fine_tunes: Sequence[FineTune], compared: dict[str, Any] | None) -> s
             "| --- | --- | --- |",
         ]
         lines += [
-            f"| {name} | {interval['estimate']:.3f} | {interval['low']:.3f} … {interval['high']:.3f} |"
+            f"| {name} | {_number(interval['estimate'])} | {_number(interval['low'])} … {_number(interval['high'])} |"
             for name, interval in compared["agreement"].items()
         ]
         for sentence in sentences(compared):

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tunesmith.core.errors import DataError, UsageError
+from tunesmith.core.stats import endless
 from tunesmith.core.stats.clustered import centred, mean_spread
 from tunesmith.core.stats.distributions import beta_quantile, poisson_least, t_for, z_for
 from tunesmith.core.stats.records import Clusters, Floats, Interval, cluster_codes, column, is_binary, share
@@ -101,18 +102,20 @@ def _modified(rate: float, n: float, reach: float, level: float) -> tuple[float,
 
 
 def mean_interval(values: ArrayLike, clusters: Clusters | None = None, level: float = 0.95, span: float = 1.0) -> Interval:
-    """Interval of a mean: t(n−1); in clusters CR2 (for equal sizes: CR1 with t(C−1)); 0/1 values go to `rate_interval`.
+    """Interval of a mean; its variance in clusters is CR2 (for equal sizes: CR1 with t(C−1)); 0/1 values go to `rate_interval`.
 
     Values that lie within 0 to `span` are taken for scores on that scale, and the mean for a rate over its effective number of rows (a
-    score interval, never beyond the scale), its variance with that of one more row or cluster at the far end (`far_row`). Raises DataError
-    for missing values, for fewer than 2 rows (unless they are 0/1) and for fewer than 2 clusters. Other values that do not vary give no
-    standard error: then the interval is what `unvarying` says.
+    score interval, never beyond the scale), its variance with that of one more row or cluster at the far end (`far_row`). Other values
+    have no end: the hull of t and bootstrap-t (`endless`), from 15 independent rows or clusters on. Raises DataError for missing values,
+    for fewer than 2 rows (unless they are 0/1), for fewer than 2 clusters, and for fewer than 15 of values that have no end. Values that
+    do not vary give no standard error: then the interval is what `unvarying` says.
     """
     rows = column(values)
     if is_binary(rows):
         return rate_interval(rows, clusters, level)
     codes, (mean, residuals) = cluster_codes(clusters, rows.size), centred(rows)
-    variance, count, df = mean_spread(residuals, codes)
+    spread = mean_spread(residuals, codes)
+    variance, count, df = spread
     t, clustered = t_for(share(level, "level"), df), None if codes is None else count
     scale = span > 0 and rows.min() >= 0 and rows.max() <= span
     if scale and variance > 0:
@@ -121,8 +124,8 @@ def mean_interval(values: ArrayLike, clusters: Clusters | None = None, level: fl
         low, high = (span * end for end in score_bounds(rate, rate * (1 - rate) / variance, t))
         method = f"{'score' if codes is None else 'CR2 score'}, t({df:.3g})"
     elif variance > 0:
-        method, half = f"{'t' if codes is None else 'CR2, t'}({df:.3g})", t * sqrt(variance)
-        low, high = mean - half, mean + half
+        below, above, _, method = endless.reach(mean, residuals, codes, spread, level)
+        low, high = mean - below, mean + above
     else:
         method, half = "no variation: Wilson's bound", unvarying(rows, count, level, span)
         low, high = (max(0.0, mean - half), min(span, mean + half)) if scale else (mean - half, mean + half)

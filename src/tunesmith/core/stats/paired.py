@@ -14,10 +14,11 @@ from msgspec.structs import replace
 from numpy.typing import ArrayLike
 
 from tunesmith.core.errors import DataError, UsageError
+from tunesmith.core.stats import endless
 from tunesmith.core.stats.clustered import centred, mean_spread
 from tunesmith.core.stats.distributions import binomial_cdf, chi2_tail, t_for, t_p_value, z_for
 from tunesmith.core.stats.intervals import far_row, unvarying
-from tunesmith.core.stats.records import Clusters, Difference, Floats, Interval, cluster_codes, is_binary, pair, share
+from tunesmith.core.stats.records import Clusters, Codes, Difference, Floats, Interval, cluster_codes, is_binary, pair, share
 
 TANGO = "McNemar mid-p, Tango"
 
@@ -26,10 +27,11 @@ def paired_difference(a: ArrayLike, b: ArrayLike, clusters: Clusters | None = No
     """Mean of B minus mean of A on the same rows.
 
     0/1 scores: McNemar mid-p and Tango's interval; other scores: paired t; in clusters (of more than one row): CR2 for both
-    (`clustered`). Where most rows of a scale from 0 to `span` do not differ, the variance has that of one more row that does (`far_row`);
-    an interval of scores within the scale ends at ± `span`. When no row differs from another in its difference there is no standard
-    error: the interval is what `unvarying` says of the scale. Raises DataError for missing scores, for fewer than 2 rows (1 for 0/1
-    scores) and for fewer than 2 clusters; UsageError when the lengths differ.
+    (`clustered`). Scores that lie outside of 0 to `span` have no end: t and bootstrap-t, from 15 independent rows on (`endless`). Where
+    most rows of a scale from 0 to `span` do not differ, the variance has that of one more row that does (`far_row`); an interval of
+    scores within the scale ends at ± `span`. When no row differs from another in its difference there is no standard error: the interval
+    is what `unvarying` says of the scale. Raises DataError for missing scores, for fewer than 2 rows (1 for 0/1 scores), for fewer than 2
+    clusters, and for fewer than 15 of scores that have no end; UsageError when the lengths differ.
     """
     before, after = pair(a, b)
     codes = cluster_codes(clusters, before.size)
@@ -38,21 +40,23 @@ def paired_difference(a: ArrayLike, b: ArrayLike, clusters: Clusters | None = No
         return _binary(before, after, level)
     differences = after - before
     mean, residuals = centred(differences)
-    variance, units, df = mean_spread(residuals, codes)
+    spread = mean_spread(residuals, codes)
+    variance, units, df = spread
+    scale = span > 0 and _on_scale(before, after, span)
     if variance == 0:
         half = unvarying(np.concatenate([before, after]), units, level, span)
         return within(_unvarying(before, after, half, None if codes is None else units, level), before, after, span)
-    if span > 0 and _on_scale(before, after, span) and 2 * np.count_nonzero(differences) < differences.size:
+    if scale and 2 * np.count_nonzero(differences) < differences.size:
         variance += span**2 * far_row(1.0, units)
     se = sqrt(variance)
-    half = t_for(level, df) * se
+    reach = _reach(mean, se, df, codes, level) if scale else endless.reach(mean, residuals, codes, spread, level)
     difference = Difference(
         estimate=mean,
-        low=mean - half,
-        high=mean + half,
+        low=mean - reach.below,
+        high=mean + reach.above,
         level=level,
-        p_value=t_p_value(mean / se, df),
-        method=f"paired {'t' if codes is None else 'CR2, t'}({df:.3g})",
+        p_value=reach.p_value,
+        method=f"paired {reach.method}",
         se=se,
         df=df,
         n=differences.size,
@@ -61,6 +65,12 @@ def paired_difference(a: ArrayLike, b: ArrayLike, clusters: Clusters | None = No
         **outcomes(before, after),
     )
     return within(difference, before, after, span)
+
+
+def _reach(mean: float, se: float, df: float, codes: Codes | None, level: float) -> endless.Reach:
+    """Scores on a scale: ± t."""
+    half = t_for(level, df) * se
+    return endless.Reach(half, half, t_p_value(mean / se, df), f"{'t' if codes is None else 'CR2, t'}({df:.3g})")
 
 
 def within(difference: Difference, a: Floats, b: Floats, span: float) -> Difference:
