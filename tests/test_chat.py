@@ -52,6 +52,18 @@ def plain(renderer, messages):
     return renderer.template.messages(messages)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_answer_that_stands_in_its_own_end_token_is_ended_once(renderers, references, family):
+    """One letter, as of a choice, is in `<|im_end|>` too."""
+    renderer, reference = renderers[family], references[family]
+    for stop in renderer.turns.stops:
+        for answer in {*stop, stop.strip("<|>"), "end", "yes"} - {" "}:
+            messages = (Message(role="user", content=answer), Message(role="assistant", content=answer))
+            row = renderer.example(Example(id="r", messages=messages))
+            assert row.ids.tolist() == reference.apply_chat_template(plain(renderer, messages), tokenize=True, return_dict=False)
+            assert renderer.turns.turn(messages, (), 1).answer.removeprefix(answer).strip() == stop
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

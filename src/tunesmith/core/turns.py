@@ -7,7 +7,8 @@ the turn as it is asked for: the prompt as it would be sent, the turn as the tem
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import msgspec
@@ -119,7 +120,7 @@ class Turns:
 
     def _ended(self, answer: str, messages: Sequence[Message], tools: Sequence[dict[str, Any]], whole: str) -> str:
         """The answer up to the token that stops serving: the first behind the turn's own words, or the one that begins the next turn."""
-        after = _last_own(answer, messages[-1])
+        after = self._own_end(answer, messages[-1])
         early = next((stop for stop in self.stops if answer[:after].count(stop) > _own(messages[-1]).count(stop)), None)
         if early is not None:
             raise DataError(
@@ -131,6 +132,20 @@ class Turns:
         if ends:
             return answer[: min(ends)]
         return answer + self._next_stop(messages, tools, whole)
+
+    def _own_end(self, answer: str, message: Message) -> int:
+        """Where the last of what the turn itself says ends. Not within the marks behind it: an answer of one letter stands in them too."""
+        own = answer.removesuffix(self._tail)
+        marks = [(at, at + len(stop)) for stop in self.stops for at in _places(own, stop)]
+        return max((_last_end(own, piece, marks) for piece in _pieces(message)), default=0)
+
+    @cached_property
+    def _tail(self) -> str:
+        """What the template writes behind the words of a last turn; empty where that cannot be asked."""
+        try:
+            return self.template.render([_NEXT, Message(role="assistant", content=_MARK)]).rpartition(_MARK)[2]
+        except DataError:
+            return ""
 
     def _next_stop(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], whole: str) -> str:
         calls = messages[-1].tool_calls
@@ -201,9 +216,19 @@ def _own(message: Message) -> str:
     return "\n".join([*_pieces(message)[1:], *(call.function.arguments for call in message.tool_calls)])
 
 
-def _last_own(answer: str, message: Message) -> int:
-    """Where the last of what the turn itself says ends."""
-    return max((at + len(piece) for piece in _pieces(message) if (at := answer.rfind(piece)) >= 0), default=0)
+def _places(text: str, piece: str) -> Iterator[int]:
+    """Where the piece begins in the text, from the last place to the first."""
+    at = text.rfind(piece)
+    while at >= 0:
+        yield at
+        at = text.rfind(piece, 0, at + len(piece) - 1)
+
+
+def _last_end(text: str, piece: str, marks: Sequence[tuple[int, int]]) -> int:
+    """Where the piece ends for the last time in the text, not as a part of a mark; 0 where it is not in it."""
+    around = [(start, end) for start, end in marks if end - start > len(piece)]
+    outside = (at for at in _places(text, piece) if not any(start <= at and at + len(piece) <= end for start, end in around))
+    return next((at + len(piece) for at in outside), 0)
 
 
 def _not_its_beginning(prompt: str, whole: str) -> DataError:
