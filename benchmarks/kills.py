@@ -43,9 +43,9 @@ def work(words: list[str]) -> None:
 
 
 class Run:
-    """One store with its server, its workers and what clients were told."""
+    """One store with its server, its workers and what clients were told; a death ends one that is not `disturbed`."""
 
-    def __init__(self, folder: Path, base: Path) -> None:
+    def __init__(self, folder: Path, base: Path, *, disturbed: bool) -> None:
         import httpx
 
         folder.mkdir(parents=True)
@@ -60,6 +60,7 @@ class Run:
         self.chats: list[str] = []
         self.killed: list[str] = []
         self.stop = threading.Event()
+        self.disturbed = disturbed
 
     def start(self, name: str) -> None:
         """Start the server or a worker (again), as forks of one process that has imported what is heavy."""
@@ -67,6 +68,12 @@ class Run:
 
         words = ["--store", str(self.folder / "store"), "--lease", str(LEASE_S), "--threads", "1"]
         self.processes[name] = start(serve, self.folder, self.port) if name == "server" else start(work, words)
+
+    def check_alive(self) -> None:
+        """Raises RuntimeError with what it said last when a process that nobody was to kill has ended."""
+        for name, process in self.processes.items():
+            if not self.disturbed and not process.alive():
+                raise RuntimeError(f"the {name} has ended: {process.err[-2000:]}")
 
     def call(self, method: str, path: str, **more: Any) -> Any:
         """A request that is sent again until it is answered; the same Idempotency-Key each time."""
@@ -79,7 +86,7 @@ class Run:
                     answer.raise_for_status()
                     return answer.json()
             except httpx.TransportError:
-                pass
+                self.check_alive()
             time.sleep(0.1)
 
     def chat(self) -> None:
@@ -121,13 +128,18 @@ def create(run: Run, jobs: int, epochs: int, wave: int = 0) -> tuple[list[str], 
     return files, made
 
 
-def wait(run: Run, made: list[str], limit_s: float) -> None:
-    """Until every job has ended."""
-    limit = time.monotonic() + limit_s
-    while any(run.call("GET", f"/fine_tuning/jobs/{number}")["status"] not in ("succeeded", "failed") for number in made):
-        if time.monotonic() > limit:
-            raise TimeoutError(f"jobs did not end within {limit_s} s")
-        time.sleep(0.3)
+def wait(run: Run, made: list[str]) -> None:
+    """Until every job has ended; not by a clock, but as long as they get on."""
+    from waiting import until
+
+    def ended() -> bool:
+        run.check_alive()
+        return all(run.call("GET", f"/fine_tuning/jobs/{number}")["status"] in ("succeeded", "failed") for number in made)
+
+    def newest() -> list[Any]:
+        return [run.call("GET", f"/fine_tuning/jobs/{number}/events", params={"limit": 1})["data"] for number in made]
+
+    until(ended, progress=newest)
 
 
 def results(folder: Path, made: list[str]) -> list[Any]:
@@ -179,10 +191,10 @@ def kill(run: Run, asked: argparse.Namespace) -> None:
 
 def undisturbed(folder: Path, base: Path, jobs: int, epochs: int) -> list[Any]:
     """What the jobs come to when nobody is killed."""
-    run = Run(folder, base)
+    run = Run(folder, base, disturbed=False)
     for name in ("server", "worker"):
         run.start(name)
-    wait(run, made := create(run, jobs, epochs)[1], 900)
+    wait(run, made := create(run, jobs, epochs)[1])
     run.end()
     return results(folder, made)
 
@@ -193,7 +205,7 @@ def measure(folder: Path, asked: argparse.Namespace) -> dict[str, Any]:
 
     base = tiny.model(folder / "base")
     expected = undisturbed(folder / "quiet", base, asked.jobs, asked.epochs)
-    run, started = Run(folder / "killed", base), time.monotonic()
+    run, started = Run(folder / "killed", base, disturbed=True), time.monotonic()
     for name in ("server", *(f"worker-{i}" for i in range(asked.jobs))):
         run.start(name)
     files, made, events = list[str](), list[str](), set[str]()
@@ -205,7 +217,7 @@ def measure(folder: Path, asked: argparse.Namespace) -> dict[str, Any]:
     while killer.is_alive() or not made:
         for found, new in zip((files, made), create(run, asked.jobs, asked.epochs, wave=len(made) // asked.jobs), strict=True):
             found += new
-        wait(run, made, 900)
+        wait(run, made)
     killer.join()
     run.end()
     for thread in threads:

@@ -131,7 +131,7 @@ def test_corpus_metrics_use_their_own_pool() -> None:
 def test_clusters_widen_and_unknown_ids_stand_alone() -> None:
     rng = np.random.default_rng(3)
     easy = np.repeat(rng.normal(size=20), 10)
-    a, b = (easy * s + rng.normal(size=200) for s in (1, 2))
+    a, b = (1 / (1 + np.exp(-easy * s - rng.normal(size=200))) for s in (1, 2))
     groups = {f"row{i}": f"group{i // 10}" for i in range(150)}
     alone = compare(scored(a.tolist()), scored(b.tolist())).metric("exact_match").difference
     grouped = compare(scored(a.tolist()), scored(b.tolist()), clusters=groups).metric("exact_match").difference
@@ -165,13 +165,13 @@ def test_bounds_are_kept_and_unbounded_means_are_not() -> None:
     assert 0 < kept.a.low < kept.a.high <= 1
     assert 0 < kept.b.low < kept.b.high <= 1
     assert compare(scored(a, "x"), scored(b, "x")).metric("x") == kept
-    percent = [Score(example_id=s.example_id, metric="x", value=100 * s.value) for s in scored(b * 4, "x")]
+    percent = [Score(example_id=s.example_id, metric="x", value=100 * s.value) for s in scored(b * 10, "x")]
     assert compare(percent, percent).metric("x").b.low < 97.5 < compare(percent, percent).metric("x").b.high
     rising = [Score(example_id=s.example_id, metric="x", value=float(2**i)) for i, s in enumerate(percent)]
     assert compare(rising, rising).metric("x").b.high > 1e4
     few = compare(percent[:4], percent[:4]).metric("x")
     assert (few.a, few.difference) == (None, None)
-    assert "4 independent ones are too few, 15 are the least" in few.sentence
+    assert "4 independent ones are too few, 35 are the least" in few.sentence
 
 
 def test_wrong_use() -> None:

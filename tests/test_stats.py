@@ -67,40 +67,41 @@ def on_scale(values: np.ndarray) -> np.ndarray:
 
 
 def test_mean_of_many_values_without_an_end_is_students_t() -> None:
-    values = np.random.default_rng(0).normal(3, 2, 1200)
-    low, high = sps.t.interval(0.9, 1199, values.mean(), sps.sem(values))
-    assert bounds(stats.mean_interval(values, level=0.9)) == (near(low), near(high))
+    values = np.random.default_rng(0).normal(3, 2, 12_000)
+    low, high = sps.t.interval(0.9, 11_999, values.mean(), sps.sem(values))
+    assert bounds(stats.mean_interval(values, level=0.9)) == (close(low, rel=1e-4), close(high, rel=1e-4))
 
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_mean_of_values_without_an_end_is_the_hull_of_t_and_bootstrap_t(grouped: bool) -> None:
-    values = np.exp(np.random.default_rng(2).normal(size=30))
-    each, groups = 2 if grouped else 1, np.repeat(np.arange(30), 2) if grouped else None
-    low, high = sps.t.interval(0.95, 29, values.mean(), sps.sem(values))
+    values = np.exp(np.random.default_rng(2).normal(size=40))
+    each, groups = 2 if grouped else 1, np.repeat(np.arange(40), 2) if grouped else None
+    se = np.sqrt(sps.sem(values) ** 2 + np.abs(values - values.mean()).max() ** 2 / (40 * 42))  # one more as far out as the farthest
+    low, high = sps.t.interval(0.95, 39, values.mean(), se)
     rng = np.random.default_rng(1)
-    drawn = values[rng.integers(0, 30, (40_000, 30))]
+    drawn = values[rng.integers(0, 40, (40_000, 40))]
     studentized = (drawn.mean(axis=1) - values.mean()) / sps.sem(drawn, axis=1)
-    far = values.mean() - np.quantile(studentized, 0.025) * sps.sem(values)
+    far = values.mean() - np.quantile(studentized, 0.025) * se
     assert far > high * 1.1
     ours = stats.mean_interval(np.repeat(values, each), groups)
     assert bounds(ours) == (near(low), close(far, rel=0.06))
-    paired = stats.paired_difference(np.zeros(30 * each), np.repeat(values, each), groups)
+    paired = stats.paired_difference(np.zeros(40 * each), np.repeat(values, each), groups)
     assert bounds(paired) == (near(ours.low), near(ours.high))
-    assert stats.paired_difference(np.repeat(values, each), np.zeros(30 * each), groups).p_value == paired.p_value < 0.05
+    assert stats.paired_difference(np.repeat(values, each), np.zeros(40 * each), groups).p_value == paired.p_value < 0.05
 
 
 def test_few_values_without_an_end_are_refused() -> None:
-    seconds = np.exp(np.random.default_rng(2).normal(size=14))
+    seconds = np.exp(np.random.default_rng(2).normal(size=34))
     for call in (
         lambda: stats.mean_interval(seconds),
-        lambda: stats.mean_interval(np.repeat(seconds, 9), np.repeat(np.arange(14), 9)),
+        lambda: stats.mean_interval(np.repeat(seconds, 9), np.repeat(np.arange(34), 9)),
         lambda: stats.mean_interval(np.exp(np.arange(100.0) / 30), [0] * 60 + list(range(1, 41))),
         lambda: stats.paired_difference(seconds, seconds[::-1]),
     ):
-        with pytest.raises(DataError, match=r"no end: .* independent ones are too few, 15 are the least"):
+        with pytest.raises(DataError, match=r"no end: .* independent ones are too few, 35 are the least"):
             call()
-    with pytest.raises(DataError, match="all but a few of 20"):
-        stats.mean_interval([5.0] * 19 + [9.0])
+    with pytest.raises(DataError, match="all but a few of 40"):
+        stats.mean_interval([5.0] * 39 + [9.0])
 
 
 @pytest.mark.slow

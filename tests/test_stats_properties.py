@@ -19,11 +19,11 @@ numbers = st.floats(-100, 100, allow_nan=False).map(lambda x: round(x, 3))
 binary = st.sampled_from([0.0, 1.0])
 columns = st.one_of(
     st.lists(binary, min_size=2, max_size=40),
-    st.lists(numbers, min_size=15, max_size=40),
+    st.lists(numbers, min_size=35, max_size=55),
     st.lists(st.floats(0, 1), min_size=2, max_size=40),
 )
 pairs = st.one_of(
-    st.lists(st.tuples(binary, binary), min_size=2, max_size=40), st.lists(st.tuples(numbers, numbers), min_size=15, max_size=40)
+    st.lists(st.tuples(binary, binary), min_size=2, max_size=40), st.lists(st.tuples(numbers, numbers), min_size=35, max_size=55)
 )
 counts = st.tuples(*[st.integers(0, 4)] * 3)
 count_pairs = st.lists(st.tuples(counts, counts), min_size=2, max_size=30)
@@ -50,7 +50,7 @@ def whole(record: stats.Interval | stats.Difference) -> None:
 
 
 @pytest.mark.slow
-@given(columns, st.integers(1, 20), st.sampled_from([0.5, 0.9, 0.99]))
+@given(columns, st.integers(1, 45), st.sampled_from([0.5, 0.9, 0.99]))
 def test_interval_of_a_mean(values: list[float], groups: int, level: float) -> None:
     clusters = [i % groups for i in range(len(values))]
     assume(len(set(clusters)) > 1)
@@ -62,7 +62,7 @@ def test_interval_of_a_mean(values: list[float], groups: int, level: float) -> N
 
 
 @pytest.mark.slow
-@given(pairs, st.integers(2, 20))
+@given(pairs, st.integers(2, 45))
 def test_swapping_mirrors_a_paired_difference(rows: list[tuple[float, float]], groups: int) -> None:
     a, b = zip(*rows, strict=True)
     for clusters in (None, [i % groups for i in range(len(rows))]):
@@ -97,7 +97,7 @@ def test_pooled_f1(rows: list[tuple[tuple[int, ...], tuple[int, ...]]], groups: 
 @pytest.mark.slow
 @given(pairs, st.randoms(use_true_random=False))
 def test_order_and_names_do_not_matter(rows: list[tuple[float, float]], random: Any) -> None:
-    clusters = [i % 17 for i in range(len(rows))]
+    clusters = [i % 37 for i in range(len(rows))]
     mixed = list(zip(rows, clusters, strict=True))
     random.shuffle(mixed)
     first = of_enough(stats.paired_difference, *zip(*rows, strict=True), clusters)

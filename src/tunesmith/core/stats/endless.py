@@ -2,8 +2,9 @@
 
 A rare large value moves such a mean, and what was not seen cannot be told from the others: ± t covers the mean of five log-normal values
 (σ = 1) .82 of the time. From `LEAST` independent units on, the hull of the t interval and of the bootstrap-t (Efron 1979; Hall 1988),
-whose quantiles follow the skew that was seen, holds in every shape simulated but those with the heaviest tails (docs/statistics.md); with
-fewer nothing holds, and the answer is that there are too few.
+whose quantiles follow the skew that was seen, with the variance that one more unit as far out as the farthest would add, holds in every
+shape simulated whose large values are among the units that were seen (docs/statistics.md); with fewer nothing holds, and the answer is that
+there are too few.
 """
 
 from __future__ import annotations
@@ -18,17 +19,19 @@ from tunesmith.core.stats.clustered import Spread
 from tunesmith.core.stats.distributions import t_for, t_p_value
 from tunesmith.core.stats.records import Codes, Floats
 
-LEAST = 15  # independent units
+LEAST = 35  # independent units
 _MANY = 1000  # units from which on the skew of a mean no longer matters
 _DRAWS = 2000
 _SAME = 0.01  # the share of resamples in which nothing varies, above which their quantiles say nothing
 
 
 class Reach(NamedTuple):
-    """How far the interval goes below and above the estimate, in its unit; the two-sided p-value of 0; the method's name."""
+    """How far the interval goes below and above the estimate and its standard error, in the values' unit; the two-sided p-value of 0; the
+    method's name."""
 
     below: float
     above: float
+    se: float
     p_value: float
     method: str
 
@@ -45,11 +48,15 @@ def reach(mean: float, residuals: Floats, codes: Codes | None, spread: Spread, l
             allowed=f"at least {LEAST} independent rows (or clusters)",
             remedy="measure more rows, or give the ends of the scale: so few values do not show how rare large ones move their mean",
         )
-    se, t = sqrt(spread.variance), t_for(level, spread.df)
+    sums, sizes = (
+        (residuals, np.ones(residuals.size)) if codes is None else (np.bincount(codes, weights=residuals), np.bincount(codes) * 1.0)
+    )
+    farthest = float(np.max(np.abs(sums))) / float(sizes.mean())
+    se, t = sqrt(spread.variance + farthest**2 / (spread.units * (spread.units + 2))), t_for(level, spread.df)
     name = f"{'t' if codes is None else 'CR2, t'}({spread.df:.3g})"
     if spread.units >= _MANY:
-        return Reach(t * se, t * se, t_p_value(mean / se, spread.df), name)
-    drawn = _studentized(residuals, codes)
+        return Reach(t * se, t * se, se, t_p_value(mean / se, spread.df), name)
+    drawn = _studentized(sums, sizes)
     if drawn.size < (1 - _SAME) * _DRAWS:
         raise DataError(
             f"all but a few of {residuals.size} values that have no end are equal",
@@ -61,17 +68,14 @@ def reach(mean: float, residuals: Floats, codes: Codes | None, spread: Spread, l
     seen = mean / se
     beyond = 2 * min(1 + np.count_nonzero(drawn >= seen), 1 + np.count_nonzero(drawn <= seen)) / (1 + drawn.size)
     p_value = max(t_p_value(seen, spread.df), min(1.0, float(beyond)))
-    return Reach(max(t, float(high)) * se, max(t, float(-low)) * se, p_value, f"{name} and bootstrap-t")
+    return Reach(max(t, float(high)) * se, max(t, float(-low)) * se, se, p_value, f"{name} and bootstrap-t")
 
 
-def _studentized(residuals: Floats, codes: Codes | None) -> Floats:
+def _studentized(sums: Floats, sizes: Floats) -> Floats:
     """Means of resampled units over their own standard errors; without the resamples in which nothing varies.
 
     Units are sorted and each draw has its mirror image, so that neither the order of the rows nor the sign of the values matters.
     """
-    sums, sizes = (
-        (residuals, np.ones(residuals.size)) if codes is None else (np.bincount(codes, weights=residuals), np.bincount(codes) * 1.0)
-    )
     order = np.lexsort((sizes, sums))
     sums, sizes, units = sums[order], sizes[order], sums.size
     half = np.random.default_rng(0).integers(0, units, size=(_DRAWS // 2, units))

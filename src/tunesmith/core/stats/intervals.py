@@ -106,8 +106,8 @@ def mean_interval(values: ArrayLike, clusters: Clusters | None = None, level: fl
 
     Values that lie within 0 to `span` are taken for scores on that scale, and the mean for a rate over its effective number of rows (a
     score interval, never beyond the scale), its variance with that of one more row or cluster at the far end (`far_row`). Other values
-    have no end: the hull of t and bootstrap-t (`endless`), from 15 independent rows or clusters on. Raises DataError for missing values,
-    for fewer than 2 rows (unless they are 0/1), for fewer than 2 clusters, and for fewer than 15 of values that have no end. Values that
+    have no end: the hull of t and bootstrap-t (`endless`), from 35 independent rows or clusters on. Raises DataError for missing values,
+    for fewer than 2 rows (unless they are 0/1), for fewer than 2 clusters, and for fewer than 35 of values that have no end. Values that
     do not vary give no standard error: then the interval is what `unvarying` says.
     """
     rows = column(values)
@@ -124,7 +124,7 @@ def mean_interval(values: ArrayLike, clusters: Clusters | None = None, level: fl
         low, high = (span * end for end in score_bounds(rate, rate * (1 - rate) / variance, t))
         method = f"{'score' if codes is None else 'CR2 score'}, t({df:.3g})"
     elif variance > 0:
-        below, above, _, method = endless.reach(mean, residuals, codes, spread, level)
+        below, above, *_, method = endless.reach(mean, residuals, codes, spread, level)
         low, high = mean - below, mean + above
     else:
         method, half = "no variation: Wilson's bound", unvarying(rows, count, level, span)

@@ -27,11 +27,11 @@ def paired_difference(a: ArrayLike, b: ArrayLike, clusters: Clusters | None = No
     """Mean of B minus mean of A on the same rows.
 
     0/1 scores: McNemar mid-p and Tango's interval; other scores: paired t; in clusters (of more than one row): CR2 for both
-    (`clustered`). Scores that lie outside of 0 to `span` have no end: t and bootstrap-t, from 15 independent rows on (`endless`). Where
+    (`clustered`). Scores that lie outside of 0 to `span` have no end: t and bootstrap-t, from 35 independent rows on (`endless`). Where
     most rows of a scale from 0 to `span` do not differ, the variance has that of one more row that does (`far_row`); an interval of
     scores within the scale ends at ± `span`. When no row differs from another in its difference there is no standard error: the interval
     is what `unvarying` says of the scale. Raises DataError for missing scores, for fewer than 2 rows (1 for 0/1 scores), for fewer than 2
-    clusters, and for fewer than 15 of scores that have no end; UsageError when the lengths differ.
+    clusters, and for fewer than 35 of scores that have no end; UsageError when the lengths differ.
     """
     before, after = pair(a, b)
     codes = cluster_codes(clusters, before.size)
@@ -57,7 +57,7 @@ def paired_difference(a: ArrayLike, b: ArrayLike, clusters: Clusters | None = No
         level=level,
         p_value=reach.p_value,
         method=f"paired {reach.method}",
-        se=se,
+        se=reach.se,
         df=df,
         n=differences.size,
         clusters=None if codes is None else units,
@@ -70,7 +70,7 @@ def paired_difference(a: ArrayLike, b: ArrayLike, clusters: Clusters | None = No
 def _reach(mean: float, se: float, df: float, codes: Codes | None, level: float) -> endless.Reach:
     """Scores on a scale: ± t."""
     half = t_for(level, df) * se
-    return endless.Reach(half, half, t_p_value(mean / se, df), f"{'t' if codes is None else 'CR2, t'}({df:.3g})")
+    return endless.Reach(half, half, se, t_p_value(mean / se, df), f"{'t' if codes is None else 'CR2, t'}({df:.3g})")
 
 
 def within(difference: Difference, a: Floats, b: Floats, span: float) -> Difference:
