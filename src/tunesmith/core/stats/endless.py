@@ -48,9 +48,7 @@ def reach(mean: float, residuals: Floats, codes: Codes | None, spread: Spread, l
             allowed=f"at least {LEAST} independent rows (or clusters)",
             remedy="measure more rows, or give the ends of the scale: so few values do not show how rare large ones move their mean",
         )
-    sums, sizes = (
-        (residuals, np.ones(residuals.size)) if codes is None else (np.bincount(codes, weights=residuals), np.bincount(codes) * 1.0)
-    )
+    sums, sizes = _units(residuals, codes)
     farthest = float(np.max(np.abs(sums))) / float(sizes.mean())
     se, t = sqrt(spread.variance + farthest**2 / (spread.units * (spread.units + 2))), t_for(level, spread.df)
     name = f"{'t' if codes is None else 'CR2, t'}({spread.df:.3g})"
@@ -71,6 +69,13 @@ def reach(mean: float, residuals: Floats, codes: Codes | None, spread: Spread, l
     return Reach(max(t, float(high)) * se, max(t, float(-low)) * se, se, p_value, f"{name} and bootstrap-t")
 
 
+def _units(residuals: Floats, codes: Codes | None) -> tuple[Floats, Floats]:
+    """The sum of the residuals and the number of rows of each independent unit."""
+    if codes is None:
+        return residuals, np.ones(residuals.size)
+    return np.bincount(codes, weights=residuals).astype(np.float64), np.bincount(codes).astype(np.float64)
+
+
 def _studentized(sums: Floats, sizes: Floats) -> Floats:
     """Means of resampled units over their own standard errors; without the resamples in which nothing varies.
 
@@ -86,4 +91,5 @@ def _studentized(sums: Floats, sizes: Floats) -> Floats:
     deviation -= means[:, None] * size
     squares = np.einsum("ij,ij->i", deviation, deviation) * units / (units - 1)
     varies = squares > 1e-20 * units * float(np.max(np.abs(sums))) ** 2
-    return means[varies] * total[varies] / np.sqrt(squares[varies])
+    studentized: Floats = means[varies] * total[varies] / np.sqrt(squares[varies])
+    return studentized
