@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import time
 from collections import Counter
 
@@ -373,6 +374,7 @@ def test_an_experiment_from_begin_to_end_while_clients_go_on(place, call):
     assert history[1]["by"] == "anna"
     _, report, _ = call("ab", "status", "shop")
     assert report["experiment"]["outcome"].startswith("promoted 'b': more words")
+    assert call("ab", "list")[1]["experiments"][0]["id"] == number
 
 
 @pytest.mark.slow
@@ -392,6 +394,7 @@ def test_a_failing_arm_is_answered_by_the_other_on_its_own_account(place, call):
     assert [(each["metric"], each["verdict"]) for each in report["said"]] == [("errors", "worse"), ("guardrail fallbacks", "harm")]
     call("deploy", "promote", "frail", "a")
     words = call("ab", "status", "frail", plain=True)[1]
+    assert re.search(r"errors +worse +0 → 1: ∞ \(95 %: [\d.]+ to ∞; exact", words)
     assert "has taken its place" in words
     _, ended, _ = call("ab", "stop", "frail", "--keep")
     assert "replaced by version" in ended["experiment"]["outcome"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -147,6 +148,25 @@ def status(
     emit(as_tree(report), as_json, _text(report))
 
 
+@ab_app.command("list")
+def listing(config: file_option = Path("tunesmith.yaml"), as_json: Json = False) -> None:
+    """Every experiment, the newest first: those that run, and how the others ended.
+
+    Example: tunesmith ab list
+    """
+    from tunesmith.flow.experiments import as_tree
+    from tunesmith.store.experiments import Experiments
+
+    with opened(config) as at:
+        known = Experiments(at.store).listed()
+    lines = [
+        f"{each.id}  {each.alias:<16} {_when(each.created)}  {each.plan.treatment} against {each.plan.control} on "
+        f"{', '.join(metric.name for metric in each.plan.metrics)}: {each.outcome or 'runs'}"
+        for each in known
+    ]
+    emit({"experiments": as_tree(known)}, as_json, "\n".join(lines) or "no experiments")
+
+
 @ab_app.command("stop")
 def stop(
     alias: Alias,
@@ -208,14 +228,24 @@ def _fault(report: ExperimentReport) -> list[str]:
 
 
 def _line(one: MetricLook) -> str:
+    head = f"  {one.metric:<24} {one.verdict:<16}"
     if one.estimate is None:
-        return f"  {one.metric:<24} {one.verdict or '':<16} too few to say anything"
+        return f"{head} too few to say anything"
+    counted = one.low is not None
+    ends = (one.low, one.high) if counted else (one.always_low, one.always_high)
+    method = one.method if counted else "always valid"
+    sign = "" if one.method.startswith("exact") else "+"
+    shown, low, high = (_signed(value, sign) for value in (one.estimate, *ends))
     both = " → ".join(f"{value:.4g}" for value in (one.control, one.treatment) if value is not None)
-    ends = (one.low, one.high) if one.low is not None else (one.always_low, one.always_high)
-    shown = " to ".join(f"{end:+.4g}" if end is not None else "?" for end in ends)
-    since = f", since {_when(one.since)}" if one.since is not None else ""
-    left = f", {one.variance_left:.0%} of the variance left" if one.variance_left < 1 else ""
-    return f"  {one.metric:<24} {one.verdict + since:<16} {both}: {one.estimate:+.4g} ({one.level:.4g}: {shown}; {one.method}{left})"
+    left = f", {one.variance_left:.0%} of the variance left" if one.variance_left < 0.995 else ""
+    since = f"; said {_when(one.since)}" if one.since is not None else ""
+    return f"{head} {both}: {shown} ({100 * one.level:.3g} %: {low} to {high}; {method}{left}{since})"
+
+
+def _signed(value: float | None, sign: str) -> str:
+    if value is None:
+        return "?"
+    return "∞" if value == float("inf") else f"{value:{sign}.3g}"
 
 
 def _next(report: ExperimentReport) -> list[str]:
@@ -230,7 +260,7 @@ def _next(report: ExperimentReport) -> list[str]:
             f"  the horizon of {plan.horizon} is reached, and the primary metric cannot be told: the difference is smaller than it shows"
         ]
     times = [each.look["time"] for each in said if each.metric == plan.primary.name and each.look.get("time")]
-    due = min(plan.horizon, int((times[-1] if times else 0.0) * plan.horizon + plan.horizon / 20) + 1)
+    due = min(plan.horizon, ceil((times[-1] if times else 0.0) * plan.horizon + plan.horizon / 20 - 1e-6))
     return [f"  {units} of {plan.horizon}; the next counted look at {due}"]
 
 

@@ -17,7 +17,7 @@ from tunesmith.core.types import Record
 from tunesmith.store.tables import feedback, quality_scores, shadow_answers
 from tunesmith.store.tables import interactions as log
 
-UNIT = sa.func.coalesce(log.c.user_key, log.c.conversation, log.c.id)
+UNIT = sa.func.coalesce(sa.func.nullif(log.c.user_key, ""), sa.func.nullif(log.c.conversation, ""), log.c.id)
 _FAILED = sa.or_(log.c.status >= 500, log.c.fallback.is_not(None))
 _VALUES: dict[str, Any] = {
     "errors": sa.case((_FAILED, 1.0), else_=0.0),

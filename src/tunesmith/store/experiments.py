@@ -68,6 +68,11 @@ class Experiments:
         with self._store.reading() as connection:
             return [_experiment(row) for row in connection.execute(query).mappings()]
 
+    def listed(self) -> list[Experiment]:
+        """All, the newest first."""
+        with self._store.reading() as connection:
+            return [_experiment(row) for row in connection.execute(sa.select(experiments).order_by(experiments.c.seq.desc())).mappings()]
+
     def assigned_by(self, number: str, version: int) -> None:
         """Note which version of the deployment assigns."""
         with self._store.writing() as connection:
