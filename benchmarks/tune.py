@@ -17,6 +17,7 @@ from benchmarks.harness import ROOT, ratio, table, write_section
 from benchmarks.tune_noise import simulated
 from benchmarks.tune_searches import SEEDS, searches
 from benchmarks.tune_tasks import RUNGS, TASKS, Grid, measured
+from tunesmith.core.counted import counted
 
 HEADLINES = ("tune_tokens_vs_grid", "tune_default_kept", "adapters_at_once_vs_single")
 PAGE = ROOT / "docs" / "tune.md"
@@ -42,7 +43,8 @@ def noise() -> None:
 def adapters() -> None:
     """Adapters side by side on one base."""
     lines, said = tune_adapters.measured()
-    about = "Adapters of unlike rank and rate trained on one frozen base, one thread, eight rows a step each; medians of three runs."
+    times = counted(tune_adapters.ROUNDS, "round")
+    about = f"Adapters of unlike rank and rate trained on one frozen base, one thread, eight rows a step each; {times}, both ways by turns."
     write_section("tune adapters", "Adapters at once", "\n\n".join([about, lines, *said]), PAGE)
 
 

@@ -59,10 +59,10 @@ def _ours(grid: Grid, seed: int, at_once: int = 1) -> int:
                 return grid.tokens
             for trial, rung in legs:
                 curve = grid.curves[key(trial.params)]
-                tokens, value = curve[rung]
+                tokens, value, loss = curve[rung]
                 spent += tokens - (curve[rung - 1][0] if rung else 0)
                 top = rung == len(rungs) - 1
-                search.look(trial.number, RungResult(rung=rung, value=value, tokens=tokens), "finished" if top else "paused")
+                search.look(trial.number, RungResult(rung=rung, value=value, loss=loss, tokens=tokens), "finished" if top else "paused")
                 if top and value >= grid.best:
                     return spent
 
@@ -111,7 +111,7 @@ def _by_optuna(grid: Grid, seed: int, *, pruned: bool) -> int:
         trial = study.ask()
         params = {name: trial.suggest_categorical(name, axis["choices"]) for name, axis in grid.space.items()}
         before, ended = 0, False
-        for rung, (tokens, value) in enumerate(grid.curves[key(params)]):
+        for rung, (tokens, value, _) in enumerate(grid.curves[key(params)]):
             spent, before = spent + tokens - before, tokens
             trial.report(value, 3**rung)
             if rung < len(RUNGS) - 1 and trial.should_prune():
@@ -145,7 +145,7 @@ for seed in range(given["seeds"]):
         number += 1
         before = 0
         key = json.dumps({k: suggestion.config[k] for k in sorted(given["space"])}, sort_keys=True)
-        for rung, (tokens, value) in enumerate(curves[key]):
+        for rung, (tokens, value, _) in enumerate(curves[key]):
             spent, before = spent + tokens - before, tokens
             result = {"epoch": 3**rung, "value": value}
             if rung == len(curves[key]) - 1:

@@ -22,7 +22,7 @@ from benchmarks.harness import ROOT
 
 RUNGS = (1 / 9, 1 / 3, 1.0)
 Rows = list[dict[str, Any]]
-Curve = list[tuple[int, float]]  # (tokens so far, value) at each rung
+Curve = list[tuple[int, float, float | None]]  # (tokens so far, value, validation loss) at each rung
 _AT_ONCE = 8
 _GLASS = "glassllm==0.1.0"
 _SPLIT = 'split: {validation: 0.25, test: 0.1, semantic: {action: "off"}}'
@@ -191,7 +191,7 @@ def measured(task: Task) -> Grid:
     """The task's grid: read where it was trained before, else trained."""
     from tunesmith.core.types import digest
 
-    path = ROOT / ".peers" / f"tune-grid-{digest(task.yaml, task.space, RUNGS, task.rows())[:12]}.json"
+    path = ROOT / ".peers" / f"tune-grid-{digest(task.yaml, task.space, RUNGS, task.rows(), 'with losses')[:12]}.json"
     if not path.is_file():
         with tempfile.TemporaryDirectory() as folder:
             curves, default = _trained(task, Path(folder))
@@ -238,4 +238,6 @@ def _trained(task: Task, folder: Path) -> tuple[dict[str, Curve], str]:
             trials += taken
             values = ", ".join(f"{trial.value:.3f}" for trial in taken)
             print(f"  {task.name}, plan {len(trials)} of 48: {values}; {time.process_time() - began:.0f} CPU-s", flush=True)
-    return {key(trial.params): [(look.tokens, look.value or 0.0) for look in trial.looks] for trial in trials}, key(trials[0].params)
+    return {key(trial.params): [(look.tokens, look.value or 0.0, look.loss) for look in trial.looks] for trial in trials}, key(
+        trials[0].params
+    )

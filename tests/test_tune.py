@@ -180,6 +180,21 @@ def test_of_three_on_a_rung_the_best_goes_on_the_default_always_and_two_finish()
     assert ask([whole, trial(1, 0.01, origin="added")], True) == (1, 1)
 
 
+def test_on_a_rung_the_loss_counts_as_much_as_the_metric_where_all_have_one():
+    """Answers that are the same for every question have a value too, and the loss shows that nothing was learned."""
+    seen = [("always yes", 0.5, 1.2), ("learns", 0.4, 0.3), ("learns slowly", 0.1, 0.5), ("nothing", 0.0, 2.0)]
+    trials = [
+        Trial(number=i, params={"is": name}, state="paused", looks=(RungResult(rung=0, value=value, loss=loss),))
+        for i, (name, value, loss) in enumerate(seen)
+    ]
+    order = [each.params["is"] for each in halving.standing(trials, higher=True)]
+    assert order == ["learns", "always yes", "learns slowly", "nothing"]
+    one = Trial(number=9, params={}, state="paused", looks=(RungResult(rung=0, value=0.45),))
+    assert [each.number for each in halving.standing([*trials, one], higher=True)] == [0, 9, 1, 2, 3], (
+        "by the metric, where one has no loss"
+    )
+
+
 def test_the_front_of_quality_and_cost():
     trials = [
         trial(i, value, state="finished", tokens=tokens) for i, (value, tokens) in enumerate([(0.5, 10), (0.4, 20), (0.7, 30), (0.7, 40)])

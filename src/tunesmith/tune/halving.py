@@ -63,9 +63,27 @@ def step(trials: Sequence[Trial], rungs: Sequence[Rung], tune: Tune, *, higher: 
 def _promoted(trials: Sequence[Trial], rung: int, eta: int, *, higher: bool) -> int | None:
     """The best trial that is paused on a rung and belongs to the best one of `eta` there."""
     there = [at for trial in trials if (at := _at(trial, rung)) is not None]
-    best = ranked(there, higher=higher)[: math.floor(len(there) / eta)]
+    best = standing(there, higher=higher)[: math.floor(len(there) / eta)]
     paused = {trial.number for trial in trials if trial.state == "paused" and len(trial.looks) == rung + 1}
     return next((trial.number for trial in best if trial.number in paused), None)
+
+
+def standing(trials: Sequence[Trial], *, higher: bool) -> list[Trial]:
+    """Trials that have a value on a rung, the best first: by their places in the value and in the validation loss together, where all have
+    both; of equal ones the better value, then the earlier.
+
+    Before a model has learned its task a metric such as exact match says which answer it gives to everything, while the loss falls
+    steadily (arXiv 2304.15004). A whole training is judged by the metric alone.
+    """
+    known, sign = ranked(trials, higher=higher), -1 if higher else 1
+    values = [sign * (trial.value or 0.0) for trial in known]
+    losses = [loss for trial in known if (loss := trial.looks[-1].loss) is not None]
+    if len(losses) < len(known):
+        return known
+    places = [
+        (sum(other < value for other in values), sum(other < loss for other in losses)) for value, loss in zip(values, losses, strict=True)
+    ]
+    return [known[i] for i in sorted(range(len(known)), key=lambda i: (sum(places[i]), places[i][0], known[i].number))]
 
 
 def _at(trial: Trial, rung: int) -> Trial | None:
@@ -84,7 +102,7 @@ def _last_ones(trials: Sequence[Trial], tune: Tune, *, higher: bool) -> HalvingS
     if whole + under_way >= tune.finalists or not paused:
         return None
     furthest = max(len(trial.looks) for trial in paused)
-    best = ranked([trial for trial in paused if len(trial.looks) == furthest], higher=higher)
+    best = standing([trial for trial in paused if len(trial.looks) == furthest], higher=higher)
     return HalvingStep(best[0].number, furthest) if best else None
 
 

@@ -161,10 +161,25 @@ class Search:
             view.add_trial(self._as_seen(optuna, frozen))
         for attempt in range(_ATTEMPTS):  # a plan that was tried would say the same again, at the same price
             view.sampler = _sampler(optuna, facts.sampler, seed + 7919 * attempt)
-            proposed = view.ask(self._distributions())
-            if proposed.params not in tried:
-                return dict(proposed.params), dict(view.trials[-1].system_attrs)
-        return next((p for p in (drawn(facts.space, seed + 7919 * i) for i in range(100)) if p not in tried), dict(proposed.params)), {}
+            proposed = self._named(view.ask(self._ordered()).params)
+            if proposed not in tried:
+                return proposed, dict(view.trials[-1].system_attrs)
+        return next((p for p in (drawn(facts.space, seed + 7919 * i) for i in range(100)) if p not in tried), proposed), {}
+
+    def _ordered(self) -> dict[str, Any]:
+        """The space as a sampler sees it: of choices that are numbers their places in order, so that it tries what is near a good one."""
+        optuna = _optuna()
+        ordered = {each.key: optuna.distributions.IntDistribution(0, len(each.rising) - 1) for each in self.facts.space if each.rising}
+        return self._distributions() | ordered
+
+    def _placed(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """A trial's parameters as a sampler sees them."""
+        places = {each.key: each.rising.index(params[each.key]) for each in self.facts.space if each.rising and each.key in params}
+        return {**params, **places}
+
+    def _named(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """What a sampler proposed, as a trial's parameters."""
+        return {**params, **{each.key: each.rising[params[each.key]] for each in self.facts.space if each.rising}}
 
     def _as_seen(self, optuna: Any, frozen: Any) -> Any:
         """A trial as a sampler should see it. A paused one counts as pruned where it stands; CMA-ES, which reads whole trials alone, is
@@ -185,8 +200,8 @@ class Search:
         return optuna.trial.create_trial(
             state=state,
             value=value,
-            params=frozen.params,
-            distributions=frozen.distributions,
+            params=self._placed(frozen.params),
+            distributions={key: self._ordered()[key] for key in frozen.params},
             intermediate_values=seen,
             system_attrs=frozen.system_attrs,
         )

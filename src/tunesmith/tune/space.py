@@ -39,6 +39,12 @@ class Varied(Record, frozen=True):
         """The choices as words of a database: what is no plain value as JSON."""
         return tuple(label(value) for value in self.axis.choices)
 
+    @property
+    def rising(self) -> tuple[int | float, ...]:
+        """The choices in rising order where all of them are numbers; else none."""
+        numbers = [value for value in self.axis.choices if isinstance(value, int | float) and not isinstance(value, bool)]
+        return tuple(sorted(numbers)) if len(numbers) == len(self.axis.choices) else ()
+
     def value(self, word: Any) -> Any:
         """The plan's value of a choice's word, or the number of a range."""
         return self.axis.choices[self.labels.index(word)] if self.axis.choices else word
@@ -207,13 +213,17 @@ def grid(varied: Sequence[Varied], seed: int) -> list[dict[str, Any]]:
 
 
 def drawn(varied: Sequence[Varied], seed: int) -> dict[str, Any]:
-    """One plan by chance: rates log-normal around the default's with a deviation of half a decade, all else even over its values."""
+    """One plan by chance: rates log-normal around the default's with a deviation of half a decade (of choices, those that are nearer to it
+    more often), all else even over its values."""
     rng = np.random.default_rng(seed)
     return {each.key: _draw(each, rng) for each in varied}
 
 
 def _draw(each: Varied, rng: np.random.Generator) -> Any:
     axis = each.axis
+    if axis.choices and each.key == "learning_rate" and each.rising and each.rising[0] > 0:
+        near = np.exp([-2 * math.log10(value / each.default) ** 2 for value in each.rising])
+        return each.rising[int(rng.choice(len(near), p=near / near.sum()))]
     if axis.choices:
         return each.labels[int(rng.integers(len(axis.choices)))]
     low, high = float(axis.low or 0), float(axis.high or 0)

@@ -26,11 +26,11 @@ from tunesmith.flow.tuning.width import Width
 from tunesmith.train.methods import METHODS
 from tunesmith.train.plan import Plan
 from tunesmith.train.resolve import resolve
-from tunesmith.tune.halving import ladder, step
+from tunesmith.tune.halving import ladder, standing, step
 from tunesmith.tune.search import Search, StudyFacts, defaults, earlier
 from tunesmith.tune.settings import Tune
 from tunesmith.tune.space import changes, space
-from tunesmith.tune.trials import DEFAULT, Repeat, Rung, RungResult, Trial, find, ranked
+from tunesmith.tune.trials import DEFAULT, Repeat, Rung, RungResult, Trial, find
 
 STOP = "stop"
 _ALL_TOGETHER = ("added", "cloned")  # trials beyond the budget of trials
@@ -108,9 +108,10 @@ class Study:
         plan = self.bench.plan
         if trial.number != DEFAULT:
             plan = changed(plan, changes(self.search.facts.space, trial.params, self._default))
-        if self.tune.by == "metric" or plan.eval_every is not None or len(self.rungs) < 2:
+        chooses = self.tune.by == "metric" and (plan.keep == "best" or plan.patience is not None)  # by its evaluations
+        if plan.eval_every is not None or len(self.rungs) < 2 or chooses:
             return plan
-        # What is seen on a rung is the validation loss there, so it is measured there.
+        # What is seen on a rung is the validation loss there too, so it is measured there.
         resolved = values(resolve(plan, self.bench.facts)[0])
         steps = -(-self.bench.facts.rows // resolved["batch_size"]) * resolved["epochs"]
         return msgspec.structs.replace(plan, eval_every=math.ceil(next(r.share for r in self.rungs if not r.proxy) * steps))
@@ -287,14 +288,16 @@ class Study:
         return find(self.search.trials(), trial.number)
 
     def prune(self, rung: int) -> list[int]:
-        """Give up those that are paused on a rung and are worse there than its best, row by row on the same questions; which they were."""
+        """Give up those that are paused on a rung and are worse there than its best, row by row on the same questions, and in loss; which
+        they were."""
         there = [trial for trial in self.search.trials() if any(look.rung == rung and look.place for look in trial.looks)]
         at = {trial.number: next(look for look in trial.looks if look.rung == rung) for trial in there}
         seen = [Trial(number=number, params={}, state="paused", looks=(look,)) for number, look in at.items()]
-        best, pruned = ranked(seen, higher=self.higher), list[int]()
+        best, pruned = standing(seen, higher=self.higher), list[int]()
         for trial in there if len(best) > 1 else ():
             mine = trial.state == "paused" and len(trial.looks) == rung + 1 and trial.number != DEFAULT and trial.origin != "added"
-            if not mine or trial.number == best[0].number:
+            lower = (at[trial.number].loss or 0.0) < (at[best[0].number].loss or 0.0)  # it may yet learn what the best one has learned
+            if not mine or trial.number == best[0].number or lower:
                 continue
             leader, own = (self.evaluation(at[number]) for number in (best[0].number, trial.number))
             compared = self.bench.compared([leader], [own], ("the best", "this one"), 0.95).metrics[0]
@@ -325,7 +328,7 @@ def begin(context: ProjectContext, name: str, *, alone: bool = False) -> Study:
     Raises UsageError where a study of that name is about something else.
     """
     tune = context.project.tune
-    bench = StudyMaterials(context, tune.rows, by_loss=tune.by == "loss")
+    bench = StudyMaterials(context, tune.rows, by_loss=tune.by == "loss" or context.project.train.eval_every is None)
     facts = facts_of(bench, tune)
     url = database(context)
     search = Search.begin(url, name or context.project.name, facts)
