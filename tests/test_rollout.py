@@ -255,7 +255,9 @@ def test_each_guardrail_takes_a_worse_canary_back(place, call, guardrail, canary
     assert ([variant.name for variant in back.variants], back.by) == (["a"], "rollout")
     assert back.reason == rollout.outcome
     assert look(before, place.store) is None, "of two that look one acts"
-    assert status(alias, place.store).affected.requests >= rollout.state.requests
+    seen = status(alias, place.store)
+    assert seen.affected.requests >= rollout.state.requests
+    assert seen.bounds[guardrail][0] > 0
 
 
 @pytest.mark.slow

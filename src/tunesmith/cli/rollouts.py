@@ -151,7 +151,7 @@ def _status(seen: RolloutStatus) -> str:
     lines.append(f"  step {made.step + 1} of {len(made.plan.steps)}: {', '.join(f'{share:.4g}' for share in made.plan.steps)}")
     if made.state is not None:
         lines.append(f"  the canary was assigned {made.state.requests} requests, {made.state.step_requests} in this step")
-    lines += [f"  {_guardrail(at)}" for at in seen.guardrails]
+    lines += [f"  {_guardrail(at, seen.bounds.get(at.guardrail))}" for at in seen.guardrails]
     if seen.form:
         lines.append(f"  form of the answers: {seen.form}")
     lines += [f"  going on waits for {what}" for what in seen.missing]
@@ -162,11 +162,12 @@ def _status(seen: RolloutStatus) -> str:
     return "\n".join(lines)
 
 
-def _guardrail(at: Standing) -> str:
-    fine = "" if at.fine is None else f"; no harm in going on 1 : {at.fine:.3g} of 1 : {at.fine_at:.3g}"
+def _guardrail(at: Standing, bounds: tuple[float, float] | None) -> str:
+    between = "" if bounds is None else f", difference {bounds[0]:+.2%} to {bounds[1]:+.2%}"
+    fine = "" if at.fine is None else f"; no harm in going on {at.fine:.3g} to 1 of {at.fine_at:.3g}"
     return (
-        f"{at.guardrail:<14} {_rate(*at.canary)} against {_rate(*at.others)}, margin {at.margin:g}: "
-        f"harm 1 : {at.harm:.3g} of 1 : {at.harm_at:.4g}{fine}"
+        f"{at.guardrail:<14} {_rate(*at.canary)} against {_rate(*at.others)}{between}; margin {at.margin:g}, "
+        f"harm {at.harm:.3g} to 1 of {at.harm_at:.4g}{fine}"
     )
 
 

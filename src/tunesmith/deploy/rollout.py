@@ -21,6 +21,7 @@ from msgspec.structs import replace
 
 from tunesmith.core.rollout import NO_COUNTS, Counts, GuardrailState, RolloutPlan, RolloutState, quantile_of
 from tunesmith.core.stats.excess import Stakes, excess_evidence
+from tunesmith.core.stats.sequential import rate_at_least, rate_at_most
 from tunesmith.core.types import Record
 
 FINE = 0.05  # the probability of going on, by one guardrail, though it would be worse by the margin
@@ -51,8 +52,8 @@ class Decision(Record, frozen=True):
 
 
 class Standing(Record, frozen=True):
-    """Where a guardrail stands: how many bad requests, how much evidence of harm (1 : `harm`, taken back at 1 : `harm_at`), and how much
-    that the next step does no harm (1 : `fine`, goes on at 1 : `fine_at`; None: there is no next step)."""
+    """Where a guardrail stands: how many bad requests, how much evidence of harm (`harm` to 1, taken back at `harm_at` to 1), and how much
+    that the next step does no harm (`fine` to 1, goes on at `fine_at` to 1; None: there is no next step)."""
 
     guardrail: str
     margin: float
@@ -147,7 +148,7 @@ def _counts(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Counts:
 
 
 def harm_at(plan: RolloutPlan, name: str) -> float:
-    """The odds (1 : so many) at which a guardrail takes back: `alpha` is shared, half of it is for errors."""
+    """The odds (so many to 1) at which a guardrail takes back: `alpha` is shared, half of it is for errors."""
     others = len(plan.guardrails) - 1
     if not others:
         return 1 / plan.alpha
@@ -175,6 +176,16 @@ def standings(plan: RolloutPlan, state: RolloutState, step: int) -> list[Standin
             )
         )
     return made
+
+
+def difference_bounds(at: Standing) -> tuple[float, float] | None:
+    """Between what the canary's share of bad requests is above that of the others, at every look together as sure as its harm must be; for
+    people, since it takes both shares to stay as they are. None before both sides have requests."""
+    (n, bad), (m, worse), alpha = at.canary, at.others, 0.5 / at.harm_at
+    if not n or not m:
+        return None
+    low = rate_at_least(bad, n, alpha) - rate_at_most(worse, m, alpha)
+    return low, rate_at_most(bad, n, alpha) - rate_at_least(worse, m, alpha)
 
 
 def _fine(name: str, margin: float, share: float, stakes: Stakes) -> float:
@@ -205,7 +216,7 @@ def decide(plan: RolloutPlan, state: RolloutState, step: int, step_since: float,
         missing.append(f"{plan.step_requests - state.step_requests} of the step's {plan.step_requests} requests")
     for at in stood:
         if at.fine is not None and at.fine < at.fine_at:
-            missing.append(f"evidence by '{at.guardrail}': 1 : {at.fine:.3g} of 1 : {at.fine_at:.3g}")
+            missing.append(f"evidence by '{at.guardrail}': {at.fine:.3g} to 1, {at.fine_at:.3g} to 1 suffices")
     if not missing and by_user is not None:
         alike = [at.guardrail for at in stood if not any(_not_worse(at, share, counts) for counts in by_user(at.guardrail)[:1])]
         missing += [f"more users for '{name}'" for name in alike]
@@ -235,7 +246,7 @@ def _at_once(counts: Counts, margin: float) -> bool:
 
 
 def _harm_words(at: Standing) -> str:
-    return f"{_shown(at)} (1 : {at.harm:.3g} against its being no worse by more than {at.margin:g}, 1 : {at.harm_at:g} suffices)"
+    return f"{_shown(at)} ({at.harm:.3g} to 1 that it is worse by more than {at.margin:g}, {at.harm_at:.4g} to 1 suffices)"
 
 
 def _shown(at: Standing) -> str:

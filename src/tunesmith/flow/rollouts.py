@@ -21,7 +21,7 @@ from tunesmith.core.errors import ConfigError, GateRefused, NotFound, UsageError
 from tunesmith.core.rollout import OPEN, Counts, Rollout, RolloutPlan, RolloutState, quantile_of, rating_of
 from tunesmith.core.types import Answer, Example, Record
 from tunesmith.deploy.answer_form import LEAST, form_words, learned_form, malformed
-from tunesmith.deploy.rollout import Block, Decision, Standing, advanced, begun, decide, standings
+from tunesmith.deploy.rollout import Block, Decision, Standing, advanced, begun, decide, difference_bounds, standings
 from tunesmith.flow.deploying import Role, joined
 from tunesmith.flow.project import Project
 from tunesmith.models.resolve import Models
@@ -39,10 +39,11 @@ _LEAST_TIMED = 20  # requests of the others before their quantile is known
 
 
 class RolloutStatus(Record, frozen=True):
-    """A rollout and where it stands now."""
+    """A rollout and where it stands now; `bounds` are of each guardrail between what the canary's share is above the others'."""
 
     rollout: Rollout
     guardrails: tuple[Standing, ...] = ()
+    bounds: dict[str, tuple[float, float]] = {}
     missing: tuple[str, ...] = ()
     next_look: float | None = None
     form: str = ""
@@ -135,9 +136,11 @@ def status(alias: str, store: Store, now: float | None = None) -> RolloutStatus:
     if rollout.state is None:
         return RolloutStatus(rollout=rollout)
     decision = decide(rollout.plan, rollout.state, rollout.step, rollout.step_since, now)
+    stood = standings(rollout.plan, rollout.state, rollout.step)
     return RolloutStatus(
         rollout=rollout,
-        guardrails=tuple(standings(rollout.plan, rollout.state, rollout.step)),
+        guardrails=tuple(stood),
+        bounds={at.guardrail: bounds for at in stood if (bounds := difference_bounds(at)) is not None},
         missing=decision.missing if rollout.status in OPEN else (),
         next_look=rollout.looked + rollout.plan.look_s if rollout.status == "running" else None,
         form=form_words(rollout.state.form) if "malformed" in rollout.plan.guardrails else "",
@@ -169,6 +172,8 @@ def step(alias: str, store: Store) -> Rollout:
 
 def look(rollout: Rollout, store: Store, now: float | None = None) -> Rollout | None:
     """Count what has ended since the last look, and act on it; None where somebody else has looked meanwhile."""
+    if rollout.status != "running":
+        return None
     now = time.time() if now is None else now
     rollouts = Rollouts(store)
     in_force = Deployments(store).in_force().get(rollout.alias)

@@ -207,7 +207,7 @@ def rate_sequence(successes: int, n: int, level: float = 0.95, prior: tuple[floa
     return Interval(estimate=rate, low=low, high=high, level=level, method="beta-binomial confidence sequence", n=n)
 
 
-def rate_at_least(successes: int, n: int, alpha: float = 0.05, prior: tuple[float, float] = (0.5, 0.5)) -> float:
+def rate_at_least(successes: float, n: float, alpha: float = 0.05, prior: tuple[float, float] = (0.5, 0.5)) -> float:
     """What a rate is at least, with an error of at most `alpha` over every n together (one-sided)."""
     _counted(successes, n)
     if not successes:
@@ -216,12 +216,12 @@ def rate_at_least(successes: int, n: int, alpha: float = 0.05, prior: tuple[floa
     return _edge(lambda p: rate_evidence(successes, n, p, prior) >= limit, successes / n, 0.0)
 
 
-def rate_at_most(successes: int, n: int, alpha: float = 0.05, prior: tuple[float, float] = (0.5, 0.5)) -> float:
+def rate_at_most(successes: float, n: float, alpha: float = 0.05, prior: tuple[float, float] = (0.5, 0.5)) -> float:
     """What a rate is at most, with an error of at most `alpha` over every n together (one-sided)."""
     return 1.0 - rate_at_least(n - successes, n, alpha, (prior[1], prior[0]))
 
 
-def rate_evidence(successes: int, n: int, null: float, prior: tuple[float, float] = (0.5, 0.5)) -> float:
+def rate_evidence(successes: float, n: float, null: float, prior: tuple[float, float] = (0.5, 0.5)) -> float:
     """The logarithm of the evidence that a rate is above `null`: an e-process for "at most null" that bets on the rates above it, spread
     as the beta `prior` is there; at least log(1/α) ever with probability at most α if the rate is not above. For rare events take a
     prior whose mean is near the rate that would matter."""
@@ -236,7 +236,7 @@ def rate_evidence(successes: int, n: int, null: float, prior: tuple[float, float
     return _mixture(successes, n, null, prior) + log(there) - log(above)
 
 
-def _mixture(successes: int, n: int, null: float, prior: tuple[float, float]) -> float:
+def _mixture(successes: float, n: float, null: float, prior: tuple[float, float]) -> float:
     from scipy import special
 
     a, b = prior
@@ -271,6 +271,6 @@ def _inside(totals: Floats, sizes: Floats, low: float, high: float) -> None:
         raise DataError(f"{int(beyond.sum())} value(s) beyond the scale, the first is {value:g}", allowed=f"{low:g} to {high:g}")
 
 
-def _counted(successes: int, n: int) -> None:
+def _counted(successes: float, n: float) -> None:
     if not 0 <= successes <= n:
         raise UsageError(f"{successes} of {n}", allowed="counts, the first not more than the second")
