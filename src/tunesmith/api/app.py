@@ -55,7 +55,7 @@ from tunesmith.core.errors import DataError, TunesmithError, UsageError
 from tunesmith.deploy.answered import Answered
 from tunesmith.deploy.engine import Answering, Overloaded
 from tunesmith.deploy.router import Router
-from tunesmith.deploy.serve_config import LogConfig, ServeConfig
+from tunesmith.deploy.serve_config import LogConfig, OtlpConfig, ServeConfig
 from tunesmith.flow.prices import prices_of
 from tunesmith.flow.redaction import redaction
 from tunesmith.flow.rollouts import look_at_all
@@ -63,6 +63,7 @@ from tunesmith.models.base import Model, passing
 from tunesmith.models.catalog import Catalog
 from tunesmith.models.resolve import Models
 from tunesmith.monitor.metrics import ServerMetrics
+from tunesmith.monitor.telemetry import Telemetry
 from tunesmith.store.files import Files
 from tunesmith.store.interactions import InteractionLog, Interactions
 from tunesmith.store.keys import Keys
@@ -106,7 +107,7 @@ def create_app(
         router,
         answering,
         metrics,
-        Answered(_log_of(log, config.log, redact) if log is not None else None, metrics, prices_of(config)),
+        Answered(_log_of(log, config.log, redact) if log is not None else None, metrics, prices_of(config), _sender_of(config.otlp)),
         Shadows(answering, ShadowAnswers(log, redact) if log is not None else None, metrics.copied),
         default_max_tokens=config.default_max_tokens,
         models=models or Models(store, Catalog()),
@@ -142,6 +143,10 @@ def create_app(
 
 def _log_of(store: Store, settings: LogConfig, redact: Reworded | None) -> InteractionLog:
     return InteractionLog(store, at_once=settings.survives == "power", sample=settings.sample, redact=redact)
+
+
+def _sender_of(settings: OtlpConfig | None) -> Telemetry | None:
+    return None if settings is None else Telemetry(settings.endpoint, settings.every_s)
 
 
 def _routes() -> list[Route]:

@@ -44,6 +44,16 @@ class Counter(Protocol):
         """Count one that ended with an error, whose it was as far as that is known."""
 
 
+class Sender(Protocol):
+    """What tells another place of requests."""
+
+    def ended(self, row: Interaction) -> None:
+        """Tell of a request that came to a model, however it ended; does not wait for anything."""
+
+    def close(self) -> None:
+        """Send what waits."""
+
+
 class Outcome(Record, frozen=True):
     """How a request ended. Of several choices the words are the first one's, the tokens all of them; `counted` says whether the tokens are
     known, `reached` whether the request came to a model or to another server. `first_token_s` None: not before the end."""
@@ -193,10 +203,10 @@ class Exchange:
 
 
 class Answered:
-    """Where exchanges end. `log` None keeps no log."""
+    """Where exchanges end. `log` None keeps no log, `sender` None tells nobody else."""
 
-    def __init__(self, log: InteractionLog | None, counter: Counter, price_of: PriceOf) -> None:
-        self._log, self._counter, self.price_of = log, counter, price_of
+    def __init__(self, log: InteractionLog | None, counter: Counter, price_of: PriceOf, sender: Sender | None = None) -> None:
+        self._log, self._counter, self.price_of, self._sender = log, counter, price_of, sender
         self.conversations = Conversations()
 
     def open(self, endpoint: str, prefix: str, alias: str, project: str) -> Exchange:
@@ -212,6 +222,8 @@ class Answered:
             self._counter.failed(row.status, row.project)
         if row.variant:  # the name was known: what clients make up is no label
             self._counter.ended(row)
+            if self._sender is not None:
+                self._sender.ended(row)
         if row.deployment is not None:
             self._counter.assigned(row)
         if self._log is not None and loggable:
@@ -221,3 +233,5 @@ class Answered:
         """Write what waits."""
         if self._log is not None:
             self._log.close()
+        if self._sender is not None:
+            self._sender.close()

@@ -84,6 +84,24 @@ class LogConfig(Record, frozen=True):
             raise ConfigError(f"'retention_days' is {self.retention_days}", where="serve.log.retention_days", allowed="days, more than 0")
 
 
+class OtlpConfig(Record, frozen=True):
+    """Where OpenTelemetry's spans and metrics go by OTLP over HTTP: a collector's address without a path; metrics each `every_s`.
+
+    Headers, such as a key, are read from the environment: OTEL_EXPORTER_OTLP_HEADERS.
+    """
+
+    endpoint: str
+    every_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"https?://[^/?#@\s]+", self.endpoint):
+            raise ConfigError(
+                f"the collector's address is '{self.endpoint}'", where="serve.otlp.endpoint", allowed="http(s)://HOST:PORT without a path"
+            )
+        if not 0 < self.every_s < math.inf:
+            raise ConfigError(f"'every_s' is {self.every_s}", where="serve.otlp.every_s", allowed="seconds, more than 0")
+
+
 class ServeConfig(Record, frozen=True):
     """Where and how a server listens. Sizes in bytes, times in seconds; `python_graders` lets clients run Python in the sandbox.
 
@@ -92,8 +110,8 @@ class ServeConfig(Record, frozen=True):
     `database` is the URL of a PostgreSQL database that holds the store's tables in place of the SQLite file in its folder, `blobs` a folder
     or a bucket (`s3://BUCKET/PREFIX`) that holds the bytes of files in place of a folder there.
     `upstreams` are names that other servers answer to; `prices` says what the tokens of models here cost, by alias (without it nothing).
-    `log` says how requests are logged. `requests_per_minute` limits each key. `workers` processes work on fine-tuning jobs. Pages of
-    `cors_origins` may ask, others not.
+    `log` says how requests are logged, `otlp` which collector is told of them. `requests_per_minute` limits each key. `workers` processes
+    work on fine-tuning jobs. Pages of `cors_origins` may ask, others not.
     A request's headers must come within `headers_s`, its body within `body_s` (a large one may go on at a kilobyte a second).
 
     After SIGTERM the server says that it is not ready, goes on answering for `notice_s`, then takes no new connection and lets what is open
@@ -117,6 +135,7 @@ class ServeConfig(Record, frozen=True):
     requests_per_minute: int | None = None
     webhooks: tuple[Webhook, ...] = ()
     log: LogConfig = LogConfig()
+    otlp: OtlpConfig | None = None
     cors_origins: tuple[str, ...] = ()
     headers_s: float = 30.0
     body_s: float = 60.0
