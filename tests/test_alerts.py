@@ -268,3 +268,6 @@ def test_unknown_keys_of_a_rule_are_named_with_their_line(tmp_path):
     (tmp_path / "tunesmith.yaml").write_text("name: x\nsources: [{path: r}]\nbase: b\nalerts:\n  rules:\n    - {name: r, metrik: drift}\n")
     with pytest.raises(ConfigError, match="metric"):
         load_project(tmp_path / "tunesmith.yaml")
+    (tmp_path / "tunesmith.yaml").write_text("name: x\nsources: [{path: r}]\nbase: b\nretrain: {when: {alerts: [errors]}}\n")
+    with pytest.raises(ConfigError, match=r"no alert 'errors'"):
+        load_project(tmp_path / "tunesmith.yaml")

@@ -105,6 +105,10 @@ class Project(Record, frozen=True):
             raise ConfigError("no sources", where="sources", allowed="at least one", remedy="sources: [{path: data.jsonl}]")
         if not self.evaluate.metrics:
             raise ConfigError("no metric", where="evaluate.metrics", allowed="at least one metric name")
+        rules = [rule.name for rule in self.alerts.rules]
+        if unknown := [name for name in self.retrain.when.alerts if name not in rules]:
+            known = ", ".join(rules) or "there are none"
+            raise ConfigError(f"no alert '{unknown[0]}'", where="retrain.when.alerts", allowed=f"names of alerts.rules: {known}")
         names = [baseline.name for baseline in self.baselines]
         twice = sorted({name for name in names if names.count(name) > 1})
         if not names or twice or "tuned" in names:

@@ -40,6 +40,21 @@ class AlertLog:
     ) -> bool:
         """Put an alert from what it was (`state`, `since`; None: never looked at) to `after`, with what channels are to be told (channel →
         body). False where it is no longer what it was: another server was faster, and nothing is written."""
+        try:
+            return self._changed(rule, alias, before, after, value, tell, labels)
+        except sa.exc.IntegrityError:  # the first look of two servers at once
+            return False
+
+    def _changed(
+        self,
+        rule: str,
+        alias: str,
+        before: tuple[str, float] | None,
+        after: str,
+        value: float | None,
+        tell: Mapping[str, Mapping[str, Any]],
+        labels: Mapping[str, str],
+    ) -> bool:
         now = time.time()
         with self._store.exclusive() as connection:
             where = (alert_states.c.rule == rule, alert_states.c.alias == alias)
