@@ -12,6 +12,7 @@ from tunesmith.api.app import create_app, running
 from tunesmith.cli import app
 from tunesmith.cli.shared import guarded
 from tunesmith.models.echo import EchoModel
+from tunesmith.monitor.feedback_formats import read_export
 from tunesmith.store.feedback import FeedbackLog
 from tunesmith.store.store import Store
 
@@ -173,6 +174,24 @@ def test_what_is_no_feedback_is_told_with_its_place(place, tmp_path, capsys, tex
     file = tmp_path / "lost.json"
     file.write_text(text)
     assert told in imported(place[1], file, capsys, code=1)["error"]["message"]
+
+
+def test_shapes_that_the_same_tools_write_elsewhere():
+    """Tables whose cells are texts, messages with their feedback, ratings that were taken back."""
+    said = {"rating": "dislike", "content": "no", "from_source": "user", "from_end_user_id": "ann"}
+    shapes = {
+        "dify": [{"id": "m", "query": "q", "answer": "a", "feedbacks": [said, said | {"rating": "like"}], "created_at": 1777636800}],
+        "langfuse": [{"traceId": "t", "name": "is_right", "value": "True", "dataType": "BOOLEAN"}, {"traceId": "t", "name": "x", "stringValue": ""}],
+        "langsmith": [{"run_id": "r", "key": "thumbs", "score": "1.0", "feedback_source": {"type": "model"}, "created_at": "2026-05-01 12:00:00"}],
+        "open-webui": [{"id": "w", "user_id": "u", "data": {"rating": "1"}, "meta": {"message_id": "m"}, "updated_at": 1}, {"id": "v", "user_id": "u", "data": {"rating": None}, "meta": None}],
+    }  # fmt: skip
+    words = {name: read_export(rows, 2e9) for name, rows in shapes.items()}
+    assert {name: export.format for name, export in words.items()} == {name: name for name in shapes}
+    assert {name: [(word.kind, word.value, word.by) for word in export.words] for name, export in words.items()} == {
+        "dify": [("thumbs", 0.0, "ann"), ("thumbs", 1.0, "ann")], "langfuse": [("outcome", 1.0, "")], "langsmith": [("thumbs", 1.0, "model")],
+        "open-webui": [("thumbs", 1.0, "u")],
+    }  # fmt: skip
+    assert (words["langfuse"].empty, words["open-webui"].empty) == (1, 1)
 
 
 def test_each_project_sees_its_own_words(place):

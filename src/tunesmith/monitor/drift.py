@@ -17,6 +17,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -168,12 +169,15 @@ class DriftReference:
     def _events(self, of: _Described) -> NDArray[np.bool_]:
         return np.stack([happens(of) for _, happens in self._rules], axis=1)
 
+    @cached_property
+    def _index(self) -> TextIndex:
+        return TextIndex(self._fit_texts)
+
     def _topics(self, now: _Described) -> tuple[Topic, ...]:
-        index = TextIndex(self._fit_texts)
         before, after = Counter(self._held.topics), Counter(now.topics)
         n, m = len(self._held.topics), len(now.topics)
         moved = sorted(before.keys() | after.keys(), key=lambda c: -abs(after[c] / m - before[c] / n))[:3]
-        return tuple(Topic(words=tuple(index.telling(self._label == int(c))), before=before[c] / n, now=after[c] / m) for c in moved)
+        return tuple(Topic(words=tuple(self._index.telling(self._label == int(c))), before=before[c] / n, now=after[c] / m) for c in moved)
 
 
 class _Described:

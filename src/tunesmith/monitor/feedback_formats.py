@@ -110,6 +110,8 @@ def _word(interaction: Any, kind: Any, value: float | str, now: float, *, id: st
 
 def _number(text: Any) -> Any:
     """Cells of a table are texts."""
+    if isinstance(text, str) and text.strip().lower() in ("true", "false"):
+        return float(text.strip().lower() == "true")
     try:
         return float(text)
     except (TypeError, ValueError):
@@ -162,24 +164,29 @@ def _chat_of(row: Row, message: str) -> tuple[tuple[Message, ...], str, str]:
 
 def _is_dify(row: Row) -> bool:
     export = row.keys() >= {"feedback_id", "message_id"} and ("feedback_rating_raw" in row or "feedback_rating" in row)
-    return export or row.keys() >= {"query", "answer", "feedback"} or row.keys() >= {"message_id", "rating", "app_id"}
+    message = row.keys() >= {"query", "answer"} and bool(row.keys() & {"feedback", "feedbacks"})
+    return export or message or row.keys() >= {"message_id", "rating", "app_id"}
 
 
 def _dify(row: Row, now: float) -> Iterator[Feedback]:
-    inside = row.get("feedback") if isinstance(row.get("feedback"), dict) else {}
-    rating = row.get("feedback_rating_raw") or row.get("feedback_rating") or row.get("rating") or (inside or {}).get("rating")
-    thumbs = {"like": 1.0, "dislike": 0.0, "👍": 1.0, "👎": 0.0}.get(str(rating))
-    if thumbs is None:
-        return
-    message = row.get("message_id") or row.get("id")
-    question, answer = str(row.get("user_query") or row.get("query") or ""), str(row.get("ai_response") or row.get("answer") or "")
-    when = row.get("feedback_date") or row.get("updated_at") or row.get("created_at")
-    yield _word(
-        message, "thumbs", thumbs, now, id=f"dify:{row.get('feedback_id') or row.get('id')}@{when}:{thumbs:g}", created=when,
-        comment=row.get("feedback_comment") or row.get("content"), answer=answer, alias=row.get("app_name"), source="dify",
-        by=row.get("from_account_name") or row.get("from_end_user_id") or row.get("feedback_source") or row.get("from_source"),
-        messages=_turns([{"role": "user", "content": question}]) if question else (),
-    )  # fmt: skip
+    several = row.get("feedbacks") or [row.get("feedback") or row]
+    for place, said in enumerate(each for each in several if isinstance(each, dict)):
+        rating = said.get("feedback_rating_raw") or said.get("feedback_rating") or said.get("rating")
+        thumbs = {"like": 1.0, "dislike": 0.0, "👍": 1.0, "👎": 0.0}.get(str(rating))
+        if thumbs is None:
+            continue
+        message = row.get("message_id") or row.get("id")
+        question = str(row.get("user_query") or row.get("query") or "")
+        answer = str(row.get("ai_response") or row.get("answer") or "")
+        when = said.get("feedback_date") or said.get("updated_at") or said.get("created_at") or row.get("created_at")
+        who = ("from_account_name", "from_end_user_id", "from_account_id", "feedback_source", "from_source")
+        yield _word(
+            message, "thumbs", thumbs, now,
+            id=f"dify:{said.get('feedback_id') or said.get('id') or f'{message}/{place}'}@{when}:{thumbs:g}",
+            created=when, comment=said.get("feedback_comment") or said.get("content"), answer=answer, alias=row.get("app_name"),
+            source="dify", by=next((said[name] for name in who if said.get(name)), ""),
+            messages=_turns([{"role": "user", "content": question}]) if question else (),
+        )  # fmt: skip
 
 
 # --- Langfuse ----------------------------------------------------------------------------------------------------------------------------
@@ -227,7 +234,10 @@ def _langfuse_value(name: str, kind: str, value: Any, label: Any) -> tuple[str, 
         return "correction", str(label or value) if label or value else None
     if kind == "CATEGORICAL" or (not isinstance(value, float) and label):
         return "outcome", str(label or value) if label or value is not None else None
-    return _good_or_bad(name, value) if isinstance(value, float) else ("score", None)
+    if not isinstance(value, float):
+        return "score", None
+    said, number = _good_or_bad(name, value)
+    return ("outcome" if kind == "BOOLEAN" and said == "score" else said), number
 
 
 # --- LangSmith ---------------------------------------------------------------------------------------------------------------------------

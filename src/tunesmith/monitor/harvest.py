@@ -18,7 +18,7 @@ from tunesmith.core.types import Example, Feedback, Interaction, Message, Record
 
 Kind = Literal["correction", "agreed", "question"]
 _GOOD, _BAD = 0.75, 0.25
-_MODELS = frozenset({"model", "judge", "auto", "eval", "annotation_queue"})  # who is no person, as tools call them
+_MODELS = frozenset({"model", "judge", "auto", "auto_eval", "eval", "llm"})  # who is no person, as tools call them
 GOOD_OUTCOMES = frozenset({"true", "yes", "resolved", "solved", "accepted", "success", "good", "correct", "completed", "done"})
 BAD_OUTCOMES = frozenset(
     {"false", "no", "unresolved", "rejected", "failure", "failed", "bad", "incorrect", "wrong", "refunded", "escalated"}
