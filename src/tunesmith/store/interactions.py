@@ -32,7 +32,7 @@ from tunesmith.store.store import Store
 from tunesmith.store.tables import feedback, interactions, shadow_answers
 from tunesmith.store.wording import Reworded, reworded
 
-_GATHER_S = 0.003
+_LOOKS, _LOOK_S = 6, 0.0005
 _MOST = 256  # rows in one transaction
 _CHATS = ("chat.completions", "responses")  # the endpoints that are asked in messages
 
@@ -78,18 +78,27 @@ class InteractionLog:
         self._thread.join()
 
     def _run(self) -> None:
-        crowded = False  # one client alone is not made to wait for others
+        before = 0  # rows of the last transaction
         while self._waiting or not self._closed:
             self._bell.wait()
-            if crowded and not self._closed:
-                time.sleep(_GATHER_S)
+            if before > 1 and not self._closed:  # one client alone is not made to wait for others
+                self._gather(before)
             self._bell.clear()
             batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _MOST))]
             if self._waiting or self._closed:
                 self._bell.set()
             if batch:
                 self._commit(batch)
-            crowded = len(batch) > 1
+            before = len(batch)
+
+    def _gather(self, before: int) -> None:
+        """Wait while rows come, until there are as many as before: who has just been told of one may well have the next."""
+        there = -1
+        for _ in range(_LOOKS):
+            if there == len(self._waiting) or len(self._waiting) >= before:
+                break
+            there = len(self._waiting)
+            time.sleep(_LOOK_S)
 
     def _commit(self, batch: list[_Waiting]) -> None:
         try:
