@@ -25,13 +25,14 @@ from tunesmith.core.stats.group_sequential import bounds, drift_for, power, spen
 from tunesmith.deploy.experiment import SUMS, anytime, effect, look_due, paired, ratio_mismatch, summed
 from tunesmith.deploy.looking import SeenArms, look
 from tunesmith.deploy.router import Router
-from tunesmith.deploy.strategy import AskedState, choose
+from tunesmith.deploy.strategy import AskedState, bucket, choose
 from tunesmith.models.catalog import Catalog
 from tunesmith.models.echo import EchoModel
 from tunesmith.models.resolve import Models
 from tunesmith.models.upstream import Upstream
 from tunesmith.store.deployments import Deployments
 from tunesmith.store.experiments import Experiments
+from tunesmith.store.shadows import ShadowAnswers
 from tunesmith.store.store import Store
 from tunesmith.store.tables import feedback, interactions, quality_scores
 
@@ -306,6 +307,15 @@ def call(place, monkeypatch, capsys):
     return made
 
 
+def until(look, count):
+    """What is seen once there is so much of it: copies are written after the answer."""
+    end = time.monotonic() + 60
+    while len(rows := look()) < count:
+        assert time.monotonic() < end, rows
+        time.sleep(0.01)
+    return rows
+
+
 def rows_of(store, experiment):
     with store.reading() as connection:
         return list(connection.execute(sa.select(interactions).where(interactions.c.experiment == experiment)).mappings())
@@ -381,9 +391,10 @@ def test_an_experiment_from_begin_to_end_while_clients_go_on(place, call):
 def test_a_failing_arm_is_answered_by_the_other_on_its_own_account(place, call):
     call("deploy", "frail", "a")
     _, began, _ = call("ab", "start", "frail", "a", "broken", "--metric", "errors", "--guardrail", "fallbacks=1.5")
+    places = {f"u{i}": bucket(began["experiment"]["id"], f"u{i}") for i in range(200)}
     with place.server() as client:
-        for i in range(24):
-            made = client.chat.completions.create(model="frail", messages=[{"role": "user", "content": "hi"}], user=f"u{i}")
+        for user in [user for user, at in places.items() if at >= 0.5][:16] + [user for user, at in places.items() if at < 0.5][:8]:
+            made = client.chat.completions.create(model="frail", messages=[{"role": "user", "content": "hi"}], user=user)
             assert made.choices[0].message.content == "Ahi"
     rows = rows_of(place.store, began["experiment"]["id"])
     assert {(row["variant"], row["fallback"]) for row in rows} == {("a", None), ("broken", "a")}
@@ -408,7 +419,8 @@ def test_pairs_are_scored_answers_of_the_same_request(place, call):
     assert began["deployment"]["strategy"] == "shadow"
     with place.server() as client:
         for i in range(40):
-            client.chat.completions.create(model="twin", messages=[{"role": "user", "content": f"say {i}"}])
+            client.chat.completions.create(model="twin", messages=[{"role": "user", "content": f"say {i} [[B]]"}])
+        until(lambda: ShadowAnswers(place.store).of("twin"), 40)
     rows = rows_of(place.store, began["experiment"]["id"])
     assert {row["variant"] for row in rows} == {"a"}
     said = [
@@ -421,6 +433,20 @@ def test_pairs_are_scored_answers_of_the_same_request(place, call):
     assert "seen" in report, told
     (shown,) = report["seen"]["metrics"]
     assert (shown["verdict"], shown["estimate"], shown["units"]) == ("better", 0.75, 40)
+    assert call("ab", "score", "twin", "--judge", "twin:a", "--most", "10")[1] == {
+        "name": "judge", "variant": "b", "fresh": 10, "missing": 0, "left": 30,
+    }  # fmt: skip
+    assert call("ab", "score", "twin", "--judge", "twin:a")[1]["fresh"] == 30
+    assert call("ab", "score", "twin", "--judge", "twin:a")[1]["fresh"] == 0, "each once"
+    with place.store.reading() as connection:
+        kept = connection.execute(sa.select(quality_scores.c.value).where(quality_scores.c.alias == "twin")).scalars().all()
+    assert kept == [0.5] * 80, "a judge that likes whoever comes second says nothing, asked in both orders"
+    for wrong, expected in {
+        ("ab", "score", "twin"): "neither a judge",
+        ("ab", "score", "twin", "--metric", "vaild_json"): "no metric",
+    }.items():
+        code, _, told = call(*wrong)
+        assert (code, expected in told) == (2, True), told
     assert call("ab", "stop", "twin", "--promote", "b")[1]["deployment"]["variants"][0]["name"] == "b"
 
 

@@ -21,8 +21,8 @@ _Metrics = Annotated[
     list[str],
     typer.Option(
         "--metric",
-        help="errors, fallbacks, cut, latency, first_token, tokens, cost, thumbs, score:NAME, outcome:NAME, quality:METRIC; with "
-        ",lower|higher and ,missing=NUMBER. The first is the primary one.",
+        help="errors, fallbacks, cut, latency, first_token, tokens, cost, thumbs, score:NAME, outcome:NAME, quality:METRIC, judged:NAME; "
+        "with ,lower|higher and ,missing=NUMBER. The first is the primary one.",
     ),
 ]
 
@@ -87,7 +87,10 @@ def start(
     metric: _Metrics,
     guardrail: Annotated[list[str] | None, typer.Option(help="NAME=TIMES: the most times the control's value that is no harm.")] = None,
     covariate: Annotated[
-        str | None, typer.Option(help="What is known before the draw: earlier, prompt_tokens, or score:NAME of the baseline's answer.")
+        str | None,
+        typer.Option(
+            help="What is known before the draw: earlier, prompt_tokens, or judged:NAME@CONTROL (score: too), of its answer to a copy."
+        ),
     ] = None,
     horizon: Annotated[
         int | None, typer.Option(help="Users of both arms until the last look; without it the intervals hold always.")
@@ -146,6 +149,28 @@ def status(
     with opened(config) as at:
         report = examine(alias, at.store, by=by)
     emit(as_tree(report), as_json, _text(report))
+
+
+@ab_app.command("score")
+def score(
+    alias: Alias,
+    judge: Annotated[str | None, typer.Option(help="A word for a model that compares both answers, in both orders.")] = None,
+    metric: Annotated[str | None, typer.Option(help="A metric that rates each answer, without a reference.")] = None,
+    most: Annotated[int, typer.Option(help="The most requests that are scored now.", min=1)] = 200,
+    config: file_option = Path("tunesmith.yaml"),
+    as_json: Json = False,
+) -> None:
+    """Score both answers of requests that were copied: the metric judged:judge, or judged:METRIC.
+
+    Example: tunesmith ab score support --judge qwen3-0.6b
+    """
+    from tunesmith.flow.experiment_scoring import score_pairs
+    from tunesmith.flow.experiments import as_tree
+
+    with opened(config) as at:
+        made = score_pairs(alias, at, judge=judge, metric=metric, most=most)
+    text = f"{made.fresh} scored as judged:{made.name} (and judged:{made.name}@{made.variant}), {made.missing} of them without a score"
+    emit(as_tree(made), as_json, f"{text}; {made.left} wait")
 
 
 @ab_app.command("list")

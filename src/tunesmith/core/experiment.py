@@ -22,8 +22,10 @@ AMOUNTS = {
     "cost": "US dollars, of requests whose price is known",
 }
 # What people or judges said of it (`tunesmith feedback`, POST /v1/feedback), with a name where it has one: score:helpful; and what
-# `tunesmith monitor quality` scored of a sample of the answers, with the name of its metric: quality:exact_match.
-SAID = ("thumbs", "score", "outcome", "quality")
+# `tunesmith monitor quality` scored of a sample of the answers, with the name of its metric: quality:exact_match; and what `tunesmith ab
+# score` did: judged:judge.
+JUDGED = "judged"
+SAID = ("thumbs", "score", "outcome", "quality", JUDGED)
 DEFAULT_TOLERANCE = 1.25
 DEFAULT_GUARDRAILS = ("errors", "fallbacks", "latency")
 COVARIATES = ("earlier", "prompt_tokens")
@@ -61,10 +63,12 @@ def metric_of(word: str) -> ExperimentMetric:
     if name not in EVENTS and name not in AMOUNTS and name.partition(":")[0] not in SAID:
         known = [*EVENTS, *AMOUNTS, *SAID]
         raise UsageError(
-            f"no metric '{name}'", allowed=f"{', '.join(known)}; score:NAME, outcome:NAME, quality:METRIC", remedy=nearest(name, known)
+            f"no metric '{name}'",
+            allowed=f"{', '.join(known)}; score:NAME, outcome:NAME, quality:METRIC, judged:NAME",
+            remedy=nearest(name, known),
         )
-    if name == "quality":
-        raise UsageError("'quality' of which metric is not said", allowed="quality:METRIC, as tunesmith monitor quality has it")
+    if name in ("quality", JUDGED):
+        raise UsageError(f"'{name}' of which metric is not said", allowed="quality:METRIC of monitor quality, judged:NAME of ab score")
     values: dict[str, Any] = {"better": "higher" if name.partition(":")[0] in SAID else "lower"}
     for setting in settings:
         if setting in ("lower", "higher"):
@@ -133,8 +137,15 @@ class ExperimentPlan(Record, frozen=True):
             raise UsageError(f"a margin of {self.margin:g}", allowed="more than 0, in the unit of the primary metric")
         if not 0 < self.alpha <= 0.5:
             raise UsageError(f"an error of {self.alpha:g}", allowed="more than 0, at most 0.5")
-        if self.covariate is not None and self.covariate not in COVARIATES and not self.covariate.startswith("score"):
-            raise UsageError(f"no covariate '{self.covariate}'", allowed=f"{', '.join(COVARIATES)}, score:NAME")
+        if self.covariate is not None and self.covariate not in COVARIATES and not self.asks_baseline:
+            raise UsageError(
+                f"no covariate '{self.covariate}'", allowed=f"{', '.join(COVARIATES)}, score:NAME@CONTROL, judged:NAME@CONTROL"
+            )
+
+    @property
+    def asks_baseline(self) -> bool:
+        """Whether the control answers copies of what is drawn, for a score as covariate."""
+        return self.design == "split" and (self.covariate or "").partition(":")[0] in ("score", JUDGED)
 
     @property
     def primary(self) -> ExperimentMetric:

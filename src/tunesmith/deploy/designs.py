@@ -6,7 +6,7 @@ from __future__ import annotations
 from math import ceil, sqrt
 
 from tunesmith.core.errors import UsageError
-from tunesmith.core.experiment import ExperimentMetric
+from tunesmith.core.experiment import JUDGED, ExperimentMetric
 from tunesmith.core.stats.group_sequential import drift_for
 from tunesmith.core.stats.records import share
 from tunesmith.core.types import Record
@@ -68,17 +68,17 @@ def options(traffic: Traffic, question: Question, metric: ExperimentMetric) -> l
     """The designs, the one that asks least of people first."""
     left = 1 - question.correlation**2
     judged = (1 - JUDGE_EXPLAINS) / question.rated + JUDGE_EXPLAINS if question.rated < 1 else 1.0
-    of_answers = metric.kind == "feedback" and metric.name.partition(":")[0] == "score"
+    of_answers = metric.kind == "feedback" and metric.said[0] in ("score", JUDGED)
     rated = "" if question.rated == 1 else f", a judge's of all pairs and a person's of {question.rated:.0%}"
     plans = [
         ("users drawn", "nothing more", 4.0, True, ""),
         (
             "users drawn, the baseline's score as covariate", "a score of the baseline's answer to every prompt", 4.0 * left,
-            metric.kind != "event", " --covariate score:NAME@CONTROL",
+            metric.kind != "event", " --covariate judged:NAME@CONTROL",
         ),
         (
             "pairs", f"scores of both answers{rated}; not what users do", 2.0 * (1 - question.correlation) * judged,
-            of_answers or metric.name in ("latency", "tokens"), " --design pairs" + (" --judge score:judge" if rated else ""),
+            of_answers or metric.name in ("latency", "tokens"), " --design pairs" + (" --judge judged:judge" if rated else ""),
         ),
     ]  # fmt: skip
     return [_option(traffic, question, *plan) for plan in plans]

@@ -65,8 +65,7 @@ def begin(
     experiments = Experiments(store)
     layer = enrol.layer or f"{alias}/experiments"
     made = experiments.open(alias, plan, layer=layer, share=round(enrol.share, 4) if plan.design == "split" else 1.0, reason=reason, by=by)
-    asks_twice = plan.covariate is not None and plan.covariate.startswith("score")
-    enrolment = Enrolment(experiment=made.id, layer=made.layer, low=made.low, high=made.high, baseline=asks_twice)
+    enrolment = Enrolment(experiment=made.id, layer=made.layer, low=made.low, high=made.high, baseline=plan.asks_baseline)
     why = reason or f"experiment {made.id}: {treatment.name} against {control.name}"
     try:
         version = Deployments(store).put(
@@ -114,8 +113,8 @@ def _check(plan: ExperimentPlan) -> None:
             or metric.name.startswith("outcome")
         ):
             raise UsageError(
-                f"'{metric.name}' of a copy's answer is not known: nobody sees it", allowed="score:NAME, latency, tokens",
-                remedy="score both answers (NAME, and NAME@VARIANT for the copy's), or --design split",
+                f"'{metric.name}' of a copy's answer is not known: nobody sees it", allowed="judged:NAME, score:NAME, latency, tokens",
+                remedy="--metric judged:judge and tunesmith ab score, or --design split",
             )  # fmt: skip
     if plan.covariate is not None:
         raise UsageError(f"the covariate '{plan.covariate}' and pairs, which are of the same prompt", allowed="--design split")

@@ -12,7 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from tunesmith.core.experiment import Experiment, ExperimentMetric
+from tunesmith.core.experiment import JUDGED, Experiment, ExperimentMetric
 from tunesmith.core.types import Record
 from tunesmith.store.tables import feedback, quality_scores, shadow_answers
 from tunesmith.store.tables import interactions as log
@@ -95,8 +95,9 @@ def pair_sums(connection: sa.Connection, experiment: Experiment, metric: Experim
 
 
 def _said(kind: str, name: str) -> Any:
-    """The last number that was said of a request under a kind and a name, or scored by a metric (`quality`); NULL where none was."""
-    if kind == "quality":
+    """The last number that was said of a request under a kind and a name, or scored (`quality`, `judged`); NULL where none was."""
+    if kind in ("quality", JUDGED):
+        name = name if kind == "quality" else f"{JUDGED}:{name}"
         scores = sa.select(quality_scores.c.value).where(quality_scores.c.interaction == log.c.id, quality_scores.c.metric == name)
         last = scores.where(quality_scores.c.value.is_not(None)).order_by(quality_scores.c.scored.desc()).limit(1)
         return last.correlate(log).scalar_subquery()
