@@ -300,7 +300,7 @@ def test_a_rollout_counts_and_is_taken_back_by_one_of_two_servers(database, tmp_
     row = {"alias": "bot", "finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 1, "first_token_s": 0.1, "messages": "[]"}
     rows = [
         {**row, "id": f"r{i}", "created": rollout.looked + i / 20, "total_s": 0.2, "answer": "yes", "deployment": rollout.version,
-         "status": 500 if i % 5 == 0 else 200, "variant": "canary" if i % 5 == 0 else "a", "propensity": 0.2}
+         "status": 500 if i % 5 == 0 else 200, "variant": "canary" if i % 5 == 0 else "a", "propensity": 0.2 if i % 5 == 0 else 0.8}
         for i in range(400)
     ]  # fmt: skip
     with stores[0].writing() as connection:

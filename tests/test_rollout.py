@@ -176,13 +176,13 @@ _ids = itertools.count()
 
 def rows(place, rollout, start, seconds, *, canary=(), others=(), a_second=20):  # noqa: F811
     """Requests of so many seconds in the log, one of ten the canary's; each side's may have other values."""
-    made = []
+    made, share = [], rollout.plan.steps[rollout.step]
     for i in range(int(seconds * a_second)):
         own = i % 10 == 0
         row = {
             "user_key": None, "cost_usd": None, "fallback": None, "id": f"r{next(_ids)}", "created": start + i / a_second, "alias": rollout.alias, "status": 200, "finish_reason": "stop",
             "variant": rollout.canary if own else "a", "prompt_tokens": 5, "completion_tokens": 5, "first_token_s": 0.1,
-            "total_s": 0.2 + 0.01 * (i % 7), "messages": "[]", "answer": "yes" if i % 3 else "no", "deployment": rollout.version, "propensity": 0.1,
+            "total_s": 0.2 + 0.01 * (i % 7), "messages": "[]", "answer": "yes" if i % 3 else "no", "deployment": rollout.version, "propensity": share if own else 1 - share,
         }  # fmt: skip
         made.append(row | dict(canary if own else others))
     with place.store.writing() as connection:
@@ -355,7 +355,7 @@ def test_a_failing_canary_is_taken_back_while_two_servers_answer(place, call):  
     openai = pytest.importorskip("openai")
     failures, answered = [], 0
     with place.server() as first, place.server() as second:
-        end = time.monotonic() + 30
+        end = time.monotonic() + 120
         while newest(place, "live").status == "running" and time.monotonic() < end:
             for i, client in enumerate((first, second)):
                 try:

@@ -19,6 +19,7 @@ from tunesmith.store.tables import feedback, quality_scores, rollouts
 from tunesmith.store.tables import interactions as log
 
 LONGEST_S = 900.0  # a request that took longer is in no count: so far back is looked for those that have just ended
+_NEAR = 1e-6  # two shares that are the same
 _RECENT = 500  # requests of the others that say what is usual
 _ended = log.c.created + log.c.total_s
 _FAILED = sa.or_(log.c.status >= 400, log.c.fallback.is_not(None))
@@ -199,7 +200,7 @@ class Rollouts:
         span = self._floor((came - since) / span_s).label("span")
         side = sa.case((log.c.variant == rollout.canary, 1), else_=0).label("side")
         bad = sa.func.sum(sa.case((number < 0, 1.0), (number > 1, 0.0), else_=1.0 - number))
-        where += [came > since, came <= until, number.is_not(None), *_in(rollout)]
+        where += [came > since, came <= until, number.is_not(None), *_in(rollout, rollout.step + 1)]
         query = sa.select(span, side, sa.func.count(), bad).where(*where).group_by(span, side)
         with self._store.reading() as connection:
             rows = connection.execute(query.join_from(interaction.table, log, interaction == log.c.id)).all()
@@ -252,7 +253,7 @@ class Rollouts:
     def _users(self, rollout: Rollout, since: float, until: float, limit: Limit | None) -> sa.Subquery:
         """Of each side and user how many requests, and how many bad ones."""
         canary = log.c.variant == rollout.canary
-        bad, where = _FAILED, _of(rollout, since, until)
+        bad, where = _FAILED, _of(rollout, since, until, rollout.step + 1)
         if limit is not None:
             value = _MEASURED[limit.measured]
             bad = sa.or_(sa.and_(canary, value > limit.canary), sa.and_(sa.not_(canary), value > limit.others))
@@ -273,15 +274,23 @@ def _count(condition: Any) -> Any:
     return sa.func.coalesce(sa.func.sum(sa.case((condition, 1), else_=0)), 0)
 
 
-def _of(rollout: Rollout, since: float, until: float) -> list[sa.ColumnElement[bool]]:
+def _of(rollout: Rollout, since: float, until: float, steps: int = 1) -> list[sa.ColumnElement[bool]]:
     """The requests of a rollout that ended in that time."""
-    return [*_in(rollout), log.c.created > since - LONGEST_S, log.c.created <= until, _ended > since, _ended <= until]
+    times = [log.c.created > since - LONGEST_S, log.c.created <= until, _ended > since, _ended <= until]
+    return [*_in(rollout, steps), *times]
 
 
-def _in(rollout: Rollout) -> list[sa.ColumnElement[bool]]:
-    """The requests that a rollout assigned, to the canary or to the others."""
-    names = [variant.name for variant in rollout.variants]
-    return [log.c.alias == rollout.alias, log.c.variant.in_(names), log.c.deployment >= rollout.first, log.c.propensity.is_not(None)]
+def _in(rollout: Rollout, steps: int) -> list[sa.ColumnElement[bool]]:
+    """The requests that a rollout assigned, to the canary or to the others, in its last `steps` steps. A conversation stays where it was
+    assigned, so those that began before a step lie more often with the others than the step has it, and they are the longer ones: only
+    requests that were drawn with the same shares can be compared."""
+    table, rest = log.c, sum(variant.weight for variant in rollout.variants if variant.name != rollout.canary)
+    drawn = []
+    for share in rollout.plan.steps[max(0, rollout.step + 1 - steps) : rollout.step + 1]:
+        for variant in rollout.variants:
+            own = share if variant.name == rollout.canary else variant.weight / rest * (1 - share)
+            drawn.append(sa.and_(table.variant == variant.name, table.propensity > own - _NEAR, table.propensity < own + _NEAR))
+    return [table.alias == rollout.alias, table.deployment >= rollout.first, sa.or_(*drawn)]
 
 
 def _others(rollout: Rollout, until: float) -> list[sa.ColumnElement[bool]]:
