@@ -142,7 +142,7 @@ def stored(runs: int) -> str:
                 _write(store, made.id, run, here, treated, y)
                 arms = _read(kept, made, metrics)
                 seen = look(made.id, plan, kept_units(arms), arms, kept.said(made.id), float(piece))
-                kept.add(seen.fresh)
+                kept.add(made.id, seen.fresh)
                 found += sum(each.metric == "sample ratio" for each in seen.fresh)
             step = users
             for name in y:

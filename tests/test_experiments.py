@@ -594,7 +594,14 @@ def test_a_verdict_is_a_row_of_its_own(tmp_path):
     experiments = Experiments(store)
     made = experiments.open("bot", plan_of(), layer="l", share=0.5, reason="why", by="who")
     assert isinstance(made, Experiment)
-    said = [Verdict(experiment=made.id, created=float(i), metric="m", verdict="better", look={"low": 0.1}) for i in range(2)]
-    experiments.add(said)
+    words = [("better", None), ("worse", None), ("cannot tell yet", 0.1), ("better", 0.2)]
+    said = [
+        Verdict(experiment=made.id, created=1.0, metric="m", verdict=word, look={"time": at} if at else {"low": 0.1}) for word, at in words
+    ]
+    for verdict in said:
+        for _ in range(2):  # two people look at the same moment
+            experiments.add(made.id, [verdict])
     assert experiments.said(made.id) == said
+    experiments.add(made.id, [Verdict(experiment=made.id, created=2.0, metric="m", verdict="worse", look={"time": 0.15})])
+    assert experiments.said(made.id) == said, "a look that is behind one that was counted"
     store.close()

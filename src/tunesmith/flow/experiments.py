@@ -149,7 +149,7 @@ def examine(alias: str, store: Store, *, by: str | None = None) -> ExperimentRep
         experiment.id, plan, (control, treatment), _seen(experiment, experiments), experiments.said(experiment.id), time.time()
     )  # fmt: skip
     if experiment.stopped is None:
-        experiments.add(seen.fresh)
+        experiments.add(experiment.id, seen.fresh)
     parts = sliced(plan, _parts(experiment, experiments, by)) if by is not None and seen.whole and plan.design == "split" else []
     in_force = Deployments(store).in_force()[alias].version
     return ExperimentReport(

@@ -90,20 +90,22 @@ class Experiments:
             if not connection.execute(ended).rowcount:
                 raise UsageError(f"the experiment {number} has ended already", allowed="one that runs")
 
-    def add(self, said: Sequence[Verdict]) -> None:
-        """Write verdicts down."""
-        if said:
-            with self._store.writing() as connection:
-                connection.execute(sa.insert(verdicts), [msgspec.to_builtins(each) | {"look": each.look} for each in said])
+    def add(self, number: str, fresh: Sequence[Verdict]) -> None:
+        """Write verdicts of an experiment down; what somebody else who looked at the same moment has written is not written again."""
+        if not fresh:
+            return
+        with self._store.exclusive() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.exec_driver_sql("LOCK TABLE verdicts IN SHARE ROW EXCLUSIVE MODE")
+            said = _said(connection, number)
+            new = [each for each in fresh if not _told(each, [other for other in said if other.metric == each.metric])]
+            if new:
+                connection.execute(sa.insert(verdicts), [msgspec.to_builtins(each) | {"look": each.look} for each in new])
 
     def said(self, number: str) -> list[Verdict]:
         """Every verdict of an experiment, oldest first."""
-        columns = [column for column in verdicts.columns if column.name != "seq"]
-        query = sa.select(*columns).where(verdicts.c.experiment == number).order_by(verdicts.c.seq)
         with self._store.reading() as connection:
-            return [
-                msgspec.convert({str(key): value for key, value in row.items()}, Verdict) for row in connection.execute(query).mappings()
-            ]
+            return _said(connection, number)
 
     def units(self, number: str) -> dict[str, tuple[int, int]]:
         """(units, requests) of each variant that was drawn."""
@@ -132,6 +134,20 @@ class Experiments:
         """The sums of a metric over pairs of answers."""
         with self._store.reading() as connection:
             return pair_sums(connection, experiment, metric)
+
+
+def _said(connection: sa.Connection, number: str) -> list[Verdict]:
+    columns = [column for column in verdicts.columns if column.name != "seq"]
+    query = sa.select(*columns).where(verdicts.c.experiment == number).order_by(verdicts.c.seq)
+    return [msgspec.convert({str(key): value for key, value in row.items()}, Verdict) for row in connection.execute(query).mappings()]
+
+
+def _told(fresh: Verdict, said: Sequence[Verdict]) -> bool:
+    """Whether a verdict repeats the last one on its metric, or a counted look is no further on the way than one that is there."""
+    way = fresh.look.get("time")
+    if way is not None:
+        return any((each.look.get("time") or 0.0) >= way for each in said)
+    return bool(said) and said[-1].verdict == fresh.verdict
 
 
 def _experiment(row: Row) -> Experiment:
