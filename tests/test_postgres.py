@@ -6,6 +6,7 @@ import asyncio
 import signal
 
 import pytest
+from msgspec import structs
 
 from forked import command, start
 from postgres_parts import PASSWORD
@@ -60,10 +61,22 @@ def test_the_log_of_requests_is_read_back_by_monitoring(database, tmp_path):
         finish_reason="stop", prompt_tokens=3, completion_tokens=2, first_token_s=0.1, total_s=0.2,
     )  # fmt: skip
     asyncio.run(log.write(one))
+
+    async def many(*wrong):
+        rows = [structs.replace(one, id=f"chatcmpl-{i % 100}", answer="tab\t, \\N and a line\n", cost_usd=None) for i in range(150)]
+        return await asyncio.gather(*map(log.write, [*rows, *wrong]), return_exceptions=True)
+
     asyncio.run(log.write(one))
+    assert set(asyncio.run(many())) == {None}
+    refused = asyncio.run(many(structs.replace(one, id="none", prompt_tokens=1 << 40)))
+    assert [type(end).__name__ for end in refused if end is not None] == ["StoreError"], "it keeps no other from being written"
     log.close()
     found = status(store)
-    assert (found["requests"], found["completion_tokens"]) == (1, 2), "the same request is logged once"
+    assert (found["requests"], found["completion_tokens"]) == (100, 200), "the same request is logged once"
+    with store.reading() as connection:
+        assert connection.exec_driver_sql("SELECT DISTINCT answer FROM interactions WHERE id <> 'chatcmpl-1'").scalars().all() == [
+            "tab\t, \\N and a line\n"
+        ]
 
 
 @pytest.mark.slow
