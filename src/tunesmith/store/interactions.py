@@ -170,7 +170,7 @@ def _written(connection: sa.Connection, values: list[tuple[Any, ...]]) -> Iterab
 
 
 def _copied(connection: sa.Connection, values: list[tuple[Any, ...]]) -> list[str]:
-    """`_written` by PostgreSQL's COPY, which takes a sixth of the time of an INSERT of 128 rows: into a table of the session, which its
+    """`_written` by PostgreSQL's COPY, which takes much less time than an INSERT of many rows: into a table of the session, which its
     transaction empties, and from there what is new."""
     columns = ", ".join((*_PLAIN, *_ENCODED))
     try:
