@@ -9,9 +9,11 @@ import pytest
 from tunesmith.api.app import create_app, running
 from tunesmith.cli import app
 from tunesmith.cli.shared import guarded
-from tunesmith.core.errors import ConfigError
+from tunesmith.core.errors import ConfigError, UsageError
 from tunesmith.core.types import Example, Message
 from tunesmith.data.version import freeze
+from tunesmith.flow.governing import overrides_of
+from tunesmith.flow.project import load_project
 from tunesmith.models.echo import EchoModel
 from tunesmith.monitor.governor import Held, Retrain, State, When, due, flatters, rule, swayed
 from tunesmith.store.store import Store
@@ -112,6 +114,17 @@ def test_a_model_that_flatters_is_refused_and_an_equal_one_may_be_offered(tmp_pa
         } | {name for name in refused if name == "length (believing)" and refused[name] != "pass"}  # fmt: skip
         assert refused["all sealed rows"] == "pass", "the metric alone sees nothing"
     assert len((tmp_path / ".tunesmith" / "openings.jsonl").read_text().splitlines()) == 2 * 2
+
+
+def test_a_retraining_adds_reviewed_rows_and_answers_to_a_name_of_its_own(tmp_path):
+    file = tmp_path / "tunesmith.yaml"
+    file.write_text("name: shop\nsources: [{path: a.jsonl, map: {prompt: q=a}}]\nbase: smollm2-135m\ndeploy: {alias: bot}\n")
+    project = load_project(file)
+    again = load_project(file, overrides_of(project, "3f2a91c04b7d"))
+    assert [source.path for source in again.sources] == ["a.jsonl", "3f2a91c04b7d"]
+    assert (again.sources[0], again.deploy.alias) == (project.sources[0], "bot-next")
+    with pytest.raises(UsageError, match="no rows to train on"):
+        overrides_of(project, "")
 
 
 @pytest.mark.parametrize("wrong", [{"every": "soon"}, {"most": 1.0}, {"margin": 0.0}, {"longer": 1.0}])
