@@ -340,8 +340,9 @@ def test_an_experiment_from_begin_to_end_while_clients_go_on(place, call):
 
         assert ask(**talk)[0] == "Ahi"
         code, began, _ = call(
-            "ab", "start", "shop", "a", "b", "--metric", "tokens,higher", "--metric", "outcome:solved,missing=0", "--by", "anna"
-        )
+            "ab", "start", "shop", "a", "b", "--metric", "tokens,higher", "--metric", "outcome:solved,missing=0", "--by", "anna",
+            "--covariate", "judged:length@a",
+        )  # fmt: skip
         assert (code, began["deployment"]["strategy"]) == (0, "split")
         number = began["experiment"]["id"]
         seen = {user: ask(user, stream=i % 2 == 0) for i, user in enumerate(map(str, range(16)))}
@@ -362,6 +363,9 @@ def test_an_experiment_from_begin_to_end_while_clients_go_on(place, call):
                 for i, each in enumerate(late)
             ]
             connection.execute(sa.insert(feedback), said)
+        until(lambda: ShadowAnswers(place.store).of("shop"), 17)
+        assert {copy.answer for copy in ShadowAnswers(place.store).of("shop")} == {"Ahi"}, "the control, whoever was drawn"
+        assert call("ab", "score", "shop", "--metric", "length")[1]["fresh"] == 17
         _, report, _ = call("ab", "status", "shop")
         assert sum(report["seen"]["units"]) == 16
         assert sum(report["requests"]) == 17
