@@ -26,6 +26,7 @@ from tunesmith.deploy.experiment import SUMS, anytime, effect, look_due, paired,
 from tunesmith.deploy.looking import SeenArms, look
 from tunesmith.deploy.router import Router
 from tunesmith.deploy.strategy import AskedState, bucket, choose
+from tunesmith.flow.experiments import look_at_experiments
 from tunesmith.models.catalog import Catalog
 from tunesmith.models.echo import EchoModel
 from tunesmith.models.resolve import Models
@@ -402,8 +403,10 @@ def test_a_failing_arm_is_answered_by_the_other_on_its_own_account(place, call):
             assert made.choices[0].message.content == "Ahi"
     rows = rows_of(place.store, began["experiment"]["id"])
     assert {(row["variant"], row["fallback"]) for row in rows} == {("a", None), ("broken", "a")}
-    for _ in range(2):
-        _, report, _ = call("ab", "status", "frail")
+    number = began["experiment"]["id"]
+    assert look_at_experiments(place.store) == [f"{number} on 'frail': errors: worse", f"{number} on 'frail': guardrail fallbacks: harm"]
+    assert look_at_experiments(place.store) == [], "what was said is not said again"
+    _, report, _ = call("ab", "status", "frail")
     shown = {each["metric"]: each["verdict"] for each in report["seen"]["metrics"]}
     assert shown == {"errors": "worse", "guardrail fallbacks": "harm"}
     assert [(each["metric"], each["verdict"]) for each in report["said"]] == [("errors", "worse"), ("guardrail fallbacks", "harm")]

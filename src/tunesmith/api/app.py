@@ -56,6 +56,7 @@ from tunesmith.deploy.answered import Answered
 from tunesmith.deploy.engine import Answering, Overloaded
 from tunesmith.deploy.router import Router
 from tunesmith.deploy.serve_config import LogConfig, OtlpConfig, ServeConfig
+from tunesmith.flow.experiments import look_at_experiments
 from tunesmith.flow.prices import prices_of
 from tunesmith.flow.redaction import redaction
 from tunesmith.flow.rollouts import look_at_all
@@ -75,6 +76,7 @@ from tunesmith.store.wording import Reworded
 
 _log = logging.getLogger("tunesmith.api")
 _ROLLOUTS_S = 0.5  # how often is asked whether a rollout is to be looked at
+_EXPERIMENTS_S = 60.0
 _SWEEP_S = 5.0  # how long what has expired may stay on the disk
 # OpenAI's names for embeddings, so that unchanged code gets vectors; their sizes are the local encoder's.
 _ENCODERS = {"text-embedding-3-small": "minilm-l6-v2", "text-embedding-ada-002": "minilm-l6-v2"}
@@ -250,7 +252,7 @@ def _background(app: Starlette, state: State) -> list[Coroutine[Any, Any, None]]
     state.inside = inside
     work = [batches.work(inside, state.store), _sweep(state.store, state.retention_days)]
     if state.reload is not None:
-        work += [state.reload.watch(), _rollouts(state)]
+        work += [state.reload.watch(), _rollouts(state), _experiments(state.store)]
     if state.watch is not None:
         work.append(_watching(*state.watch))
     return [*work, webhooks.work(state.store, state.webhooks)] if state.webhooks else work
@@ -283,6 +285,22 @@ async def _rollouts(state: State) -> None:
         except Exception:  # noqa: BLE001 - what one look met must not end all that come after it
             _log.exception("the rollouts could not be looked at")
         await asyncio.sleep(max(_ROLLOUTS_S, 4 * (time.monotonic() - began)))  # a fifth of a thread, however many requests are to count
+
+
+async def _experiments(store: Store) -> None:
+    """Look at the experiments of the store, for as long as the server runs; a fiftieth of a thread, however many requests are to add up."""
+    took = 0.0
+    while True:
+        await asyncio.sleep(max(_EXPERIMENTS_S, 50 * took))
+        began = time.monotonic()
+        try:
+            for line in await away(look_at_experiments, store):
+                _log.warning("experiment %s", line)
+        except TunesmithError as error:  # a database that is away for a moment
+            _log.warning("the experiments could not be looked at: %s", error)
+        except Exception:  # noqa: BLE001 - what one look met must not end all that come after it
+            _log.exception("the experiments could not be looked at")
+        took = time.monotonic() - began
 
 
 async def _watching(look: Callable[[], object], every_s: float) -> None:

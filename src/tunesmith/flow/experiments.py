@@ -15,7 +15,7 @@ from tunesmith.core.errors import NotFound, UsageError, nearest
 from tunesmith.core.experiment import AMOUNTS, Experiment, ExperimentMetric, ExperimentPlan, Verdict
 from tunesmith.core.types import Record
 from tunesmith.deploy.designs import DesignOption, Question, Traffic, named, options
-from tunesmith.deploy.experiment import SUMS, effect
+from tunesmith.deploy.experiment import SUMS, UNKNOWN, WORDS, effect
 from tunesmith.deploy.looking import ExperimentLook, MetricLook, SeenArms, look, sliced
 from tunesmith.flow.deploying import variant_of
 from tunesmith.models.resolve import Models
@@ -158,6 +158,16 @@ def examine(alias: str, store: Store, *, by: str | None = None) -> ExperimentRep
         mixed=experiments.mixed(experiment.id) if plan.design == "split" else 0,
         replaced_by=in_force if experiment.stopped is None and in_force != experiment.deployment else None,
     )  # fmt: skip
+
+
+def look_at_experiments(store: Store) -> list[str]:
+    """Look at every experiment that assigns, so that what can be said is said also when nobody asks; what was said now, for a log."""
+    lines = []
+    for experiment in Experiments(store).listed():
+        if experiment.stopped is None and Deployments(store).in_force()[experiment.alias].version == experiment.deployment:
+            said = [each for each in examine(experiment.alias, store).seen.fresh if each.verdict != WORDS[UNKNOWN]]
+            lines += [f"{experiment.id} on '{experiment.alias}': {each.metric}: {each.verdict}" for each in said]
+    return lines
 
 
 def latest(alias: str, store: Store) -> Experiment:
