@@ -9,7 +9,11 @@ import httpx
 import msgspec
 import pytest
 
+import browser
 from tunesmith.api.app import create_app, running
+from tunesmith.core.deployment import Variant
+from tunesmith.core.experiment import ExperimentMetric, ExperimentPlan
+from tunesmith.core.model_ref import ModelRef
 from tunesmith.core.progress import Silent
 from tunesmith.core.row_kinds import identified
 from tunesmith.core.types import Example, Message
@@ -19,6 +23,8 @@ from tunesmith.flow.context import ProjectContext
 from tunesmith.flow.project import load_project, open_store
 from tunesmith.models.catalog import Catalog
 from tunesmith.models.echo import EchoModel
+from tunesmith.store.deployments import Deployments
+from tunesmith.store.experiments import Experiments
 from tunesmith.store.keys import Keys
 from tunesmith.store.sessions import Sessions
 from tunesmith.store.store import Store
@@ -42,7 +48,7 @@ def served(folder):
     project = load_project(file)
     store = open_store(project, folder)
     context = ProjectContext(project, folder, store, Catalog(), Silent())
-    with running(create_app({"echo": EchoModel()}, store=store, site=PageSite(file, context))) as url:
+    with running(create_app({"echo": EchoModel(), "also echo": EchoModel()}, store=store, site=PageSite(file, context))) as url:
         yield url.removesuffix("/v1"), store
     store.close()
 
@@ -175,3 +181,76 @@ def test_a_key_signs_in_its_scopes_decide_and_its_end_ends_the_session(tmp_path,
 
 def test_script_and_style_are_small(site):
     assert sum(len(content) for content, _ in assets().values()) <= 150_000
+
+
+def field(html: str, name: str) -> str:
+    return re.search(rf'name="{name}" value="([^"]*)"', html)[1]
+
+
+def test_of_two_people_under_one_name_neither_loses_an_edit(site):
+    own = {"sec-fetch-site": "same-origin"}
+    first, second = (site.get("/review?as=ann").text for _ in range(2))
+    body = {"data": "latest", "as": "ann", "row": field(first, "row"), "action": "edit", "comment": ""}
+    assert site.post("/review", data={**body, "seen": field(first, "seen"), "answer": "the first"}, headers=own).status_code == 303
+    late = site.post("/review", data={**body, "seen": field(second, "seen"), "answer": "the second"}, headers=own)
+    assert late.status_code == 409
+    assert "the first" in late.text
+    assert "\nthe second</textarea>" in late.text
+    again = site.post("/review", data={**body, "seen": field(late.text, "seen"), "answer": "the second"}, headers=own)
+    assert again.status_code == 303
+    unseen = field(site.get("/review?as=bob").text, "seen")
+    assert site.post("/review", data={**body, "as": "bob", "seen": unseen, "answer": "b"}, headers=own).status_code == 303
+    assert "judged by 2 others" in site.get("/review?as=cid").text
+
+
+def test_a_deployment_changes_only_from_the_version_that_the_page_showed(site, project):
+    own, ref = {"sec-fetch-site": "same-origin"}, ModelRef(base="smollm2-135m")
+    with closing(Store.open(project / ".tunesmith")) as store:
+        for names in (["a"], ["a", "b"]):
+            Deployments(store).put(
+                "bot", [Variant(name=name, model=ref, weight=1 / len(names)) for name in names], strategy="split" if names[1:] else "one"
+            )
+        page = site.get("/deployments/bot").text
+        stale = {"variant": "b", "seen": str(int(field(page, "seen")) - 1)}
+        assert "somebody has changed &#39;bot&#39; meanwhile" in site.post("/deployments/bot/promote", data=stale, headers=own).text
+        assert site.post("/deployments/bot/promote", data={"variant": "b", "seen": field(page, "seen")}, headers=own).status_code == 303
+        assert [each.name for each in Deployments(store).in_force()["bot"].variants] == ["b"]
+        Deployments(store).put("bot", [Variant(name=name, model=ref, weight=0.5) for name in "ab"], strategy="split")
+        metrics = (ExperimentMetric(name="thumbs"),)
+        Experiments(store).open(
+            "bot", ExperimentPlan(control="a", treatment="b", metrics=metrics), layer="bot", share=1.0, reason="", by=""
+        )
+        assert "b against a" in site.get("/deployments/bot").text
+
+
+def test_the_playground_says_that_a_model_is_compared_with_itself(site):
+    asked = {"a": "echo", "b": "also echo", "prompt": HOSTILE[0], "system": "", "max_tokens": "20", "temperature": "0"}
+    answer = site.post("/playground", data=asked, headers={"sec-fetch-site": "same-origin"}).text
+    assert "this compares a model with itself" in answer
+    assert "&lt;script&gt;" in answer
+    assert "<script>document" not in answer
+
+
+@pytest.mark.slow
+def test_in_a_browser_rows_stay_text_and_no_page_has_a_serious_fault(site):
+    from axe_playwright_python.sync_playwright import Axe
+
+    axe, serious = Axe(), {}
+    with browser.browser() as opened:
+        for path, width, scheme in [
+            ("/", 390, "dark"),
+            ("/data/latest", 1440, "light"),
+            ("/review", 768, "dark"),
+        ]:
+            page = opened.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
+            said = []
+            page.on("console", lambda message, said=said: said.append(message.text))
+            page.on("dialog", lambda dialog, said=said: said.append(dialog.message))
+            page.goto(f"{site.base_url}{path}".replace("//", "/").replace(":/", "://"))
+            assert said == []
+            assert "owned" not in page.title()
+            assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 1
+            found = [fault for fault in axe.run(page).response["violations"] if fault["impact"] in ("serious", "critical")]
+            serious |= {(path, fault["id"]): [node["html"][:200] for node in fault["nodes"]][:3] for fault in found}
+            page.context.close()
+    assert serious == {}

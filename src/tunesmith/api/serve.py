@@ -62,12 +62,13 @@ def serve_project(
         store, settings = served.store, served.settings
         with Processes(worker.MODULE, worker.place(store), settings.workers, store.layout.workers_log, stdin=store.url):
             answering = ", ".join(name for name, _ in served.router.listed())
-            seen = ", pages at {}" if pages is not None else ""
-            serve(
-                served.app,
-                settings,
-                on_ready=lambda url: say(f"serving {answering} at {url}{seen.format(url.removesuffix('v1'))} (ctrl-C stops)"),
-            )
+
+            def ready(url: str) -> None:
+                say(f"serving {answering} at {url} (ctrl-C stops)")
+                if pages is not None:
+                    say(f"pages at {url.removesuffix('v1')}")
+
+            serve(served.app, settings, on_ready=ready)
 
 
 @dataclass(frozen=True)

@@ -198,7 +198,9 @@ def demo(
         lines += [f"ratio demo_minutes {minutes:.2f}", f"ratio demo_estimate_error {outcome.times['error']:.2f}"]
     emit(outcome.summary(), as_json, "\n".join(lines))
     if up:
-        serve_project(folder / "tunesmith.yaml")
+        from tunesmith.web.site import PageSite
+
+        serve_project(folder / "tunesmith.yaml", pages=PageSite)
     if not outcome.passed:
         raise typer.Exit(3)
 

@@ -38,7 +38,7 @@ def traffic(store: Store, hours: str, project: str | None) -> Traffic:
         requests=[float(count.requests) if count else 0.0 for count in counted],
         errors=[float(count.errors) if count else 0.0 for count in counted],
         p95_s=[_p95(count) for count in counted],
-        unit={60: "minute", 3_600: "hour", 86_400: "day"}[span],
+        unit={60: "a minute", 3_600: "an hour", 86_400: "a day"}[span],
     )
 
 

@@ -11,16 +11,25 @@ from starlette.responses import Response
 
 from tunesmith.api.http import away
 from tunesmith.api.state import state_of
-from tunesmith.core.errors import UsageError
+from tunesmith.core.errors import NotFound, UsageError
+from tunesmith.flow import rollouts
 from tunesmith.flow.deploying import history_of, promote, roll_back
 from tunesmith.flow.traffic import by_alias
 from tunesmith.monitor.status import status
 from tunesmith.store.deployments import Deployments
+from tunesmith.store.experiments import Experiments
 from tunesmith.store.store import Store
 from tunesmith.web.door import allowed
 from tunesmith.web.page import back, caller_of, page, pages_of
 
 _DAY_S = 86_400.0
+_SHOWN = 5  # experiments
+_ACTS: dict[str, Any] = {
+    "pause": rollouts.pause,
+    "resume": rollouts.resume,
+    "approve": rollouts.approve,
+    "abort": rollouts.abort,
+}
 
 
 async def listed(request: Request) -> Response:
@@ -33,13 +42,15 @@ async def listed(request: Request) -> Response:
 async def one(request: Request) -> Response:
     """GET /deployments/ALIAS."""
     store, alias = pages_of(request).place.store, request.path_params["alias"]
-    history, seen = await away(lambda: (history_of(alias, store), _traffic(store)))
+    history, seen, (rollout, experiments) = await away(lambda: (history_of(alias, store), _traffic(store), _tried(alias, store)))
     return page(
         request,
         "deployment",
         now=history[0],
         history=history,
         traffic=seen,
+        rollout=rollout,
+        experiments=experiments,
         may=allowed(caller_of(request), "POST", request.url.path),
         path=f"/deployments/{quote(alias)}",
     )
@@ -79,6 +90,25 @@ async def _changed(request: Request, change: Any) -> Any:
     made = await away(work)
     await state_of(request).refresh(alias)
     return made
+
+
+async def rollout_changed(request: Request) -> Response:
+    """POST /deployments/ALIAS/rollout/ACT: pause, resume, approve or abort the rollout of an alias."""
+    form, alias, act = await request.form(), request.path_params["alias"], _ACTS.get(request.path_params["act"])
+    if act is None:
+        raise UsageError(f"no act '{request.path_params['act']}'", allowed=", ".join(_ACTS))
+    made = await _changed(request, lambda store: act(alias, store, reason=_reason(form), by=_who(request)))
+    return back(f"/deployments/{quote(alias)}", f"The rollout is {made.status}.")
+
+
+def _tried(alias: str, store: Store) -> tuple[Any, list[tuple[Any, list[Any]]]]:
+    """The newest rollout of an alias (None: there was none), and its newest experiments with all that was said of each."""
+    try:
+        rollout: Any = rollouts.status(alias, store)
+    except NotFound:
+        rollout = None
+    experiments = Experiments(store)
+    return rollout, [(each, experiments.said(each.id)) for each in experiments.of(alias)[:_SHOWN]]
 
 
 def _traffic(store: Store) -> dict[tuple[str, str], dict[str, Any]]:

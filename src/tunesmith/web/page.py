@@ -45,7 +45,7 @@ HEADERS = {
 }
 _TITLES = {401: "Sign in first", 403: "Not allowed", 404: "Not here", 405: "Not that way", 413: "Too large", 429: "Too many at once"}
 _WORDS = {"Unknown URL": "There is no page at this address."}
-_TYPES = {"css": "text/css", "js": "text/javascript"}
+_TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 
 
 class Pages:
@@ -124,7 +124,7 @@ def back(path: str, said: str = "") -> Response:
 def assets() -> dict[str, tuple[bytes, str]]:
     """Everything under /static: name → (bytes, media type). The stylesheet is the one of the reports."""
     folder = resources.files("tunesmith.pages")
-    files = [folder / "templates" / "style.css", folder / "static" / "pages.js"]
+    files = [folder / "templates" / "style.css", folder / "static" / "pages.js", folder / "static" / "icon.svg"]
     files += [each for each in (folder / "static" / "vendor").iterdir() if each.name.endswith((".js", ".css"))]
     return {each.name: (each.read_bytes(), _TYPES[each.name.rpartition(".")[2]]) for each in files}
 

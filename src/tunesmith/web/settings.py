@@ -58,7 +58,11 @@ async def _shown(request: Request, secret: str = "") -> Response:
         {"url": hook.url.partition("?")[0], "events": ", ".join(hook.events) or "all"} for hook in state.webhooks
     ]
     serve = pages.place.project.serve
-    kept = [(name.replace("_", " "), str(getattr(serve, name))) for name in serve.__struct_fields__ if name in _KEPT]
+    kept = [
+        (name.replace("_", " "), "no limit" if getattr(serve, name) is None else str(getattr(serve, name)))
+        for name in serve.__struct_fields__
+        if name in _KEPT
+    ]
     return page(request, "settings", keys=rows, roles=_ROLES, scopes=SCOPES, hooks=hooks, secret=secret, kept=kept, keyed=pages.keyed)
 
 

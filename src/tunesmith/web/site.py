@@ -111,6 +111,7 @@ def _live() -> list[Route]:
         Route("/deployments/{alias}", deployments.one, methods=["GET"]),
         Route("/deployments/{alias}/promote", deployments.promoted, methods=["POST"]),
         Route("/deployments/{alias}/rollback", deployments.rolled_back, methods=["POST"]),
+        Route("/deployments/{alias}/rollout/{act}", deployments.rollout_changed, methods=["POST"]),
         Route("/monitoring", monitoring.show, methods=["GET"]),
         Route("/monitoring/log", monitoring.log, methods=["GET"]),
         Route("/monitoring/log/{id}", monitoring.one, methods=["GET"]),

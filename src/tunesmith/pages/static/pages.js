@@ -12,6 +12,9 @@
     notice.replaceChildren(line);
   };
 
+  const here = document.querySelector(".side [aria-current]");
+  if (here) here.scrollIntoView({ block: "nearest", inline: "center" });
+
   document.addEventListener("click", (event) => {
     const copy = event.target.closest("[data-copy]");
     if (!copy || !navigator.clipboard) return;
@@ -85,7 +88,7 @@
       value: (_, value) => (value === null || value === undefined ? "–" : value.toPrecision(4)),
     }));
     box.replaceChildren();
-    const options = { width: box.clientWidth, height: 280, scales: { x: { time: false } }, axes: [{ ...axis, label: "step", labelFont: "12px system-ui" }, axis], series: [{ label: "step" }, ...series] };
+    const options = { legend: { live: false }, width: box.clientWidth, height: 280, scales: { x: { time: false } }, axes: [{ ...axis, label: "step", labelFont: "12px system-ui" }, axis], series: [{ label: "step" }, ...series] };
     const plot = new uPlot(options, [data.steps, ...data.values], box);
     drawn.set(box, { plot, names: data.names.join() });
   };
