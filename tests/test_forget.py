@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import json
@@ -17,13 +18,14 @@ from tunesmith.cli.shared import guarded
 from tunesmith.core.person import Person
 from tunesmith.core.row_kinds import prompt_of
 from tunesmith.core.rows import write_jsonl, write_parquet
-from tunesmith.core.types import Example, LedgerLine, Message
+from tunesmith.core.types import Example, Interaction, LedgerLine, Message
 from tunesmith.data import version as versions
 from tunesmith.monitor.status import status
 from tunesmith.store import tables
 from tunesmith.store.batches import Batches
+from tunesmith.store.erasure import erase, person_of
 from tunesmith.store.files import Files
-from tunesmith.store.interactions import Interactions
+from tunesmith.store.interactions import InteractionLog, Interactions
 from tunesmith.store.store import Store
 
 ANNA, BERT = "anna-4711@shop.example", "bert-0815@shop.example"
@@ -174,6 +176,33 @@ def test_what_was_made_of_their_rows_is_made_again_and_the_model_is_named(forgot
     assert "no row of the tables" in said
     assert "nothing of them was found" in said
     assert "say with --backup-days" in said
+
+
+def test_what_others_have_too_is_no_mark(tmp_path):
+    def row(number, user, conversation, text):
+        return Interaction(
+            id=f"chatcmpl-{number:08}", created=1.0, alias="a", variant="a", messages=(Message(role="user", content=text),), answer="",
+            finish_reason="stop", prompt_tokens=1, completion_tokens=1, first_token_s=0.1, total_s=0.2, user_key=user, conversation=conversation,
+        )  # fmt: skip
+
+    store = Store.open(tmp_path)
+    log = InteractionLog(store)
+    own, common = "conversation-of-anna", "conversation-of-all"
+    rows = [row(1, ANNA, own, "mine alone, by name"), row(2, None, own, "mine alone, without a name")]
+    rows += [row(3, ANNA, common, COMMON), row(4, BERT, common, COMMON), row(5, None, common, "nobody's")]
+
+    async def write():
+        for each in rows:
+            await log.write(each)
+
+    asyncio.run(write())
+    log.close()
+    person = person_of(store, ANNA)
+    assert person.ids == {"chatcmpl-00000001", "chatcmpl-00000002", "chatcmpl-00000003", own}
+    assert person.texts == {"mine alone, by name", "mine alone, without a name"}
+    assert erase(store, person) == {"interactions": 3}
+    assert [each.id for each in Interactions(store).answered({})] == ["chatcmpl-00000004", "chatcmpl-00000005"]
+    store.close()
 
 
 def test_a_short_key_is_no_part_of_a_word():

@@ -33,28 +33,41 @@ _SPOKEN = ("user", "assistant", "tool")  # a system prompt is the operator's
 
 
 def person_of(store: Store, user: str) -> Person:
-    """What the log and the feedback have of a user; of what was said to or by others as well, such as "Where is my parcel?", nothing is a
-    mark of anybody. Raises StoreError."""
+    """What the log and the feedback have of a user, with the requests of their conversations that name nobody. What others have too is no
+    mark of anybody: a text such as "Where is my parcel?", the name of a conversation that all clients use. Raises StoreError."""
     ids, texts = set[str](), set[str]()
-    columns = [interactions.c[name] for name in ("id", "conversation", "messages", "answer", "tool_calls")]
+    columns = [interactions.c[name] for name in ("id", "messages", "answer", "tool_calls")]
     said = [feedback.c[name] for name in ("text", "correction", "comment", "answer")]
     with store.reading() as connection:
-        for row in connection.execute(sa.select(*columns).where(interactions.c.user_key == user), execution_options={"yield_per": 1000}):
-            ids.update(filter(None, (row.id, row.conversation)))
-            turns = [turn for turn in msgspec.json.decode(row.messages) if turn["role"] in _SPOKEN]
-            texts.update(filter(None, (row.answer, *_texts(turns), *_texts(msgspec.json.decode(row.tool_calls)))))
+        talks = _own_talks(connection, user)
+        nameless = [interactions.c.conversation.in_(part) & interactions.c.user_key.is_(None) for part in _parts(sorted(talks))]
+        for where in (interactions.c.user_key == user, *nameless):
+            for row in connection.execute(sa.select(*columns).where(where), execution_options={"yield_per": 1000}):
+                ids.add(row.id)
+                turns = [turn for turn in msgspec.json.decode(row.messages) if turn["role"] in _SPOKEN]
+                texts.update(filter(None, (row.answer, *_texts(turns), *_texts(msgspec.json.decode(row.tool_calls)))))
         for row in connection.execute(sa.select(*said).where(feedback.c.by == user)):
             texts.update(filter(None, row))
-        texts -= _said_to_others(connection, user, texts)
-    return Person(user, frozenset(ids), frozenset(texts))
+        texts -= _said_to_others(connection, texts, ids)
+    return Person(user, frozenset(ids | talks), frozenset(texts))
 
 
-def _said_to_others(connection: sa.Connection, user: str, texts: set[str]) -> set[str]:
-    """Those of the texts that stand in somebody else's requests, too; every row of the log is looked at."""
+def _own_talks(connection: sa.Connection, user: str) -> set[str]:
+    """The conversations of a user in which nobody else is named."""
+    talk, key = interactions.c.conversation, interactions.c.user_key
+    talks = set(connection.execute(sa.select(talk).where(key == user, talk.is_not(None)).distinct()).scalars())
+    for part in _parts(sorted(talks)):
+        talks -= set(connection.execute(sa.select(talk).where(talk.in_(part), key != user).distinct()).scalars())
+    return talks
+
+
+def _said_to_others(connection: sa.Connection, texts: set[str], ids: set[str]) -> set[str]:
+    """Those of the texts that stand in other requests than these, too; every row of the log is looked at."""
     shared = set[str]()
-    others = sa.select(interactions.c.messages, interactions.c.answer).where(interactions.c.user_key.is_distinct_from(user))
-    for row in connection.execute(others if texts else others.limit(0), execution_options={"yield_per": 1000}):
-        shared.update(texts.intersection((row.answer, *_texts(msgspec.json.decode(row.messages)))))
+    every = sa.select(interactions.c.id, interactions.c.messages, interactions.c.answer)
+    for row in connection.execute(every if texts else every.limit(0), execution_options={"yield_per": 1000}):
+        if row.id not in ids:
+            shared.update(texts.intersection((row.answer, *_texts(msgspec.json.decode(row.messages)))))
     return shared
 
 
@@ -75,8 +88,8 @@ def erase(store: Store, person: Person) -> dict[str, int]:
             where = [table.c.interaction.in_(part) for part in _parts(ids)]
             deleted[table.name] = sum(connection.execute(sa.delete(table).where(each)).rowcount for each in where)
         deleted[feedback.name] += connection.execute(sa.delete(feedback).where(feedback.c.by == person.user)).rowcount
-        gone = connection.execute(sa.delete(interactions).where(interactions.c.user_key == person.user)).rowcount
-        deleted[interactions.name] = gone
+        theirs = (interactions.c.user_key == person.user, *(interactions.c.id.in_(part) for part in _parts(ids)))
+        deleted[interactions.name] = sum(connection.execute(sa.delete(interactions).where(each)).rowcount for each in theirs)
     return {name: count for name, count in deleted.items() if count}
 
 
