@@ -254,23 +254,17 @@ def _fault(report: ExperimentReport) -> list[str]:
 
 def _line(one: MetricLook) -> str:
     head = f"  {one.metric:<24} {one.verdict:<16}"
-    if one.estimate is None:
-        return f"{head} too few to say anything"
+    exact = one.method.startswith("exact")
+    if one.estimate is None and not exact:
+        return f"{head} too few, or too much alike, to say anything"
     counted = one.low is not None
     ends = (one.low, one.high) if counted else (one.always_low, one.always_high)
     method = one.method if counted else "always valid"
-    sign = "" if one.method.startswith("exact") else "+"
-    shown, low, high = (_signed(value, sign) for value in (one.estimate, *ends))
+    shown, low, high = (f"{value:{'' if exact else '+'}.3g}" if value is not None else "∞" for value in (one.estimate, *ends))
     both = " → ".join(f"{value:.4g}" for value in (one.control, one.treatment) if value is not None)
     left = f", {one.variance_left:.0%} of the variance left" if one.variance_left < 0.995 else ""
     since = f"; said {_when(one.since)}" if one.since is not None else ""
     return f"{head} {both}: {shown} ({100 * one.level:.3g} %: {low} to {high}; {method}{left}{since})"
-
-
-def _signed(value: float | None, sign: str) -> str:
-    if value is None:
-        return "?"
-    return "∞" if value == float("inf") else f"{value:{sign}.3g}"
 
 
 def _next(report: ExperimentReport) -> list[str]:

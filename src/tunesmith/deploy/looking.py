@@ -35,7 +35,8 @@ class SeenArms(Record, frozen=True):
 
 class MetricLook(Record, frozen=True):
     """What is seen of a metric: `estimate` is treatment minus control (of events: their ratio), with the interval (`low`, `high`) of
-    `method` at `level`; `always_low` and `always_high` are those that hold at all times. None: too few were seen."""
+    `method` at `level`; `always_low` and `always_high` are those that hold at all times. None: too few were seen; a ratio has none where no
+    user of the control had the event, and no end above where the interval has none."""
 
     metric: str
     role: Role
@@ -183,7 +184,7 @@ def _tried(plan: ExperimentPlan, metric: ExperimentMetric, arms: SeenArms, alpha
 
 
 def _event(plan: ExperimentPlan, metric: ExperimentMetric, arms: SeenArms, alpha: float, role: Role) -> MetricLook:
-    ratio, low, high = reckon.event_interval(arms.control, arms.treatment, alpha, plan.treated)
+    ratio, low, high = (_finite(np.float64(end)) for end in reckon.event_interval(arms.control, arms.treatment, alpha, plan.treated))
     code = int(reckon.event_verdict(arms.control, arms.treatment, alpha, plan.treated, better=metric.better))
     rates = [sums[-1] / sums[0] if sums[0] else None for sums in (arms.control, arms.treatment)]
     return MetricLook(
@@ -266,5 +267,5 @@ def _fields(record: Record) -> dict[str, Any]:
     return {name: getattr(record, name) for name in record.__struct_fields__}
 
 
-def _finite(value: Floats) -> float | None:
+def _finite(value: Floats | np.float64) -> float | None:
     return float(value) if np.isfinite(value) else None
