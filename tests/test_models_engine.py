@@ -3,13 +3,16 @@ class."""
 
 from __future__ import annotations
 
+import asyncio
 import re
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from tunesmith.core.types import Answer, Prompt, Sampling
+from tunesmith.core.types import Answer, Message, Prompt, Sampling
+from tunesmith.deploy.engine import Answering, Overloaded
 from tunesmith.models.base import Abilities, Asked, Piece, batching, passing, scoring
 from tunesmith.models.echo import EchoModel
 
@@ -133,3 +136,87 @@ def test_nobody_asks_for_the_class_of_a_model():
     asks = re.compile(r"isinstance\([^)]*\b(LocalModel|OpenAIModel|Upstream|Encoder|EchoModel|LazyModel)\b")
     source = Path(__file__).resolve().parent.parent / "src"
     assert [str(file) for file in sorted(source.rglob("*.py")) if asks.search(file.read_text("utf-8"))] == []
+
+
+class Held(EchoModel):
+    """Answers when it is let, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__("held")
+        self.let, self.asked = threading.Event(), list[str]()
+
+    def answer(self, prompts, sampling: Sampling, on_answer=None) -> list[Answer]:
+        self.asked += [prompt.messages[-1].text for prompt in prompts]
+        self.let.wait()
+        return super().answer(prompts, sampling, on_answer)
+
+
+class HeldStep(Backwards):
+    """An engine in whose first step nothing else is taken."""
+
+    def __init__(self) -> None:
+        super().__init__("held step", "held step")
+        self.let, self.inside = threading.Event(), threading.Event()
+
+    def batch(self) -> Batch:
+        made, step = super().batch(), Batch.step
+
+        def held() -> list[tuple[int, Piece]]:
+            self.inside.set()
+            self.let.wait()
+            return step(made)
+
+        made.step = held  # type: ignore[method-assign]
+        return made
+
+
+def asked(text: str) -> Prompt:
+    return Prompt(messages=(Message(role="user", content=text),))
+
+
+def test_no_more_wait_for_a_whole_answer_than_may_and_who_left_is_not_asked():
+    async def run() -> None:
+        model, answering, draw = Held(), Answering(max_waiting=2, threads=1), Sampling(max_tokens=4)
+        try:
+            (first,) = await answering.ask(model, asked("first"), draw)
+            while not model.asked:
+                await asyncio.sleep(0.01)
+            (left,) = await answering.ask(model, asked("left"), draw)
+            with pytest.raises(Overloaded):
+                await answering.ask(model, asked("two at once"), draw, 2)
+            (last,) = await answering.ask(model, asked("last"), draw)  # the one of the two that had room was cancelled
+            with pytest.raises(Overloaded):
+                await answering.ask(model, asked("too much"), draw)
+            assert answering.load()[1] == 2
+            left.cancel()
+            left.cancel()
+            assert answering.load()[1] == 1
+            model.let.set()
+            await first.whole()
+            await last.whole()
+            assert (model.asked, answering.load()[1]) == (["first", "last"], 0)
+        finally:
+            model.let.set()
+            answering.close()
+
+    asyncio.run(run())
+
+
+def test_what_comes_within_a_step_waits_too():
+    async def run() -> None:
+        model, answering, draw = HeldStep(), Answering(max_waiting=3), Sampling(max_tokens=4)
+        tasks = [asyncio.ensure_future(answering.ask(model, asked("ab"), draw))]
+        try:
+            while not model.inside.is_set():
+                await asyncio.sleep(0.01)
+            tasks += [asyncio.ensure_future(answering.ask(model, asked("ab"), draw)) for _ in range(12)]
+            refused, _ = await asyncio.wait(tasks[1:], return_when=asyncio.FIRST_COMPLETED)
+            assert all(isinstance(task.exception(), Overloaded) for task in refused)
+            model.let.set()
+            ends = await asyncio.gather(*tasks, return_exceptions=True)
+            assert sum(isinstance(end, Overloaded) for end in ends) == 12 - 3
+        finally:
+            model.let.set()
+            answering.close()
+
+    asyncio.run(run())

@@ -18,6 +18,7 @@ from tunesmith.deploy.router import Router
 from tunesmith.deploy.serve_config import Elsewhere, ServeConfig
 from tunesmith.flow.alerting import Alerting
 from tunesmith.flow.context import ProjectContext
+from tunesmith.flow.engines import Engines, refuse_taken
 from tunesmith.flow.jobs import worker
 from tunesmith.flow.last_run import view
 from tunesmith.flow.project import DEFAULT_FILE, Project, open_store, without_file
@@ -104,7 +105,9 @@ def application(
         if seen.overrides:
             say(seen.text())
     settings = _settings(project, names)
+    refuse_taken(settings.engines, project.base)
     store = open_store(project, home)
+    engines: Engines | None = None
     try:
         store.blobs.check()
         # A taken port is said before the model is loaded.
@@ -113,12 +116,17 @@ def application(
         catalog = Catalog()
         context = ProjectContext(project, home, store, catalog, Silent(), view=seen)
         models = Models(store, catalog, home=home, run=context.last_trained)
+        engines = Engines(settings.engines, models, store.folder)
+        started, lines = engines.start()
+        for line in lines:
+            say(line)
         router = Router({project.base: models.load(models.ref(project.base), project.base)})
-        reload = Reload(router, models, upstreams)
+        others: dict[str, Model] = {**upstreams, **started}
+        reload = Reload(router, models, others)
         for line in reload.start():
             say(line)
-        for name, upstream in upstreams.items():
-            router.put(name, upstream)
+        for name, other in others.items():
+            router.put(name, other)
         for line in [*slower(router), *(absent(router, project, settings, store) if seen else [])]:
             say(line)
         site = pages(file, context) if pages is not None else None
@@ -126,6 +134,8 @@ def application(
         app = create_app(router, config=settings, store=store, models=models, reload=reload, site=site, watch=watch)
         yield Application(app, settings, router, store)
     finally:
+        if engines is not None:
+            engines.stop()
         store.close()
 
 

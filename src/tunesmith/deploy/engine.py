@@ -117,6 +117,11 @@ class _Decoding:
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
         self._thread.start()
 
+    @property
+    def waiting(self) -> int:
+        """Rows that wait: in the batch, and for the end of the step that it is in."""
+        return self.load[1] + self._inbox.qsize()
+
     def submit(self, asked: Asked, stream: Stream) -> None:
         """Queue a row, whose pieces go to `stream`."""
         self._inbox.put(lambda: self._add(asked, stream))
@@ -178,7 +183,8 @@ class _Decoding:
 
 
 class Answering:
-    """Asks models for streams. `max_waiting` requests may wait at one base; more are refused with Overloaded."""
+    """Asks models for streams. `max_waiting` requests may wait at one base, and as many for a thread that asks a model of whole answers;
+    more are refused with Overloaded."""
 
     def __init__(self, *, max_waiting: int = 512, threads: int = 16) -> None:
         self._decoding: dict[Hashable, _Decoding] = {}
@@ -186,6 +192,7 @@ class Answering:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="answer")
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
         self._lock = threading.Lock()
+        self._queued = 0  # answers in one piece for which no thread is free yet
 
     async def ask(
         self, model: Model, prompt: Prompt, sampling: Sampling, choices: int = 1, *, constraint: Constraint | None = None
@@ -212,7 +219,7 @@ class Answering:
             prompt, constraint = replace(prompt, response_schema=constraint.schema), None
         engine, since = batching(model), time.perf_counter()
         if engine is None:
-            return [self._piecewise(model, prompt, _seeded(sampling, choice)) for choice in range(choices)]
+            return self._all_piecewise(model, prompt, [_seeded(sampling, choice) for choice in range(choices)])
         ids = await self.away(engine.encode, prompt)
         return await self._decode([Asked(engine, prompt, ids, sampling, choice, since, constraint) for choice in range(choices)])
 
@@ -224,7 +231,7 @@ class Answering:
         prompt = Prompt(messages=(Message(role="user", content=given if isinstance(given, str) else ""),))
         engine, since = batching(model), time.perf_counter()
         if engine is None:
-            return [self._piecewise(model, prompt, _seeded(sampling, choice)) for choice in choices]
+            return self._all_piecewise(model, prompt, [_seeded(sampling, choice) for choice in choices])
         try:
             ids = await self.away(engine.encode, given) if isinstance(given, str) else list(given)
             return await self._decode([Asked(engine, prompt, ids, sampling, choice, since, plain=True) for choice in choices])
@@ -239,11 +246,36 @@ class Answering:
         """Run what computes in a thread, where it takes none from those that read prompts."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, partial(work, *args, **kwargs))
 
+    def _all_piecewise(self, model: Model, prompt: Prompt, samplings: Sequence[Sampling]) -> list[Stream]:
+        """An answer for each sampling; where one is refused, the others are cancelled."""
+        streams: list[Stream] = []
+        try:
+            for sampling in samplings:
+                streams.append(self._piecewise(model, prompt, sampling))
+        except Overloaded:
+            for stream in streams:
+                stream.cancel()
+            raise
+        return streams
+
     def _piecewise(self, model: Model, prompt: Prompt, sampling: Sampling) -> Stream:
-        """The answer of a model that answers whole prompts only, in one piece."""
-        stream = Stream(lambda _: None)
-        self._pool.submit(_whole, model, prompt, sampling, stream)
+        """The answer of a model that answers whole prompts only, in one piece; nobody is asked for a stream that was cancelled before.
+        Raises Overloaded."""
+        with self._lock:
+            if self._queued >= self._max_waiting:
+                raise Overloaded(self._queued)
+            self._queued += 1
+        stream = Stream(lambda _: self._dequeued() if not work.cancelled() and work.cancel() else None)
+        work = self._pool.submit(self._whole, model, prompt, sampling, stream)
         return stream
+
+    def _whole(self, model: Model, prompt: Prompt, sampling: Sampling, stream: Stream) -> None:
+        self._dequeued()
+        _whole(model, prompt, sampling, stream)
+
+    def _dequeued(self) -> None:
+        with self._lock:
+            self._queued -= 1
 
     async def _decode(self, rows: Sequence[Asked]) -> list[Stream]:
         """Queue rows; returns when the model has taken them all. One that is refused ends the others."""
@@ -251,8 +283,8 @@ class Answering:
         context = getattr(first.model, "context", None)
         if context is not None and len(first.ids) >= context:
             raise ContextExceeded(len(first.ids), context)
-        if decoding.load[1] >= self._max_waiting:
-            raise Overloaded(decoding.load[1])
+        if decoding.waiting >= self._max_waiting:
+            raise Overloaded(decoding.waiting)
         streams = [Stream(decoding.cancel) for _ in rows]
         if first.sampling.max_tokens == 0:
             for stream in streams:
@@ -272,7 +304,7 @@ class Answering:
     def load(self) -> tuple[int, int, float]:
         """(rows being answered, rows waiting, largest share of a cache in use)."""
         loads = list(self._decoding.values())
-        return sum(d.load[0] for d in loads), sum(d.load[1] for d in loads), max((d.cache_use for d in loads), default=0.0)
+        return sum(d.load[0] for d in loads), sum(d.load[1] for d in loads) + self._queued, max((d.cache_use for d in loads), default=0.0)
 
     def keep(self, models: Iterable[Model]) -> None:
         """Let go of the batches of all other models, each when its last answer is whole. Call it from the loop that asks."""

@@ -8,8 +8,9 @@ import math
 import re
 from typing import Literal
 
-from tunesmith.core.errors import ConfigError
+from tunesmith.core.errors import ConfigError, nearest
 from tunesmith.core.types import Record
+from tunesmith.models.engine_settings import ENGINES, EngineSettings
 from tunesmith.store.blobs import BUCKETS
 
 _DATABASE = "postgresql+psycopg://"
@@ -102,6 +103,44 @@ class OtlpConfig(Record, frozen=True):
             raise ConfigError(f"'every_s' is {self.every_s}", where="serve.otlp.every_s", allowed="seconds, more than 0")
 
 
+class ServedEngine(Record, frozen=True):
+    """A model that an engine answers for: a word for it, or a GGUF file, and which engine (`auto`: by what it is and by the hardware).
+
+    `at_once` requests are answered together, each of `context` tokens at most (None: the model's own), by `threads` threads (None: all).
+    `python` is the interpreter of the environment that has vLLM, `options` are further words of its command. It must be well within
+    `ready_s` of its start.
+    """
+
+    model: str
+    engine: str = "auto"
+    at_once: int = 8
+    context: int | None = None
+    threads: int | None = None
+    python: str | None = None
+    options: tuple[str, ...] = ()
+    ready_s: float = 900.0
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise ConfigError(
+                f"an engine is '{self.engine}'",
+                where="serve.engines.NAME.engine",
+                allowed=", ".join(ENGINES),
+                remedy=nearest(self.engine, ENGINES),
+            )
+        for name in ("at_once", "context", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"'{name}' is {value}", where=f"serve.engines.NAME.{name}", allowed="1 or more")
+        if not 0 < self.ready_s < math.inf:
+            raise ConfigError(f"'ready_s' is {self.ready_s}", where="serve.engines.NAME.ready_s", allowed="seconds, more than 0")
+
+    @property
+    def settings(self) -> EngineSettings:
+        """What the engine is started with."""
+        return EngineSettings(self.at_once, self.context, self.threads, self.python, self.options)
+
+
 class ServeConfig(Record, frozen=True):
     """Where and how a server listens. Sizes in bytes, times in seconds; `python_graders` lets clients run Python in the sandbox.
 
@@ -110,6 +149,7 @@ class ServeConfig(Record, frozen=True):
     `database` is the URL of a PostgreSQL database that holds the store's tables in place of the SQLite file in its folder, `blobs` a folder
     or a bucket (`s3://BUCKET/PREFIX`) that holds the bytes of files in place of a folder there.
     `upstreams` are names that other servers answer to; `prices` says what the tokens of models here cost, by alias (without it nothing).
+    `engines` are names that an engine of its own answers to, in a process beside the server where it is not the embedded one.
     `log` says how requests are logged, `otlp` which collector is told of them. `requests_per_minute` limits each key. `workers` processes
     work on fine-tuning jobs. Pages of `cors_origins` may ask, others not.
     A request's headers must come within `headers_s`, its body within `body_s` (a large one may go on at a kilobyte a second).
@@ -130,6 +170,7 @@ class ServeConfig(Record, frozen=True):
     names: dict[str, str] = {}
     encoders: dict[str, str] = {}
     upstreams: dict[str, Elsewhere] = {}
+    engines: dict[str, ServedEngine] = {}
     prices: dict[str, TokenPrice] = {}
     base64_embeddings: bool = True
     requests_per_minute: int | None = None
@@ -147,6 +188,8 @@ class ServeConfig(Record, frozen=True):
             came = self.database.partition("://")[0]  # the rest may hold a password
             raise ConfigError(f"'database' begins with '{came}'", where="serve.database", allowed=f"{_DATABASE}USER@HOST/NAME")
         _check_blobs(self.blobs)
+        if twice := sorted(self.engines.keys() & self.upstreams.keys()):
+            raise ConfigError(f"'{twice[0]}' is an engine and an upstream", where="serve.engines", allowed="a name for one of them")
         _check_origins(self.cors_origins)
         for name in ("headers_s", "body_s"):
             if not 0 < getattr(self, name) < math.inf:

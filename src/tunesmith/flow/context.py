@@ -19,6 +19,7 @@ from tunesmith.core.rows import Row
 from tunesmith.core.types import Example, Sampling, digest
 from tunesmith.data.collect import Source
 from tunesmith.flow.clusters import read_clusters
+from tunesmith.flow.engines import Engines
 from tunesmith.flow.last_run import View
 from tunesmith.flow.logged import logged
 from tunesmith.flow.project import Evaluate, Project
@@ -61,7 +62,9 @@ class ProjectContext:
         """What words mean here as models; one base at a time is in memory."""
         weights = Weights(alone=True, max_rows=self.project.evaluate.batch_size)
         upstreams = asked_upstreams(self.project.serve.upstreams)
-        return Models(self.store, self.catalog, home=self.folder, run=self.last_trained, upstreams=upstreams, weights=weights)
+        models = Models(self.store, self.catalog, home=self.folder, run=self.last_trained, upstreams=upstreams, weights=weights)
+        models.upstreams = {**upstreams, **Engines(self.project.serve.engines, models, self.store.folder).makers}
+        return models
 
     @cached_property
     def start(self) -> ModelRef:

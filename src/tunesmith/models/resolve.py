@@ -2,6 +2,7 @@
 jobs and `base:`; knows nothing about rows and metrics.
 
 echo, echo:PREFIX           the model without weights
+FILE.gguf                   a GGUF file, answered by llama.cpp in a process of its own (`models/engines.py`)
 URL#MODEL                   any endpoint that speaks OpenAI's API; openai:MODEL is OpenAI itself
 ALIAS, ALIAS@VERSION        what the project's store has deployed under that name, now or in that version
 ALIAS:VARIANT               one of several variants of it; ALIAS@VERSION:VARIANT
@@ -18,6 +19,7 @@ Weights are loaded when the first answer is needed: what is kept already is read
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,6 +35,7 @@ from tunesmith.models.around import Paced
 from tunesmith.models.base import Model
 from tunesmith.models.catalog import Catalog
 from tunesmith.models.deployed import AsDeployed
+from tunesmith.models.engine_settings import EngineSettings, is_gguf
 from tunesmith.models.lazy import LazyModel, computing
 from tunesmith.models.retrieval import LoadedIndexes, asked_with
 from tunesmith.models.weights import Weights
@@ -48,8 +51,8 @@ RUN = ("run", TUNED_WORD)
 
 
 def is_remote(word: str) -> bool:
-    """Whether a word names a model that answers elsewhere, or none with weights."""
-    return word.startswith(("echo:", "openai:")) or word == "echo" or "://" in word
+    """Whether a word names a model that answers elsewhere (in another process, too), or none with weights."""
+    return word.startswith(("echo:", "openai:")) or word == "echo" or "://" in word or is_gguf(word)
 
 
 @dataclass
@@ -205,10 +208,20 @@ class Models:
             return EchoModel(word, prefix=word.partition(":")[2])
         if word.startswith("openai:"):
             return self._endpoint(None, word.removeprefix("openai:"), word)
+        if is_gguf(word):
+            return self._llama_cpp(word)
         url, _, model = word.partition("#")
         if not model:
             raise UsageError(f"'{word}' names no model", allowed="URL#MODEL, such as http://127.0.0.1:8000/v1#credit-entities")
         return self._endpoint(url, model, word)
+
+    def _llama_cpp(self, word: str) -> Model:
+        from tunesmith.models.engines import llama_cpp
+
+        path = Path(word).expanduser()
+        at = path if path.is_absolute() or self.home is None or path.is_file() else self.home / path
+        logs = self.store.folder if self.store is not None else Path(tempfile.mkdtemp(prefix="tunesmith-"))
+        return llama_cpp(at, word, logs / "engine-gguf.log", EngineSettings(at_once=self.concurrency))
 
     def _endpoint(self, url: str | None, model: str, word: str) -> Model:
         from tunesmith.models.openai_api import OpenAIModel

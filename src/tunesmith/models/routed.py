@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from tunesmith.core.errors import UsageError
 from tunesmith.models.decode_check import DecodeChoice, Rows, Way, choose, place, read
+from tunesmith.models.packing import pack_for_decoding
 from tunesmith.models.trial import RAISED, Tried, shown
 from tunesmith.nets import prefix
 from tunesmith.nets.cached_attention import NAME, packed_attention
@@ -62,6 +63,7 @@ class RoutedEngine:
         try:
             tree = twin(self.model)
             tree.set_attn_implementation(NAME)
+            _log.info("%s decodes with its weights %s", self.base.name, pack_for_decoding(tree))
             return Engine(tree, self.lock), None
         except RAISED as error:
             return None, Tried(route="batched", raised=shown(error))

@@ -16,7 +16,7 @@ from tunesmith.deploy.export.gguf_tokenizer import add_tokenizer
 from tunesmith.deploy.export.merged import load_whole
 from tunesmith.deploy.export.model_files import ModelFiles, read_config
 
-Precision = Literal["f16", "q8_0"]
+Precision = Literal["f32", "f16", "q8_0"]
 FILE = "model.gguf"
 _F16_MOST = 65504.0
 
@@ -53,7 +53,8 @@ def write_file(files: ModelFiles, out: Path, precision: Precision) -> None:
     model = load_whole(files)
     config = model.config
     writer = gguf.GGUFWriter(out, family.arch)
-    _add_facts(writer, config, files.name, gguf.LlamaFileType.MOSTLY_F16 if precision == "f16" else gguf.LlamaFileType.MOSTLY_Q8_0)
+    kinds = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}
+    _add_facts(writer, config, files.name, gguf.LlamaFileType[kinds[precision]])
     add_tokenizer(writer, files.base, int(model.get_input_embeddings().weight.shape[0]))
     names = gguf.get_tensor_name_map(_arch(gguf, family), config.num_hidden_layers)
     for name, tensor in _tensors(model, family, config):
@@ -141,7 +142,7 @@ def _stored(gguf: Any, tensor: Any, precision: Precision) -> tuple[Any, Any]:
     import numpy as np
 
     data, kinds = tensor.numpy(), gguf.GGMLQuantizationType
-    if data.ndim < 2 or float(np.abs(data).max(initial=0.0)) > _F16_MOST:
+    if precision == "f32" or data.ndim < 2 or float(np.abs(data).max(initial=0.0)) > _F16_MOST:
         return data.astype(np.float32), kinds.F32
     if precision == "q8_0" and data.shape[-1] % 32 == 0:
         return gguf.quants.quantize(data, kinds.Q8_0), kinds.Q8_0

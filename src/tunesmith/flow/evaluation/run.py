@@ -34,6 +34,7 @@ from tunesmith.evaluate.openings import open_sealed, openings
 from tunesmith.evaluate.prompts import PromptVariant, as_given, few_shot, instructed
 from tunesmith.evaluate.run import Evaluation, dataset_digest, evaluate
 from tunesmith.flow.context import ProjectContext
+from tunesmith.flow.engines import Engines
 from tunesmith.flow.evaluation.ask import Ask
 from tunesmith.flow.evaluation.metrics import build
 from tunesmith.flow.evaluation.results import KeptEvaluation
@@ -104,7 +105,8 @@ def bench(
         models = Models(store, catalog, concurrency, rate, home=folder, run=run)
         if seen is not None:
             project = seen.project
-            models.upstreams = asked_upstreams(project.serve.upstreams, concurrency, rate)
+            engines = Engines(project.serve.engines, models, store.folder)
+            models.upstreams = {**asked_upstreams(project.serve.upstreams, concurrency, rate), **engines.makers}
             models.absent = lambda word: why_undeployed(project, store) if word == project.deploy.alias else ""
         at = Bench(store, models, progress, reader)
         yield at
