@@ -206,6 +206,22 @@ def test_what_cannot_be_is_said_before_anything_is_spent(tmp_path, base, capsys,
 
 
 @pytest.mark.slow
+def test_a_pooled_metric_decides_by_the_number_that_the_page_shows(tmp_path, base, capsys):
+    """By the mean of the rows' own values, saying nothing would be right where there is nothing to say."""
+    folder = project(tmp_path, base)
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    for i, row in enumerate(rows):
+        row["messages"][1]["content"] = "[]" if i % 4 else '["bank"]'
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ("--arms", "zero-shot,few-shot-random", "--evaluate.metrics", "[entity_f1]", "--quick")
+    code, report, said = call(capsys, folder, "decide", *words)
+    assert code == 0, said
+    shown = {arm["name"]: arm["value"] or 0.0 for arm in report["arms"]}
+    decided_by = {arm["name"]: arm["score"]["estimate"] for arm in report["decision"]["arms"]}
+    assert decided_by == pytest.approx(shown)
+
+
+@pytest.mark.slow
 def test_questions_are_asked_until_they_are_answered_or_left_open(tmp_path, base, capsys, monkeypatch):
     folder = project(tmp_path, base)
     monkeypatch.setattr("sys.stdin", io.StringIO("perhaps\nyes\n\n\nno\n-3\n2.5\n\n"))

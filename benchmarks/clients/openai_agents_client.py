@@ -12,6 +12,7 @@ set_tracing_disabled(True)
 
 
 WAYS = (OpenAIResponsesModel, OpenAIChatCompletionsModel)
+WHOLE = 600  # tokens in which the answer comes to its end: of one that does not this client says so and gives nothing
 
 
 def agent(way, name=MODEL, limit=LIMIT, **more):
@@ -20,14 +21,14 @@ def agent(way, name=MODEL, limit=LIMIT, **more):
 
 
 def chat(way):
-    answer = asyncio.run(Runner.run(agent(way), QUESTION)).final_output
+    answer = asyncio.run(Runner.run(agent(way, limit=WHOLE), QUESTION)).final_output
     assert answer
     return answer
 
 
 def stream(way):
     async def pieces():
-        result = Runner.run_streamed(agent(way), QUESTION)
+        result = Runner.run_streamed(agent(way, limit=WHOLE), QUESTION)
         return [
             event.data.delta
             async for event in result.stream_events()

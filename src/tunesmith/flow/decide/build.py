@@ -155,7 +155,7 @@ def _few_shot_greedy(desk: Desk, arm: Arm, asking: Asking) -> Built:
     def score(chosen: tuple[int, ...]) -> float:
         if desk.budget.short():
             return float("-inf")
-        return float(desk.scored(model, variant(chosen), rows, desk.sampling(arm.base), asking).mean())
+        return desk.quality(model, variant(chosen), rows, desk.sampling(arm.base), asking)
 
     chosen, tried = shots.greedy(desk.covering(_POOL), score, max(_numbers(desk)))
     chosen = chosen or tried[0]
@@ -182,7 +182,7 @@ def _optimised_prompt(desk: Desk, arm: Arm, asking: Asking) -> Built:
     def score(candidate: prompts.PromptCandidate, n: int) -> float:
         retrieval = recipe_of(candidate).retrieval
         asked = model if retrieval is None else _context(desk, arm).models.grounded(model, retrieval)
-        return float(desk.scored(asked, variant(candidate), desk.validation[:n], sampling, asking).mean())
+        return desk.quality(asked, variant(candidate), desk.validation[:n], sampling, asking)
 
     start = prompts.PromptCandidate(parts=prompts.parts_of(desk.plan.prompt or _common_instruction(desk.train)))
     best, tried = prompts.search(
@@ -275,7 +275,7 @@ def _numbers(desk: Desk) -> list[int]:
 
 
 def _mean(desk: Desk, arm: Arm, model: Model, variant: PromptVariant, asking: Asking) -> float:
-    return float(desk.scored(model, variant, desk.validation, desk.sampling(arm.base), asking).mean())
+    return desk.quality(model, variant, desk.validation, desk.sampling(arm.base), asking)
 
 
 _BUILDERS: Mapping[KindName, Callable[[Desk, Arm, Asking], Built]] = {

@@ -165,6 +165,15 @@ class Desk:
         answers = self.answers(model, [variant(row) for row in rows], sampling, asking, "choosing")
         return np.nan_to_num(self.values(self.metric.rows(rows, answers)), nan=0.0)
 
+    def quality(self, model: Model, variant: Variant, rows: Sequence[Example], sampling: Sampling, asking: Asking) -> float:
+        """The metric's value on rows, between 0 (worst) and 1: pooled where the metric is pooled, else the mean of `scored`."""
+        if self.metric.kind == "mean":
+            return float(self.scored(model, variant, rows, sampling, asking).mean())
+        answers = self.answers(model, [variant(row) for row in rows], sampling, asking, "choosing")
+        value = self.metric.value(self.metric.rows(rows, answers))
+        share = 0.0 if value is None else (value - self.metric.low) / (self.metric.high - self.metric.low)
+        return share if value is None or self.metric.better == "higher" else 1.0 - share
+
     def evaluation(self, model: Model, variant: Variant, rows: Sequence[Example], sampling: Sampling, out: Path) -> Evaluation:
         """The evaluation of these rows, written into a folder of the experiment."""
         label = f"asking {out.name}"

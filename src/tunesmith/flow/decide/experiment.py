@@ -26,6 +26,7 @@ from tunesmith.flow.decide.build import Built, build
 from tunesmith.flow.decide.desk import Desk
 from tunesmith.flow.decide.evidence import evidence_of, measured
 from tunesmith.flow.decide.learning import learning_curve
+from tunesmith.flow.decide.pooled import PooledDecision
 from tunesmith.flow.decide.racing import drawn, run_race
 from tunesmith.flow.decide.report import Found, written
 from tunesmith.flow.decide.ruling import knowledge_probe, needs_of, ruled
@@ -157,6 +158,8 @@ def _carried_out(desk: Desk, arms: Arms, asked: ExperimentRequest) -> Experiment
     curve = learning_curve(desk, built, skipped)
     plan = desk.plan
     arms_measured = [measured(one, upkeeps[one.arm.name], raced, figure) for one, figure in zip(able, figures, strict=True)]
+    pooled = PooledDecision(desk.metric, raced)
+    by_metric: dict[str, Any] = {} if desk.metric.kind == "mean" else {"compare": pooled.compare, "score": pooled.score}
     decision = decide(
         [*arms_measured, *barred],
         plan.margin,
@@ -165,6 +168,7 @@ def _carried_out(desk: Desk, arms: Arms, asked: ExperimentRequest) -> Experiment
         requests=plan.requests_per_month,
         race=raced.race,
         untried=untried,
+        **by_metric,
     )
     more = {
         "volume": volumes(list(upkeeps.values()), decision, plan.requests_per_month),

@@ -60,8 +60,8 @@ def learning_curve(desk: Desk, built: Sequence[Built], skipped: dict[str, str]) 
 
 def _point(desk: Desk, context: ProjectContext, tuned: Built, opened: Any, rows: int, seed: int, seconds: float) -> Point:
     asked = context.questions("validation")[:_ROWS]
-    scores = desk.scored(opened(), as_given, asked, tuned.sampling, Asking())
-    return Point(rows=rows, seed=seed, score=float(scores.mean()), seconds=seconds, measured_on=len(asked))
+    score = desk.quality(opened(), as_given, asked, tuned.sampling, Asking())
+    return Point(rows=rows, seed=seed, score=score, seconds=seconds, measured_on=len(asked))
 
 
 def curve_of(points: Sequence[Point]) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def run_race(desk: Desk, built: Sequence[Built], identity: str) -> Raced:
     the same one, gone on with after an interruption, opens nothing anew."""
     rows, clusters = drawn(desk)
     opening = _opened(desk, rows, identity)
-    race = Lone(built[0].arm.name, len(rows)) if len(built) == 1 else _race(desk, built, [clusters[row.id] for row in rows])
+    race = _race(desk, built, [clusters[row.id] for row in rows])
     models = {one.arm.name: one.opened() for one in built}
     by_name = {one.arm.name: one for one in built}
     scores: dict[str, Floats] = {name: np.zeros(0) for name in by_name}
@@ -110,26 +110,28 @@ def folder_of(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-." else "_" for letter in name)
 
 
-def _tell(desk: Desk, race: Race | Lone, asked: int, rows: int) -> None:
+def _tell(desk: Desk, race: Race | SideBySide, asked: int, rows: int) -> None:
     left = ", ".join(name for name in race.arms if name not in race.dropped)
     desk.project.progress.say(f"{asked} of {rows} rows: still in the race {left}")
     desk.project.progress.bar("race", asked, rows)
 
 
-def _race(desk: Desk, built: Sequence[Built], clusters: Sequence[str]) -> Race:
+def _race(desk: Desk, built: Sequence[Built], clusters: Sequence[str]) -> Race | SideBySide:
     names = [one.arm.name for one in built]
+    if len(names) == 1 or desk.metric.kind != "mean":  # the race bets on the means of rows' own values
+        return SideBySide(names, len(clusters))
     return Race(names, margin=desk.plan.margin, alpha=desk.plan.alpha, rows=len(clusters), clusters=clusters)
 
 
-class Lone:
-    """A race of one arm: it is asked every row."""
+class SideBySide:
+    """In place of a race: every arm is asked every row. Also that of one arm."""
 
-    def __init__(self, name: str, rows: int) -> None:
-        self.arms, self.rows, self.dropped, self.decided = [name], rows, dict[str, Dropped](), False
+    def __init__(self, names: Sequence[str], rows: int) -> None:
+        self.arms, self.rows, self.dropped, self.decided = list(names), rows, dict[str, Dropped](), False
 
     @property
     def open(self) -> list[str]:
-        """The arm."""
+        """All arms."""
         return self.arms
 
     def shards(self, size: int) -> list[range]:
@@ -137,4 +139,4 @@ class Lone:
         return [range(start, min(start + size, self.rows)) for start in range(0, self.rows, size)]
 
     def add(self, scores: Mapping[str, Sequence[float]]) -> None:
-        """Nothing to compare."""
+        """Nothing is said before the end."""
