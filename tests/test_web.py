@@ -11,6 +11,8 @@ import pytest
 
 import browser
 from tunesmith.api.app import create_app, running
+from tunesmith.cli import app
+from tunesmith.cli.shared import guarded
 from tunesmith.core.deployment import Variant
 from tunesmith.core.experiment import ExperimentMetric, ExperimentPlan
 from tunesmith.core.model_ref import ModelRef
@@ -137,6 +139,15 @@ def test_what_is_not_there_says_so_to_people_and_to_programs(site):
     unknown = site.get("/data/0123456789ab")
     assert unknown.status_code == 404
     assert "no data version &#39;0123456789ab&#39;" in unknown.text
+
+
+def test_the_first_page_says_what_the_command_says(site, project, capsys):
+    assert guarded(app, ["status", "--circle", "--config", str(project / "tunesmith.yaml")]) == 0
+    said = capsys.readouterr().out
+    assert "data        12 rows, 1 left out" in said
+    assert "12 rows, 1 left out" in site.get("/").text
+    assert "next: train a model" in said
+    assert "Next: train a model" in site.get("/").text
 
 
 def test_only_our_own_pages_may_post(site):

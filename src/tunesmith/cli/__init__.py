@@ -207,15 +207,27 @@ def demo(
 
 @app.command(context_settings=OVERRIDES)
 def status(
-    context: typer.Context, config: file_option = Path("tunesmith.yaml"), as_written: AsWritten = False, as_json: Json = False
+    context: typer.Context,
+    config: file_option = Path("tunesmith.yaml"),
+    as_written: AsWritten = False,
+    whole: Annotated[bool, typer.Option("--circle", help="Where the project stands from data to traffic, and what comes next.")] = False,
+    as_json: Json = False,
 ) -> None:
     """The stages of the last run as it was made: done or waiting. With --KEY VALUE, or --as-written: those of the file.
 
-    Example: tunesmith status
+    Example: tunesmith status --circle
     """
     from tunesmith.flow.last_run import view
     from tunesmith.flow.pipeline.run import stage_states
 
+    if whole:
+        from msgspec import to_builtins
+
+        from tunesmith.flow.circle import circle_of
+
+        stands = circle_of(view(config, context.args, as_written=as_written))
+        emit(to_builtins(stands), as_json, stands.text())
+        return
     states = stage_states(view(config, context.args, as_written=as_written))
     rows = states["stages"]
     width = max(len(row["name"]) for row in rows)

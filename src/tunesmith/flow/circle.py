@@ -4,6 +4,7 @@ what needs a person's decision, and the next step. Only looks; what it says is r
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,10 +12,14 @@ import msgspec
 
 from tunesmith.core.counted import counted
 from tunesmith.core.deployment import Deployment
+from tunesmith.core.progress import Silent
 from tunesmith.data import version as versions
 from tunesmith.flow.context import ProjectContext
+from tunesmith.flow.last_run import View
+from tunesmith.flow.project import open_store
 from tunesmith.flow.runner import is_busy
 from tunesmith.flow.sources import splits_of_runs
+from tunesmith.models.catalog import Catalog
 from tunesmith.monitor.status import status
 from tunesmith.store.deployments import Deployments
 from tunesmith.store.jobs import ACTIVE, Jobs
@@ -91,6 +96,12 @@ def circle(at: ProjectContext) -> Circle:
         todo=tuple(todo),
         next=todo[0] if todo else _next(stands),
     )
+
+
+def circle_of(seen: View) -> Circle:
+    """The circle of a project as a command looks at it. Raises StoreError."""
+    with closing(open_store(seen.project, seen.folder)) as store:
+        return circle(ProjectContext(seen.project, seen.folder, store, Catalog(), Silent(), view=seen))
 
 
 def _data(at: ProjectContext) -> Stand:
