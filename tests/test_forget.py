@@ -28,7 +28,7 @@ from tunesmith.store.files import Files
 from tunesmith.store.interactions import InteractionLog, Interactions
 from tunesmith.store.store import Store
 
-ANNA, BERT = "anna-4711@shop.example", "bert-0815@shop.example"
+ANNA, BERT = "anna-4711@shop.example", "joanna-4711@shop.example"
 COMMON = "Where is my parcel, please?"
 SECRET = 'my "Wohnung" is at Höhenweg 7,\nthird floor'  # quotes, a new line and a letter beyond ASCII: as texts and as JSON writes them
 
@@ -69,16 +69,16 @@ def forgotten(tmp_path_factory):
     with running_server(folder, folder) as served:
         for user in (ANNA, BERT):
             asked[user] += [
-                chat(served, user, f"{SECRET} {user[:4]}"),
+                chat(served, user, f"{SECRET} {user[:3]}"),
                 chat(served, user, COMMON),
                 chat(served, user, f"keep {user}", store=True),
             ]
-            body = {"model": "echo", "input": f"a response for {SECRET} {user[:4]}", "safety_identifier": user}
+            body = {"model": "echo", "input": f"a response for {SECRET} {user[:3]}", "safety_identifier": user}
             asked[user].append(post(served, "responses", json=body)["id"])
             post(served, "feedback", json={"interaction": asked[user][0], "correction": f"so says {user}", "by": user})
         lines = [
-            {"custom_id": f"{user[:4]}-{i}", "method": "POST", "url": "/v1/chat/completions",
-             "body": {"model": "echo", "user": user, "messages": [{"role": "user", "content": f"in a batch, {SECRET} {user[:4]}"}]}}
+            {"custom_id": f"{user[:3]}-{i}", "method": "POST", "url": "/v1/chat/completions",
+             "body": {"model": "echo", "user": user, "messages": [{"role": "user", "content": f"in a batch, {SECRET} {user[:3]}"}]}}
             for i in range(2) for user in (ANNA, BERT)
         ]  # fmt: skip
         upload = {"file": ("in.jsonl", io.BytesIO(b"".join(json.dumps(line).encode() + b"\n" for line in lines)))}
@@ -92,9 +92,7 @@ def forgotten(tmp_path_factory):
     with store.writing() as connection:
         connection.execute(sa.insert(tables.quality_scores), [score | {"interaction": asked[user][0]} for user in (ANNA, BERT)])
     (folder / "store" / "judged").mkdir()
-    write_jsonl(
-        folder / "store" / "judged" / "said.jsonl", [{"row": "1", "text": f"{SECRET} anna"}, {"row": "2", "text": f"{SECRET} bert"}]
-    )
+    write_jsonl(folder / "store" / "judged" / "said.jsonl", [{"row": "1", "text": f"{SECRET} ann"}, {"row": "2", "text": f"{SECRET} joa"}])
     (folder / "export.csv").write_text(f"{ANNA},yes\n")
     assert all(holding(folder / "store", user) for user in (ANNA, BERT))
     with contextlib.redirect_stdout(io.StringIO()) as said:
@@ -105,8 +103,8 @@ def forgotten(tmp_path_factory):
 
 
 def example(user, number):
-    turns = (Message(role="user", content=f"{SECRET} {user[:4]}"), Message(role="assistant", content="yes"))
-    return Example(id=f"{number}{user[:4]}", messages=turns, origin=f"interaction:{number}")
+    turns = (Message(role="user", content=f"{SECRET} {user[:3]}"), Message(role="assistant", content="yes"))
+    return Example(id=f"{number}{user[:3]}", messages=turns, origin=f"interaction:{number}")
 
 
 def split(store, number):
@@ -130,7 +128,8 @@ def test_no_byte_of_the_store_is_about_them(forgotten):
     assert receipt["searched_files"] > 8
     assert [name.rpartition("/")[2] for name in receipt["elsewhere"]] == ["export.csv"], "not ours to change"
     assert "the last of them is gone on" in receipt["backups"]
-    assert holding(folder / "store", ANNA, f"{SECRET} anna", *asked[ANNA]) == []
+    assert holding(folder / "store", f"{SECRET} ann", *asked[ANNA]) == []
+    assert [name for name, data in everything(folder / "store") if ANNA.encode() in data.replace(BERT.encode(), b"")] == []
     store = Store.open(folder / "store")
     assert status(store)["requests"] == 8, "what was counted names nobody"
     store.close()
@@ -143,7 +142,7 @@ def test_nobody_else_is_missing(forgotten):
     log = Interactions(store)
     assert [log.find(number) is not None for number in asked[BERT]] == [True] * 4
     kept = Files(store).open(made["batch"]).read().splitlines()
-    assert [json.loads(line)["custom_id"] for line in kept] == ["bert-0", "bert-1"]
+    assert [json.loads(line)["custom_id"] for line in kept] == ["joa-0", "joa-1"]
     assert Batches(store).listed("default", after=None, limit=9)[0] == []
     assert (folder / "store" / "judged" / "said.jsonl").read_text().count("\n") == 1
     store.close()
@@ -160,7 +159,7 @@ def test_the_versions_that_follow_leave_them_out(forgotten):
     assert child.parent == new.id
     rows = [row for name in new.counts for row in versions.rows_of(root, new, name)]
     said = sorted(turn.text for row in rows for turn in prompt_of(row))
-    assert (len(said), COMMON in said, any("anna" in text for text in said)) == (4, True, False)
+    assert (len(said), COMMON in said, any("third floor ann" in text for text in said)) == (4, True, False)
     assert "erased" in new.note
 
 
@@ -205,8 +204,21 @@ def test_what_others_have_too_is_no_mark(tmp_path):
     store.close()
 
 
-def test_a_short_key_is_no_part_of_a_word():
-    person = Person("ann", frozenset({"chatcmpl-12345678"}), frozenset({"short", "a text that is long enough"}))
-    lines = [b'{"user": "ann"}', b'{"text": "annual"}', b'{"body": {"safety_identifier": "ann"}}', b"chatcmpl-12345678", b"a short one"]
-    assert [person.in_line(line) for line in lines] == [True, False, True, True, False]
-    assert person.about({"messages": [{"content": "well: a text that is long enough!"}]})
+def test_a_key_is_no_part_of_a_longer_one_and_no_common_word():
+    person = Person("user-471", frozenset({"chatcmpl-12345678"}), frozenset({"short", "a text that is long enough"}))
+    theirs = [
+        "user-471",
+        "ask user-471.",
+        'said "user-471", twice',
+        "a line\nuser-471",
+        "ä\tuser-471",
+        "chatcmpl-12345678",
+        "so: a text that is long enough!",
+    ]
+    others = ["user-4711", "super-user-471", "user-471@example.com", "user-471.example", "a short one", "chatcmpl-123456789"]
+    assert [text for text in [*theirs, *others] if person.about({"text": text})] == theirs
+    lines = [json.dumps({"deep": json.dumps([text])}).encode() for text in [*theirs, *others]]
+    assert [person.in_line(line) for line in lines] == [True] * len(theirs) + [False] * len(others)
+    for key, word in (("customer", "dear customer"), ("ann", "annual")):
+        lines = [json.dumps({"body": {field: key}}).encode() for field in ("user", "safety_identifier")]
+        assert [Person(key).in_line(line) for line in [*lines, json.dumps({"text": word}).encode()]] == [True, True, False]

@@ -5,6 +5,7 @@ and the words that they and the model wrote. Knows nothing about where any of it
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,11 +15,13 @@ from typing import Any
 from tunesmith.core.load import need
 from tunesmith.core.rows import open_read
 
-LEAST_KEY, LEAST_ID, LEAST_TEXT = 6, 8, 16  # shorter ones are found in fields of their own alone: their letters stand in other words too
-_NAMES = frozenset({"user", "safety_identifier", "user_key", "user_id", "by"})
+LEAST_NAME, LEAST_TEXT = 6, 16  # shorter ones are found in fields of their own alone: their letters stand in other words too
+_FIELDS = frozenset({"user", "safety_identifier", "user_key", "user_id", "by"})
 _CHUNK = 16 << 20
 _WEIGHTS = frozenset({".safetensors", ".pt", ".bin", ".gguf", ".npy", ".onnx"})
 _PACKED = frozenset({".gz", ".zst", ".bz2", ".xz"})
+_JOINED = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-@")  # what makes a name a part of a longer one
+_ESCAPE = re.compile(rb"\\(?:[bfnrt]|u[0-9a-fA-F]{4})\Z")  # JSON's, whose last letter is no letter of a name
 
 
 @dataclass(frozen=True)
@@ -30,43 +33,36 @@ class Person:
     texts: frozenset[str] = frozenset()
 
     @cached_property
-    def marks(self) -> tuple[str, ...]:
-        """What is looked for in bytes: the key, unless it is too short, ids, and texts that are long enough."""
-        key = [self.user] if len(self.user) >= LEAST_KEY else []
-        return tuple(
-            dict.fromkeys(
-                [
-                    *key,
-                    *(number for number in self.ids if len(number) >= LEAST_ID),
-                    *(text for text in self.texts if len(text) >= LEAST_TEXT),
-                ]
-            )
-        )
+    def names(self) -> tuple[str, ...]:
+        """What stands for the person wherever it is written as a word of its own: ids, and the key where it is like one. `user-471` does
+        not stand in `user-4711`, and `customer` is a word."""
+        like = len(self.user) >= LEAST_NAME and any(letter.isdigit() or letter == "@" for letter in self.user)
+        return tuple(dict.fromkeys([*([self.user] if like else []), *(number for number in self.ids if len(number) >= LEAST_NAME)]))
 
     @cached_property
-    def _ways(self) -> tuple[str, ...]:
-        """The marks as they stand in texts: plain, and as JSON writes them."""
-        escaped = (json.dumps(mark, ensure_ascii=ascii)[1:-1] for mark in self.marks for ascii in (True, False))
-        return tuple(dict.fromkeys([*self.marks, *escaped]))
-
-    @cached_property
-    def written(self) -> tuple[bytes, ...]:
-        """The marks as they stand in files."""
-        return tuple(way.encode("utf-8", "surrogatepass") for way in self._ways)
+    def _written(self) -> tuple[tuple[bytes, bool], ...]:
+        """What is looked for in bytes, plain and as JSON writes it, and whether it must stand alone."""
+        marks = [*((name, True) for name in self.names), *((text, False) for text in self.texts if len(text) >= LEAST_TEXT)]
+        ways = ((way, alone) for mark, alone in marks for way in (mark, _json(mark, True), _json(mark, False)))
+        return tuple(dict.fromkeys((_bytes(way), alone) for way, alone in ways))
 
     def about(self, value: Any, key: str = "") -> bool:
         """Whether a tree of lists and mappings is about this person."""
         if isinstance(value, str):
-            return (key in _NAMES and value == self.user) or any(way in value for way in self._ways)
+            return (key in _FIELDS and value == self.user) or self.in_bytes(_bytes(value))
         if isinstance(value, dict):
             return any(self.about(inner, str(name)) for name, inner in value.items())
         return isinstance(value, list | tuple) and any(self.about(inner, key) for inner in value)
 
+    def in_bytes(self, data: bytes) -> bool:
+        """Whether a name or a text of this person stands in bytes."""
+        return any(_stands(mark, data) if alone else mark in data for mark, alone in self._written)
+
     def in_line(self, line: bytes) -> bool:
         """Whether a line of a file is about this person."""
-        if any(mark in line for mark in self.written):
+        if self.in_bytes(line):
             return True
-        if self.user.encode("utf-8", "surrogatepass") not in line or not line.lstrip().startswith((b"{", b"[")):
+        if _bytes(self.user) not in line or not line.lstrip().startswith((b"{", b"[")):
             return False
         try:
             return self.about(json.loads(line))
@@ -77,11 +73,33 @@ class Person:
         """Whether a file is about this person: packed ones are unpacked, of weights the key alone is looked for."""
         if path.suffix == ".parquet":
             return any(map(self.about, _cells(path)))
-        key = self.user.encode("utf-8", "surrogatepass")
-        marks = ((key,) if len(self.user) >= LEAST_KEY else ()) if path.suffix in _WEIGHTS else self.written
-        if any(mark in part for part in _parts(path, max(map(len, marks), default=0)) for mark in marks):
+        if path.suffix == ".jsonl":
+            return any(map(self.in_line, _lines(path)))
+        sought = Person(self.user) if path.suffix in _WEIGHTS else self
+        overlap = max((len(mark) + 8 for mark, _ in sought._written), default=0)
+        return any(map(sought.in_bytes, _parts(path, overlap)))
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _json(text: str, ascii_only: bool) -> str:
+    return json.dumps(text, ensure_ascii=ascii_only)[1:-1]
+
+
+def _stands(mark: bytes, data: bytes) -> bool:
+    """Whether a name stands in bytes as a word of its own."""
+    at = data.find(mark)
+    while at >= 0:
+        end = at + len(mark)
+        begins = not at or data[at - 1] not in _JOINED or _ESCAPE.search(data[max(0, at - 6) : at]) is not None
+        after = data[end : end + 2]
+        ends = not after or (after[0] not in _JOINED and not (after[:1] == b"." and after[1:] and after[1] in _JOINED))
+        if begins and ends:
             return True
-        return len(self.user) < LEAST_KEY and path.suffix == ".jsonl" and any(map(self.in_line, _lines(path)))
+        at = data.find(mark, at + 1)
+    return False
 
 
 def without(lines: Iterable[bytes], person: Person) -> Iterator[bytes]:

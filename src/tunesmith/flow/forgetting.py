@@ -193,7 +193,7 @@ def _mentions(path: Path, person: Person) -> bool:
     try:
         return person.in_file(path)
     except (TunesmithError, OSError, ValueError):  # not what its name says: its bytes are looked at
-        return any(mark in path.read_bytes() for mark in person.written)
+        return person.in_bytes(path.read_bytes())
 
 
 def _files(folder: Path) -> Iterator[Path]:

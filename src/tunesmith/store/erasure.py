@@ -137,17 +137,22 @@ def compact(store: Store) -> None:
 
 
 def mentions(store: Store, person: Person) -> list[str]:
-    """The tables that mention a person still: their key in any column of words, or an id of theirs."""
-    found = []
+    """The tables that mention a person still, in any column of words."""
     with store.reading() as connection:
-        for table in metadata.sorted_tables:
-            columns = [sa.cast(column, sa.Text) for column in table.columns if isinstance(column.type, sa.String | sa.Text | sa.JSON)]
-            marks = [person.user] if len(person.marks) and person.marks[0] == person.user else []
-            where = [column.contains(mark, autoescape=True) for column in columns for mark in marks]
-            exact = [column == mark for column in columns for mark in (person.user, *list(person.ids)[:_AT_ONCE])]
-            if connection.execute(sa.select(sa.literal(1)).select_from(table).where(sa.or_(sa.false(), *where, *exact)).limit(1)).first():
-                found.append(table.name)
-    return found
+        return [table.name for table in metadata.sorted_tables if _mentioned(connection, table, person)]
+
+
+def _mentioned(connection: sa.Connection, table: sa.Table, person: Person) -> bool:
+    """The database looks for the letters, we for whole words."""
+    columns = [column for column in table.columns if isinstance(column.type, sa.String | sa.Text | sa.JSON)]
+    words = [sa.cast(column, sa.Text) for column in columns]
+    where = [word.contains(person.user, autoescape=True) for word in words]
+    where += [column.in_(part) for part in _parts(sorted(person.ids)) for column in words]
+    for each in _parts(where, 200):
+        rows = connection.execute(sa.select(*columns).where(sa.or_(*each)), execution_options={"yield_per": 1000}).mappings()
+        if any(person.about({str(name): _decoded(value) for name, value in row.items()}) for row in rows):
+            return True
+    return False
 
 
 def _about(connection: sa.Connection, table: sa.Table, person: Person) -> list[Any]:
