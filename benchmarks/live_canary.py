@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -67,22 +67,22 @@ class Requests:
 
 
 @cache
-def assigned() -> Bools:
-    """Which of the users the gateway assigns to the canary."""
-    variants = (Variant(name="stable", upstream="a", weight=0.95), Variant(name="canary", upstream="b", weight=0.05))
+def assigned(share: float = 0.05) -> Bools:
+    """Which of the users the gateway assigns to a canary with that share."""
+    variants = (Variant(name="stable", upstream="a", weight=1 - share), Variant(name="canary", upstream="b", weight=share))
     deployment = Deployment(alias="support", version=1, strategy="split", variants=variants)
     return np.array([choose(f"user-{i}", deployment, AskedState()).variant.name == "canary" for i in range(KEYS)])
 
 
-def drawn(world: World, rng: np.random.Generator) -> Requests:
-    """25 minutes of requests."""
-    n = int(rng.poisson(MINUTES * A_MINUTE))
-    look = np.sort(rng.integers(0, LOOKS, n))
+def drawn(world: World, rng: np.random.Generator, looks: int = LOOKS, share: float = 0.05) -> Requests:
+    """The requests of so many looks."""
+    n = int(rng.poisson(looks * A_MINUTE * LOOK_S / 60))
+    look = np.sort(rng.integers(0, looks, n))
     user = rng.integers(0, KEYS, n)
     if world.broken_users:  # a few hundred users, some of whom ask very often
         weights = 1 / np.arange(1, 401)
         user = rng.permutation(KEYS)[:400][rng.choice(400, n, p=weights / weights.sum())]
-    own = assigned()[user]
+    own = assigned(share)[user]
     failed = rng.random(n) < np.where(own, world.errors, BASE_ERRORS)
     if world.everybody:
         failed |= (look >= 60) & (look < 96) & (rng.random(n) < 0.3)
@@ -92,27 +92,34 @@ def drawn(world: World, rng: np.random.Generator) -> Requests:
     return Requests(look, user, own, failed, seconds, rng.random(n) < np.where(own, world.malformed, BASE_MALFORMED))
 
 
-def blocks_of(requests: Requests) -> list[Block]:
-    """What each look counts; the limit of latencies is the quantile of the others' last 500 answers before it."""
-    at = np.searchsorted(requests.look, np.arange(LOOKS + 1))
-    answered, made = ~requests.failed, []
-    others = requests.seconds[~requests.own & answered]
-    before = np.searchsorted(requests.look[~requests.own & answered], np.arange(LOOKS))
-    for i in range(LOOKS):
-        here = slice(at[i], at[i + 1])
-        own, bad, well = requests.own[here], requests.failed[here], answered[here]
-        counts = {"errors": _sides(own, bad), "malformed": _sides(own[well], requests.malformed[here][well])}
-        past = others[max(0, before[i] - 500) : before[i]]
-        if past.size >= 20:
-            limit = float(np.sort(past)[int(0.95 * (past.size - 1))])
-            slow = requests.seconds[here] > np.where(own, limit * 1.2, limit)
-            counts["latency_p95"] = _sides(own[well], slow[well])
-        made.append(Block(ended=LOOK_S * (i + 1), requests=int(own.sum()), counts=counts))
-    return made
+def blocks_of(requests: Requests, looks: int = LOOKS, first: int = 0, usual: Floats = np.zeros(0)) -> list[Block]:
+    """What each look counts, the first of which is the `first` of the rollout; the limit of latencies is the quantile of the others' last
+    500 answers before it, of which `usual` were there before."""
+    answered = ~requests.failed
+    others = np.concatenate([usual, requests.seconds[~requests.own & answered]])
+    before = usual.size + np.searchsorted(requests.look[~requests.own & answered], np.arange(looks))
+    limits = np.array([_limit(others[max(0, end - 500) : end]) for end in before])
+    slow = requests.seconds > limits[requests.look] * np.where(requests.own, 1.2, 1.0)
+    timed = answered & np.isfinite(limits[requests.look])
+    counts = {
+        "errors": _sides(requests, np.ones_like(answered), requests.failed, looks),
+        "malformed": _sides(requests, answered, requests.malformed, looks),
+        "latency_p95": _sides(requests, timed, slow, looks),
+    }
+    every = [{name: (n, bad, m, worse) for name, rows in counts.items() for n, bad, m, worse in [rows[i]]} for i in range(looks)]
+    return [Block(ended=LOOK_S * (first + i + 1), requests=int(here["errors"][0]), counts=here) for i, here in enumerate(every)]
 
 
-def _sides(own: Bools, bad: Bools) -> tuple[float, float, float, float]:
-    return float(own.sum()), float((own & bad).sum()), float((~own).sum()), float((~own & bad).sum())
+def _limit(past: Floats) -> float:
+    return float(np.partition(past, at)[at]) if (at := int(0.95 * (past.size - 1))) >= 19 * 0.95 else np.inf
+
+
+def _sides(requests: Requests, which: Bools, bad: Bools, looks: int) -> list[list[float]]:
+    """For each look (requests of the canary, bad ones of them, requests of the others, bad ones of them), of those counted."""
+    sides = (which & requests.own, which & ~requests.own)
+    columns = [np.bincount(requests.look[rows], minlength=looks) for side in sides for rows in (side, side & bad)]
+    counted: list[list[float]] = np.stack(columns, axis=1).astype(float).tolist()
+    return counted
 
 
 def decided(blocks: list[Block], by_user: ByUser | None = None) -> Decision:
@@ -202,7 +209,7 @@ def simulated(runs: int) -> tuple[list[list[Any]], dict[str, float]]:
     """The table's rows and the headlines."""
     rows, headlines = [], {}
     for number, world in enumerate(WORLDS):
-        rng, many = np.random.default_rng(number), runs if number == 0 else max(20, runs // 8)
+        rng, many = np.random.default_rng(number), runs if number == 0 else max(20, runs // 20)
         ends, naive, crude = [], [], []
         for _ in range(many):
             requests = drawn(world, rng)
@@ -220,6 +227,39 @@ def simulated(runs: int) -> tuple[list[list[Any]], dict[str, float]]:
         if world.name == "30 % errors":
             headlines["canary_requests_at_30"] = float(np.quantile(done[:, 1], 0.95))
     return rows, headlines
+
+
+# --- all steps ---------------------------------------------------------------------------------------------------------------------------
+
+WHOLE = RolloutPlan()
+RUNS_WHOLE, MOST_MINUTES = 5, 75
+
+
+def grown(world: World, rng: np.random.Generator) -> tuple[str, int]:
+    """(how the usual plan ends, after how many minutes): promoted, rolled back, or still on its way in the end."""
+    state, step, since, usual = begun(WHOLE, 0.0, {"errors": (200, 200 * BASE_ERRORS)}), 0, 0.0, rng.lognormal(0.0, SPREAD, 500)
+    for minute in range(MOST_MINUTES):
+        requests, now = drawn(world, rng, 12, WHOLE.steps[step]), 60.0 * (minute + 1)
+        state = advanced(WHOLE, state, blocks_of(requests, 12, 12 * minute, usual), step, now)
+        usual = np.concatenate([usual, requests.seconds[~requests.own & ~requests.failed]])[-500:]
+        action = decide(WHOLE, state, step, since, now).action
+        if action in ("promote", "roll_back"):
+            return action, minute + 1
+        if action == "advance":
+            state, step, since = replace(state, step_requests=0), step + 1, now
+    return "hold", MOST_MINUTES
+
+
+def whole(worlds: Sequence[World]) -> list[list[Any]]:
+    """The table of whole rollouts."""
+    rows = []
+    for number, world in enumerate(worlds):
+        rng = np.random.default_rng(100 + number)
+        ends = [grown(world, rng) for _ in range(RUNS_WHOLE)]
+        shares = [f"{np.mean([action == wanted for action, _ in ends]):.2f}" for wanted in ("promote", "roll_back", "hold")]
+        rows.append([world.name, *shares, f"{np.median([minutes for _, minutes in ends]):.0f}", RUNS_WHOLE])
+        print("  " + " | ".join(map(str, rows[-1])), flush=True)
+    return rows
 
 
 # --- a rollback on another server --------------------------------------------------------------------------------------------------------
@@ -317,6 +357,7 @@ def simulate(runs: int = 2000, *, writes: bool = True) -> None:
     """Simulate, measure, print the headlines and write the page's section."""
     began = time.process_time()
     rows, headlines = simulated(runs)
+    steps = whole((World("the same"), World("4 % errors", errors=0.04), World("latency + 30 %", slower=1.3)))
     used = time.process_time() - began
     times = {"SQLite": reached(None, 20), "PostgreSQL": with_postgres(lambda url: reached(url, 20))}
     reach = [
@@ -333,6 +374,8 @@ def simulate(runs: int = 2000, *, writes: bool = True) -> None:
         "it what two usual rules do: a z test of all "
         "errors at each minute (one-sided 5 %), and twice the usual errors in a minute.\n\n"
         + table(head, rows)
+        + "\n\nThe usual plan, with all its steps and the same traffic, for 75 minutes at most:\n\n"
+        + table(["canary", "answers alone", "taken back", "on its way", "minutes, median", "runs"], steps)
         + "\n\nMilliseconds from the commit of a rollback until another server over the same store has it in force, and until it has "
         "answered a request that came after it (20 times; none of these requests was answered by the canary):\n\n"
         + table(["store", "in force, median", "most", "answered, median", "most"], reach)
