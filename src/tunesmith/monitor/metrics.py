@@ -1,7 +1,7 @@
 """What a running server shows to Prometheus: counts, tokens and latency by alias; knows nothing about HTTP or models.
 
-The exposition is prometheus_client's; counting is ours, since with its counters and histograms a request costs three times as much (8 µs
-against 2.5). Histogram buckets are the dashboards' standard ones, and a quantile that is read from them is off by up to a quarter where
+The exposition is prometheus_client's; counting is ours, since with its counters and histograms a request costs several times as much.
+Histogram buckets are the dashboards' standard ones, and a quantile that is read from them is off by up to a quarter where
 they are wide. So each histogram keeps a sketch with logarithmic buckets beside them (`core/sketch.py`), whose quantiles are
 within 1 %; it is shown as the gauge `NAME_quantile`.
 """
