@@ -272,6 +272,16 @@ def test_one_user_alone_ends_no_rollout(place, call):  # noqa: F811
 
 
 @pytest.mark.slow
+def test_requests_that_were_drawn_with_other_shares_or_named_are_not_compared(place, call):  # noqa: F811
+    begin(call, "drawn", "--steps", "10%,100%")
+    rollout = newest(place, "drawn")
+    rows(place, rollout, rollout.looked, 30, others={"propensity": 0.99})
+    rows(place, rollout, rollout.looked, 30, canary={"propensity": None, "status": 500}, a_second=10)
+    after = look(rollout, place.store, rollout.looked + 40)
+    assert after.state.guardrails["errors"].seen == (60, 0, 270, 0)
+
+
+@pytest.mark.slow
 def test_what_is_said_of_answers_takes_a_worse_canary_back(place, call):  # noqa: F811
     begin(call, "liked", "--steps", "10%,100%", "--guardrail", "quality:judge=0.1", "--guardrail", "score:tone=0.1")
     rollout = newest(place, "liked")
