@@ -60,6 +60,7 @@ NEEDS = {
     "smollm2-135m": "answers with a real model; test_run_whole does so with a tiny one",
     " ab ": "compares variants of a deployed name; test_experiments does so",
     "deploy ": "changes deployments; test_variants does so with tiny ones",
+    "identity": "looks at what a server answers; test_identity does so",
     "my-alias": "asks a deployed alias; test_eval_cli does so",
     "run-a": "asks three trained models; test_eval_cli does so",
     "run:": "looks at a finished run; test_run_whole does so",

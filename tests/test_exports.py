@@ -16,11 +16,13 @@ from tunesmith.api.serve import temporary
 from tunesmith.cli import app
 from tunesmith.cli.shared import guarded
 from tunesmith.core.chat import Renderer
+from tunesmith.core.errors import GateRefused
 from tunesmith.core.progress import Silent
 from tunesmith.core.seal import check_folder
+from tunesmith.deploy.export.k_quants import kind_of, packed
 from tunesmith.deploy.parity import END, SideRow, TokenPlace, agreement
 from tunesmith.flow.evaluation.run import bench
-from tunesmith.flow.parity import ParityAsk, parity
+from tunesmith.flow.parity import ParityAsk, gate, parity
 
 IDS = [[1, 40, 41, 90, 7, 200, 13, 2, 1, 55, 60]]
 
@@ -180,10 +182,15 @@ def test_an_adapter_without_all_of_its_tensors_leaves_nothing(place, call):
 
 @pytest.mark.slow
 def test_every_way_to_compute_a_model_agrees(place, call):
-    code, shown, err = call("parity", "tied+low", "--data", "rows.jsonl", "--max-tokens", "12")
+    pytest.importorskip("xllamacpp", reason="llama.cpp's wheel is not installed")
+    code, shown, err = call("parity", "tied+low", "--data", "rows.jsonl", "--max-tokens", "12", "--gguf", "f16,q4_K_M")
     assert code == 0, (shown, err)
-    assert [line["side"] for line in shown["lines"]] == ["training", "merged", "served over HTTP"], shown["left_out"]
-    for line in shown["lines"]:
+    *ours, half, four = shown["lines"]
+    assert [line["side"] for line in ours] == ["training", "merged", "served over HTTP"], shown["left_out"]
+    assert (half["side"], half["same_prompts"], half["passed"], half.get("judged", True)) == ("gguf f16", 3, True, True), half
+    assert (four["side"], four["same_prompts"], four["judged"]) == ("gguf q4_K_M", 3, False)
+    assert 0 < half["largest"] < four["largest"], "fewer bits, further away"
+    for line in ours:
         assert (line["same_prompts"], line["same_answers"] + line.get("ties", 0), line["passed"]) == (3, 3, True), line
         assert 0 < line["largest"] < 1e-4, "computed apart"
 
@@ -200,6 +207,8 @@ def test_a_server_with_another_adapter_is_found_with_both_log_probabilities(plac
 
     with bench(Path("tunesmith.yaml"), Silent()) as at:
         outcome = parity("tied+low", ParityAsk(data="rows.jsonl", limit=2, max_tokens=8), at, wrong)
+        with pytest.raises(GateRefused, match="'tied\\+low' is not deployed"):
+            gate("tied+low", at, wrong, data="rows.jsonl")
     training, merged, served = outcome.lines
     assert (training.passed, merged.passed, served.passed, outcome.passed) == (True, True, False, False)
     assert served.first.tie is False
@@ -280,7 +289,7 @@ def test_llama_cpp_computes_what_transformers_does(place, call):
     llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
     scaled(place / "tied", place / "llama3", llama3)
     for word, target, most in [
-        ("tied", "gguf", 0.06), ("tied", "gguf-q8_0", 0.6), ("tied+low", "gguf", 0.06), ("llama3", "gguf", 0.06),
+        ("tied", "gguf", 0.06), ("tied", "gguf-q8_0", 0.6), ("tied", "gguf-q4_K_M", 4.0), ("tied+low", "gguf", 0.06), ("llama3", "gguf", 0.06),
         ("qwen2", "gguf", 0.06), ("qwen3", "gguf", 0.06),
     ]:  # fmt: skip
         code, _, err = call("export", word, "--to", target, "--out", f"out/{word}-{target}")
@@ -327,7 +336,7 @@ def test_what_gguf_cannot_hold_is_refused_by_name(place, call):
 @pytest.mark.slow
 def test_the_files_of_servers_name_the_model_that_lies_beside_them(place, call):
     kubernetes_validate = pytest.importorskip("kubernetes_validate")
-    for target in ("ollama", "vllm", "kubernetes"):
+    for target in ("ollama", "vllm", "kubernetes", "kserve", "ray-serve"):
         code, _, err = call("export", "base+adapter", "--to", target, "--out", f"out/{target}")
         assert code == 0, err
         check_folder(place / "out" / target)
@@ -346,5 +355,37 @@ def test_the_files_of_servers_name_the_model_that_lies_beside_them(place, call):
         kubernetes_validate.validate(manifest, "1.36", strict=True)
         assert manifest["metadata"]["name"] == "base-adapter"
     assert service["spec"]["selector"].items() <= deployment["spec"]["template"]["metadata"]["labels"].items()
+    inference = yaml.safe_load((place / "out/kserve/kserve.yaml").read_text())
+    assert (inference["kind"], inference["metadata"]["name"]) == ("InferenceService", "base-adapter")
+    predictor = {key: value for key, value in inference["spec"]["predictor"].items() if not key.endswith("Replicas")}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "base-adapter"}, "spec": predictor}
+    kubernetes_validate.validate(pod, "1.36", strict=True)
+    (application,) = yaml.safe_load((place / "out/ray-serve/serve.yaml").read_text())["applications"]
+    (model,) = application["args"]["llm_configs"]
+    assert model["model_loading_config"] == {"model_id": "base+adapter", "model_source": "/model"}
+    assert model["engine_kwargs"] == {"dtype": "bfloat16", "max_model_len": 256}
+    assert (place / "out/ray-serve/model/model.safetensors").is_file()
     modelfile = (place / "out/ollama/Modelfile").read_text().splitlines()
     assert modelfile == ["FROM ./model.gguf", 'PARAMETER stop "<|end|>"', "PARAMETER num_ctx 256"]
+
+
+def test_four_bits_are_laid_out_as_llama_cpp_lays_them_out():
+    import numpy as np
+
+    pytest.importorskip("xllamacpp", reason="llama.cpp's wheel is not installed")
+    gguf = pytest.importorskip("gguf")
+    data = np.random.default_rng(0).normal(size=(4, 512)).astype(np.float32)
+    for kind, most in (("Q4_K", 0.09), ("Q5_0", 0.06), ("Q6_K", 0.025), ("Q8_0", 0.006)):
+        stored = packed(data, kind)
+        back = gguf.quants.dequantize(stored, gguf.GGMLQuantizationType[kind])
+        assert np.sqrt(np.mean((back - data) ** 2)) < most, kind
+    kinds = [kind_of(f"blk.{layer}.attn_v.weight", 512, 16, tied=False) for layer in range(16)]
+    assert "".join(kind[1] for kind in kinds) == "6644644644644666", "the first and last eighth, and every third between"
+    assert [
+        kind_of("token_embd.weight", width, 16, tied=tied) for width, tied in ((512, True), (576, True), (576, False), (40, False))
+    ] == [
+        "Q6_K",
+        "Q8_0",
+        "Q5_0",
+        "F16",
+    ]

@@ -46,6 +46,7 @@ from tunesmith.api.cors import Cors
 from tunesmith.api.errors import APIError
 from tunesmith.api.guard import Guard, Site
 from tunesmith.api.http import away
+from tunesmith.api.identity import IdentityWatch
 from tunesmith.api.proxy import Proxy
 from tunesmith.api.reload import Reload
 from tunesmith.api.shadow import Shadows
@@ -67,7 +68,7 @@ from tunesmith.monitor.metrics import ServerMetrics
 from tunesmith.monitor.telemetry import Telemetry
 from tunesmith.store.files import Files
 from tunesmith.store.interactions import InteractionLog, Interactions
-from tunesmith.store.keys import Keys
+from tunesmith.store.keys import DEFAULT_PROJECT, Keys
 from tunesmith.store.responses import Responses
 from tunesmith.store.shadows import ShadowAnswers
 from tunesmith.store.store import Store
@@ -129,6 +130,7 @@ def create_app(
     state.watch = watch
     app = Starlette(routes=_routes(), lifespan=_lifespan, exception_handlers=_handlers())
     app.state.tunesmith = state
+    app.state.identity = partial(IdentityWatch, state, every_s=config.identity_s, elsewhere_s=config.identity_elsewhere_s)
     app.add_middleware(Proxy, state=state)
     app.add_middleware(
         Guard,
@@ -252,7 +254,8 @@ def _background(app: Starlette, state: State) -> list[Coroutine[Any, Any, None]]
     state.inside = inside
     work = [batches.work(inside, state.store), _sweep(state.store, state.retention_days)]
     if state.reload is not None:
-        work += [state.reload.watch(), _rollouts(state), _experiments(state.store)]
+        looks = app.state.identity(inside=inside(DEFAULT_PROJECT)).work()
+        work += [state.reload.watch(), _rollouts(state), _experiments(state.store), looks]
     if state.watch is not None:
         work.append(_watching(*state.watch))
     return [*work, webhooks.work(state.store, state.webhooks)] if state.webhooks else work

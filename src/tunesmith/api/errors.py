@@ -19,8 +19,7 @@ from starlette.responses import Response
 from tunesmith.core import wire
 from tunesmith.core.errors import ContextExceeded, DataError, NotFound, TunesmithError, UsageError
 from tunesmith.core.terminal import printable
-from tunesmith.deploy.engine import Overloaded
-from tunesmith.deploy.router import Unloaded
+from tunesmith.deploy.engine import Overloaded, Unloaded
 from tunesmith.store.paging import Missing, Refused
 
 _log = logging.getLogger("tunesmith.api")

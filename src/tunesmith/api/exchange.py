@@ -33,7 +33,7 @@ Handler = Callable[[Request, Exchange, bytes], Awaitable[Response]]
 _encode = msgspec.json.Encoder().encode
 _SSE = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 _LONGEST_NAME = 200
-VARIANT_HEADER = "x-tunesmith-variant"
+VARIANT_HEADER, PROBE_HEADER = "x-tunesmith-variant", "x-tunesmith-probe"
 
 
 class ClientLeft(Exception):
@@ -41,9 +41,12 @@ class ClientLeft(Exception):
 
 
 def opened(state: State, scope: MutableMapping[str, Any], endpoint: str, prefix: str, head: wire.RequestHead) -> Exchange:
-    """The exchange of a request whose body begins as `head` says; the header `x-conversation-id` names a conversation too."""
+    """The exchange of a request whose body begins as `head` says; the header `x-conversation-id` names a conversation too,
+    and `x-tunesmith-probe` makes it a probe, where an operator sends it."""
     exchange = state.answered.open(endpoint, prefix, head.model[:_LONGEST_NAME], scope["state"]["project"])
     exchange.user_key, exchange.conversation = head.user, head.conversation
+    operated = "admin" in scope["state"]["caller"].scopes
+    exchange.probe = operated and any(name == PROBE_HEADER.encode() for name, _ in scope["headers"])
     if exchange.conversation is None:
         for name, value in scope["headers"]:
             if name == b"x-conversation-id":

@@ -11,13 +11,15 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from tunesmith.core.deployment import Deployment, Variant
 from tunesmith.core.errors import NotFound, StoreError, TunesmithError
 from tunesmith.core.model_ref import ModelRef
 from tunesmith.core.passages import Retrieval
 from tunesmith.deploy.router import Router
-from tunesmith.models.base import Model, grounding
+from tunesmith.flow.identity import verified
+from tunesmith.models.base import Model, grounding, loaded
 from tunesmith.models.resolve import Models
 from tunesmith.store.deployments import Deployments
 
@@ -47,10 +49,12 @@ class Reload:
         lines = []
         if self.models.store is not None:
             self._newest = Deployments(self.models.store).newest()
-        for alias, deployment in self._in_force().items():
+        newest_first = sorted(self._in_force().values(), key=lambda deployment: -deployment.version)
+        for number, deployment in enumerate(newest_first):
+            alias = deployment.alias
             self._wanted[alias] = deployment.version
             try:
-                lines += self._put(deployment, self._load(deployment))
+                lines += self._put(deployment, self._load(deployment, now=number < self.models.weights.max_adapters))
             except TunesmithError as error:
                 self.router.fail(alias, error)
                 lines.append(f"NOT SERVED: '{alias}' (version {deployment.version}): {error}")
@@ -107,7 +111,7 @@ class Reload:
 
     async def _change_later(self, alias: str, deployment: Deployment) -> None:
         try:
-            models = await asyncio.to_thread(self._load, deployment)
+            models = await asyncio.to_thread(partial(self._load, deployment, verify=True))
             if self._wanted[alias] == deployment.version:  # else a newer one came while this one was loaded
                 for line in self._put(deployment, models):
                     _log.warning("%s", line)
@@ -135,21 +139,25 @@ class Reload:
     def _key(self, variant: Variant, alias: str) -> _Key:
         return alias, variant.model, variant.upstream, variant.retrieval
 
-    def _load(self, deployment: Deployment) -> dict[str, Model]:
-        """The models of the variants by their names, each with its digest; those in memory are taken as they are."""
+    def _load(self, deployment: Deployment, *, verify: bool = False, now: bool = True) -> dict[str, Model]:
+        """The models of the variants by their names; those in memory are taken as they are, others are loaded `now` or when they are asked.
+        With `verify` one that answers probes otherwise than what was deployed is refused."""
         models = {}
         for variant in deployment.variants:
             key = self._key(variant, deployment.alias)
             if key not in self._loaded:
                 model = self._model(variant, deployment.alias)
-                _ = model.digest  # reads the weights
+                if now:
+                    _ = loaded(_own(model)).digest  # reads the weights
+                if verify and self.models.store is not None:
+                    verified(variant, model, deployment, self.models.store, "loaded")
                 self._loaded[key] = model
             models[variant.name] = self._loaded[key]
         return models
 
     def _model(self, variant: Variant, alias: str) -> Model:
         if variant.model is not None:
-            model: Model = self.models.load(variant.model, alias)
+            model: Model = self.models.served(variant.model, alias)
         elif variant.upstream is None or variant.upstream not in self.upstreams:
             raise NotFound(f"no upstream '{variant.upstream}'", where="serve.upstreams", allowed=", ".join(self.upstreams) or "none")
         else:

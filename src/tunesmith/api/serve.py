@@ -28,6 +28,7 @@ from tunesmith.models.base import Model, route_of
 from tunesmith.models.catalog import Catalog
 from tunesmith.models.resolve import TUNED_WORD, Models
 from tunesmith.models.upstream import Upstream
+from tunesmith.models.weights import Weights
 from tunesmith.monitor.alerts import span_s
 from tunesmith.store.keys import Keys
 from tunesmith.store.store import Store
@@ -115,7 +116,8 @@ def application(
         upstreams = {name: _upstream(name, one) for name, one in settings.upstreams.items()}
         catalog = Catalog()
         context = ProjectContext(project, home, store, catalog, Silent(), view=seen)
-        models = Models(store, catalog, home=home, run=context.last_trained)
+        weights = Weights(max_adapters=settings.max_adapters)
+        models = Models(store, catalog, home=home, run=context.last_trained, weights=weights)
         engines = Engines(settings.engines, models, store.folder)
         started, lines = engines.start()
         for line in lines:

@@ -141,7 +141,7 @@ class State:
         key = (ref, retrieval)
         if key not in self._loaded:
             try:
-                model: Model = models.load(ref, name)
+                model: Model = models.served(ref, name)
                 model = model if retrieval is None else models.grounded(model, retrieval)
                 _ = model.digest  # reads the weights: here, in a thread of its own
             except (StoreError, UsageError) as error:

@@ -32,6 +32,7 @@ from tunesmith.cli.deploying import deploy_app
 from tunesmith.cli.experiments import ab_app
 from tunesmith.cli.exporting import export, parity
 from tunesmith.cli.feedback import feedback_app
+from tunesmith.cli.identity import identity
 from tunesmith.cli.jobs import jobs_app, keys_app
 from tunesmith.cli.metrics import metrics
 from tunesmith.cli.migrate import migrate_app
@@ -66,6 +67,7 @@ app.add_typer(deploy_app, name="deploy")
 app.add_typer(ab_app, name="ab")
 app.command()(export)
 app.command()(parity)
+app.command()(identity)
 app.command()(serve)
 app.command()(trace)
 app.command()(metrics)

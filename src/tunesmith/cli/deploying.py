@@ -51,6 +51,7 @@ def create(
     name: Annotated[str | None, typer.Option("--as", help="What the variant is called.")] = None,
     timeout_s: Annotated[float | None, typer.Option(help="Seconds that the variant may take before a fallback answers.")] = None,
     copies_per_minute: Annotated[int | None, typer.Option(help="The most requests a minute that a shadow gets.")] = None,
+    no_parity: Annotated[str | None, typer.Option("--no-parity", help="Do not compare adapter, export and server first: why not.")] = None,
     template: Annotated[str | None, typer.Option(help="How passages stand before the question; @FILE reads it.")] = None,
     reason: Reason = "",
     by: By = None,
@@ -61,8 +62,11 @@ def create(
 
     Example: tunesmith deploy support smollm2-135m --canary 0.1 --reason 'trained on the tickets of November'
     """
+    from tunesmith.api.serve import temporary
     from tunesmith.core.errors import UsageError
     from tunesmith.flow.deploying import Role, deploy
+    from tunesmith.flow.identity import system_of
+    from tunesmith.flow.parity import compare_first
 
     roles = {"canary": canary is not None, "shadow": shadow, "fallback": fallback, "weight": weight is not None and not shadow}
     chosen = [role for role, asked in roles.items() if asked]
@@ -72,7 +76,10 @@ def create(
     role = Role(role=chosen[0] if chosen else "alone", copies_per_minute=copies_per_minute, **values)  # type: ignore[arg-type]
     words = Path(template[1:]).read_text("utf-8") if template is not None and template.startswith("@") else template
     with opened(config) as at:
-        made = deploy(alias, model, at.models, at.store, role, template=words, reason=reason, by=who(by))
+        compare_first(model, at, temporary, skipped=no_parity)
+        reason = " ".join([reason, *([f"(no parity: {no_parity})"] if no_parity else [])]).strip()
+        system = system_of(at.context)
+        made = deploy(alias, model, at.models, at.store, role, template=words, reason=reason, by=who(by), system=system)
     _say(made, as_json)
 
 
@@ -115,19 +122,20 @@ def promote(
 def rollback(
     alias: Alias,
     to: Annotated[int | None, typer.Option(help="The version to go back to (default: the one before).")] = None,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not ask first whether it still answers as it did.")] = False,
     reason: Reason = "",
     by: By = None,
     config: file_option = Path("tunesmith.yaml"),
     as_json: Json = False,
 ) -> None:
-    """Let a name answer as it did in an earlier version, as a new version.
+    """Let a name answer as it did in an earlier version, as a new version, once its models have answered probes as they did then.
 
     Example: tunesmith deploy rollback support --reason 'refuses too much'
     """
     from tunesmith.flow.deploying import roll_back
 
     with opened(config) as at:
-        made = roll_back(alias, at.store, to, reason=reason, by=who(by))
+        made = roll_back(alias, at.store, to, reason=reason, by=who(by), verify=None if no_verify else at.models)
     _say(made, as_json)
 
 

@@ -13,7 +13,9 @@ from tunesmith.core.counted import counted
 
 def export(
     model: Annotated[str, typer.Argument(help="run, an alias, ft:…, BASE+ADAPTER, a folder or a base.")],
-    to: Annotated[str, typer.Option(help="adapter, merged, gguf, gguf-q8_0, ollama, vllm, docker or kubernetes.")],
+    to: Annotated[
+        str, typer.Option(help="adapter, merged, gguf, gguf-q8_0, gguf-q4_K_M, ollama, vllm, docker, kubernetes, kserve, ray-serve.")
+    ],
     out: Annotated[Path, typer.Option(help="The folder to make; it must not be there yet.")],
     config: file_option = Path("tunesmith.yaml"),
     as_json: Json = False,
@@ -35,6 +37,7 @@ def parity(
     data: Annotated[str, typer.Option(help="Whose questions are asked: validation, a version, a file; no sealed rows.")] = "validation",
     limit: Annotated[int, typer.Option(help="How many rows.")] = 16,
     max_tokens: Annotated[int, typer.Option(help="How many tokens of each answer are compared.")] = 48,
+    gguf: Annotated[str, typer.Option(help="Precisions of llama.cpp's file to compare too: f32,f16,q8_0,q4_K_M.")] = "",
     config: file_option = Path("tunesmith.yaml"),
     as_json: Json = False,
 ) -> None:
@@ -49,7 +52,7 @@ def parity(
     from tunesmith.flow.parity import ParityAsk
     from tunesmith.flow.parity import parity as compare
 
-    ask = ParityAsk(data=data, limit=limit, max_tokens=max_tokens)
+    ask = ParityAsk(data=data, limit=limit, max_tokens=max_tokens, gguf=tuple(gguf.split(",")) if gguf else ())
     with told(as_json) as progress, bench(config, progress) as at:
         outcome = compare(model, ask, at, temporary)
     lines = [{**msgspec.to_builtins(line), "passed": line.passed} for line in outcome.lines]

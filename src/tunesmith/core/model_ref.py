@@ -11,6 +11,7 @@ from tunesmith.core.errors import ConfigError, NotFound
 from tunesmith.core.types import Record
 
 ADAPTER_SETTINGS = "adapter_config.json"  # what peft writes beside an adapter's weights
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_FOLDER, MODEL_FOLDER = "adapter", "model"  # what training leaves in a run's folder: an adapter, or whole weights
 _MADE_HERE = ("stages", "jobs")  # the folders of a store in which training leaves them
 

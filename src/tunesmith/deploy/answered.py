@@ -100,7 +100,7 @@ def client_left(answers: Sequence[Answer] = ()) -> Outcome:
 class Exchange:
     """One request on its way: what is known of it until it ends. `alias` is the name that it asks for, empty where it names none; the
     `variant` that answers, its model and its deployment are known once the name is resolved; `fallback` is who answered in its place.
-    `continued` says that the conversation may have begun before."""
+    `continued` says that the conversation may have begun before. A `probe` is asked to see who answers, and leaves no trace."""
 
     answered: Answered
     prefix: str
@@ -122,6 +122,7 @@ class Exchange:
     started: float = field(default_factory=time.perf_counter)
     created: float = field(default_factory=time.time)
     ended: bool = False
+    probe: bool = False
     own_id: str = ""
     _history: History | None = None
 
@@ -135,8 +136,8 @@ class Exchange:
     def ask(self, messages: tuple[Message, ...]) -> None:
         """Note the prompt of a conversation, and which one it goes on with unless the client has named it."""
         self.messages = messages
-        self.continued = True
-        if self.conversation is None:
+        self.continued = not self.probe
+        if self.conversation is None and not self.probe:
             self._history = History(self.project, self.user_key, messages)
             self.continued = self.answered.conversations.knows(self._history)
             self.conversation = self.answered.conversations.of(self._history)
@@ -158,6 +159,8 @@ class Exchange:
         if self.ended:
             return
         self.ended = True
+        if self.probe:
+            return
         if self._history is not None and self.conversation is not None and outcome.status < 400:
             self.answered.conversations.remember(self.conversation, self._history, outcome.text, outcome.tool_calls)
         await self.answered.write(self._row(outcome), loggable=bool(self.alias))

@@ -14,17 +14,21 @@ import time
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 from msgspec.structs import replace
 
-from tunesmith.core.errors import ContextExceeded, TunesmithError, UsageError
+from tunesmith.core.errors import ContextExceeded, StoreError, TunesmithError, UsageError
 from tunesmith.core.types import Answer, Message, Prompt, Sampling
-from tunesmith.models.base import Asked, Batching, Constraint, Model, Piece, abilities, batching, grounding
+from tunesmith.models.base import Asked, Batching, Constraint, Model, Piece, abilities, batching, grounding, loaded
 
 P = ParamSpec("P")
 T = TypeVar("T")
 _READERS = 4  # threads that render and tokenize prompts
+
+
+class Unloaded(TunesmithError):
+    """A model that is deployed, and could not be loaded."""
 
 
 class Overloaded(TunesmithError):
@@ -220,8 +224,8 @@ class Answering:
         engine, since = batching(model), time.perf_counter()
         if engine is None:
             return self._all_piecewise(model, prompt, [_seeded(sampling, choice) for choice in range(choices)])
-        ids = await self.away(engine.encode, prompt)
-        return await self._decode([Asked(engine, prompt, ids, sampling, choice, since, constraint) for choice in range(choices)])
+        present, ids = await self.away(_present, engine, prompt)
+        return await self._decode(engine, [Asked(present, prompt, ids, sampling, choice, since, constraint) for choice in range(choices)])
 
     async def complete(self, model: Model, given: str | Sequence[int], sampling: Sampling, choices: Sequence[int] = (0,)) -> list[Stream]:
         """The continuations of a text (or of token ids) without a chat template, as streams that the model has taken; a model that only
@@ -233,8 +237,8 @@ class Answering:
         if engine is None:
             return self._all_piecewise(model, prompt, [_seeded(sampling, choice) for choice in choices])
         try:
-            ids = await self.away(engine.encode, given) if isinstance(given, str) else list(given)
-            return await self._decode([Asked(engine, prompt, ids, sampling, choice, since, plain=True) for choice in choices])
+            present, ids = await self.away(_present, engine, given)
+            return await self._decode(engine, [Asked(present, prompt, ids, sampling, choice, since, plain=True) for choice in choices])
         except ContextExceeded as error:
             raise ContextExceeded(error.tokens, error.context, param="prompt") from error
 
@@ -277,9 +281,10 @@ class Answering:
         with self._lock:
             self._queued -= 1
 
-    async def _decode(self, rows: Sequence[Asked]) -> list[Stream]:
-        """Queue rows; returns when the model has taken them all. One that is refused ends the others."""
-        decoding, first = self._decoding_of(rows[0].model), rows[0]
+    async def _decode(self, engine: Batching, rows: Sequence[Asked]) -> list[Stream]:
+        """Queue rows in the batch of `engine`; returns when it has taken them all. One that is refused ends the others. The batch outlives
+        them, and they alone hold an adapter that was loaded on demand."""
+        decoding, first = self._decoding_of(engine), rows[0]
         context = getattr(first.model, "context", None)
         if context is not None and len(first.ids) >= context:
             raise ContextExceeded(len(first.ids), context)
@@ -327,6 +332,16 @@ class Answering:
             if key not in self._decoding:
                 self._decoding[key] = _Decoding(model)
             return self._decoding[key]
+
+
+def _present(engine: Batching, asked: Prompt | str | Sequence[int]) -> tuple[Batching, list[int]]:
+    """The model in memory, loaded where it is one that is on demand, and the ids of what it is asked. Raises Unloaded where it cannot be
+    loaded; else as `encode`."""
+    ids = engine.encode(asked) if isinstance(asked, Prompt | str) else list(asked)
+    try:
+        return cast(Batching, loaded(engine)), ids
+    except (UsageError, StoreError) as error:
+        raise Unloaded(f"The model '{engine.name}' could not be loaded: {error.what}", where=error.where, remedy=error.remedy) from error
 
 
 def _seeded(sampling: Sampling, choice: int) -> Sampling:

@@ -11,16 +11,13 @@ from tunesmith.core.deployment import Deployment, Variant
 from tunesmith.core.errors import ConfigError, NotFound, TunesmithError, nearest
 from tunesmith.core.model_ref import ModelRef
 from tunesmith.core.types import Message, digest
+from tunesmith.deploy.engine import Unloaded
 from tunesmith.deploy.strategy import AskedState, VariantChoice, asked_for, choose
 from tunesmith.models.base import Model, passing, ref_of
 
 T = TypeVar("T")
 OVERRIDE = "override"  # the strategy of a request that somebody sent to a variant by its name
 _NOTHING_KNOWN = AskedState()
-
-
-class Unloaded(TunesmithError):
-    """An alias that is deployed, and whose model could not be loaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +136,15 @@ class Router:
         """What the name answers with, where it was deployed."""
         entry = self._entries.get(alias)
         return entry.deployment if entry is not None and entry.deployment.version else None
+
+    def deployments(self) -> list[Deployment]:
+        """The deployment of every alias that has one and answers."""
+        return [entry.deployment for entry in self._entries.values() if entry.deployment.version]
+
+    def resident(self, alias: str, variant: str) -> bool:
+        """Whether a variant's model is in memory, or elsewhere: asking it loads nothing."""
+        model = self._entries[alias].models.get(variant) if alias in self._entries else None
+        return model is not None and bool(getattr(model, "in_memory", True))
 
     def target(self, alias: str, key: str = "", known: AskedState = _NOTHING_KNOWN, *, wanted: str | None = None) -> Target:
         """Who answers a request to `alias` whose user or conversation is `key`, of which so much is `known`; with `wanted` the variant of

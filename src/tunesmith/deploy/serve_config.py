@@ -150,9 +150,13 @@ class ServeConfig(Record, frozen=True):
     or a bucket (`s3://BUCKET/PREFIX`) that holds the bytes of files in place of a folder there.
     `upstreams` are names that other servers answer to; `prices` says what the tokens of models here cost, by alias (without it nothing).
     `engines` are names that an engine of its own answers to, in a process beside the server where it is not the embedded one.
-    `log` says how requests are logged, `otlp` which collector is told of them. `requests_per_minute` limits each key. `workers` processes
-    work on fine-tuning jobs. Pages of `cors_origins` may ask, others not.
+    `log` says how requests are logged, `otlp` which collector is told of them. `requests_per_minute` limits each key. Of the deployed
+    adapters `max_adapters` are in memory, those that were asked last; others are loaded when they are asked. `workers` processes work on
+    fine-tuning jobs. Pages of `cors_origins` may ask, others not.
     A request's headers must come within `headers_s`, its body within `body_s` (a large one may go on at a kilobyte a second).
+
+    Each deployed variant is asked probes every `identity_s`, those of other servers every `identity_elsewhere_s` (0: never), to see whether
+    what answers is still what was deployed.
 
     After SIGTERM the server says that it is not ready, goes on answering for `notice_s`, then takes no new connection and lets what is open
     end within `drain_s`.
@@ -166,6 +170,7 @@ class ServeConfig(Record, frozen=True):
     max_body_bytes: int = 16 << 20
     default_max_tokens: int = 1024
     max_waiting: int = 512
+    max_adapters: int = 64
     python_graders: bool = False
     names: dict[str, str] = {}
     encoders: dict[str, str] = {}
@@ -182,6 +187,8 @@ class ServeConfig(Record, frozen=True):
     body_s: float = 60.0
     notice_s: float = 0.0
     drain_s: float = 60.0
+    identity_s: float = 120.0
+    identity_elsewhere_s: float = 1800.0
 
     def __post_init__(self) -> None:
         if self.database is not None and not self.database.startswith(_DATABASE):
@@ -194,11 +201,15 @@ class ServeConfig(Record, frozen=True):
         for name in ("headers_s", "body_s"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"'{name}' is {getattr(self, name)}", where=f"serve.{name}", allowed="seconds, more than 0")
+        for name in ("identity_s", "identity_elsewhere_s"):
+            if not (getattr(self, name) == 0 or 10 <= getattr(self, name) < math.inf):
+                raise ConfigError(f"'{name}' is {getattr(self, name)}", where=f"serve.{name}", allowed="10 seconds or more, or 0 for never")
         for name, least in (
             ("workers", 0),
             ("max_body_bytes", 1),
             ("default_max_tokens", 1),
             ("max_waiting", 1),
+            ("max_adapters", 1),
             ("requests_per_minute", 1),
         ):
             value = getattr(self, name)

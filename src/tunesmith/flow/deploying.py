@@ -3,14 +3,21 @@ write down its digest."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from msgspec.structs import replace
 
+from tunesmith.core.atomic import atomic_folder
 from tunesmith.core.deployment import Deployment, StrategyName, Variant
-from tunesmith.core.errors import NotFound, UsageError, nearest
+from tunesmith.core.digests import files_digest
+from tunesmith.core.errors import GateRefused, NotFound, TunesmithError, UsageError, nearest
+from tunesmith.core.model_ref import ADAPTER_SETTINGS, ADAPTER_WEIGHTS, ModelRef, place_of
+from tunesmith.core.seal import seal
 from tunesmith.core.types import Record
+from tunesmith.flow.identity import model_of, references_of, verified
 from tunesmith.models.echo import EchoModel
 from tunesmith.models.resolve import Models, is_remote
 from tunesmith.models.retrieval import asked_with
@@ -59,21 +66,25 @@ def deploy(
     template: str | None = None,
     reason: str = "",
     by: str = "",
+    system: str | None = None,
 ) -> Deployment:
     """Let `alias` answer with what the word names, as `role` says: a model here, an upstream's name, or what another name answers with,
     each also as MODEL?INDEX; the index is written down by its digest, so that a new one of the same name changes no deployment.
+    What its weights answer to probes is written down with it; they are asked under the message `system`, the task's own.
 
     Raises NotFound for what the word does not name, UsageError for a model elsewhere that is no upstream, for a `template` without an
     index, and for a role that does not go with the variants in force.
     """
     if role.role != "alone":
         change = joined(alias, word, models, store, role, template=template)
-        return Deployments(store).put(alias, change.variants, strategy=_STRATEGIES[role.role], reason=reason, by=by, after=change.before)
-    deployments = Deployments(store)
-    before = deployments.in_force().get(alias)
+        asked = references_of(change.variants[-1:], models, store, alias, system=system)
+        after, strategy = change.before, _STRATEGIES[role.role]
+        return Deployments(store, references=asked).put(alias, change.variants, strategy=strategy, reason=reason, by=by, after=after)
+    before = Deployments(store).in_force().get(alias)
     variant = variant_of(alias, word, models, store, template)
     variant = replace(variant, name=role.name or variant.name, weight=1.0, timeout_s=role.timeout_s, copies_per_minute=None)
-    return deployments.put(alias, [variant], reason=reason, by=by, after=before.version if before is not None else 0)
+    asked, after = references_of([variant], models, store, alias, system=system), before.version if before is not None else 0
+    return Deployments(store, references=asked).put(alias, [variant], reason=reason, by=by, after=after)
 
 
 class Joined(NamedTuple):
@@ -133,9 +144,15 @@ def promote(alias: str, name: str, store: Store, *, reason: str = "", by: str = 
     return Deployments(store).put(alias, [alone], reason=reason or f"promoted '{name}'", by=by, after=before.version)
 
 
-def roll_back(alias: str, store: Store, to: int | None = None, *, reason: str = "", by: str = "") -> Deployment:
-    """Let an alias answer as it did in the version `to`, by default the one before the one in force. Raises NotFound for an alias or a
-    version that is not there, UsageError where nothing would change."""
+def roll_back(
+    alias: str, store: Store, to: int | None = None, *, reason: str = "", by: str = "", verify: Models | None = None
+) -> Deployment:
+    """Let an alias answer as it did in the version `to`, by default the one before the one in force; with the models of `verify` only once
+    its variants have answered probes as they did then.
+
+    Raises NotFound for an alias or a version that is not there, UsageError where nothing would change, GateRefused for variants that are
+    no longer what they were, or that do not answer.
+    """
     before = _in_force(alias, store)
     history = Deployments(store).history(alias)
     others = [each for each in history if not _alike(each, before) and each.enrolment is None]  # an experiment is begun, not gone back to
@@ -146,8 +163,24 @@ def roll_back(alias: str, store: Store, to: int | None = None, *, reason: str = 
         raise NotFound(f"'{alias}' has no version {to}", allowed=", ".join(str(each.version) for each in history))
     if _alike(target, before):
         raise UsageError(f"'{alias}' answers as in version {target.version} already (version {before.version})", allowed="another version")
+    if verify is not None:
+        _verify(target, verify, store)
     why = reason or f"back to version {target.version}"
     return Deployments(store).put(alias, target.variants, strategy=target.strategy, reason=why, by=by, after=before.version)
+
+
+def _verify(target: Deployment, models: Models, store: Store) -> None:
+    """Ask every variant of a version its probes. Raises GateRefused where one does not answer as it did."""
+    for variant in target.variants:
+        try:
+            verified(variant, model_of(variant, models, target.alias), target, store, "rollback")
+        except TunesmithError as error:
+            raise GateRefused(
+                f"version {target.version} was not put back: '{variant.name}' is no longer what it was: {error.what}",
+                where=error.where,
+                allowed=error.allowed,
+                remedy="put its files back, or --no-verify to have it anyway",
+            ) from error
 
 
 def history_of(alias: str, store: Store) -> list[Deployment]:
@@ -213,6 +246,23 @@ def _numbered(word: str, taken: Collection[str]) -> str:
     return name
 
 
+def _kept(ref: ModelRef, store: Store) -> ModelRef:
+    """The model with its adapter where nobody changes it: one of another folder is copied into the store under the digest of its files."""
+    if ref.adapter is None or not Path(ref.adapter).is_absolute():
+        return ref
+    source = Path(ref.adapter)
+    files = [source / ADAPTER_SETTINGS, source / ADAPTER_WEIGHTS]
+    if not all(file.is_file() for file in files):
+        return ref  # said by who loads it
+    place = store.layout.adapters / files_digest(files)
+    if not place.is_dir():
+        with atomic_folder(place) as work:
+            for file in files:
+                shutil.copyfile(file, work / file.name)
+            seal(work)
+    return replace(ref, adapter=place_of(place, store.folder))
+
+
 def variant_of(alias: str, word: str, models: Models, store: Store, template: str | None) -> Variant:
     """What the word names, as a variant."""
     plain, retrieval = asked_with(word)
@@ -232,7 +282,7 @@ def variant_of(alias: str, word: str, models: Models, store: Store, template: st
         names = ", ".join(models.upstreams) or "none is configured"
         raise UsageError(f"'{plain}' answers elsewhere", allowed=f"a model here, or an upstream ({names})", remedy="serve.upstreams")
     else:
-        ref = models.ref(plain)
+        ref = _kept(models.ref(plain), store)
         name = "tuned" if ref.trained else "base"
         lazy = models.lazy(ref, alias)
         variant = Variant(name=name, model=replace(ref, digest=lazy.digest), retrieval=retrieval)

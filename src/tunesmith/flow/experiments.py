@@ -18,6 +18,7 @@ from tunesmith.deploy.designs import DesignOption, Question, Traffic, named, opt
 from tunesmith.deploy.experiment import SUMS, UNKNOWN, WORDS, effect
 from tunesmith.deploy.looking import ExperimentLook, MetricLook, SeenArms, look, sliced
 from tunesmith.flow.deploying import variant_of
+from tunesmith.flow.identity import references_of
 from tunesmith.models.resolve import Models
 from tunesmith.store.deployments import Deployments
 from tunesmith.store.experiment_sums import LABELLED, OTHERS, SLICES, ArmSums
@@ -68,7 +69,7 @@ def begin(
     enrolment = Enrolment(experiment=made.id, layer=made.layer, low=made.low, high=made.high, baseline=plan.asks_baseline)
     why = reason or f"experiment {made.id}: {treatment.name} against {control.name}"
     try:
-        version = Deployments(store).put(
+        version = Deployments(store, references=references_of([control, treatment], models, store, alias)).put(
             alias, _weighted(plan, control, treatment, enrol), strategy="split" if plan.design == "split" else "shadow", reason=why, by=by,
             after=before.version, enrolment=enrolment,
         )  # fmt: skip

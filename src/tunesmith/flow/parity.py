@@ -3,9 +3,11 @@ own rows; joins the rooms and draws the conclusion of the pure comparison (`depl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -14,35 +16,46 @@ import msgspec
 import numpy as np
 
 from tunesmith.core.chat import Rendered, Renderer
-from tunesmith.core.errors import DataError, TunesmithError, UsageError
+from tunesmith.core.errors import DataError, GateRefused, TunesmithError, UsageError
 from tunesmith.core.load import need
 from tunesmith.core.memory import give_back
 from tunesmith.core.row_kinds import as_examples
 from tunesmith.core.types import Example, Prompt, Record
+from tunesmith.deploy.export.gguf import FILE, PRECISIONS, Precision, write_file
 from tunesmith.deploy.export.merged import write_merged
 from tunesmith.deploy.export.model_files import ModelFiles
 from tunesmith.deploy.parity import END, Agreement, SideRow, TokenPlace, agreement, table
+from tunesmith.deploy.parity_gguf import LlamaCpp
 from tunesmith.evaluate.prompts import as_given
 from tunesmith.flow.evaluation.run import Bench
 from tunesmith.flow.exporting import model_files
 from tunesmith.flow.pipeline.serving_stage import Server
+from tunesmith.models.resolve import is_remote
+from tunesmith.models.retrieval import asked_with
 from tunesmith.store.store import Store
 
 if TYPE_CHECKING:
     from tunesmith.train.plan import ResolvedPlan
     from tunesmith.train.predicted import Kind
 
+_FEW_ROWS, _FEW_TOKENS = 2, 12  # before a deployment
+_Side = Callable[[Sequence[SideRow]], Agreement | None]
 _TOP = 20  # log-probabilities that are asked of the server at each token
 
 
 class ParityAsk(Record, frozen=True):
-    """Which rows are asked, how many of them, and how many tokens of each answer are compared."""
+    """Which rows are asked, how many of them, and how many tokens of each answer are compared. `gguf` are precisions of llama.cpp's file to
+    compare too; `brief` leaves out training, and any type but float32."""
 
     data: str = "validation"
     limit: int = 16
     max_tokens: int = 48
+    gguf: tuple[str, ...] = ()
+    brief: bool = False
 
     def __post_init__(self) -> None:
+        if unknown := [name for name in self.gguf if name not in PRECISIONS]:
+            raise UsageError(f"unknown precision '{unknown[0]}'", where="--gguf", allowed=", ".join(PRECISIONS))
         if self.limit < 1 or self.max_tokens < 1:
             raise UsageError(f"--limit {self.limit} --max-tokens {self.max_tokens}", allowed="1 or more of each")
 
@@ -75,6 +88,36 @@ def parity(word: str, ask: ParityAsk, at: Bench, server: Server) -> Parity:
     compared = _Compared(files, examples, ask, server, at)
     lines = [line for kind in compared.kinds() for line in compared.lines(kind)]
     return Parity(model=word, data=name, lines=tuple(lines), left_out=compared.left_out)
+
+
+def compare_first(word: str, at: Bench, server: Server, *, skipped: str | None = None) -> None:
+    """The gate before a deployment: adapter, merged export and server on a few of the task's own rows, where a run has split them and the
+    project does not say otherwise; not at all where it is `skipped` with a reason. Raises GateRefused, and UsageError for no reason."""
+    if skipped is not None and not skipped.strip():
+        raise UsageError("--no-parity without a reason", allowed="why this model is deployed without it", remedy="--no-parity 'the base'")
+    context = at.context
+    if skipped or context is None or not context.project.deploy.parity or context.data.peek("split") is None or not _is_here(word, at):
+        return
+    with contextlib.suppress(DataError):  # no row asks anything
+        gate(word, at, server)
+
+
+def gate(word: str, at: Bench, server: Server, *, data: str = "validation") -> None:
+    """Compare adapter, merged export and server on a few rows. Raises GateRefused where one of them computes another model."""
+    outcome = parity(word, ParityAsk(data=data, limit=_FEW_ROWS, max_tokens=_FEW_TOKENS, brief=True), at, server)
+    if not outcome.passed:
+        raise GateRefused(
+            f"'{word}' is not deployed: it computes another model than transformers and peft\n{outcome.text()}",
+            remedy="tunesmith parity shows more; --no-parity REASON deploys it anyway",
+        )
+
+
+def _is_here(word: str, at: Bench) -> bool:
+    """Whether a word names an adapter, or whole weights that were trained, whose answers are not looked up."""
+    plain, retrieval = asked_with(word)
+    if is_remote(plain) or plain in at.models.upstreams or retrieval is not None:
+        return False
+    return at.models.variant(plain) is None and at.models.ref(plain).trained is not None
 
 
 def _rows(ask: ParityAsk, at: Bench) -> tuple[str, list[Example]]:
@@ -122,6 +165,8 @@ class _Compared:
 
     def kinds(self) -> list[Kind]:
         """The types to compute in: float32, and the plan's where it is another."""
+        if self.ask.brief:
+            return ["float32"]
         return ["float32", *([self.plan.dtype] if self.plan is not None and self.plan.dtype != "float32" else [])]
 
     def lines(self, kind: Kind) -> Iterator[Agreement]:
@@ -129,7 +174,10 @@ class _Compared:
         self.at.progress.say(f"the reference answers in {kind}")
         reference = self._reference(kind)
         give_back(cycles=True)
-        for line in (self._training(kind, reference), self._merged(kind, reference), self._served(kind, reference)):
+        sides: list[_Side] = [partial(self._training, kind), partial(self._merged, kind), partial(self._served, kind)]
+        sides += [partial(self._gguf, precision) for precision in PRECISIONS if precision in self.ask.gguf and kind == "float32"]
+        for side in sides[1:] if self.ask.brief else sides:
+            line = side(reference)
             if line is not None:
                 self.at.progress.say(f"{line.side} in {kind}: {line.same_answers} of {line.rows} answers are the same")
                 yield line
@@ -211,6 +259,31 @@ class _Compared:
                 for row, prompt, ids, answer in zip(self.examples, self.prompts, self.ids, self.answers, strict=True)
             ]
         return agreement("merged", stored if kind == "float32" else kind, reference, rows)
+
+    def _gguf(self, precision: Precision, reference: Sequence[SideRow]) -> Agreement | None:
+        """llama.cpp over the export in that precision."""
+        side, context = f"gguf {precision}", max(map(len, self.ids)) + self.ask.max_tokens + 1
+        with TemporaryDirectory() as made:
+            try:
+                write_file(self.files, Path(made) / FILE, precision)
+                model = LlamaCpp(Path(made) / FILE, context)
+            except TunesmithError as error:
+                self.left_out[side] = f"{error.what}{f' ({error.remedy})' if error.remedy else ''}"
+                return None
+            rows = []
+            for example, prompt, ids, answer, wanted in zip(self.examples, self.prompts, self.ids, self.answers, reference, strict=True):
+                said = [model.next([*ids, *answer[:at]]) for at in range(len(answer))]
+                own = tuple(self._told(each, token, place) for each, token, place in zip(said, answer, wanted.places, strict=True))
+                rows.append(SideRow(row=example.id, prompt=model.tokens(self.renderer.text(prompt)), places=own))
+        line = agreement(side, "float16", reference, rows, judged=precision in ("f32", "f16"))
+        return line if line.judged else msgspec.structs.replace(line, reason="fewer bits a weight: another model on purpose")
+
+    def _told(self, said: dict[int, float], token: int, wanted: TokenPlace) -> TokenPlace:
+        """What llama.cpp says at a place where the reference has that token; where it says nothing, nothing is compared."""
+        if not said:
+            return TokenPlace(chosen=wanted.chosen, best=None, expected=None)
+        chosen, best = next(iter(said.items()))
+        return TokenPlace(chosen=self.word(chosen), best=best, expected=said.get(token))
 
     def _served(self, kind: Kind, reference: Sequence[SideRow]) -> Agreement:
         """Our server on a free port, asked by the `openai` SDK."""

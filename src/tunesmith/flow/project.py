@@ -62,10 +62,12 @@ class Evaluate(Record, frozen=True):
 
 class Deploy(Record, frozen=True):
     """The name under which the tuned model answers. `questions` held-out rows are asked through the server as a check; `rollout` is how
-    `tunesmith deploy canary` lets a model take over by steps."""
+    `tunesmith deploy canary` lets a model take over by steps. With `parity` the command `deploy` first compares adapter, merged export and
+    server on some of the task's own rows, where a run has split them."""
 
     alias: str = "custom"
     questions: int = 5
+    parity: bool = True
     rollout: RolloutPlan = RolloutPlan()
 
 

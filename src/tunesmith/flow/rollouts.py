@@ -23,9 +23,11 @@ from tunesmith.core.types import Answer, Example, Record
 from tunesmith.deploy.answer_form import LEAST, form_words, learned_form, malformed
 from tunesmith.deploy.rollout import Block, Decision, Standing, advanced, begun, decide, difference_bounds, standings
 from tunesmith.flow.deploying import Role, joined
+from tunesmith.flow.identity import references_of
 from tunesmith.flow.project import Project
 from tunesmith.models.resolve import Models
 from tunesmith.store.deployments import Deployments
+from tunesmith.store.identities import Identities
 from tunesmith.store.rollouts import Affected, Answered, Changed, Limit, Rollouts, Spread
 from tunesmith.store.runs import Runs
 from tunesmith.store.store import Store
@@ -72,6 +74,7 @@ def canary(
     change = joined(alias, word, models, store, Role(role="canary", weight=plan.steps[0], name=name), new=True)
     own = next(variant for variant in change.variants if variant.name == change.name)
     gate = _gate(own, store, plan.gate == "any")
+    Identities(store).remember(references_of([own], models, store, alias))
     now = time.time()
     rollout = Rollout(
         id=0,

@@ -8,17 +8,19 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+import threading
 import time
 from collections.abc import Hashable, Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from tunesmith.core.chat import Renderer
-from tunesmith.core.digests import file_digest, files_digest
+from tunesmith.core.digests import files_digest
 from tunesmith.core.errors import ContextExceeded, NotFound, UsageError
 from tunesmith.core.load import need
 from tunesmith.core.model_ref import ModelRef
@@ -63,18 +65,26 @@ class LocalModel:
         self.name, self.base, self.max_rows = name, Path(base), max_rows
         self.renderer = Renderer.load(self.base)
         self._loaded = load_engine(self.base, dtype, device)
-        self.adapter = self._load_adapter(adapter)
+        self._put_on(adapter)
         self.ref = self._ref_of(adapter)
         self._heads: dict[str, list[int]] = {}
 
-    def _load_adapter(self, folder: Path | str | None) -> str | None:
+    def _put_on(self, folder: Path | str | None) -> None:
         """Load the adapter; its key in the engine names folder and content, so a new version is another adapter."""
-        if folder is None:
-            return None
-        path = check_folder(Path(folder).resolve())
-        key = f"{path}@{_stamp(path)}"
-        self.engine.adapters.load(key, path)
-        return key
+        self.adapter: str | None = None
+        if folder is not None:
+            path = check_folder(Path(folder).resolve())
+            self.adapter = f"{path}@{_stamp(path)}"
+            with self._loaded.changing:
+                self._loaded.holders.add(self)
+                self.engine.adapters.load(self.adapter, path)
+
+    def unload_unheld(self) -> None:
+        """Let go of the adapters on these weights that no model in memory has any longer. A row that is being answered has its model."""
+        with self._loaded.changing:
+            held = {model.adapter for model in self._loaded.holders}
+            for key in self.engine.adapters.loaded.keys() - held:
+                self.engine.adapters.unload(key)
 
     def _ref_of(self, adapter: Path | str | None) -> ModelRef:
         """What a model that came from folders is written down as."""
@@ -89,7 +99,8 @@ class LocalModel:
         """The same base under another adapter (None: the base alone), sharing the weights."""
         other = copy(self)  # shallow: the renderer and the weights are the same objects
         other.__dict__.pop("digest", None)
-        other.name, other.ref, other.adapter = name, ref or self._ref_of(adapter), self._load_adapter(adapter)
+        other.name, other.ref = name, ref or self._ref_of(adapter)
+        other._put_on(adapter)
         return other
 
     @cached_property
@@ -226,9 +237,13 @@ class LocalModel:
 
 @dataclass(slots=True, eq=False)
 class _Loaded:
+    """A base in memory; `holders` are the models that have an adapter on it."""
+
     engine: RoutedEngine
     dtype: str
     files: list[Path]
+    holders: WeakSet[LocalModel] = field(default_factory=WeakSet)
+    changing: threading.Lock = field(default_factory=threading.Lock)  # an adapter is loaded or let go
     _digest: str = ""
 
     @property
@@ -277,9 +292,9 @@ def _best_dtype(torch: Any, device: str) -> str:
 
 
 def _stamp(folder: Path) -> str:
-    """Short digest of an adapter's weights, so that a changed folder is another adapter."""
-    file = folder / "adapter_model.safetensors"
-    return file_digest(file)[:12] if file.is_file() else "missing"
+    """Short digest of an adapter's weights and settings, so that a changed folder is another adapter."""
+    files = [folder / "adapter_config.json", folder / "adapter_model.safetensors"]
+    return files_digest(files)[:12] if all(file.is_file() for file in files) else "missing"
 
 
 def row_seed(seed: int | None, ids: Sequence[int], choice: int) -> int:

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from copy import copy
 from typing import Any
 
 from tunesmith.core import wire
@@ -24,6 +25,7 @@ _NOT_TAKEN = re.compile(
     r"not\W+supp|unsupp|unknown|unrecog|unexpect|extra|forbid|not\W+permit|not\W+allow|deprecat|cannot|n't\W+supp", re.I
 )
 _OTHER_NAME = {"max_completion_tokens": "max_tokens"}
+_SOON_S = 20.0
 _PAUSES_S = (0.5, 1.0)  # before an endpoint that answered with a passing error is asked again
 
 
@@ -58,6 +60,12 @@ class OpenAIModel:
         self._refused: set[str] = set()
         self.model, self.name = model, name or model
         self.digest = digest("openai-api", str(self._client.base_url), model)
+
+    def once(self) -> OpenAIModel:
+        """The same model, asked without trying again and without waiting long: who asks can do without an answer."""
+        other = copy(self)
+        other._client, other._retries = self._client.with_options(max_retries=0, timeout=_SOON_S), 0
+        return other
 
     def answer(self, prompts: Sequence[Prompt], sampling: Sampling, on_answer: OnAnswer | None = None) -> list[Answer]:
         """See `Model.answer`. Raises SourceUnavailable when the endpoint cannot be used, UsageError when it refuses a request."""

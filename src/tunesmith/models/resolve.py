@@ -37,6 +37,7 @@ from tunesmith.models.catalog import Catalog
 from tunesmith.models.deployed import AsDeployed
 from tunesmith.models.engine_settings import EngineSettings, is_gguf
 from tunesmith.models.lazy import LazyModel, computing
+from tunesmith.models.on_demand import OnDemand
 from tunesmith.models.retrieval import LoadedIndexes, asked_with
 from tunesmith.models.weights import Weights
 from tunesmith.store.deployments import Deployments
@@ -155,6 +156,13 @@ class Models:
         """The model in memory, as `name`; the weights of a base are shared. Raises NotFound, SourceUnavailable, UsageError."""
         base, adapter = self.folders(ref)
         return self.weights.model(name, base, adapter, ref)
+
+    def served(self, ref: ModelRef, name: str) -> Model:
+        """The model as a server has it: an adapter is loaded when it is asked, all else now. Raises as `load`."""
+        base, adapter = self.folders(ref)
+        if adapter is None:
+            return self.weights.model(name, base, None, ref)
+        return OnDemand(self.weights, self.weights.base(base), name, adapter, ref)
 
     def lazy(self, ref: ModelRef, name: str) -> LazyModel:
         """The model, loaded with its first question. Raises NotFound and SourceUnavailable now."""

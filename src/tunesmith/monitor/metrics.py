@@ -22,6 +22,7 @@ from prometheus_client.utils import floatToGoString
 
 from tunesmith.core.sketch import Sketch
 from tunesmith.core.types import CLIENT_LEFT, Interaction, ShadowAnswer
+from tunesmith.monitor.identity import IdentityMetrics
 
 # The buckets that vLLM and OpenTelemetry's GenAI conventions (1.41.1) use.
 FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
@@ -143,12 +144,13 @@ def _outcome(row: Interaction) -> str:
 class ServerMetrics:
     """What a model server shows: vLLM's names, so that one dashboard serves both, and OpenTelemetry's beside them.
 
-    `load` answers (rows being answered, rows waiting, share of the cache in use). Counting is a few additions; what the page needs is put
-    together when it is read.
+    `load` answers (rows being answered, rows waiting, share of the cache in use); `identity` is what operators see besides. Counting
+    is a few additions; what the page needs is put together when it is read.
     """
 
     def __init__(self, load: Callable[[], tuple[int, int, float]]) -> None:
         self._load, self._lock = load, threading.Lock()
+        self.identity = IdentityMetrics()
         self._answers: dict[tuple[str, str, str], _Answers] = {}
         self._failed = Counter[tuple[int, str | None]]()
         self._variants: dict[tuple[str | None, str, str, str], _Variant] = {}
@@ -218,7 +220,8 @@ class ServerMetrics:
         for (owner, *labels), source in self._sources.items():
             if project in (None, owner):
                 sources.setdefault(tuple(labels), _Source()).merge(source)
-        return [*self._shown(mine, failed), *_variants(variants, copies), *_sources(sources)]
+        seen = self.identity.families() if project is None else []
+        return [*self._shown(mine, failed), *_variants(variants, copies), *_sources(sources), *seen]
 
     def _shown(self, mine: Mapping[tuple[str, str], _Answers], failed: Mapping[int, int]) -> Iterator[Metric]:
         running, waiting, used = self._load()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -16,6 +16,8 @@ import sqlalchemy as sa
 
 from tunesmith.core.deployment import Deployment, Enrolment, Variant
 from tunesmith.core.errors import NotFound, UsageError
+from tunesmith.core.identity import IdentityReference
+from tunesmith.store.identities import keep_references
 from tunesmith.store.paging import Row
 from tunesmith.store.store import Store
 from tunesmith.store.tables import deployments
@@ -24,10 +26,11 @@ _NEWEST = "SELECT max(version) FROM deployments"
 
 
 class Deployments:
-    """The deployments of one store."""
+    """The deployments of one store. `references` are what the weights of the next version answer to probes, by what names the answers: both
+    are written, or neither."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, *, references: Mapping[str, IdentityReference] | None = None) -> None:
+        self._store, self._references = store, dict(references or {})
 
     def put(
         self,
@@ -46,6 +49,7 @@ class Deployments:
         Raises ConfigError for variants that cannot stand together, UsageError when another version has come in between.
         """
         with self._store.exclusive() as connection:
+            keep_references(connection, self._references)
             return put_version(connection, alias, variants, strategy=strategy, reason=reason, by=by, after=after, enrolment=enrolment)
 
     @property

@@ -107,6 +107,11 @@ class Layout:
         return self.folder / "tuning"
 
     @property
+    def adapters(self) -> Path:
+        """Adapters of other folders that were deployed, by the digest of their files."""
+        return self.folder / "adapters"
+
+    @property
     def indexes(self) -> Path:
         """Passages that can be looked up, an index each under its digest."""
         return self.folder / "indexes"

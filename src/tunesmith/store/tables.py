@@ -260,6 +260,33 @@ rollouts = sa.Table(
     sa.Column("ended", sa.Float),
 )
 
+# What the weights of a variant answer to probes (`core.identity.IdentityReference`, JSON), by what names its answers.
+identity_references = sa.Table(
+    "identity_references",
+    metadata,
+    sa.Column("digest", sa.String, primary_key=True),
+    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("reference", sa.Text, nullable=False),
+)
+
+# What looks at served variants found (`core.identity.IdentityCheck`).
+identity_checks = sa.Table(
+    "identity_checks",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("alias", sa.String, nullable=False, index=True),
+    sa.Column("deployment", sa.Integer, nullable=False),
+    sa.Column("variant", sa.String, nullable=False),
+    sa.Column("moment", sa.String, nullable=False),
+    sa.Column("verdict", sa.String, nullable=False),
+    sa.Column("server", sa.String, nullable=False),
+    sa.Column("p", sa.Float),
+    sa.Column("distance", sa.Float),
+    sa.Column("probes", sa.Integer, nullable=False),
+    sa.Column("why", sa.Text, nullable=False),
+)
+
 
 def _ordered(name: str, *columns: Any) -> sa.Table:
     """A table of things that are listed by age: `seq` is the order in which they came, `id` what clients call them."""

@@ -13,10 +13,12 @@ from typing import Any, Literal
 from tunesmith.core.errors import UsageError
 from tunesmith.core.load import need
 from tunesmith.deploy.export.gguf_tokenizer import add_tokenizer
+from tunesmith.deploy.export.k_quants import kind_of, packed
 from tunesmith.deploy.export.merged import load_whole
 from tunesmith.deploy.export.model_files import ModelFiles, read_config
 
-Precision = Literal["f32", "f16", "q8_0"]
+Precision = Literal["f32", "f16", "q8_0", "q4_K_M"]
+PRECISIONS: tuple[Precision, ...] = ("f32", "f16", "q8_0", "q4_K_M")
 FILE = "model.gguf"
 _F16_MOST = 65504.0
 
@@ -53,7 +55,7 @@ def write_file(files: ModelFiles, out: Path, precision: Precision) -> None:
     model = load_whole(files)
     config = model.config
     writer = gguf.GGUFWriter(out, family.arch)
-    kinds = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}
+    kinds = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0", "q4_K_M": "MOSTLY_Q4_K_M"}
     _add_facts(writer, config, files.name, gguf.LlamaFileType[kinds[precision]])
     add_tokenizer(writer, files.base, int(model.get_input_embeddings().weight.shape[0]))
     names = gguf.get_tensor_name_map(_arch(gguf, family), config.num_hidden_layers)
@@ -61,7 +63,9 @@ def write_file(files: ModelFiles, out: Path, precision: Precision) -> None:
         own = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if own is None:
             raise UsageError(f"GGUF has no place for the tensor {name}", where=str(files.base), remedy="--to merged")
-        data, kind = _stored(gguf, tensor, precision)
+        tied = _tied(model)
+        quantised = kind_of(own, int(tensor.shape[-1]), config.num_hidden_layers, tied=tied) if precision == "q4_K_M" else precision
+        data, kind = _stored(gguf, tensor, quantised)
         writer.add_tensor(own, data, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -113,7 +117,7 @@ def _add_facts(writer: Any, config: Any, name: str, file_type: Any) -> None:
 
 def _tensors(model: Any, family: _Family, config: Any) -> Iterator[tuple[str, Any]]:
     """Every weight under the name that the base gives it, in float32, as llama.cpp lays it out."""
-    tied = model.get_output_embeddings().weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
+    tied = _tied(model)
     for name, tensor in model.state_dict().items():
         if tied and name.startswith("lm_head"):
             continue
@@ -131,14 +135,20 @@ def _tensors(model: Any, family: _Family, config: Any) -> Iterator[tuple[str, An
         yield "rope_freqs.weight", plain / model.model.rotary_emb.inv_freq.float().cpu()
 
 
+def _tied(model: Any) -> bool:
+    """Whether the output layer is the embeddings' matrix."""
+    tied: bool = model.get_output_embeddings().weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
+    return tied
+
+
 def _interleaved(data: Any, heads: int) -> Any:
     """Rows of a head's two halves one by one in turn: [heads, 2, half, …] → [heads, half, 2, …]."""
     shape = data.shape
     return data.reshape(heads, 2, shape[0] // heads // 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
 
 
-def _stored(gguf: Any, tensor: Any, precision: Precision) -> tuple[Any, Any]:
-    """A tensor as it is stored: vectors, and what float16 cannot hold, in float32; in blocks of 32 numbers where rows are made of them."""
+def _stored(gguf: Any, tensor: Any, precision: str) -> tuple[Any, Any]:
+    """A tensor as it is stored: vectors, and what float16 cannot hold, in float32; in blocks of numbers where rows are made of them."""
     import numpy as np
 
     data, kinds = tensor.numpy(), gguf.GGMLQuantizationType
@@ -146,4 +156,6 @@ def _stored(gguf: Any, tensor: Any, precision: Precision) -> tuple[Any, Any]:
         return data.astype(np.float32), kinds.F32
     if precision == "q8_0" and data.shape[-1] % 32 == 0:
         return gguf.quants.quantize(data, kinds.Q8_0), kinds.Q8_0
+    if precision not in ("f16", "q8_0", "F16"):
+        return packed(data, precision), kinds[precision]
     return data.astype(np.float16), kinds.F16

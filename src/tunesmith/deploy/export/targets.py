@@ -13,10 +13,12 @@ from tunesmith.deploy.export.adapter import write_adapter
 from tunesmith.deploy.export.card import CardFacts, card
 from tunesmith.deploy.export.docker import write_docker
 from tunesmith.deploy.export.gguf import write_gguf
+from tunesmith.deploy.export.kserve import write_kserve
 from tunesmith.deploy.export.kubernetes import write_kubernetes
 from tunesmith.deploy.export.merged import write_merged
 from tunesmith.deploy.export.model_files import ModelFiles
 from tunesmith.deploy.export.ollama import write_ollama
+from tunesmith.deploy.export.ray_serve import write_ray_serve
 from tunesmith.deploy.export.vllm import write_vllm
 
 Writer = Callable[[ModelFiles, Path], None]
@@ -40,6 +42,7 @@ TARGETS: dict[str, ExportTarget] = {
     "merged": ExportTarget(write_merged, "transformers", "`transformers.AutoModelForCausalLM.from_pretrained(FOLDER)`, vLLM, SGLang, TGI."),
     "gguf": ExportTarget(write_gguf("f16"), "gguf", "llama.cpp: `llama-server -m model.gguf --jinja --alias {name}`."),
     "gguf-q8_0": ExportTarget(write_gguf("q8_0"), "gguf", "llama.cpp: `llama-server -m model.gguf --jinja --alias {name}`."),
+    "gguf-q4_K_M": ExportTarget(write_gguf("q4_K_M"), "gguf", "llama.cpp: `llama-server -m model.gguf --jinja --alias {name}`."),
     "ollama": ExportTarget(write_ollama, "gguf", "`ollama create {name} -f Modelfile`, in this folder."),
     "vllm": ExportTarget(write_vllm, "transformers", "`./serve.sh`, with any other option of vLLM behind it."),
     "docker": ExportTarget(write_docker, "transformers", "`docker build -t NAME .`, then `docker run --gpus all -p 8000:8000 NAME`."),
@@ -47,6 +50,16 @@ TARGETS: dict[str, ExportTarget] = {
         write_kubernetes,
         "transformers",
         "`docker build`, push the image and name it in `kubernetes.yaml`, then `kubectl apply -f kubernetes.yaml`.",
+    ),
+    "kserve": ExportTarget(
+        write_kserve,
+        "transformers",
+        "`docker build`, push the image and name it in `kserve.yaml`, then `kubectl apply -f kserve.yaml`.",
+    ),
+    "ray-serve": ExportTarget(
+        write_ray_serve,
+        "transformers",
+        "`./serve.sh` on one machine; on a cluster put `model` at `/model` of every node, then `serve deploy serve.yaml`.",
     ),
 }
 

@@ -14,6 +14,7 @@ from tunesmith.core.errors import NotFound, UsageError, nearest
 from tunesmith.core.model_ref import ModelRef
 from tunesmith.core.progress import Progress
 from tunesmith.core.seal import checked
+from tunesmith.flow.identity import references_of, system_of
 from tunesmith.flow.pipeline.run import opened
 from tunesmith.flow.project import Project
 from tunesmith.store.deployments import Deployments
@@ -74,7 +75,9 @@ def adopt(project: Project, folder: Path, arm: dict[str, Any], progress: Progres
             )
         if variant.model is not None:
             variant = msgspec.structs.replace(variant, model=_there(context.models.lazy(variant.model, arm["name"]), variant.model))
-        made = Deployments(context.store).put(alias, [variant], reason=f"decided for {arm['name']}", by="tunesmith run --arm")
+        asked = references_of([variant], context.models, context.store, alias, system=system_of(context))
+        reason = f"decided for {arm['name']}"
+        made = Deployments(context.store, references=asked).put(alias, [variant], reason=reason, by="tunesmith run --arm")
     return Adopted(arm["name"], alias, made.version, arm["value"])
 
 

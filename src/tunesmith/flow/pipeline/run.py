@@ -17,6 +17,7 @@ from tunesmith.core.deployment import Variant
 from tunesmith.core.errors import ConfigError, UsageError
 from tunesmith.core.progress import Progress, Silent
 from tunesmith.flow.context import TUNED, ProjectContext
+from tunesmith.flow.identity import references_of, system_of
 from tunesmith.flow.last_run import View
 from tunesmith.flow.pipeline.serving_stage import Server
 from tunesmith.flow.pipeline.steps import steps_of
@@ -230,7 +231,9 @@ def _deploy(context: ProjectContext) -> None:
         return
     digest = context.models.lazy(model, alias).digest
     variant = Variant(name=TUNED, model=msgspec.structs.replace(model, digest=digest))
-    made = deployments.put(alias, [variant], reason=f"run of {context.project.name}: gate passed", by="tunesmith run")
+    asked = references_of([variant], context.models, context.store, alias, system=system_of(context))
+    reason = f"run of {context.project.name}: gate passed"
+    made = Deployments(context.store, references=asked).put(alias, [variant], reason=reason, by="tunesmith run")
     context.progress.say(f"deployed: '{alias}' answers with the {TUNED} model of this run (version {made.version})")
 
 
