@@ -24,7 +24,7 @@ from tunesmith.evaluate.regression import GENERAL
 from tunesmith.models.catalog import Catalog
 from tunesmith.models.download import fetch_wheel
 from tunesmith.models.encoder import Encoder
-from tunesmith.monitor.drift import DriftReference, Vectors, WindowDrift
+from tunesmith.monitor.drift import DriftReference, Vectors, WindowDrift, landmark_vectors
 from tunesmith.monitor.quality import ScoredAnswer, quality_chart
 
 HEADLINES = ("drift_false_per_90", "drift_power", "drift_lasting_windows", "quality_false_per_90_days", "quality_days_to_see")
@@ -60,7 +60,7 @@ def embedded(texts: Sequence[str]) -> Vectors:
 class Trials:
     """Streams of windows against references, all drawn from the same texts."""
 
-    def __init__(self, usual: list[str], far: list[str], vectors: Vectors) -> None:
+    def __init__(self, usual: list[str], far: list[str], vectors: Vectors | None) -> None:
         self.usual, self.far, self.vectors = usual, far, vectors
 
     def stream(self, seed: int, windows: int, share: float) -> list[tuple[WindowDrift, dict[str, bool]]]:
@@ -69,29 +69,31 @@ class Trials:
         order = rng.permutation(len(self.usual))
         reference = [self.usual[i] for i in order[:REFERENCE]]
         rest = [self.usual[i] for i in order[REFERENCE:]]
+        vectors = self.vectors or landmark_vectors(reference[: len(reference) // 2])
         drift = DriftReference(reference, self.vectors, seed=seed)
         looks = []
         for _ in range(windows):
             strange = int(rng.binomial(WINDOW, share))
             window = [rest[i] for i in rng.choice(len(rest), WINDOW - strange, replace=False)]
             window += [self.far[i] for i in rng.choice(len(self.far), strange, replace=False)]
-            looks.append((drift.look(window), self.usual_rules(reference, window)))
+            looks.append((drift.look(window), usual_rules(vectors, reference, window)))
         return looks
 
-    def usual_rules(self, reference: list[str], window: list[str]) -> dict[str, bool]:
-        """What the fixed thresholds that are usual say of a window: PSI over topics, MMD² of embeddings, a shift of the mean."""
-        a, b = self.vectors(reference[:400]), self.vectors(window)
-        base = a[:8]
-        before, now = (np.bincount((v @ base.T).argmax(1), minlength=8) / len(v) + 1e-3 for v in (a, b))
-        psi = float(((now - before) * np.log(now / before)).sum())
-        gamma = 1 / np.median(2 - 2 * (a @ a.T)[np.triu_indices(len(a), 1)])
 
-        def mean_kernel(x: Floats, y: Floats) -> float:
-            return float(np.exp(-gamma * (2 - 2 * x @ y.T)).mean())
+def usual_rules(vectors: Vectors, reference: list[str], window: list[str]) -> dict[str, bool]:
+    """What the fixed thresholds that are usual say of a window: PSI over topics, MMD² of embeddings, a shift of the mean."""
+    a, b = vectors(reference[-400:]), vectors(window)
+    base = a[:8]
+    before, now = (np.bincount((v @ base.T).argmax(1), minlength=8) / len(v) + 1e-3 for v in (a, b))
+    psi = float(((now - before) * np.log(now / before)).sum())
+    gamma = 1 / np.median(2 - 2 * (a @ a.T)[np.triu_indices(len(a), 1)])
 
-        mmd = mean_kernel(a, a) + mean_kernel(b, b) - 2 * mean_kernel(a, b)
-        gap = float(np.linalg.norm(a.mean(0) - b.mean(0)))
-        return {"PSI over topics > 0.1": psi > 0.1, "MMD² > 0.015": mmd > 0.015, "mean moved by > 0.1": gap > 0.1}
+    def mean_kernel(x: Floats, y: Floats) -> float:
+        return float(np.exp(-gamma * (2 - 2 * x @ y.T)).mean())
+
+    mmd = mean_kernel(a, a) + mean_kernel(b, b) - 2 * mean_kernel(a, b)
+    gap = float(np.linalg.norm(a.mean(0) - b.mean(0)))
+    return {"PSI over topics > 0.1": psi > 0.1, "MMD² > 0.015": mmd > 0.015, "mean moved by > 0.1": gap > 0.1}
 
 
 def drift(trials: Trials, scale: float) -> tuple[dict[str, float], str]:
@@ -103,6 +105,7 @@ def drift(trials: Trials, scale: float) -> tuple[dict[str, float], str]:
     false = [sum(look.alarm for look, _ in stream) + stream[-1][0].lasting for stream in quiet]
     seen = [next((i for i, (look, _) in enumerate(stream, 1) if look.lasting or look.alarm), np.inf) for stream in slow]
     only = [next((i for i, (look, _) in enumerate(stream, 1) if look.lasting), np.inf) for stream in slow]
+    how = "words" if trials.vectors is None else f"all-MiniLM-L6-v2 over the first {TOKENS} tokens"
     figures = {
         "drift_false_per_90": float(np.mean(false)),
         "drift_power": float(np.mean([look.alarm for look, _ in moved])),
@@ -123,7 +126,7 @@ def drift(trials: Trials, scale: float) -> tuple[dict[str, float], str]:
         rows.append((name, f"{fired:.1f}", *(f"{np.mean([rules[name] for _, rules in some]):.2f}" for some in (single, moved))))
     head = ["rule", "false alarms in 90 windows", "10 % of another topic", "20 %"]
     said = (
-        f"{REFERENCE} texts of reference, windows of {WINDOW}, all-MiniLM-L6-v2 over the first {TOKENS} tokens; {len(quiet)} quiet streams "
+        f"{REFERENCE} texts of reference, windows of {WINDOW}, vectors by {how}; {len(quiet)} quiet streams "
         f"of 90 windows, {len(moved)} windows with 20 % and {len(single)} with 10 % of another topic, {len(slow)} streams of six windows "
         "with 10 % in each. "
         f"95 % of those streams are seen within {figures['drift_lasting_windows']:g} windows, by one or the other."
@@ -227,13 +230,15 @@ def main() -> None:
     began = time.process_time()
     parser = argparse.ArgumentParser()
     parser.add_argument("--scale", type=float, default=1.0, help="how many trials, as a share of the usual; other than 1 writes nothing")
-    scale = parser.parse_known_args()[0].scale
+    parser.add_argument("--encoder", action="store_true", help="embed by the catalogue's encoder instead of by words; a minute more")
+    asked = parser.parse_known_args()[0]
+    scale = asked.scale
     parts: dict[str, str] = {}
     figures: dict[str, float] = {}
     parts_of: dict[str, Callable[[], tuple[dict[str, float], str]]] = {"watch-quality": lambda: quality(scale)}
     usual, far = corpus()
-    trials = Trials(usual, far, embedded([*usual, *far]))
-    print(f"  {len(usual)} usual texts, {len(far)} of another topic, embedded in {time.process_time() - began:.0f} CPU-s", flush=True)
+    trials = Trials(usual, far, embedded([*usual, *far]) if asked.encoder else None)
+    print(f"  {len(usual)} usual texts, {len(far)} of another topic, read in {time.process_time() - began:.0f} CPU-s", flush=True)
     parts_of["watch-drift"] = lambda: drift(trials, scale)
     for name, measure in parts_of.items():
         some, parts[name] = measure()
