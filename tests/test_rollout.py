@@ -309,6 +309,8 @@ def test_a_model_whose_run_did_not_pass_its_gate_is_refused(place, call):  # noq
     assert (code, "said 'cannot tell'" in told) == (3, True), told
     made = call("deploy", "canary", "gated", "other", "--gate", "any", "--reason", "looked at it")[1]
     assert made["reason"] == f"looked at it; the gate of run {run.id} said 'cannot tell', overruled"
+    call("deploy", "abort", "gated")
+    place.put("other", "one", a=1)  # servers of further tests would load its weights
 
 
 @pytest.mark.slow

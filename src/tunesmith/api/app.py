@@ -285,8 +285,6 @@ async def _rollouts(state: State) -> None:
                 await state.refresh()
         except TunesmithError as error:  # a database that is away for a moment
             _log.warning("the rollouts could not be looked at: %s", error)
-        except Exception:  # noqa: BLE001 - what one look met must not end all that come after it
-            _log.exception("the rollouts could not be looked at")
         await asyncio.sleep(max(_ROLLOUTS_S, 4 * (time.monotonic() - began)))  # a fifth of a thread, however many requests are to count
 
 

@@ -155,13 +155,19 @@ def status(alias: str, store: Store, now: float | None = None) -> RolloutStatus:
 
 
 def look_at_all(store: Store) -> list[Rollout]:
-    """Look at every rollout whose time has come; those that were changed by it: their alias has a new version, or they ended."""
+    """Look at every rollout whose time has come; those that were changed by it: their alias has a new version, or they ended. What one of
+    them meets is in the log of the server and keeps nobody from looking at the others."""
     now, changed = time.time(), []
     for rollout in Rollouts(store).running():
-        if now >= rollout.looked + rollout.plan.look_s:
+        if now < rollout.looked + rollout.plan.look_s:
+            continue
+        try:
             after = look(rollout, store, now)
-            if after is not None and (after.version, after.status) != (rollout.version, rollout.status):
-                changed.append(after)
+        except Exception:  # noqa: BLE001 - one rollout, whatever is wrong with it, must not keep the others in force
+            _log.exception("the rollout of '%s' could not be looked at", rollout.alias)
+            continue
+        if after is not None and (after.version, after.status) != (rollout.version, rollout.status):
+            changed.append(after)
     return changed
 
 
