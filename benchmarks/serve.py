@@ -172,9 +172,10 @@ def ctranslate2(dtype: str) -> Work:
     generator = engine.Generator(str(KEPT / "ctranslate2"), device="cpu", compute_type=dtype, intra_threads=1, inter_threads=1)
     words = json.loads((KEPT / "words.json").read_text())
     lengths = [length for _, length in requests()]
+    least = min(map(len, words))  # what is longer of a prompt counts as steps, too
 
     def ended(step: Any) -> bool:
-        return bool(step.step + 1 >= lengths[step.batch_id])
+        return bool(step.step + 1 >= lengths[step.batch_id] + len(words[step.batch_id]) - least)
 
     def run() -> dict[str, Any]:
         most = max(lengths)

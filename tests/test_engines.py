@@ -68,6 +68,7 @@ def test_vllm_has_its_adapters_while_it_runs_and_again_after_it_died(tmp_path, v
         assert len({model.digest for model in models.values()}) == 3
         name, pid = said(models["b"])
         assert name == "b"
+        assert os.getpgid(server.server.pid or 0) != os.getpgid(0), "a ctrl-C in the terminal would end it before what is open has ended"
         assert said(models["one"])[0].startswith("one-")
         with pytest.raises(UsageError, match="does not exist"):
             said(models["two"])

@@ -133,7 +133,8 @@ class ChildServer:
         with self.log.open("ab") as out:
             command = [sys.executable, str(GUARDIAN), str(self._care.grace_s), *words]
             environment = {**os.environ, **self._launch.environment}
-            return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=out, env=environment)
+            # In a session of its own: a ctrl-C is for us, who let what is open end before the server does.
+            return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=out, env=environment, start_new_session=True)
 
     def _came_up(self, process: subprocess.Popen[bytes]) -> bool:
         until = time.monotonic() + self._care.ready_s
