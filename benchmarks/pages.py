@@ -170,7 +170,7 @@ def curves(opened: Any, url: str, store: Store, job: str) -> tuple[float, float]
     return float(np.median(lags)), drawn
 
 
-def _until(page: Any, expression: str, most_s: float = 120.0) -> None:
+def _until(page: Any, expression: str, most_s: float = 300.0) -> None:
     """Wait in small steps: the pages' policy lets no script be made of text, which is how Playwright waits by itself."""
     end = time.monotonic() + most_s
     while not page.evaluate(expression):
@@ -232,9 +232,9 @@ def in_browser(url: str, store: Store, names: dict[str, str]) -> list[str]:
         arguments = ["--no-sandbox", "--disable-background-networking"]
         opened = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=arguments)
         faults = serious(opened, url, names)
+        print("\n".join(faults), flush=True)
         lag, drawn = curves(opened, url, store, names["job"])
         opened.close()
-    print("\n".join(faults), flush=True)
     return [ratio("axe_serious", len(faults)), ratio("curve_lag_ms", lag), ratio("curve_100k_ms", drawn)]
 
 

@@ -27,6 +27,7 @@ from tunesmith.models.catalog import Catalog
 from tunesmith.models.echo import EchoModel
 from tunesmith.store.deployments import Deployments
 from tunesmith.store.experiments import Experiments
+from tunesmith.store.jobs import JobRequest, Jobs
 from tunesmith.store.keys import Keys
 from tunesmith.store.sessions import Sessions
 from tunesmith.store.store import Store
@@ -232,6 +233,31 @@ def test_a_deployment_changes_only_from_the_version_that_the_page_showed(site, p
             "bot", ExperimentPlan(control="a", treatment="b", metrics=metrics), layer="bot", share=1.0, reason="", by=""
         )
         assert "b against a" in site.get("/deployments/bot").text
+
+
+def test_a_job_has_its_curve_its_log_and_can_be_stopped(site, project):
+    own = {"sec-fetch-site": "same-origin"}
+    asked = JobRequest(
+        model="base", training_file="file-1", validation_file=None, suffix=None, seed=1, metadata=None, integrations=None,
+        method={"type": "supervised", "supervised": {"hyperparameters": {}}}, extras={}, priority=0, fingerprint="",
+    )  # fmt: skip
+    with closing(Store.open(project / ".tunesmith")) as store:
+        job = Jobs(store).create(asked, base="base", project="default")["id"]
+        lease = Jobs(store).lease(seconds=60)
+        lease.begin()
+        said = [{"key": f"step:{i}", "message": HOSTILE[0], "type": "metrics", "data": {"step": i, "train_loss": 3.0 / i}} for i in (1, 2)]
+        lease.write(said)
+    page = site.get(f"/jobs/{job}").text
+    assert "&lt;script&gt;" in page
+    assert "<script>document" not in page
+    curve = site.get(f"/jobs/{job}/curve.json?kind=loss").json()
+    assert (curve["names"], curve["steps"], curve["values"], curve["ended"]) == (["train_loss"], [1, 2], [[3.0, 1.5]], False)
+    assert site.get(f"/jobs/{job}/curve.json?kind=loss&after={curve['after']}").json()["steps"] == []
+    assert site.post(f"/jobs/{job}/pause", headers=own).status_code == 303
+    assert f"tunesmith jobs resume {job}" in site.get("/").text
+    assert site.post(f"/jobs/{job}/cancel", headers=own).status_code == 303
+    assert "job_status" not in site.post(f"/jobs/{job}/resume", headers=own).text
+    assert "is cancelled" in site.post(f"/jobs/{job}/resume", headers=own).text
 
 
 def test_the_playground_says_that_a_model_is_compared_with_itself(site):

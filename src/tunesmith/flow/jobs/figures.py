@@ -17,7 +17,7 @@ from tunesmith.store.store import Store
 from tunesmith.train.run import reported
 
 RUN = "run"  # the project's own training, beside jobs by their ids
-_MOST = 5_000  # steps in one answer
+_MOST = 20_000  # steps in one answer
 _NO_FIGURE = frozenset({"step", "total_steps", "epoch", "seconds_left", "time", "learning_rate", "event", "cached", "best_step"})
 Kind = Literal["loss", "rate"]
 

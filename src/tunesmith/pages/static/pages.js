@@ -118,6 +118,7 @@
           data = merge(data, fresh);
           const begun = performance.now(), known = drawn.get(box);
           if (known && known.names === data.names.join()) known.plot.setData([data.steps, ...data.values]); else draw(box, data);
+          await new Promise((painted) => { requestAnimationFrame(() => setTimeout(painted)); });
           box.dataset.drawnMs = (performance.now() - begun).toFixed(1);
           box.dataset.points = String(data.steps.length);
           const words = box.parentElement.querySelector("[data-last]");
