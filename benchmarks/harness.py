@@ -107,13 +107,13 @@ def machine() -> str:
     return f"{os.cpu_count()} × {model or platform.machine()}, Python {platform.python_version()}, {datetime.date.today().isoformat()}"
 
 
-def write_section(name: str, title: str, body: str, place: Path = PAGE) -> None:
+def write_section(name: str, title: str, body: str, place: Path = PAGE, *, again: str = "") -> None:
     """Put one benchmark's section into a page (docs/performance.md), in place of its earlier one."""
     place.parent.mkdir(exist_ok=True)
     intro = "# Performance\n\nWritten by `make bench`: every figure comes from a run. Peers and Tunesmith ran alternately.\n"
     page = place.read_text("utf-8") if place.exists() else intro
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    section = f"{start}\n## {title}\n\n{body.strip()}\n\nMachine: {machine()}. Again: `make bench ARGS={name}`.\n{end}"
+    section = f"{start}\n## {title}\n\n{body.strip()}\n\nMachine: {machine()}. Again: `{again or f'make bench ARGS={name}'}`.\n{end}"
     head, found, rest = page.partition(start)
     page = head + section + rest.partition(end)[2] if found else page.rstrip() + "\n\n" + section + "\n"
     place.write_text(page, "utf-8")

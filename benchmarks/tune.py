@@ -37,7 +37,13 @@ def noise() -> None:
         f"200 simulated studies of 20 equal plans each, 200 validation rows: the default is recommended in {_shares(kept)}. Where one "
         f"plan is better by 15 points, it is recommended in {_shares(power)}."
     )
-    write_section("tune noise", "Noise alone", f"{body}\n\n{ratio('tune_default_kept', min(kept.values()))}", PAGE)
+    write_section(
+        "tune noise",
+        "Noise alone",
+        f"{body}\n\n{ratio('tune_default_kept', min(kept.values()))}",
+        PAGE,
+        again="python -m benchmarks.tune noise",
+    )
 
 
 def adapters() -> None:
@@ -45,7 +51,7 @@ def adapters() -> None:
     lines, said = tune_adapters.measured()
     times = counted(tune_adapters.ROUNDS, "round")
     about = f"Adapters of unlike rank and rate trained on one frozen base, one thread, eight rows a step each; {times}, both ways by turns."
-    write_section("tune adapters", "Adapters at once", "\n\n".join([about, lines, *said]), PAGE)
+    write_section("tune adapters", "Adapters at once", "\n\n".join([about, lines, *said]), PAGE, again="python -m benchmarks.tune adapters")
 
 
 def searched() -> None:
@@ -66,7 +72,13 @@ def searched() -> None:
     )
     tasks = "\n".join(f"- {task.name}: {task.about}. {_correlations(grid)}" for task, grid in grids)
     head = table(["search", *(task.name for task, _ in grids)], rows)
-    write_section("tune searches", "Searches", "\n\n".join([about, head, tasks, ratio("tune_tokens_vs_grid", max(shares))]), PAGE)
+    write_section(
+        "tune searches",
+        "Searches",
+        "\n\n".join([about, head, tasks, ratio("tune_tokens_vs_grid", max(shares))]),
+        PAGE,
+        again="python -m benchmarks.tune searches",
+    )
 
 
 def _shares(shares: dict[str, float]) -> str:

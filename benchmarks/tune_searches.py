@@ -37,7 +37,8 @@ def _ours(grid: Grid, seed: int, at_once: int = 1) -> int:
 
     own, count = json.loads(grid.default), len(grid.curves)
     space = tuple(Varied(key=name, axis=Axis(choices=tuple(axis["choices"])), default=own[name]) for name, axis in grid.space.items())
-    rungs = tuple(Rung(share=share) for share in RUNGS)
+    at = (0, len(RUNGS) - 1)  # the rungs of a study's own ladder: a ninth, and all
+    rungs = tuple(Rung(share=RUNGS[place]) for place in at)
     with tempfile.TemporaryDirectory() as folder:
         facts = StudyFacts(
             identity="", about={}, project="bench", method="sft", metric="exact_match", higher=True, space=space, rungs=rungs,
@@ -51,7 +52,7 @@ def _ours(grid: Grid, seed: int, at_once: int = 1) -> int:
                 chosen = step(search.trials(), rungs, tune, higher=True, more=len(search.trials()) < count)
                 if chosen is None or (legs and chosen.rung != legs[0][1]):
                     break
-                trial = search.next(20) if chosen.number is None else find(search.trials(), chosen.number)
+                trial = search.next(count) if chosen.number is None else find(search.trials(), chosen.number)
                 assert trial is not None
                 search.mark(trial.number, "running")
                 legs.append((trial, chosen.rung))
@@ -59,8 +60,8 @@ def _ours(grid: Grid, seed: int, at_once: int = 1) -> int:
                 return grid.tokens
             for trial, rung in legs:
                 curve = grid.curves[key(trial.params)]
-                tokens, value, loss = curve[rung]
-                spent += tokens - (curve[rung - 1][0] if rung else 0)
+                tokens, value, loss = curve[at[rung]]
+                spent += tokens - (curve[at[rung - 1]][0] if rung else 0)
                 top = rung == len(rungs) - 1
                 search.look(trial.number, RungResult(rung=rung, value=value, loss=loss, tokens=tokens), "finished" if top else "paused")
                 if top and value >= grid.best:

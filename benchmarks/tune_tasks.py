@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.harness import ROOT
 
-RUNGS = (1 / 9, 1 / 3, 1.0)
+RUNGS = (1 / 9, 1 / 3, 1.0)  # every search looks where it does
 Rows = list[dict[str, Any]]
 Curve = list[tuple[int, float, float | None]]  # (tokens so far, value, validation loss) at each rung
 _AT_ONCE = 8
@@ -198,9 +198,8 @@ def measured(task: Task) -> Grid:
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps({"curves": curves, "default": default}))
     found = json.loads(path.read_text())
-    return Grid(
-        {name: [(tokens, value) for tokens, value in curve] for name, curve in found["curves"].items()}, found["default"], task.space
-    )
+    curves = {name: [(tokens, value, loss) for tokens, value, loss in curve] for name, curve in found["curves"].items()}
+    return Grid(curves, found["default"], task.space)
 
 
 @contextmanager

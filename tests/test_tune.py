@@ -153,7 +153,8 @@ def test_a_users_space_is_widened_to_hold_the_default_and_alpha_follows_the_rank
 
 
 def test_rungs_lie_above_the_warm_up_and_a_proxy_has_rows_enough():
-    assert [rung.share for rung in halving.ladder(Tune(), rows=500, steps=90, warmup=0.05)] == pytest.approx([1 / 9, 1 / 3, 1])
+    assert [rung.share for rung in halving.ladder(Tune(), rows=500, steps=90, warmup=0.05)] == pytest.approx([1 / 9, 1])
+    assert [rung.share for rung in halving.ladder(Tune(eta=3), rows=500, steps=90, warmup=0.05)] == pytest.approx([1 / 9, 1 / 3, 1])
     assert [rung.share for rung in halving.ladder(Tune(), rows=500, steps=90, warmup=0.1)] == pytest.approx([1 / 3, 1])
     assert [rung.share for rung in halving.ladder(Tune(), rows=60, steps=12, warmup=0.05)] == [1]
     large = halving.ladder(Tune(), rows=5000, steps=900, warmup=0.05)
@@ -193,6 +194,14 @@ def test_on_a_rung_the_loss_counts_as_much_as_the_metric_where_all_have_one():
     assert [each.number for each in halving.standing([*trials, one], higher=True)] == [0, 9, 1, 2, 3], (
         "by the metric, where one has no loss"
     )
+
+
+def test_as_many_are_looked_at_for_one_that_goes_on_as_the_next_rung_costs():
+    seen = [trial(0, 0.1, 0.2, state="finished"), *(trial(i, 0.1 * i) for i in range(1, 8))]
+    rungs = (Rung(share=1 / 9), Rung(share=1.0))
+    assert halving.step(seen, rungs, Tune(), higher=True, more=True) == (None, 0), "eight are there"
+    assert halving.step([*seen, trial(8, 0.05)], rungs, Tune(), higher=True, more=True) == (7, 1)
+    assert halving.step(seen, rungs, Tune(eta=3), higher=True, more=True) == (7, 1)
 
 
 def test_the_front_of_quality_and_cost():

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from tunesmith.tune.settings import Tune
 from tunesmith.tune.trials import DEFAULT, Rung, Trial, ranked
 
+LOWEST = (1 / 9, 1 / 3)  # the one look before the end, the second where warm-up is long; `make bench-tune` says why one is enough
 SHARE_LEAST = 1 / 9  # the least share of a training that says something of its end; `make bench-tune` prints the rank correlations
 PROXY_SHARE, PROXY_ROWS, PROXY_STEPS = 0.1, 64, 8  # a proxy of fewer rows or steps shows noise
 STEPS_LEAST = 6  # a rung of fewer steps is not worth a pause
@@ -32,9 +33,11 @@ def ladder(tune: Tune, *, rows: int, steps: int, warmup: float) -> tuple[Rung, .
     """
     if tune.rungs != "auto":
         shares = list(tune.rungs)
+    elif tune.eta == "auto":
+        shares = [*[share for share in LOWEST if _worth(share, steps, warmup)][:1], 1.0]
     else:
         shares, share = [1.0], 1 / tune.eta
-        while share >= max(SHARE_LEAST * 0.999, 2 * warmup) and share * steps >= STEPS_LEAST:
+        while share >= SHARE_LEAST * 0.999 and _worth(share, steps, warmup):
             shares.insert(0, share)
             share /= tune.eta
     enough = rows * PROXY_SHARE >= PROXY_ROWS and steps * PROXY_SHARE >= PROXY_STEPS and tune.rungs == "auto"
@@ -45,6 +48,16 @@ def ladder(tune: Tune, *, rows: int, steps: int, warmup: float) -> tuple[Rung, .
     return (Rung(share=proxy, proxy=True), *(rung for rung in whole if rung.share > proxy * 1.5 or tune.rungs != "auto"))
 
 
+def _worth(share: float, steps: int, warmup: float) -> bool:
+    """Whether a look after that share of the steps says something, and is worth a pause."""
+    return share >= 2 * warmup * 0.999 and share * steps >= STEPS_LEAST
+
+
+def _eta(rungs: Sequence[Rung], rung: int, tune: Tune) -> int:
+    """Of how many on a rung the best one goes on: as many as could be looked at there for the price of the next rung."""
+    return max(2, round(rungs[rung + 1].share / rungs[rung].share)) if tune.eta == "auto" else tune.eta
+
+
 def step(trials: Sequence[Trial], rungs: Sequence[Rung], tune: Tune, *, higher: bool, more: bool) -> HalvingStep | None:
     """What to do next; None when nothing is left. `more`: the budget allows another trial. Trials that are worked on come as running."""
     top = len(rungs) - 1
@@ -52,7 +65,7 @@ def step(trials: Sequence[Trial], rungs: Sequence[Rung], tune: Tune, *, higher: 
     if always:
         return HalvingStep(always[0].number, len(always[0].looks))
     for rung in range(top - 1, -1, -1):
-        number = _promoted(trials, rung, tune.eta, higher=higher)
+        number = _promoted(trials, rung, _eta(rungs, rung, tune), higher=higher)
         if number is not None:
             return HalvingStep(number, rung + 1)
     if more or any(trial.state == "waiting" for trial in trials):

@@ -49,7 +49,8 @@ class Tune(Record, frozen=True):
 
     `space`: keys of `train:` with the values that they may take, `auto` for the ready ones; empty: all ready ones of the method.
     A study ends with `trials` plans, or when `tokens` were trained, `hours` were spent, or `usd` at `usd_per_hour`, whichever is first.
-    `rungs` are shares of a training at which a trial is looked at; of those there, one of `eta` goes on (`[1]`: each is trained whole).
+    `rungs` are shares of a training at which a trial is looked at; of those there, one of `eta` goes on (`[1]`: each is trained whole; eta
+    auto: as many as the next rung is longer than this one).
     `proxy` is the share of the training rows, whole near-duplicate clusters, that the lowest rung is trained on (0: none).
     `seeds` more trainings of each of the `finalists` best, and of the default, decide whether one of them is better (0: only the search).
     `rows`: at most so many validation rows are asked (None: all). `by: loss` searches by validation loss where answers take too long.
@@ -67,7 +68,7 @@ class Tune(Record, frozen=True):
     usd_per_hour: float | None = None
     rungs: tuple[float, ...] | Literal["auto"] = "auto"
     proxy: float | Literal["auto"] = "auto"
-    eta: int = 3
+    eta: int | Literal["auto"] = "auto"
     seeds: int = 3
     finalists: int = 2
     rows: int | None = None
