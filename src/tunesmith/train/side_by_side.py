@@ -31,6 +31,8 @@ from tunesmith.train.routes import lay
 from tunesmith.train.targets import inner_model
 
 T = TypeVar("T")
+# Tokens of a pass that fill a processor's products. Packs are not joined beyond: what they hold would only leave the cache.
+FULL = 512
 
 
 class Cancelled(Exception):
@@ -228,7 +230,9 @@ class Conductor:
             works = packs_of([item.rows for item in request.batch.items], request.plan, shares=request.trainable.route.tree)
             pieces.append([_Piece(request, step, number, work) for number, work in enumerate(works)])
         lanes = max((request.lanes for request in requests), key=lambda side: side.pool._max_workers)
-        passes = laid(pieces, budget=max(request.plan.micro_batch_tokens for request in requests), lanes=lanes.pool._max_workers)
+        budget = max(request.plan.micro_batch_tokens for request in requests)
+        budget = min(budget, FULL) if self.device == "cpu" else budget
+        passes = laid(pieces, budget=budget, lanes=lanes.pool._max_workers)
         done: dict[tuple[int, int], Gradients] = {}
         for computed in lanes.pool.map(self._pass, passes):
             done |= computed
