@@ -18,7 +18,7 @@ from tunesmith.core.types import Answer, ToolCall
 
 PREFIX = "resp_"
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
-_ITEM = re.compile(r"[a-z]+_(?P<response>[0-9a-f]{32})[io]\d+")
+_ITEM = re.compile(r"[a-z]+_(?P<response>[0-9a-f]{32,40})[io]\d+")
 _KINDS = {MessageItem: "msg", ReasoningItem: "rs", CallItem: "fc", ResultItem: "fco"}
 
 
