@@ -26,7 +26,7 @@ HEADLINES = ("loop_flattered_refused", "loop_honest_promoted", "loop_corrected_g
 YAML = """name: bench
 sources: [{path: rows.jsonl}]
 base: ./base
-split: {validation: 0.1, test: 0.01, semantic: {action: "off"}}
+split: {validation: 0.1, test: 0.01, max_leakage: 1.0, semantic: {action: "off"}}
 clean: {near_duplicates: {action: keep}}
 train: {epochs: 5, learning_rate: 0.02, batch_size: 16, dtype: float32, threads: 1, warmup_ratio: 0.03, adapter: {r: 16}}
 evaluate: {metrics: [includes], max_tokens: 40, general_rows: 0}
