@@ -237,7 +237,7 @@ def test_ctrl_c_exits_with_130_and_the_next_run_goes_on(finished, tmp_path):
 
 def run_with_little_room() -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (700_000, 700_000))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
     sys.argv = ["tunesmith", "run"]
     main()
 

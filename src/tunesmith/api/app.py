@@ -379,6 +379,7 @@ class _Server(uvicorn.Server):
 def _server(app: Starlette, config: ServeConfig) -> _Server:
     settings = uvicorn.Config(
         app,
+        log_config=None,  # the logging of whoever embeds the server is theirs: uvicorn would close their handlers
         log_level="warning",
         access_log=False,
         server_header=False,

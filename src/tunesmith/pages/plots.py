@@ -68,12 +68,16 @@ class _Frame:
     def box(self, corner: tuple[float, float], width: float, height: float) -> None:
         self.parts.append(f'<rect x="{corner[0]:.1f}" y="{corner[1]:.1f}" width="{width:.1f}" height="{height:.1f}" class="fill0"/>')
 
+    def tick(self, x: float, words: str) -> None:
+        """A label under the axis below; at its right end one that ends with the picture."""
+        place = self.at(x, self.y0)[0]
+        last = place > _WIDTH - 3 * _RIGHT  # centred, it would leave the picture
+        self.text(_WIDTH - 2 if last else place, self.height - 28, words, "end" if last else "middle")
+
     def across(self, label: str) -> None:
         """The axis below: its ticks and what it measures."""
         for tick in _ticks(self.x0, self.x1):
-            x = self.at(tick, self.y0)[0]
-            last = x > _WIDTH - 3 * _RIGHT  # centred, its label would leave the picture
-            self.text(_WIDTH - 2 if last else x, self.height - 28, _label(tick), "end" if last else "middle")
+            self.tick(tick, _label(tick))
         self.text((_WIDTH + self.left) / 2, self.height - 5, label)
 
     def upwards(self, label: str, wanted: int = 5) -> None:
@@ -138,7 +142,7 @@ def scatter(title: str, points: Sequence[tuple[str, float, float, float, float]]
     frame = _Frame(330, _LEFT, (low - margin, high + margin), (min(0.0, bottom), top * 1.05 or 1.0))
     frame.upwards(y_label)
     for value in _decades(frame.x0, frame.x1):
-        frame.text(frame.at(math.log10(value), frame.y0)[0], frame.height - 28, f"{value:.3g}")
+        frame.tick(math.log10(value), f"{value:.3g}")
     frame.text((_WIDTH + _LEFT) / 2, frame.height - 5, x_label)
     for i, (_, x, y, below, above) in enumerate(points):
         across = math.log10(x)
@@ -171,7 +175,7 @@ def band(
     frame.parts.append(f'<polygon points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in edge)}" class="area"/>')
     frame.upwards(y_label)
     for value in _decades(frame.x0, frame.x1):
-        frame.text(frame.at(math.log10(value), frame.y0)[0], frame.height - 28, f"{value:,.0f}")
+        frame.tick(math.log10(value), f"{value:,.0f}")
     frame.text((_WIDTH + _LEFT) / 2, frame.height - 5, x_label)
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (frame.at(math.log10(x), y) for x, y, _, _ in curve))
     frame.parts.append(f'<polyline points="{line}" class="stroke0"/>')

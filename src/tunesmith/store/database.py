@@ -11,6 +11,7 @@ from tunesmith.core.errors import StoreError
 # (words in what the database says, what mends it); the first that fits.
 _REMEDIES = (
     (("is full", "no space left", "disk quota"), "free space on the disk"),
+    (("disk i/o error",), "free space on the disk, and look whether it is sound"),
     (("is locked", "lock timeout", "deadlock"), "wait for the other process that writes, or stop it"),
     (("readonly", "read-only", "permission denied", "unable to open"), "check the path and its rights"),
     (("connection", "connect", "could not translate host name", "server closed", "terminating"), "look whether the database runs"),
