@@ -101,7 +101,7 @@ def llama_cpp(file: Path, name: str, log: Path, settings: EngineSettings, care: 
     if not file.is_file():
         raise NotFound(f"no file '{file}'", allowed="a GGUF file", remedy="tunesmith export MODEL --to gguf --out FOLDER")
     if importlib.util.find_spec("xllamacpp") is None:
-        raise UsageError("llama.cpp is not installed", remedy="pip install 'tunesmith[llama]'")
+        raise UsageError("llama.cpp is not installed", remedy="pip install 'tunesmith[llamacpp]'")
     if settings.options:
         raise UsageError(f"llama.cpp takes no options here, and {settings.options[0]} is given", allowed="at_once, context, threads")
     words = [sys.executable, "-m", "tunesmith.models.llama_child", str(file.resolve()), "--port", "{port}", "--name", name]

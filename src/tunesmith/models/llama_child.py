@@ -24,7 +24,7 @@ def main(words: Sequence[str]) -> int:
     ending = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
-    library = need("xllamacpp", extra="llama")
+    library = need("xllamacpp", extra="llamacpp")
     server = library.Server(_settings(library, given))
     print(f"llama.cpp serves {given.file} at {server.listening_address}", flush=True)
     while not ending.wait(0.2):
