@@ -174,7 +174,8 @@ def test_a_server_looks_by_itself_and_finds_a_wrong_adapter_and_a_stale_prefix(p
 
 
 @pytest.mark.slow
-def test_another_model_behind_an_address_is_found_with_and_without_log_probabilities(place, capsys):
+def test_another_model_behind_an_address_is_found_with_and_without_log_probabilities(tmp_path, capsys):
+    place = Place(tmp_path)  # of its own: elsewhere nobody has these upstreams
     local = place.models.load(place.models.ref("base+a"), "far")
     there = {"far": local, "plain": EchoModel("plain", prefix="A")}
     with running(create_app(there)) as behind:
@@ -192,7 +193,7 @@ def test_another_model_behind_an_address_is_found_with_and_without_log_probabili
             for name, probes in (("far", 36), ("plain", 72)):
                 code, out = place.command(capsys, "identity", name, "--url", url)
                 assert (code, f"{probes} probes" in out) == (3, True), out
-    place.models.upstreams = {}
+    place.store.close()
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tunesmith.cli import app
 from tunesmith.cli.shared import guarded
+from tunesmith.core.identity import IdentityCheck
 from tunesmith.core.types import Interaction, ShadowAnswer
 from tunesmith.monitor.dashboards import FILES, write
 from tunesmith.monitor.metrics import ServerMetrics
@@ -45,6 +46,11 @@ OTHERS = {
     "tunesmith:cost_usd": ("counter", SOURCE),
     "tunesmith:variant_requests": ("counter", {"model_name", "deployment", "variant", "outcome"}),
     "tunesmith:shadow_requests": ("counter", {"model_name", "variant", "outcome"}),
+    "tunesmith:identity_same": ("gauge", {"model_name", "variant", "deployment"}),
+    "tunesmith:identity_p": ("gauge", {"model_name", "variant", "deployment"}),
+    "tunesmith:identity_checked_timestamp_seconds": ("gauge", {"model_name", "variant", "deployment"}),
+    "tunesmith:identity_looks": ("counter", {"model_name", "variant", "verdict"}),
+    "tunesmith:identity_probes": ("counter", {"model_name", "variant"}),
 }
 
 
@@ -63,6 +69,7 @@ def metrics():
         (shown.answered if each.status < 400 else lambda failed: shown.failed(failed.status, failed.project))(each)
         shown.assigned(each)
         shown.ended(each)
+    shown.identity.note(IdentityCheck(alias="bot", deployment=3, variant="v1", moment="served", verdict="same", p=0.5, probes=12))
     shown.copied(ShadowAnswer(interaction="1", created=1.0, project="p", alias="bot", deployment=3, variant="s"))
     return shown
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from functools import partial
 
 import pytest
 from msgspec import structs
@@ -306,7 +307,7 @@ def test_a_rollout_counts_and_is_taken_back_by_one_of_two_servers(database, tmp_
 
     stores = [Store.open(tmp_path, url=database) for _ in range(2)]
     models = Models(stores[0], Catalog(), home=tmp_path)
-    models.upstreams = {name: Upstream(name, base_url="http://127.0.0.1:9") for name in "ab"}
+    models.upstreams = {name: partial(Upstream, name, base_url="http://127.0.0.1:9") for name in "ab"}
     before = Deployments(stores[0]).put("bot", [Variant(name="a", upstream="a")])
     guardrails = {"errors": 0.01, "latency_p95": 0.2, "malformed": 0.02, "thumbs": 0.1}
     rollout = canary("bot", "b", models, stores[0], RolloutPlan(steps=(0.2, 1.0), guardrails=guardrails), by="anna")

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.types import digest
@@ -14,8 +15,10 @@ from tunesmith.deploy.serve_config import ServedEngine
 from tunesmith.models.base import Model
 from tunesmith.models.child_server import Care, ChildServer
 from tunesmith.models.engine_settings import is_gguf
-from tunesmith.models.engines import EngineModel, Vllm, llama_cpp, pick
 from tunesmith.models.resolve import Models
+
+if TYPE_CHECKING:  # the extra `serve` is needed by who has engines, not by who has a project
+    from tunesmith.models.engines import EngineModel, Vllm
 
 
 class Engines:
@@ -43,6 +46,8 @@ class Engines:
         return self._made[name]
 
     def _make(self, name: str, entry: ServedEngine) -> Model:
+        from tunesmith.models.engines import llama_cpp, pick
+
         engine, reason = pick(entry.engine, entry.model, entry.settings)
         self.why[name] = f"'{name}' is answered by {engine}: {reason}"
         if engine == "embedded":
@@ -57,6 +62,8 @@ class Engines:
         return made
 
     def _by_vllm(self, name: str, entry: ServedEngine, care: Care) -> EngineModel:
+        from tunesmith.models.engines import Vllm
+
         base, adapter = self._models.folders(self._models.ref(entry.model))
         key = digest(str(base), entry.at_once, entry.context, entry.python, list(entry.options))
         if key not in self._vllm:
