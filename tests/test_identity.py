@@ -256,7 +256,8 @@ def test_more_adapters_than_are_held_answer_each_as_itself_and_none_is_missing(p
 
 
 @pytest.mark.slow
-def test_an_answer_that_has_begun_ends_with_its_weights_and_then_they_leave_the_memory(place):
+def test_an_answer_that_has_begun_ends_with_its_weights_and_then_they_leave_the_memory(tmp_path):
+    place = Place(tmp_path)  # of its own: no other name answers with these weights
     place.deploy("long", "base+a")
     with place.server() as (url, router):
         old, new = loaded(router.find("long")), place.models.load(place.models.ref("base+b"), "new").digest
@@ -273,6 +274,7 @@ def test_an_answer_that_has_begun_ends_with_its_weights_and_then_they_leave_the_
         text = "".join(choice["delta"].get("content") or "" for piece in pieces for choice in piece["choices"])
         assert text == whole, "the whole answer is that of the weights it began with"
         until(lambda: (base.unload_unheld(), key not in held(base))[1])
+    place.store.close()
 
 
 @pytest.mark.slow
