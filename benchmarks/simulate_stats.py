@@ -125,12 +125,13 @@ def paired(runs: int, rng: np.random.Generator) -> str:
         power, covered = share(d.p_value < 0.05 for d in found), noted(share(covers(d, gap) for d in found))
         rows.append([f"right/wrong, {discordance:.0%} of rows discordant, true {gap:+.2f}", n, same, power, covered])
     for n in (20, 200):
-        a, truth = rng.normal(size=(runs, n)), 0.2
-        b = a + rng.normal(size=(runs, n))
+        # On a scale from 0 to 1, so that 20 rows are not refused; the differences' standard deviation is 0.1.
+        a, truth = rng.uniform(0.35, 0.6, size=(runs, n)), 0.02
+        b = a + rng.uniform(-1, 1, size=(runs, n)) * 0.1 * np.sqrt(3)
         same = share(stats.paired_difference(x, y).p_value < 0.05 for x, y in zip(a, b, strict=True))
         found = [stats.paired_difference(x, y + truth) for x, y in zip(a, b, strict=True)]
         power, covered = share(d.p_value < 0.05 for d in found), noted(share(covers(d, truth) for d in found))
-        rows.append([f"normal scores, true {truth:+.2f} sd", n, same, power, covered])
+        rows.append([f"scores on a scale, true {truth / 0.1:+.2f} sd", n, same, power, covered])
     return table(["scores", "n", "called different when equal", "power", "coverage"], rows)
 
 
@@ -161,7 +162,7 @@ def planner(runs: int, rng: np.random.Generator) -> str:
         rows.append([f"paired rates, {gap:+.2f} at discordance .2", n, share(found)])
     for d in (0.2, 0.5):
         n = stats.sample_size_means(d, paired=True)
-        found = (stats.paired_difference(np.zeros(n), rng.normal(d, 1, n)).p_value < 0.05 for _ in range(runs))
+        found = (stats.paired_difference(np.full(n, 0.5), 0.5 + 0.08 * rng.normal(d, 1, n)).p_value < 0.05 for _ in range(runs))
         rows.append([f"paired scores, d_z {d}", n, share(found)])
     return table(["question", "planned n", "share that decides (aim .80 ± .03)"], rows)
 
@@ -226,7 +227,7 @@ def pooled(runs: int, rng: np.random.Generator) -> str:
 def many(runs: int, rng: np.random.Generator) -> str:
     raw, holm, bh = [], [], []
     for _ in range(runs):
-        p = [stats.paired_difference(np.zeros(50), x).p_value for x in rng.normal(size=(40, 50))]
+        p = [stats.paired_difference(np.full(50, 0.5), 0.5 + 0.08 * x).p_value for x in rng.normal(size=(40, 50))]
         raw.append(min(p) < 0.05)
         holm.append(stats.holm(p).min() < 0.05)
         bh.append(stats.benjamini_hochberg(p).min() < 0.05)
