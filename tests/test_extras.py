@@ -65,5 +65,6 @@ def test_every_command_without_extras_works_or_names_the_one_that_it_needs(tmp_p
     assert walked.keys() == {*LIGHT, *HEAVY}, process.stderr
     for words, (code, said) in walked.items():
         extra = HEAVY.get(words)
-        assert code == (0 if extra is None else 2), f"{words}: {code} {said}"
+        fine = {0, 1} if words == "doctor" else {0}  # it ends with 1 where this machine has little memory or disk left just now
+        assert code in (fine if extra is None else {2}), f"{words}: {code} {said}"
         assert extra is None or f"pip install 'tunesmith[{extra}]'" in said, f"{words}: {said}"
