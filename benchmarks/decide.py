@@ -37,6 +37,7 @@ train: {epochs: 2}
 evaluate: {metrics: [entity_f1, exact_match]}
 decide:
   arms: [zero-shot, few-shot-random, few-shot-nearest, retrieval-rows, fine-tuned]
+  passages: [3]
   test_rows: 160
 """,
     "occupations": """name: occupations
@@ -45,7 +46,10 @@ split: {validation: 0.08, test: 0.15}
 train: {epochs: 1}
 evaluate: {metrics: [exact_match]}
 decide:
-  arms: [zero-shot, few-shot-random, few-shot-nearest, retrieval-rows, fine-tuned]
+  arms: [zero-shot, few-shot-nearest, retrieval, retrieval-rows, fine-tuned, fine-tuned-retrieval]
+  documents: [occupations.md]
+  prompt: Which occupation is this job title? Answer with the name of one occupation of the list, as it is written there, and nothing else.
+  passages: [1, 5]
   test_rows: 240
 """,
     "invoices": """name: invoices
@@ -56,13 +60,13 @@ evaluate: {metrics: [exact_match]}
 decide:
   arms: [zero-shot, prompt, few-shot-random, few-shot-greedy, optimised-prompt, retrieval-rows, fine-tuned]
   prompt: Copy the invoice number from the message. Reply with the number alone.
+  passages: [3]
   test_rows: 320
 """,
 }
 PLAN = """  margin: 0.05
   validation_rows: 32
   latency_rows: 6
-  passages: [3]
   learning: {shares: [0.125, 0.25, 0.5], seeds: [0]}
   machine_per_hour: 0.20
   requests_per_month: 100000
@@ -109,7 +113,15 @@ def prepared(task: str) -> Path:
     makers = {"occupations": occupations, "invoices": invoices}
     if task in makers and not (folder / "rows.jsonl").exists():
         (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in makers[task]()))
+    if task == "occupations":
+        (folder / "occupations.md").write_text(classification())
     return folder
+
+
+def classification() -> str:
+    """The classification itself as a document: the name of each occupation, in alphabetical order. It says nothing of any title."""
+    names = sorted({row["messages"][-1]["content"] for row in occupations()})
+    return "".join(f"# {name}\n\n{name}\n\n" for name in names)
 
 
 def decided(task: str, *words: str) -> tuple[dict[str, Any], float]:

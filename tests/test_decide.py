@@ -14,6 +14,13 @@ import tiny
 from forked import command
 from tunesmith.cli import app
 from tunesmith.cli.shared import guarded
+from tunesmith.core.passages import solved_id, solved_rows
+from tunesmith.core.rows import read_parquet
+from tunesmith.core.types import Example, Message, Sampling
+from tunesmith.evaluate.prompts import as_given
+from tunesmith.models.echo import EchoModel
+from tunesmith.models.grounded import GroundedModel
+from tunesmith.models.passage_index import PassageIndex
 from waiting import until
 
 YAML = """
@@ -94,7 +101,7 @@ def test_every_arm_is_asked_the_same_sealed_rows_and_one_is_chosen(decided):
     arms = {arm["name"]: arm for arm in found["arms"]}
     assert {"zero-shot", "prompt", "few-shot-random", "few-shot-nearest", "few-shot-greedy", "optimised-prompt"} < arms.keys()
     assert {"retrieval", "retrieval-rows", "fine-tuned", "fine-tuned-retrieval", "distilled", "larger@echo"} < arms.keys()
-    assert found["chosen"] == "fine-tuned"
+    assert found["chosen"] in ("fine-tuned", "fine-tuned-retrieval"), "nothing else answers these rows"
     assert arms["fine-tuned"]["value"] > arms["zero-shot"]["value"]
     assert [one["who"] for one in openings(folder)] == [found["opening"]["who"]]
     kept = {name: json.loads((folder / ".tunesmith/decisions" / found["id"] / "arms" / name / "evaluation.json").read_text())
@@ -115,6 +122,20 @@ def test_every_arm_is_asked_the_same_sealed_rows_and_one_is_chosen(decided):
     assert found["probe"]["rows"] <= 12
     assert arms["prompt"]["variant"]["instruction"] == f"Read it. {FROZEN} Who signed it?"
     assert FROZEN in arms["optimised-prompt"]["choices"]["instruction"]
+    taught = [row for part in (folder / ".tunesmith").rglob("taught/*/split/train.parquet") for row in read_parquet(part)]
+    assert any("say yes" in row.prompt[-1].text for row in taught), "what answers with passages is taught with them"
+
+
+def test_a_row_that_is_taught_with_passages_does_not_see_what_solves_it():
+    turns = [(Message(role="user", content=f"who signed agreement {i}"), Message(role="assistant", content=f"bank {i}")) for i in range(4)]
+    rows = [Example(id=str(i), messages=pair) for i, pair in enumerate(turns)]
+    asked = GroundedModel(EchoModel(), PassageIndex.build(solved_rows(rows), None), k=2, how="words", template="{passages}\n{question}")
+    own = [frozenset({solved_id(row.id)}) for row in rows]
+    for row, whole, apart in zip(
+        rows, *(asked.ground([as_given(row) for row in rows], Sampling(), hidden) for hidden in (None, own)), strict=True
+    ):
+        assert (row.answer in whole.prompt.messages[-1].text, row.answer in apart.prompt.messages[-1].text) == (True, False)
+        assert len(apart.sources.passages) == 2
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -72,6 +73,7 @@ def test_a_short_run_is_estimated_by_formula_alone(folder):
 def test_a_long_run_is_timed_at_its_own_work_once(folder, monkeypatch):
     by_formula, _ = estimated(folder)
     monkeypatch.setattr(timing, "LONG_S", 0.0)
+    monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
     timed, lines = estimated(folder)
     assert any("timing one training step" in line for line in lines)
     speeds = next((folder / "user" / "speeds").glob("*.json"))
@@ -83,6 +85,8 @@ def test_a_long_run_is_timed_at_its_own_work_once(folder, monkeypatch):
     again, lines = estimated(folder)
     assert not any("timing" in line for line in lines)
     assert again.summary()["basis"] == timed.summary()["basis"]
+    monkeypatch.setattr("os.getloadavg", lambda: (8.0 * (os.cpu_count() or 1), 0.0, 0.0))
+    assert any("timing" in line for line in estimated(folder)[1]), "what was timed on an idle machine says nothing of a busy one"
 
 
 def test_a_stage_that_took_longer_corrects_its_like_aloud():

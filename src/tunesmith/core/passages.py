@@ -104,14 +104,18 @@ def check_template(template: str) -> None:
         raise ConfigError(f"a template for passages with {named}", where="template", allowed="{passages} once, {question} once")
 
 
+def solved_id(row_id: str) -> str:
+    """The id of a row as a passage."""
+    return digest("row", row_id, size=8)
+
+
 def solved_rows(rows: Iterable[Example]) -> list[Passage]:
     """Rows as passages that are looked up by their questions: the nearest solved ones are shown."""
     made = []
     for row in rows:
         question = "\n".join(turn.text for turn in row.prompt if turn.role == "user") or "\n".join(turn.text for turn in row.prompt)
         text = _SOLVED.format(question, row.answer)
-        identity = digest("row", row.id, size=8)
-        made.append(Passage(id=identity, source=row.origin or row.id, start=0, end=len(text), text=text, found_by=question))
+        made.append(Passage(id=solved_id(row.id), source=row.origin or row.id, start=0, end=len(text), text=text, found_by=question))
     return made
 
 

@@ -29,12 +29,14 @@ Input = Literal["prompt", "documents", "teacher", "models"]
 
 
 class Kind(Record, frozen=True):
-    """A kind of arm: its family in the decision, what it is, which setting it cannot do without, whether weights are trained for it."""
+    """A kind of arm: its family in the decision, what it is, which setting it cannot do without, whether weights are trained for it, and
+    whether by a training `apart` from the project's own."""
 
     family: ArmKind
     about: str
     needs: Input | None = None
     trains: bool = False
+    apart: bool = False
 
 
 KINDS: dict[KindName, Kind] = {
@@ -50,10 +52,17 @@ KINDS: dict[KindName, Kind] = {
     "retrieval-rows": Kind(family="retrieval", about="solved training rows, looked up as passages, before each question"),
     "fine-tuned": Kind(family="fine-tuned", about="an adapter trained on the training rows", trains=True),
     "fine-tuned-retrieval": Kind(
-        family="fine-tuned + retrieval", about="the trained adapter, with passages before each question", trains=True
+        family="fine-tuned + retrieval",
+        about="an adapter trained on the training rows with passages before each question, and asked so",
+        trains=True,
+        apart=True,
     ),
     "distilled": Kind(
-        family="distilled", about="an adapter trained on the teacher's answers to the training questions", needs="teacher", trains=True
+        family="distilled",
+        about="an adapter trained on the teacher's answers to the training questions",
+        needs="teacher",
+        trains=True,
+        apart=True,
     ),
     "larger": Kind(family="larger model", about="another model as it is", needs="models"),
 }
@@ -79,6 +88,11 @@ class Arm(Record, frozen=True):
     def trains(self) -> bool:
         """Whether weights are trained for it."""
         return KINDS[self.kind].trains
+
+    @property
+    def apart(self) -> bool:
+        """Whether its training is another than the project's own."""
+        return KINDS[self.kind].apart
 
 
 class Arms(Record, frozen=True):

@@ -8,7 +8,7 @@ and counted. What the inner model can do beyond whole prompts (`batches`, a gram
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -79,10 +79,17 @@ class GroundedModel:
         """The model's."""
         return route_of(self.model)
 
-    def ground(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[GroundedPrompt]:
-        """Each prompt with passages before its last question. One that asks nothing stays as it is."""
+    def ground(
+        self, prompts: Sequence[Prompt], sampling: Sampling, hidden: Sequence[Collection[str]] | None = None
+    ) -> list[GroundedPrompt]:
+        """Each prompt with passages before its last question. One that asks nothing stays as it is. `hidden` are, for each prompt, the
+        ids of passages that it must not see, as a training row not its own answer."""
         asked = [(i, at) for i, prompt in enumerate(prompts) if (at := _last_question(prompt)) is not None]
-        hits = self.index.search([prompts[i].messages[at].text for i, at in asked], self.k, self.how)
+        more = max(map(len, hidden), default=0) if hidden else 0
+        hits = self.index.search([prompts[i].messages[at].text for i, at in asked], self.k + more, self.how)
+        if hidden is not None:
+            seen = [[hit for hit in each if hit.passage.id not in hidden[i]] for (i, _), each in zip(asked, hits, strict=True)]
+            hits = [each[: self.k] for each in seen]
         made = [GroundedPrompt(prompt, Sources(index=self.index.digest)) for prompt in prompts]
         for (i, at), each in zip(asked, hits, strict=True):
             made[i] = self._fitted(prompts[i], at, each, sampling)

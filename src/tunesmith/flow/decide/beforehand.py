@@ -83,7 +83,7 @@ def expected_build(desk: Desk, arm: Arm) -> ExpectedBuild:
     context, validation, ways = desk.contexts.get(arm.base, desk.project), len(desk.validation), len(desk.plan.shots)
     choosing = {"few-shot-random": ways, "few-shot-nearest": ways, "few-shot-greedy": 6, "optimised-prompt": 8, "retrieval-rows": 2}
     answering = answering_s(context, (1 + choosing.get(arm.kind, 0)) * validation + desk.plan.latency_rows)
-    trained = not arm.trains or context.runner.peek("train") is not None
+    trained = not arm.trains or (not arm.apart and context.runner.peek("train") is not None)
     return ExpectedBuild(0.0 if trained else estimate(context, ["train"]).seconds["train"], answering)
 
 

@@ -233,30 +233,34 @@ def _tuned(desk: Desk, arm: Arm, context: ProjectContext, made: training.Taught)
 
 
 def _retrieval(desk: Desk, arm: Arm, asking: Asking) -> Built:
-    return _looking_up(desk, arm, asking, partial(_base, desk, arm), lookup.document_indexes(desk))
+    return _looking_up(desk, arm, asking, partial(_base, desk, arm), lookup.ways_of(desk, lookup.document_indexes(desk)))
 
 
 def _retrieval_rows(desk: Desk, arm: Arm, asking: Asking) -> Built:
-    return _looking_up(desk, arm, asking, partial(_base, desk, arm), [("", lookup.over_rows(desk))])
+    return _looking_up(desk, arm, asking, partial(_base, desk, arm), lookup.ways_of(desk, [("", lookup.over_rows(desk))]))
 
 
 def _fine_tuned_retrieval(desk: Desk, arm: Arm, asking: Asking) -> Built:
-    """The trained adapter looks up documents where there are some, else training rows; it was taught the rows without them."""
+    """An adapter taught the rows with their passages, of documents where there are some, else of other training rows; a row never sees what
+    solves it."""
     context = _context(desk, arm)
-    made = training.whole(context)
-    indexes = lookup.document_indexes(desk) if desk.plan.documents else [("", lookup.over_rows(desk))]
+    rows = not desk.plan.documents
+    name, index = ("", lookup.over_rows(desk)) if rows else lookup.document_indexes(desk)[0]
+    k = max(desk.plan.passages)
+    way = Retrieval(index=index, k=k, template=lookup.PLAIN)
+    made = training.on_passages(desk, context, context.models.grounded(_base(desk, arm), way), lookup.solving(context) if rows else {})
+    ways = {f"{name}{k} passages, plain": way}
     tuned = partial(context.models.lazy, made.ref, arm.name)
-    found = _looking_up(desk, arm, asking, tuned, indexes, plain=True)
-    return replace(found, choices={**found.choices, "model": msgspec.to_builtins(made.ref)}, train_s=made.seconds)
+    built = _looking_up(desk, arm, asking, tuned, ways, plain=True)
+    return replace(built, choices={**built.choices, "model": msgspec.to_builtins(made.ref)}, train_s=made.seconds)
 
 
 def _looking_up(
-    desk: Desk, arm: Arm, asking: Asking, inner: Callable[[], Model], indexes: Sequence[tuple[str, str]], *, plain: bool = False
+    desk: Desk, arm: Arm, asking: Asking, inner: Callable[[], Model], ways: Mapping[str, Retrieval], *, plain: bool = False
 ) -> Built:
     """The index, the number of passages and the form in which they stand that score best on validation; `plain`: rows as they are."""
     variant, recipe = (as_given, Recipe()) if plain else _plain(desk, arm)
     models, model = _context(desk, arm).models, inner()
-    ways = lookup.ways_of(desk, indexes)
     scores = {name: _mean(desk, arm, models.grounded(model, way), variant, asking) for name, way in ways.items()}
     best = max(scores, key=lambda name: scores[name])
     chosen = {"passages": best, "tried": scores}

@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tunesmith.core.atomic import atomic_folder
-from tunesmith.core.passages import Passage, Retrieval, cut, solved_rows
+from tunesmith.core.passages import Passage, Retrieval, cut, solved_id, solved_rows
 from tunesmith.core.words import words
+from tunesmith.flow.context import ProjectContext
 from tunesmith.flow.decide.desk import WORDS, Desk
 from tunesmith.models.base import Encoding
 from tunesmith.models.passage_index import PassageIndex
@@ -24,6 +25,15 @@ def over_rows(desk: Desk) -> str:
     if "rows" not in desk.indexes:
         desk.indexes["rows"] = _kept(desk, solved_rows(desk.train))
     return desk.indexes["rows"]
+
+
+def solving(context: ProjectContext) -> dict[str, frozenset[str]]:
+    """For each training row the ids of the passages that solve it: its own and its near-duplicates', which no row to come has beside it."""
+    clusters = context.clusters(context.rows("train"))
+    members: dict[str, set[str]] = {}
+    for row_id, cluster in clusters.items():
+        members.setdefault(cluster, set()).add(solved_id(row_id))
+    return {row_id: frozenset(members[cluster]) for row_id, cluster in clusters.items()}
 
 
 def shots(desk: Desk, k: int) -> Retrieval:

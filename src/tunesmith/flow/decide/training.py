@@ -4,7 +4,7 @@ its inputs, so that one that was killed goes on and a finished one is found."""
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from tunesmith.core.memory import give_back
 from tunesmith.core.model_ref import ModelRef, artifact_in, artifact_ref
 from tunesmith.core.rows import write_parquet
 from tunesmith.core.types import Example, Message, digest
-from tunesmith.evaluate.prompts import as_given
+from tunesmith.evaluate.prompts import as_given, solved
 from tunesmith.flow.context import ProjectContext
 from tunesmith.flow.decide.desk import Asking, Desk
 from tunesmith.flow.pipeline.tokens_stage import tokenize
@@ -24,6 +24,7 @@ from tunesmith.flow.pipeline.training_stage import taught
 from tunesmith.flow.runner import Output, Runner, Stage
 from tunesmith.flow.train_progress import TrainProgress
 from tunesmith.models.base import Model
+from tunesmith.models.grounded import GroundedModel
 from tunesmith.train.items import Item, load_items
 from tunesmith.train.plan import Plan
 
@@ -69,21 +70,45 @@ def on_answers(desk: Desk, context: ProjectContext, base: str, teacher: Model, a
     """A supervised training on what the teacher answers to the training questions (sequence-level distillation, arXiv 1606.07947)."""
     rows = context.questions("train")
     answers = desk.answers(teacher, [as_given(row) for row in rows], desk.sampling(base), asking, "asking the teacher")
-    solved = [_solved(row, answer.text) for row, answer in zip(rows, answers, strict=True) if answer.text.strip()]
+    taught_rows = [_solved(row, answer.text) for row, answer in zip(rows, answers, strict=True) if answer.text.strip()]
     key = digest([row.id for row in rows], [answer.text for answer in answers])
-    work = desk.folder / "taught" / key
+    about = f"training on the answers of {teacher.name}"
+    return _on_rows(desk, context, taught_rows, context.questions("validation"), ("decide:distilled", about, key))
+
+
+def on_passages(desk: Desk, context: ProjectContext, looks_up: Model, hidden: Mapping[str, Collection[str]]) -> Taught:
+    """A supervised training on the rows as `looks_up`, a model with an index, would be asked them: with their passages, so that the model
+    learns when to copy from them (RAFT, arXiv 2403.10131). `hidden` are the ids of passages that a row must not see: what solves it."""
+    rows, validation = (_grounded_rows(context, looks_up, part, hidden) for part in ("train", "validation"))
+    key = digest([(row.id, row.messages) for row in (*rows, *validation)])
+    return _on_rows(desk, context, rows, validation, ("decide:passages", "training on the rows with their passages", key))
+
+
+def _grounded_rows(context: ProjectContext, looks_up: Model, part: str, hidden: Mapping[str, Collection[str]]) -> list[Example]:
+    rows = context.questions(part)
+    assert isinstance(looks_up, GroundedModel)
+    made = looks_up.ground([as_given(row) for row in rows], context.sampling(), [hidden.get(row.id, ()) for row in rows])
+    return [
+        msgspec.structs.replace(row, messages=(*one.prompt.messages, solved(row)[-1]), reference=None)
+        for row, one in zip(rows, made, strict=True)
+    ]
+
+
+def _on_rows(
+    desk: Desk, context: ProjectContext, rows: Sequence[Example], validation: Sequence[Example], named: tuple[str, str, str]
+) -> Taught:
+    """A supervised training of the project's plan on other rows than its own; the last of `named` is their digest."""
+    work = desk.folder / "taught" / named[2]
     split, tokens = work / "split", work / "tokens"
     shutil.rmtree(work, ignore_errors=True)
     for place in (split, tokens):
         place.mkdir(parents=True)
-    write_parquet(split / "train.parquet", solved)
-    write_parquet(split / "validation.parquet", context.questions("validation"))
+    write_parquet(split / "train.parquet", rows)
+    write_parquet(split / "validation.parquet", validation)
     shutil.copyfile(context.runner.folder("split") / "ledger.jsonl", split / "ledger.jsonl")
     plan = msgspec.structs.replace(taught(context), method="sft", metric_rows=0, patience=None, keep="last")
     tokenize(split, context.base, plan, tokens, context.progress.say)
-    about = f"training on the answers of {teacher.name}"
-    items, validation = load_items(tokens / "train.npz"), load_items(tokens / "validation.npz")
-    return _trained(context, plan, items, validation, ("decide:distilled", about, key))
+    return _trained(context, plan, load_items(tokens / "train.npz"), load_items(tokens / "validation.npz"), named)
 
 
 def _solved(row: Example, answer: str) -> Example:

@@ -5,6 +5,7 @@ then takes corrects what is said of the rest. Knows the formulas of the estimate
 from __future__ import annotations
 
 import math
+import os
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
     from tunesmith.train.estimate import Estimate
     from tunesmith.train.items import Item
 
-# A shorter run is not worth the seconds that the timing takes. What was timed is believed for a day.
-LONG_S, KEPT_S = 60.0, 86_400.0
+# A shorter run is not worth the seconds that the timing takes. What was timed is believed for an hour, and while about as much else runs:
+# figures that were timed beside other work were 2 times too slow for an idle machine.
+LONG_S, KEPT_S, LOAD_DIFFERS = 60.0, 3_600.0, 0.4
 # Tokens of training that are timed, after a few that are not; questions that are asked, and how far an answer is followed.
 _STEP_TOKENS, _QUESTIONS, _FOLLOWED = 1_200, 24, 40
 # A stage that took so many times as long as was said, or so many times less, corrects the rest aloud.
@@ -34,17 +36,31 @@ _OFF, _SAID_FROM_S = 1.5, 10.0
 
 class Speeds(Record, frozen=True):
     """How many times as long as the formulas say training and answering take here; `filled` is the share of its allowed length that an
-    answer of the base fills (None: not seen). `basis` says where this comes from."""
+    answer of the base fills (None: not seen). `basis` says where this comes from, `load` how many processes a core wanted to run then."""
 
     train: float = 1.0
     answer: float = 1.0
     filled: float | None = None
     basis: str = "by formula, nothing was timed"
     at: float = 0.0
+    load: float = 0.0
+
+    @property
+    def holds(self) -> bool:
+        """Whether it was timed lately, on a machine that was about as busy as now."""
+        return 0 <= time.time() - self.at < KEPT_S and abs(load_per_core() - self.load) < LOAD_DIFFERS
+
+
+def load_per_core() -> float:
+    """Processes that want to run, for each core: the mean of the last minute; 0 where the system does not say."""
+    try:
+        return os.getloadavg()[0] / (os.cpu_count() or 1)
+    except (AttributeError, OSError):
+        return 0.0
 
 
 def speeds(context: ProjectContext, training: Estimate, expected_s: float) -> Speeds:
-    """What was timed within a day, else timed now, where the run is long enough to be worth it."""
+    """What was timed and still holds, else timed now, where the run is long enough to be worth it."""
     if expected_s < LONG_S or training.plan.device != "cpu":
         return Speeds()
     file = user_folder() / "speeds" / f"{_key(context, training)}.json"
@@ -52,7 +68,7 @@ def speeds(context: ProjectContext, training: Estimate, expected_s: float) -> Sp
         stored = msgspec.json.decode(file.read_bytes(), type=Speeds)
     except (OSError, msgspec.DecodeError):
         stored = None
-    if stored is not None and 0 <= time.time() - stored.at < KEPT_S:
+    if stored is not None and stored.holds:
         return stored
     context.progress.say("timing one training step and a few answers, for the estimate")
     timed = _timed(context, training)
@@ -72,14 +88,14 @@ def _timed(context: ProjectContext, training: Estimate) -> Speeds:
     from tunesmith.train.items import load_items, usable
     from tunesmith.train.methods import METHODS
 
-    plan = training.plan
+    plan, load = training.plan, load_per_core()
     train = 1.0
     if not METHODS[plan.method].graded:
         items, _, _ = usable(load_items(context.runner.folder("tokens") / "train.npz"), plan.max_length, plan.over_length)
         train = _training_factor(context, training, items)
     answer, filled = _answering_factor(context, training)
     basis = f"timed here: training takes {train:.2g} ×, answers {answer:.2g} × what the formulas say"
-    return Speeds(train=train, answer=answer, filled=filled, basis=basis, at=time.time())
+    return Speeds(train=train, answer=answer, filled=filled, basis=basis, at=time.time(), load=load)
 
 
 def _training_factor(context: ProjectContext, training: Estimate, items: list[Item]) -> float:
