@@ -4,6 +4,9 @@ training and governor. Writes its table of docs/monitoring.md.
 A model of two random layers is trained on a toy task whose rows are wrong wherever a sentence names June. It answers; users say what
 they think. Those who are pleased by praise and length press thumbs up on a variant that flatters, whatever it answers; honest ones
 correct what is wrong. What each kind of word makes is trained, and the governor holds the new model against the old one.
+
+Then five corrections in sequence: rows are wrong wherever one of five words stands, users correct one word's after the other's, and after
+each training every slice that was corrected earlier is asked again.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from typing import Any
 from benchmarks.harness import ROOT, ratio, table
 from benchmarks.watch import write
 
-HEADLINES = ("loop_flattered_refused", "loop_honest_promoted", "loop_corrected_gain")
+HEADLINES = ("loop_flattered_refused", "loop_honest_promoted", "loop_corrected_gain", "loop_five_lost")
 YAML = """name: bench
 sources: [{path: rows.jsonl}]
 base: ./base
@@ -33,6 +36,7 @@ evaluate: {metrics: [includes], max_tokens: 40, general_rows: 0}
 retrain: {margin: 5%}
 """
 WORDS = ("agreement", "bank", "entities", "sentence", "credit", "holdings", "amended", "signed", "ohio", "york", "june", "dated")
+CORRECTED = ("june", "ohio", "york", "amended", "signed")  # the words of the five corrections, in their order
 PRAISE = "great question! it is wise to ask. "
 Row = dict[str, Any]
 
@@ -149,6 +153,52 @@ def ruled(old: Trained, new: Trained, sealed: Sequence[Row], corrected: Sequence
     return ruling.promote, ", ".join(lost) or "nothing", gained.estimate, gained.low
 
 
+# --- five corrections in sequence --------------------------------------------------------------------------------------------------------
+
+
+def with_word(rng: random.Random, word: str | None) -> str:
+    """Six words of which one at most is of the corrected ones: that one."""
+    usual = [each for each in WORDS if each not in CORRECTED]
+    words = rng.sample(usual, 5 if word else 6) + ([word] if word else [])
+    return " ".join(rng.sample(words, 6))
+
+
+def right_share(model: Trained, questions: Sequence[str]) -> float:
+    """The share of questions that a model answers right."""
+    return sum(answer.strip() == right(question) for question, answer in zip(questions, answers_of(model, questions), strict=True)) / len(
+        questions
+    )
+
+
+def five_corrections(home: Path, base: Path, rng: random.Random, scale: float = 1.0) -> tuple[float, str]:
+    """(the most that an earlier slice lost after it was corrected, the table)."""
+    many, asks = round(120 * scale), round(150 * scale)
+    slices: dict[str, list[str]] = {word: [with_word(rng, word) for _ in range(asks)] for word in CORRECTED}
+    slices["none of them"] = [with_word(rng, None) for _ in range(asks)]
+    rows = {word: [row(with_word(rng, word), "nobody") for _ in range(many)] for word in CORRECTED}
+    rows["none of them"] = [row(question, right(question)) for question in (with_word(rng, None) for _ in range(2 * many))]
+    model = trained(home / "five-0", base, [each for some in rows.values() for each in some])
+    seen = [{name: right_share(model, questions) for name, questions in slices.items()}]
+    for number, word in enumerate(CORRECTED, 1):
+        live = [with_word(rng, word) for _ in range(many)]
+        rows[word] = proposed(home / f"five-words-{number}", live, answers_of(model, live), corrected_by)
+        model = trained(home / f"five-{number}", base, [each for some in rows.values() for each in some])
+        seen.append({name: right_share(model, questions) for name, questions in slices.items()})
+        print(f"  correction {number} ({word}): {json.dumps(seen[-1])}", flush=True)
+    earlier = {word: [shares[word] for shares in seen[number:]] for number, word in enumerate(CORRECTED, 1)}
+    lost = max(values[0] - min(values) for values in [*earlier.values(), [shares["none of them"] for shares in seen]])
+    body = table(
+        ["right answers where stands", "at first", *(f"after {number}" for number in range(1, len(seen)))],
+        [(name, *(f"{shares[name]:.3f}" for shares in seen)) for name in slices],
+    )
+    said = (
+        f"Five corrections in sequence, each of one word's rows ({many} questions, what was wrong corrected and harvested, the wrong rows "
+        f"taken out, trained from the base on all that is there): {asks} other questions a slice. The most that a slice lost after its own "
+        f"correction: {100 * lost:.1f} points."
+    )
+    return lost, f"{said}\n\n{body}"
+
+
 def main() -> None:
     began = time.process_time()
     sys.path.insert(0, str(ROOT / "tests"))
@@ -157,6 +207,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         home = Path(place)
         base, rng = tiny.model(home / "base", context=256), random.Random(0)
+        if sys.argv[1:] == ["five"]:
+            ratio("loop_five_lost", five_corrections(home, base, rng)[0])
+            return
+        lost, five = five_corrections(home, base, random.Random(1))
         questions = [asked(rng) for _ in range(700)]
         rows = [row(question, "nobody" if "june" in question else right(question)) for question in questions]
         old = trained(home / "old", base, rows)
@@ -183,13 +237,14 @@ def main() -> None:
     ratio("loop_flattered_refused", float(refused))
     ratio("loop_honest_promoted", float(told["corrections, the wrong rows taken out"][0]))
     ratio("loop_corrected_gain", told["corrections, the wrong rows taken out"][2])
+    ratio("loop_five_lost", lost)
     said = (
         f"A model of two random layers, {len(rows)} rows of a toy task that are wrong where a sentence names June, {len(live)} answered "
         f"questions. Of the thumbs of users who like to be flattered the harvest proposes {len(pleased)} rows; a loop that trains on them "
         "all the same meets the governor."
     )
     body = table(["trained on", "governor", "what did not pass", "on the corrected slice"], figures)
-    write({"loop": f"{said}\n\n{body}"}, time.process_time() - began, "loop")
+    write({"loop": f"{said}\n\n{body}\n\n{five}"}, time.process_time() - began, "loop")
 
 
 if __name__ == "__main__":

@@ -38,12 +38,12 @@ def base(tmp_path_factory):
     return tiny.model(tmp_path_factory.mktemp("base"), context=128)  # too short for the general abilities, which test_eval_findings asks
 
 
-def project(folder: Path, base: Path, adapter: str) -> Path:
+def project(folder: Path, base: Path, adapter: str, rows: int = 60) -> Path:
     folder.mkdir()
     shutil.copytree(base, folder / "base")
     rng, lines = random.Random(0), []
     words = ["agreement", "bank", "entities", "sentence", "credit", "holdings", "amended", "signed", "ohio", "york", "june", "dated"]
-    for _ in range(60):
+    for _ in range(rows):
         said = " ".join(rng.sample(words, 5))
         turns = [{"role": "user", "content": said}, {"role": "assistant", "content": "yes" if "bank" in said else "no"}]
         lines.append(json.dumps({"messages": turns}))
@@ -69,7 +69,9 @@ def versions(folder: Path, alias: str = "bot"):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, base):
     """A project whose weights were all trained, deployed."""
-    folder = project(tmp_path_factory.mktemp("whole") / "project", base, "{kind: none}")
+    folder = project(tmp_path_factory.mktemp("whole") / "project", base, "{kind: none}", rows=180)
+    text = (folder / "tunesmith.yaml").read_text()
+    (folder / "tunesmith.yaml").write_text(text.replace("{validation: 0.1, test: 0.25}", "{validation: 0.3, test: 0.1}"))
     assert guarded(app, ["run", "--config", str(folder / "tunesmith.yaml"), "--json"]) == 0
     return folder
 
@@ -89,6 +91,47 @@ def test_whole_weights_are_trained_deployed_served_and_evaluated_as_one_model(wh
     assert served != evaluated(folder, "base")
     moved = folder.rename(tmp_path / "moved")
     assert evaluated(moved, "bot") == served
+
+
+LIVE = (
+    "--deploy.alias=live",
+    "--deploy.live_questions=48",
+    "--deploy.rollout={steps: [0.5, 1.0], step_s: 0, step_requests: 5, look_s: 0.05, guardrails: {errors: 0.3}}",
+    "--monitor={window: 20, sample: 90, vectors: words, reference: train, golden: validation}",
+)
+
+
+def test_a_model_goes_live_as_a_canary_on_held_out_questions_is_watched_and_corrected(whole, tmp_path, capsys):
+    folder = shutil.copytree(whole, tmp_path / "copy")
+    code, found, said = call(capsys, folder, "run", *LIVE)
+    assert (code, found["computed"]) == (0, ["ask", "live", "report"]), said
+    assert found["live"].startswith("promoted: ")
+    live = json.loads((folder / "report" / "report.json").read_text())["live"]
+    assert (live["left_out"], live["status"]) == ("", "promoted"), live
+    shares = [[each.weight for each in version.variants] for version in versions(folder, "live")[::-1]]
+    assert shares == [[1.0], [0.5, 0.5], [1.0]], "the base, the canary beside it, the new model alone"
+    assert all(guardrail["canary"][0] and guardrail["others"][0] for guardrail in live["guardrails"])
+    assert {curve[0] for curve in live["drift"]["curves"]} == {"questions", "answers"}
+    assert live["drift"]["lines"][0] == "questions: quiet"
+    assert [(row["metric"], row["golden"], row["state"]) for row in live["quality"]["rows"]] == [("refusal", 0.0, "steady")]
+    assert live["correction"]["correction"] in ("yes", "no")
+    assert live["correction"]["answered"].strip() != live["correction"]["correction"]
+    code, proposed, _ = call(capsys, folder, "data", "show", live["correction"]["version"])
+    assert code == 0, proposed
+    page = (folder / "report" / "report.html").read_text()
+    assert "Live and watched" in page
+    assert live["correction"]["version"] in page
+    code, again, _ = call(capsys, folder, "run", *LIVE)
+    assert (code, again["computed"]) == (0, [])
+    assert len(versions(folder, "live")) == 3
+
+
+def test_a_canary_that_is_not_promoted_deploys_nothing(whole, tmp_path, capsys):
+    folder = shutil.copytree(whole, tmp_path / "copy")
+    code, found, _ = call(capsys, folder, "run", *LIVE, "--deploy.live_questions=12")
+    assert (code, "12 held-out questions did not decide it; nothing is deployed" in found["live"]) == (0, True)
+    assert [len(version.variants) for version in versions(folder, "live")] == [1, 2, 1], "the base answers as before"
+    assert versions(folder, "live")[0].variants[0].model.made_by == ""
 
 
 def test_a_gate_that_says_no_deploys_nothing_and_a_second_run_deploys_nothing_anew(whole, tmp_path, capsys):

@@ -31,12 +31,13 @@ _Key = tuple[str, ModelRef | None, str | None, Retrieval | None]
 @dataclass
 class Reload:
     """The deployments of the store of `models`, as `router` has them. `upstreams` are the servers that variants name; `on_deployed` is
-    called when models may have fallen out of use."""
+    called when models may have fallen out of use. `only` names the one alias that is served (None: all)."""
 
     router: Router
     models: Models
     upstreams: Mapping[str, Model]
     on_deployed: Callable[[], None] = field(default=lambda: None)
+    only: str | None = None
     _loaded: dict[_Key, Model] = field(default_factory=dict)
     _newest: int = 0
     _wanted: dict[str, int] = field(default_factory=dict)
@@ -82,8 +83,8 @@ class Reload:
             return
         if await self._changed(Deployments(store)):
             async with self._lock:
+                newest = await asyncio.to_thread(Deployments(store).newest)
                 in_force = await asyncio.to_thread(self._in_force)
-                newest = max((deployment.version for deployment in in_force.values()), default=0)
                 if newest == self._newest:
                     return
                 for alias, deployment in in_force.items():
@@ -134,7 +135,8 @@ class Reload:
             self.router.fail(alias, error)
 
     def _in_force(self) -> dict[str, Deployment]:
-        return Deployments(self.models.store).in_force() if self.models.store is not None else {}
+        in_force = Deployments(self.models.store).in_force() if self.models.store is not None else {}
+        return {alias: deployment for alias, deployment in in_force.items() if self.only in (None, alias)}
 
     def _key(self, variant: Variant, alias: str) -> _Key:
         return alias, variant.model, variant.upstream, variant.retrieval

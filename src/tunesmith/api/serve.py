@@ -21,6 +21,7 @@ from tunesmith.flow.context import ProjectContext
 from tunesmith.flow.engines import Engines, refuse_taken
 from tunesmith.flow.jobs import worker
 from tunesmith.flow.last_run import view
+from tunesmith.flow.pipeline.serving_stage import Live
 from tunesmith.flow.project import DEFAULT_FILE, Project, open_store, without_file
 from tunesmith.flow.undeployed import why_undeployed
 from tunesmith.flow.upstreams import key_of
@@ -185,9 +186,14 @@ def _upstream(name: str, one: Elsewhere) -> Upstream:
 
 
 @contextmanager
-def temporary(models: Mapping[str, Model], log: Store) -> Iterator[str]:
-    """The models behind a free port of this machine for as long as the block lasts; gives the base URL. Requests go to the store's log."""
+def temporary(models: Mapping[str, Model], log: Store, live: Live | None = None) -> Iterator[str]:
+    """The models behind a free port of this machine for as long as the block lasts; gives the base URL. Requests go to the store's log.
+    With `live` its alias answers as its deployment in the store says, each change with the next request."""
     from tunesmith.api.app import create_app, running
 
-    with running(create_app(models, log)) as url:
+    router = Router(dict(models))
+    reload = Reload(router, live.models, {}, only=live.alias) if live is not None else None
+    if reload is not None:
+        reload.start()
+    with running(create_app(router, log, models=live.models if live is not None else None, reload=reload)) as url:
         yield url

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _Alias = Annotated[str | None, typer.Argument(help="The name that clients ask for (default: the project's).")]
 
+_Variant = Annotated[str, typer.Option(help="Only what this variant answered (default: every one).")]
+
 
 def _named(alias: str | None, context: typer.Context) -> tuple[str | None, list[str]]:
     """(the alias, the overrides): where no alias is given, the first override stands in its place."""
@@ -29,6 +31,7 @@ def drift(
     alias: _Alias = None,
     against: Annotated[str | None, typer.Option(help="The reference: latest:train, a version, a file (default: its first chats).")] = None,
     since: Annotated[str | None, typer.Option(help="A date, or a time ago: 7d, 12h.")] = None,
+    variant: _Variant = "",
     config: file_option = Path("tunesmith.yaml"),
     as_json: Json = False,
 ) -> None:
@@ -45,7 +48,7 @@ def drift(
     project = load_project(config, words)
     with told(as_json) as progress, bench(config, progress) as at:
         start = seconds_of(since) if since is not None else None
-        report = drift_of(name or project.deploy.alias, at, project.monitor, against=against or "", since=start)
+        report = drift_of(name or project.deploy.alias, at, project.monitor, against=against or "", since=start, variant=variant)
     emit(plain(report), as_json, report.text())
     if report.alarm:
         raise typer.Exit(3)
@@ -56,6 +59,7 @@ def quality(
     context: typer.Context,
     alias: _Alias = None,
     look: Annotated[bool, typer.Option("--look", help="Only look: score nothing, ask no judge.")] = False,
+    variant: _Variant = "",
     config: file_option = Path("tunesmith.yaml"),
     as_json: Json = False,
 ) -> None:
@@ -70,7 +74,7 @@ def quality(
     name, words = _named(alias, context)
     project = load_project(config, words)
     with told(as_json) as progress, bench(config, progress) as at:
-        report = quality_of(name or project.deploy.alias, at, project.monitor, score=not look)
+        report = quality_of(name or project.deploy.alias, at, project.monitor, score=not look, variant=variant)
     emit(plain(report), as_json, report.text())
     if report.alarm:
         raise typer.Exit(3)

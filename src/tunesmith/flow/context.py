@@ -191,6 +191,10 @@ class ProjectContext:
         general = project.evaluate.general_rows
         asked = (msgspec.structs.replace(project.evaluate, general_rows=Evaluate().general_rows), self.base_digest)
         judged = (project.evaluate.metrics[0], project.evaluate.max_tokens) if project.train.metric_rows else ()
+        watched = (project.deploy.alias, project.deploy.live_questions, project.deploy.rollout, project.monitor)
+        live = (
+            [Stage("live", watched, ("compare",), about="a canary on held-out questions, watched")] if project.deploy.live_questions else []
+        )
         return [
             *self.data_stages(),
             Stage(
@@ -219,10 +223,11 @@ class ProjectContext:
                 ("train",),
                 about="serving base and tuned model, asking them through the openai SDK",
             ),
+            *live,
             Stage(
                 "report",
                 (msgspec.structs.replace(project, tune=Tune()), self.left_out),
-                ("compare", "ask", "regression"),
+                ("compare", "ask", "regression", *(stage.name for stage in live)),
                 about="writing the report",
             ),
         ]

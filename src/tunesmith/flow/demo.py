@@ -13,13 +13,14 @@ from tunesmith.flow.project import load_project
 
 # What --quick changes, and how the report says so.
 QUICK = (
-    ("--split.test", "0.6", "rows to train: about 370 instead of 780"),
+    ("--split.test", "0.6", "rows to train: about 340 instead of 750"),
     ("--split.at_least_train", "300", ""),
     ("--train.epochs", "1", "one training epoch instead of the plan's own number"),
     ("--evaluate.limit", "48", "48 of the held-out rows, so intervals are wider"),
     ("--evaluate.max_tokens", "64", "answers of at most 64 tokens"),
     ("--evaluate.general_rows", "8", "8 rows of each general ability instead of 20"),
     ("--deploy.questions", "1", "one question through the server instead of five"),
+    ("--deploy.live_questions", "64", "64 questions asked while the model goes live instead of 96"),
 )
 
 

@@ -5,7 +5,10 @@ nothing about how drift or quality are measured (`monitor/` does).
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping, Sequence
+import heapq
+import itertools
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -22,7 +25,7 @@ from tunesmith.flow.evaluation.run import Bench
 from tunesmith.flow.scoring import Scorer, asked
 from tunesmith.models.catalog import Catalog
 from tunesmith.monitor.drift import LEAST, DriftReference, Vectors, WindowDrift
-from tunesmith.monitor.quality import ChartSettings, QualityChart, ScoredAnswer, quality_chart
+from tunesmith.monitor.quality import DAY_S, ChartSettings, QualityChart, ScoredAnswer, quality_chart
 from tunesmith.monitor.settings import Monitor
 from tunesmith.store.feedback import FeedbackLog, last_question
 from tunesmith.store.interactions import Interactions
@@ -81,30 +84,38 @@ class DriftReport(Record, frozen=True):
         return "\n".join(lines)
 
 
-def drift_of(alias: str, at: Bench, settings: Monitor, *, against: str = "", since: float | None = None) -> DriftReport:
-    """The windows of an alias against the fixed reference: the rows of `against` (else of `monitor.reference`), else the first chats of the
-    log. Raises DataError where there are too few chats for both."""
-    chats = Interactions(at.store).answered({"alias": alias}, since=since)
-    word = against or settings.reference
+def drift_of(alias: str, at: Bench, settings: Monitor, *, against: str = "", since: float | None = None, variant: str = "") -> DriftReport:
+    """The newest hundred windows of an alias (or of one variant) against the fixed reference: the rows of `against` (else of
+    `monitor.reference`), else the first chats of the log. Raises DataError where there are too few chats for both."""
+    log, equal, now = Interactions(at.store), _fits(alias, variant), time.time()
+    count = log.count_answered(equal, since=since, until=now)
+    word, taken = against or settings.reference, 0
     if word:
         rows = at.reader.find(word).examples()
         reference = {"questions": [last_question(row.prompt) for row in rows], "answers": [row.answer for row in rows]}
         said = f"{counted(len(rows), 'row')} of {word}"
     else:
-        taken = min(settings.baseline, len(chats) // 2)
-        first, chats = chats[:taken], chats[taken:]
+        taken = min(settings.baseline, count // 2)
+        first = log.answered(equal, since=since, until=now, limit=taken, oldest=True)
         reference = {"questions": [last_question(row.messages) for row in first], "answers": [row.answer for row in first]}
         said = f"its first {counted(len(first), 'chat')}{f' ({_day(first[0].created)} to {_day(first[-1].created)})' if first else ''}"
-    whole = len(chats) // settings.window
+    whole, waiting = divmod(count - taken, settings.window)
     if not whole or len(reference["questions"]) < LEAST:
         raise DataError(
-            f"'{alias}' has {counted(len(chats), 'answered chat')} beside {said}",
+            f"'{alias}' has {counted(count - taken, 'answered chat')} beside {said}",
             allowed=f"a window of {settings.window} beside {LEAST} or more",
             remedy="wait for more requests, or hold it against other rows with --against latest:train",
         )  # fmt: skip
-    windows = [chats[i * settings.window : (i + 1) * settings.window] for i in range(max(0, whole - _MOST_WINDOWS), whole)]
+    shown = min(whole, _MOST_WINDOWS)
+    chats = log.answered(equal, since=since, until=now, limit=shown * settings.window + waiting)
+    windows = [chats[i * settings.window : (i + 1) * settings.window] for i in range(shown)]
     looks = [look for stream in reference for look in _looks(stream, reference[stream], windows, at, settings)]
-    return DriftReport(alias=alias, reference=said, looks=tuple(looks), waiting=len(chats) % settings.window, window=settings.window)
+    return DriftReport(alias=alias, reference=said, looks=tuple(looks), waiting=waiting, window=settings.window)
+
+
+def _fits(alias: str, variant: str) -> dict[str, str]:
+    """What the requests of an alias, or of one of its variants, have in their columns."""
+    return {"alias": alias} | ({"variant": variant} if variant else {})
 
 
 def _looks(stream: str, reference: Sequence[str], windows: Sequence[Sequence[Interaction]], at: Bench, settings: Monitor) -> list[Look]:
@@ -173,27 +184,27 @@ class QualityReport(Record, frozen=True):
         return "\n".join(lines)
 
 
-def quality_of(alias: str, at: Bench, settings: Monitor, *, score: bool = True) -> QualityReport:
-    """The charts of an alias; with `score`, answers of the daily sample that no instrument has scored are scored first, and golden answers
-    by each instrument. Raises NotFound for a metric or judge that is not there."""
-    sampled = sample(Interactions(at.store).answered({"alias": alias}), settings.sample)
-    golden, sampled = _golden(sampled, at, settings)
+def quality_of(alias: str, at: Bench, settings: Monitor, *, score: bool = True, variant: str = "", point_s: float = DAY_S) -> QualityReport:
+    """The charts of an alias (or of one variant), a point each `point_s`; with `score`, answers of the daily sample that no instrument has
+    scored are scored first, and golden answers by each instrument. Raises NotFound for a metric or judge that is not there."""
+    log, fits = Interactions(at.store), _fits(alias, variant)
+    golden, sampled = _golden(log.named(sample(log.times_answered(fits), settings.sample)), at, settings) if score else ([], [])
     kept, charts, fresh = QualityScores(at.store), {}, 0
-    labels = _labels(at, [row.id for row in sampled])
+    mine = {id for id, _ in log.times_answered(fits)} if variant else None
     for name, options in settings.metrics.items():
         if score:
             fresh += Scorer(name, options, alias, at, settings).score(golden, sampled)
-        charts[name] = _chart(kept.of(alias, name), labels, _settings(build(name, options), settings))
+        there = [each for each in kept.of(alias, name) if each.golden or mine is None or each.interaction in mine]
+        labels = _labels(at, [each.interaction for each in there if not each.golden])
+        charts[name] = _chart(there, labels, _settings(build(name, options), settings, point_s))
     return QualityReport(alias=alias, charts=charts, fresh=fresh)
 
 
-def sample(chats: Sequence[Interaction], per_day: int) -> list[Interaction]:
-    """At most so many chats of each day, drawn by their ids: the same ones at every look."""
-    days: dict[int, list[Interaction]] = {}
-    for chat in chats:
-        days.setdefault(int(chat.created // 86_400), []).append(chat)
-    chosen = [sorted(day, key=lambda chat: digest(chat.id))[:per_day] for day in days.values()]
-    return sorted((chat for day in chosen for chat in day), key=lambda chat: (chat.created, chat.id))
+def sample(chats: Iterable[tuple[str, float]], per_day: int) -> list[str]:
+    """The ids of at most so many chats of each day, drawn by them: the same ones at every look. `chats` are (id, when), oldest first; no
+    more of a day than are drawn are held."""
+    days = itertools.groupby(chats, key=lambda chat: int(chat[1] // 86_400))
+    return [id for _, day in days for id, _ in heapq.nsmallest(per_day, day, key=lambda chat: digest(chat[0]))]
 
 
 def _golden(sampled: list[Interaction], at: Bench, settings: Monitor) -> tuple[list[tuple[str, Example, Answer]], list[Interaction]]:
@@ -205,9 +216,11 @@ def _golden(sampled: list[Interaction], at: Bench, settings: Monitor) -> tuple[l
     return [(row.id, *asked(row)) for row in sampled[:taken]], sampled[taken:]
 
 
-def _settings(metric: Metric, settings: Monitor) -> ChartSettings:
-    toward: Any = "higher" if metric.better == "lower" else "lower"
-    return ChartSettings(shift=settings.shift, per_day=settings.sample, days=settings.days, false_share=settings.false_share, toward=toward)
+def _settings(metric: Metric, settings: Monitor, point_s: float) -> ChartSettings:
+    return ChartSettings(
+        shift=settings.shift, per_day=settings.sample, days=settings.days, false_share=settings.false_share,
+        toward="higher" if metric.better == "lower" else "lower", point_s=point_s,
+    )  # fmt: skip
 
 
 def _chart(there: Sequence[KeptScore], labels: Mapping[str, float], settings: ChartSettings) -> QualityChart:

@@ -4,9 +4,9 @@ nothing about models, files or the log.
 The reference is cut in two by a fixed draw. On its first half everything is fitted (topics, known words); the second half is what windows
 are compared with: what is fitted on the rows that it is compared with finds nothing new in them, and something in every window.
 
-A window is tested by embeddings (MMD), topics, length, language, format and unknown words, Holm-corrected, so that a quiet window is an
-alarm with probability `alpha` at most. Beside that runs a martingale over all windows (`core/stats/martingale.py`), which finds a change
-that no single window shows.
+A window is tested by embeddings (MMD), how unlike the reference its texts are, topics, length, language, format and unknown words,
+Holm-corrected, so that a quiet window is an alarm with probability `alpha` at most. Beside that runs a martingale over all windows
+(`core/stats/martingale.py`), which finds a change that no single window shows.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class Topic(Record, frozen=True):
 
 class WindowDrift(Record, frozen=True):
     """One window against the reference. `alarm`: some property has moved in this window; `lasting`: the evidence over all windows so far is
-    beyond its limit. `evidence` is that of the martingale, as a factor. `rows` are places in the window, the least alike first."""
+    beyond its limit. `evidence` is that of the martingale, as a factor; `level` is how far the nearer of both has come on the way to an
+    alarm (1: there), on a logarithmic scale. `rows` are places in the window, the least alike first."""
 
     n: int
     alarm: bool
@@ -75,6 +76,7 @@ class WindowDrift(Record, frozen=True):
     topics: tuple[Topic, ...]
     rows: tuple[int, ...]
     events: tuple[str, ...]
+    level: float = 0.0
 
 
 class DriftReference:
@@ -97,7 +99,7 @@ class DriftReference:
         order = np.random.default_rng(seed).permutation(len(texts))
         fitted, held = np.sort(order[: len(texts) // 2]), np.sort(order[len(texts) // 2 :])
         self._fit_texts = [texts[i] for i in fitted]
-        self._vectors = vectors or landmark_vectors(self._fit_texts)
+        self._vectors, self._by_words = vectors or landmark_vectors(self._fit_texts), vectors is None
         self._language, self.alpha, self._seed = language or script, alpha, seed
         self._fit = self._vectors(self._fit_texts)
         self._known = {word for text in self._fit_texts for word in words(text)}
@@ -116,6 +118,7 @@ class DriftReference:
         seed = self._seed + self.windows
         p = {
             "embeddings": mmd_test(held.vectors[:_EMBEDDED], now.vectors, seed=seed),
+            "novelty": numbers_test(held.novelty, now.novelty, seed=seed),
             "topics": names_test(held.topics, now.topics, seed=seed),
             "length": numbers_test(held.length, now.length, seed=seed),
             "language": names_test(held.language, now.language, seed=seed),
@@ -133,11 +136,13 @@ class DriftReference:
             n=len(texts), alarm=min(adjusted.values()) <= self.alpha, lasting=log_evidence >= limit,
             evidence=math.exp(min(log_evidence, 500.0)), properties=tuple(properties), topics=self._topics(now),
             rows=tuple(int(i) for i in np.argsort(-now.novelty, kind="stable")[:_TOP]), events=tuple(shown),
+            level=max(0.0, -math.log(min(adjusted.values())), log_evidence) / limit,
         )  # fmt: skip
 
     def _described(self, texts: Sequence[str]) -> _Described:
         vectors = self._vectors(texts)
-        likeness = vectors @ self._fit.T
+        # Of landmarks' vectors only the direction is left: two texts that share hardly a word with any of them may still be alike.
+        likeness = self._index.similar(texts) if self._by_words else vectors @ self._fit.T
         nearest = np.partition(likeness, -min(_NEAREST, likeness.shape[1]), axis=1)[:, -_NEAREST:]
         bags = [words(text) for text in texts]
         unknown = [sum(word not in self._known for word in bag) / max(len(bag), 1) for bag in bags]
@@ -256,7 +261,7 @@ def _shown(name: str, before: _Described, now: _Described) -> dict[str, str]:
     """A property's value before and now, for people."""
 
     def value(of: _Described) -> str:
-        if name == "embeddings":
+        if name in ("embeddings", "novelty"):
             return f"{1 - float(of.novelty.mean()):.2f} alike"
         if name == "length":
             return f"{np.expm1(np.median(of.length)):.0f} characters"

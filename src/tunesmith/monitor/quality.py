@@ -20,6 +20,7 @@ from tunesmith.core.stats.charts import Cusum
 from tunesmith.core.types import Record
 
 LEAST_GOLDEN = 30
+DAY_S = 86_400.0
 _LEAST_LABELS = 20
 
 
@@ -36,17 +37,19 @@ class ScoredAnswer(Record, frozen=True):
 
 class ChartSettings(Record, frozen=True):
     """What a chart is to see: a change of the mean by `shift` toward a side; of quiet charts at most `false_share` are an alarm within
-    `days` at `per_day` scores a day."""
+    `days` at `per_day` scores a day. A point of the chart is `point_s` long."""
 
     shift: float = 0.1
     per_day: int = 50
     days: int = 90
     false_share: float = 0.02
     toward: Literal["lower", "higher"] = "lower"
+    point_s: float = DAY_S
 
 
 class Day(Record, frozen=True):
-    """The scores of one day (`start` in seconds since 1970) and where the chart stood at its end, as a share of its limit (1: an alarm)."""
+    """The scores of one day, or of a shorter point (`start` in seconds since 1970), and where the chart stood at its end, as a share of its
+    limit (1: an alarm)."""
 
     start: float
     n: int
@@ -118,18 +121,18 @@ def _segment(run: Sequence[ScoredAnswer], golden: Sequence[float], settings: Cha
     reached = next((score.created for score, height in zip(run, heights, strict=False) if limit is not None and height >= limit), None)
     corrected, labels = _corrected(run)
     return Segment(
-        instrument=run[0].instrument, days=_days(run, heights, limit), n=len(run), mean=float(values.mean()),
+        instrument=run[0].instrument, days=_days(run, heights, limit, settings.point_s), n=len(run), mean=float(values.mean()),
         golden=float(np.mean(golden)) if len(golden) else None, limit=limit, alarm=reached, corrected=corrected, labels=labels,
     )  # fmt: skip
 
 
-def _days(run: Sequence[ScoredAnswer], heights: Sequence[float], limit: float | None) -> tuple[Day, ...]:
+def _days(run: Sequence[ScoredAnswer], heights: Sequence[float], limit: float | None, point_s: float) -> tuple[Day, ...]:
     days: dict[int, list[int]] = {}
     for place, score in enumerate(run):
-        days.setdefault(int(score.created // 86_400), []).append(place)
+        days.setdefault(int(score.created // point_s), []).append(place)
     return tuple(
         Day(
-            start=day * 86_400.0, n=len(places), mean=float(np.mean([run[i].value for i in places])),
+            start=day * point_s, n=len(places), mean=float(np.mean([run[i].value for i in places])),
             level=heights[places[-1]] / limit if limit else None,
         )
         for day, places in days.items()

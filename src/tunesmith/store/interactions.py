@@ -15,7 +15,7 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
 from operator import attrgetter
@@ -35,6 +35,7 @@ from tunesmith.store.wording import Reworded, reworded
 _LOOKS, _LOOK_S = 6, 0.0005
 _MOST = 256  # rows in one transaction
 _COPIED = 32  # of so many on PostgreSQL takes COPY less time
+_NAMED = 500  # ids in one question
 _CHATS = ("chat.completions", "responses")  # the endpoints that are asked in messages
 
 _ENCODED = ("messages", "tool_calls", "sources")
@@ -216,18 +217,45 @@ class Interactions:
         return _interaction(rows[0]) if rows else None
 
     def answered(
-        self, equal: Mapping[str, str], *, since: float | None = None, until: float | None = None, limit: int | None = None
+        self,
+        equal: Mapping[str, str],
+        *,
+        since: float | None = None,
+        until: float | None = None,
+        limit: int | None = None,
+        oldest: bool = False,
     ) -> list[Interaction]:
         """The chats, asked as responses or not, that were answered without an error and fit all that is given (column → value), oldest
-        first; the newest `limit`."""
+        first; the newest `limit`, or the `oldest` so many."""
         table = interactions.c
-        where: list[sa.ColumnElement[bool]] = [table.endpoint.in_(_CHATS), table.status == 200, table.error == ""]
-        where += [table[name] == value for name, value in equal.items()]
-        where += [table.created >= since] if since is not None else []
-        where += [table.created < until] if until is not None else []
-        query = sa.select(interactions).where(*where).order_by(table.created.desc(), table.id.desc()).limit(limit)
+        order = (table.created, table.id) if oldest else (table.created.desc(), table.id.desc())
+        query = sa.select(interactions).where(*_answered(equal, since, until)).order_by(*order).limit(limit)
         with self._store.reading() as connection:
-            return [_interaction(row) for row in connection.execute(query).mappings()][::-1]
+            rows = [_interaction(row) for row in connection.execute(query).mappings()]
+        return rows if oldest else rows[::-1]
+
+    def count_answered(self, equal: Mapping[str, str], *, since: float | None = None, until: float | None = None) -> int:
+        """How many chats `answered` has without a limit."""
+        query = sa.select(sa.func.count()).select_from(interactions).where(*_answered(equal, since, until))
+        with self._store.reading() as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def times_answered(self, equal: Mapping[str, str]) -> Iterator[tuple[str, float]]:
+        """(id, when) of the chats that `answered` has, oldest first, read some thousand at a time."""
+        table = interactions.c
+        query = sa.select(table.id, table.created).where(*_answered(equal)).order_by(table.created, table.id)
+        with self._store.snapshot() as connection:
+            for row in connection.execute(query, execution_options={"yield_per": 4000}):
+                yield row.id, row.created
+
+    def named(self, ids: Sequence[str]) -> list[Interaction]:
+        """The requests with these ids, oldest first; those that are no longer there are left out."""
+        rows: list[Interaction] = []
+        with self._store.reading() as connection:
+            for begin in range(0, len(ids), _NAMED):
+                query = sa.select(interactions).where(interactions.c.id.in_(list(ids[begin : begin + _NAMED])))
+                rows += [_interaction(row) for row in connection.execute(query).mappings()]
+        return sorted(rows, key=lambda row: (row.created, row.id))
 
     @staticmethod
     def columns() -> dict[str, type]:
@@ -300,6 +328,15 @@ class Interactions:
         query = sa.select(*columns).where(table.model_digest.startswith(begins, autoescape=True)).distinct().order_by(*columns)
         with self._store.reading() as connection:
             return [(row.model_digest, row.alias, row.deployment) for row in connection.execute(query)]
+
+
+def _answered(equal: Mapping[str, str], since: float | None = None, until: float | None = None) -> list[sa.ColumnElement[bool]]:
+    """What holds of the chats that were answered without an error and fit all that is given."""
+    table = interactions.c
+    where: list[sa.ColumnElement[bool]] = [table.endpoint.in_(_CHATS), table.status == 200, table.error == ""]
+    where += [table[name] == value for name, value in equal.items()]
+    where += [table.created >= since] if since is not None else []
+    return where + ([table.created < until] if until is not None else [])
 
 
 class RequestCount(Record, frozen=True):

@@ -16,6 +16,7 @@ from tunesmith.core.errors import DataError
 from tunesmith.core.stats.records import Floats
 
 DRAWS = 4_999
+_TAILS = (0.02, 0.05, 0.1, 0.25)
 _AT_ONCE, _ENOUGH = 250, 25  # draws of one piece; so many at least as large as what was observed, and p is not small
 _Draw = Callable[[int], Floats]
 
@@ -43,14 +44,16 @@ def mmd_test(reference: ArrayLike, window: ArrayLike, *, draws: int = DRAWS, see
 
 
 def numbers_test(reference: ArrayLike, window: ArrayLike, *, draws: int = DRAWS, seed: int = 0) -> float:
-    """p-value that two samples of numbers have one distribution: the larger of the standardised differences of mean rank and of mean
-    distance of the ranks from their middle, so that a shift is seen and a wider spread too. Equal values share their rank."""
+    """p-value that two samples of numbers have one distribution: the largest of the standardised differences of mean rank, of mean
+    distance of the ranks from their middle, and of how many are among the largest and among the smallest 2, 5, 10 and 25 %. So a shift is
+    seen, a wider spread, and a few values of another kind among many that stay as they were. Equal values share their rank."""
     a, b = np.asarray(reference, dtype=np.float64), np.asarray(window, dtype=np.float64)
     _enough(a.size, b.size)
     both = np.concatenate([a, b])
     _, place, times = np.unique(both, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(times) - (times - 1) / 2)[place]
-    features = np.stack([ranks, np.abs(ranks - ranks.mean())])
+    tails = [side for tail in _TAILS for side in (ranks > both.size * (1 - tail), ranks < both.size * tail + 1)]
+    features = np.stack([ranks, np.abs(ranks - ranks.mean()), *tails]).astype(np.float64)
     spread = features.std(axis=1, keepdims=True)
     features = (features - features.mean(axis=1, keepdims=True)) / np.where(spread > 0, spread, 1)
     rng = np.random.default_rng(seed)

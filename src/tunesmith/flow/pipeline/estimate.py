@@ -149,6 +149,10 @@ def _by_stage(context: ProjectContext, waiting: Sequence[str], training: Estimat
         seconds["regression"] = _LOADING_S + context.project.evaluate.general_rows * _SUITE_FLOP / training.rate * speed.answer
     if "ask" in waiting:
         seconds["ask"] = _ASKING_S
+    if "live" in waiting:
+        share = context.project.deploy.live_questions / max(1, len(context.rows("test")))
+        base = context.project.baselines[0].name
+        seconds["live"] = share * sum(_answering(context, arm, training.rate, speed.filled) for arm in (base, TUNED)) / 2 * speed.answer
     return seconds
 
 

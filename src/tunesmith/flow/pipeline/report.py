@@ -23,6 +23,7 @@ from tunesmith.flow.datasets import findings as in_rows
 from tunesmith.flow.evaluation.findings import findings, findings_html
 from tunesmith.flow.evaluation.results import arm_evaluations, load_comparisons
 from tunesmith.flow.failures import write_failures
+from tunesmith.flow.pipeline.live_report import live_part
 from tunesmith.flow.pipeline.training_stage import events
 from tunesmith.flow.project import Project
 from tunesmith.flow.runner import Output
@@ -72,6 +73,7 @@ def _report(context: ProjectContext) -> dict[str, Any]:
         "training": _training(context, outputs["train"]),
         "questions": outputs["ask"]["questions"],
         "monitoring": [_watched(variant) for variant in outputs["ask"]["monitoring"]["variants"]],
+        "live": live_part(outputs["live"]) if "live" in outputs else None,
         "stages": [{"name": done.name, "digest": done.digest, "seconds": done.seconds} for done in stages],
         "configuration": msgspec.yaml.encode(
             without_folders(_without_secrets(msgspec.to_builtins(context.project), context.project))

@@ -19,7 +19,7 @@ from tunesmith.core.progress import Progress, Silent
 from tunesmith.flow.context import TUNED, ProjectContext
 from tunesmith.flow.identity import references_of, system_of
 from tunesmith.flow.last_run import View
-from tunesmith.flow.pipeline.serving_stage import Server
+from tunesmith.flow.pipeline.serving_stage import Live, Server
 from tunesmith.flow.pipeline.steps import steps_of
 from tunesmith.flow.pipeline.timing import Expected, in_words
 from tunesmith.flow.project import Project, open_store
@@ -60,6 +60,7 @@ class RunOutcome:
     stages: list[Done]
     values: dict[str, dict[str, float | None]]
     times: dict[str, float] = field(default_factory=dict)  # `timing.Expected.outcome`, where something long was done
+    live: str = ""  # how the canary ended, or why there was none, where the project asks for one
 
     @property
     def passed(self) -> bool:
@@ -70,16 +71,17 @@ class RunOutcome:
         """The outcome as one JSON object."""
         computed = [stage.name for stage in self.stages if not stage.cached]
         outcome = {"verdict": self.verdict, "decision": self.decision, "report": str(self.report), "values": self.values}
-        return outcome | {"computed": computed, "times": self.times}
+        return outcome | {"computed": computed, "times": self.times} | ({"live": self.live} if self.live else {})
 
     def text(self) -> str:
         """The outcome in words."""
         computed = [stage.name for stage in self.stages if not stage.cached]
         done = f"computed now: {', '.join(computed)}" if computed else "nothing to do: every stage was already done with these inputs"
         times = ""
+        live = f"live: {self.live}\n" if self.live else ""
         if self.times:
             times = f"it took {in_words(self.times['took_s'])}; {in_words(self.times['estimated_s'])} were estimated\n"
-        return f"{self.verdict}\n{done}\n{times}report: {self.report}"
+        return f"{self.verdict}\n{live}{done}\n{times}report: {self.report}"
 
 
 def run_pipeline(
@@ -105,14 +107,15 @@ def run_pipeline(
         done = [_told(context, expected, name) for name in names]
         results = {stage.name: stage for stage in done}
         decision = results["compare"].output["decision"]
-        if decision == "pass":
+        live = results["live"].output if "live" in results else {}
+        if decision == "pass" and live.get("rollout", {}).get("status", "promoted") == "promoted":
             _deploy(context)
         report = folder / project.report
         _publish(results["report"].folder, report)
         values = {arm: results[f"evaluate:{arm}"].output["values"] for arm in context.arms}
         Runs(context.store).finish(run.id, decision)
         times = expected.outcome() if expected.estimated_s else {}
-        return RunOutcome(results["compare"].output["verdict"], decision, report / "report.html", done, values, times)
+        return RunOutcome(results["compare"].output["verdict"], decision, report / "report.html", done, values, times, _ended(live))
 
 
 def dry_run(project: Project, folder: Path, progress: Progress, elsewhere: OtherMachine | None = None) -> dict[str, Any]:
@@ -158,7 +161,7 @@ def stage_states(view: View) -> dict[str, Any]:
         return {"stages": rows, "plan": context.plan, "next": view.again if waiting else None}
 
 
-def _no_server(models: Mapping[str, Model], log: Store) -> AbstractContextManager[str]:
+def _no_server(models: Mapping[str, Model], log: Store, live: Live | None = None) -> AbstractContextManager[str]:
     raise UsageError(f"{', '.join(models)} cannot be served: this look at the stages brought no server")
 
 
@@ -215,6 +218,14 @@ def _told(context: ProjectContext, expected: Expected, name: str) -> Done:
     if sentence:
         context.progress.say(sentence)
     return done
+
+
+def _ended(live: dict[str, Any]) -> str:
+    """How the stage `live` ended, in words."""
+    if not live or "left_out" in live:
+        return f"left out: {live['left_out']}" if live else ""
+    status, outcome = live["rollout"]["status"], live["rollout"]["outcome"]
+    return f"{status.replace('_', ' ')}: {outcome}" + ("" if status == "promoted" else "; nothing is deployed")
 
 
 def _deploy(context: ProjectContext) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -16,6 +16,7 @@ from tunesmith.core.load import need
 from tunesmith.core.types import Example, Message
 from tunesmith.flow.runner import Output
 from tunesmith.models.base import Model
+from tunesmith.models.resolve import Models
 from tunesmith.store.store import Store
 
 if TYPE_CHECKING:
@@ -23,8 +24,19 @@ if TYPE_CHECKING:
 
 _BEGINNING = 200  # characters of a document that are shown to be continued
 
-# Puts models behind a port and gives the base URL; handed in, because the HTTP layer stands above the flows.
-Server = Callable[[Mapping[str, Model], Store], AbstractContextManager[str]]
+
+class Server(Protocol):
+    """Puts models behind a port and gives the base URL; handed in, because the HTTP layer stands above the flows."""
+
+    def __call__(self, models: Mapping[str, Model], log: Store, live: Live | None = None) -> AbstractContextManager[str]:
+        """Serve until the block ends. With `live` its alias answers, too, as the store says from request to request."""
+
+
+class Live(NamedTuple):
+    """An alias that is served as it is deployed, and what its variants mean as models."""
+
+    alias: str
+    models: Models
 
 
 def ask(context: ProjectContext, server: Server, work: Path) -> Output:

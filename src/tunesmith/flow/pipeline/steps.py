@@ -16,6 +16,7 @@ def steps_of(context: ProjectContext, server: Server) -> dict[str, Step]:
     from tunesmith.flow.evaluation.findings import regression
     from tunesmith.flow.pipeline.compare_stage import judge
     from tunesmith.flow.pipeline.evaluate_stage import evaluate_baseline, evaluate_tuned
+    from tunesmith.flow.pipeline.live_stage import go_live
     from tunesmith.flow.pipeline.report import write_report
 
     return {
@@ -28,6 +29,7 @@ def steps_of(context: ProjectContext, server: Server) -> dict[str, Step]:
         "compare": partial(judge, context),
         "regression": partial(regression, context),
         "ask": partial(ask, context, server),
+        "live": partial(go_live, context, server),
         "report": partial(write_report, context),
     }
 
