@@ -25,6 +25,7 @@ from tunesmith.flow.context import ProjectContext
 from tunesmith.flow.project import load_project, open_store
 from tunesmith.models.catalog import Catalog
 from tunesmith.models.echo import EchoModel
+from tunesmith.models.resolve import Models
 from tunesmith.store.deployments import Deployments
 from tunesmith.store.experiments import Experiments
 from tunesmith.store.jobs import JobRequest, Jobs
@@ -33,6 +34,7 @@ from tunesmith.store.sessions import Sessions
 from tunesmith.store.store import Store
 from tunesmith.web.page import assets
 from tunesmith.web.site import PageSite
+from waiting import until
 
 HOSTILE = [
     "<script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\">",
@@ -51,7 +53,9 @@ def served(folder):
     project = load_project(file)
     store = open_store(project, folder)
     context = ProjectContext(project, folder, store, Catalog(), Silent())
-    with running(create_app({"echo": EchoModel(), "also echo": EchoModel()}, store=store, site=PageSite(file, context))) as url:
+    models = Models(store, context.catalog, home=folder, upstreams={"near": EchoModel, "far": EchoModel})
+    site = PageSite(file, context)
+    with running(create_app({"echo": EchoModel(), "also echo": EchoModel()}, store=store, models=models, site=site)) as url:
         yield url.removesuffix("/v1"), store
     store.close()
 
@@ -60,7 +64,9 @@ def served(folder):
 def project(tmp_path_factory):
     """A project with a version of rows that would break a page, and of the version before it."""
     folder = tmp_path_factory.mktemp("pages")
-    (folder / "tunesmith.yaml").write_text("name: hostile\nsources: [{path: rows.jsonl}]\nbase: smollm2-135m\n")
+    (folder / "tunesmith.yaml").write_text(
+        "name: hostile\nsources: [{path: rows.jsonl}]\nbase: smollm2-135m\nsplit: {semantic: {action: off}}\n"
+    )
     rows = [
         identified(
             Example(
@@ -189,6 +195,106 @@ def test_a_key_signs_in_its_scopes_decide_and_its_end_ends_the_session(tmp_path,
         client.post("/signin", data={"key": secret}, headers=own)
         Keys(store).revoke(reader["id"])
         assert Sessions(store).recognised(client.cookies["tunesmith_session"]) is None
+
+
+OWN = {"sec-fetch-site": "same-origin"}
+
+
+def posted(site, path, **form):
+    """The page that a post leads to."""
+    answer = site.post(path, headers=OWN, follow_redirects=True, **form)
+    if answer.url.path.startswith("/errands/"):  # the page of work that takes longer
+        waited = answer.url.path
+        answer = until(lambda: (seen := site.get(waited, follow_redirects=True)).url.path != waited and seen)
+    assert answer.status_code == 200, answer.text.partition('class="what"')[2][:800]
+    return answer
+
+
+def test_a_file_is_brought_looked_at_kept_divided_judged_and_taught_by_posts_alone(site):
+    lines = [{"question": f"How long is rope {i} of {HOSTILE[1]}?", "answer": f"{i} metres, {'long ' * (i % 7)}"} for i in range(40)]
+    lines.append(lines[0])
+    file = ("../.rows ?*.jsonl", b"\n".join(map(msgspec.json.encode, lines)))
+    first = posted(site, "/data/import", files={"file": file}, data={"format": "auto"})
+    assert "the keys are [&#39;answer&#39;, &#39;question&#39;]" in first.text
+    assert "import/rows_.jsonl" in first.text  # no path, no pattern
+    columns = {"map": "prompt=question, response=answer", "format": "auto"}
+    assert "How long is rope 0" in posted(site, "/data/import/rows_.jsonl", data=columns).text
+    kept = posted(site, "/data/import/rows_.jsonl", data={"keep": "1", **columns})
+    version = kept.url.path.rpartition("/")[2]
+    assert "41 rows came in" in kept.text
+    assert site.post("/data/import/tunesmith.yaml", data={"keep": "1"}, headers=OWN).status_code == 404
+    near = site.get(f"/data/{version}/leakage").text
+    assert "2 rows in all" in near
+    divided = posted(site, f"/data/{version}/split")
+    assert divided.url.path.endswith("/leakage")
+    assert "Held-out rows that repeat a training row" in divided.text
+    split = divided.url.path.split("/")[2]
+    page = site.get(f"/review?data={version}&as=ann").text
+    verdict = {"data": version, "as": "ann", "row": field(page, "row"), "seen": field(page, "seen"), "action": "edit", "answer": "short"}
+    assert "Put 1 verdict into a new version" in posted(site, "/review", data=verdict).text
+    assert "2 rows changed" in posted(site, "/review/apply", data={"data": version}).text
+    form = site.get(f"/jobs/new?data={split}:train").text
+    assert f'value="{split}:train" selected' in form
+    job = posted(site, "/jobs", data={"data": f"{split}:train", "model": "smollm2-135m", "settings": "n_epochs=2"})
+    assert job.url.path.startswith("/jobs/ftjob-")
+    number = job.url.path.rpartition("/")[2]
+    assert "n_epochs=2" in site.get(f"/jobs/new?from={number}").text
+    again = posted(site, "/jobs", data={"from": number, "settings": "n_epochs=3"})
+    assert number not in again.url.path
+    assert re.search(r"<dt>n epochs</dt><dd>3</dd>", again.text)
+    wrong = site.post("/jobs", data={"from": number, "settings": "epochs=3"}, headers=OWN)
+    assert (wrong.status_code, "n_epochs" in wrong.text) == (400, True)
+
+
+def test_a_model_is_deployed_measured_compared_in_traffic_corrected_and_its_correction_harvested(site, project):
+    (project / "rows.jsonl").write_bytes(
+        msgspec.json.encode({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})
+    )
+    posted(site, "/deployments", data={"alias": "rope", "model": "near", "reason": HOSTILE[0]})
+    page = site.get("/deployments/rope").text
+    assert "&lt;script&gt;" in page
+    begun = {"control": "near", "treatment": "far", "metrics": "thumbs latency", "seen": field(page, "seen")}
+    trial = posted(site, "/deployments/rope/experiment", data=begun).text
+    assert "far against near" in trial
+    assert "somebody has changed" in site.post("/deployments/rope/experiment/end", data={"seen": field(page, "seen")}, headers=OWN).text
+    ended = posted(site, "/deployments/rope/experiment/end", data={"variant": "far", "seen": field(trial, "seen")}).text
+    assert "promoted &#39;far&#39;" in ended
+    measured = posted(site, "/evaluation", data={"model": "echo", "data": "latest", "limit": "4"})
+    assert "4 rows" in measured.text
+    asked = site.post("/v1/chat/completions", json={"model": "echo", "messages": [{"role": "user", "content": "How long is it?"}]})
+    request = f"/monitoring/log/{asked.json()['id']}"
+    said = posted(site, f"{request}/feedback", data={"kind": "thumbs", "value": "down", "by": "ann"})
+    assert "thumbs" in said.text
+    posted(site, f"{request}/feedback", data={"kind": "correction", "value": HOSTILE[0], "by": "ann"})
+    assert site.post(f"{request}/feedback", data={"kind": "score", "value": "many"}, headers=OWN).status_code == 400
+    assert "No training row is known" in site.get(f"{request}/nearest").text
+    listed = site.get("/monitoring/feedback?propose=1").text
+    assert "&lt;script&gt;" in listed
+    assert "What would be proposed" in listed
+    proposed = posted(site, "/monitoring/feedback/harvest", data={})
+    assert proposed.url.path == "/review"
+    assert "1 of the kind correction" in proposed.text
+
+
+def test_quality_drift_and_alerts_say_what_they_need_and_silences_begin_and_end(site, project):
+    assert "No answer has a score yet" in site.get("/monitoring/watch?alias=rope").text
+    assert "Not enough chats yet" in site.get("/monitoring/drift?alias=rope").text
+    assert "No rules yet" in site.get("/monitoring/alerts").text
+    file = project / "tunesmith.yaml"
+    before = file.read_text()
+    file.write_text(f"{before}alerts: {{rules: [{{name: errors, metric: error_rate, above: 0.5, over: 1h}}]}}\n")
+    posted(site, "/monitoring/alerts/look")
+    assert "error_rate above 0.5" in site.get("/monitoring/alerts").text
+    assert "rule=errors" in posted(site, "/monitoring/alerts/silence", data={"labels": "rule=errors", "for": "30m"}).text
+    assert site.post("/monitoring/alerts/silence", data={"labels": "errors", "for": "30m"}, headers=OWN).status_code == 400
+    assert "has ended" in posted(site, "/monitoring/alerts/silence", data={"labels": "rule=errors", "end": "1"}).text
+    file.write_text(before)
+
+
+def test_work_that_the_server_no_longer_knows_is_said_and_how_to_go_on(site):
+    lost = site.get("/errands/0123")
+    assert lost.status_code == 404
+    assert "start it again" in lost.text
 
 
 def test_script_and_style_are_small(site):

@@ -15,8 +15,9 @@ from tunesmith.core.errors import UsageError
 from tunesmith.core.feedback import FeedbackBody, body_of
 from tunesmith.core.types import Feedback, digest
 from tunesmith.core.wire import BadRequest
+from tunesmith.flow.feedback import say
 from tunesmith.store.feedback import FeedbackLog
-from tunesmith.store.paging import Missing, new_id
+from tunesmith.store.paging import new_id
 
 
 def _object(word: Feedback) -> dict[str, Any]:
@@ -35,11 +36,7 @@ async def create(request: Request) -> Response:
         word = asked.feedback(time.time(), source="api", project=project, own_id=own_id)
     except UsageError as error:
         raise BadRequest(error.what, code="invalid_value", allowed=error.allowed) from error
-    log = FeedbackLog(store_of(request))
-    if not await away(log.requests, [word.interaction], project):
-        raise Missing("answered request", word.interaction, param="interaction", code="interaction_not_found")
-    there, _ = await away(log.put, word)
-    return reply(_object(there))
+    return reply(_object(await away(say, store_of(request), word)))
 
 
 async def list_feedback(request: Request) -> Response:

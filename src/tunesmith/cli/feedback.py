@@ -11,7 +11,9 @@ import typer
 
 from tunesmith.cli.shared import OVERRIDES, Json, emit, file_option
 
-feedback_app = typer.Typer(help="What people say of answers: import it, and make rows of it.", no_args_is_help=True, rich_markup_mode=None)
+feedback_app = typer.Typer(
+    help="What people say of answers: say it, import it, and make rows of it.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 @feedback_app.callback()
@@ -39,6 +41,31 @@ def import_(
     with closing(open_store(load_project(config), config.resolve().parent)) as store:
         done = import_feedback(store, file, project=project)
     emit(msgspec.structs.asdict(done), as_json, done.text())
+
+
+@feedback_app.command("add")
+def add(
+    request: Annotated[str, typer.Argument(help="The answer's id, as clients get it and the log has it.")],
+    kind: Annotated[str, typer.Argument(help="thumbs, score, correction or outcome.")],
+    value: Annotated[str, typer.Argument(help="up or down, a number, the answer that would have been right, what came of it.")],
+    comment: Annotated[str, typer.Option(help="Why.")] = "",
+    by: Annotated[str | None, typer.Option(help="Who says so (default: the user of this machine).")] = None,
+    config: file_option = Path("tunesmith.yaml"),
+    as_json: Json = False,
+) -> None:
+    """Say something of one answer of the log.
+
+    Example: tunesmith feedback add chatcmpl-4f2a correction "We open at nine."
+    """
+    import getpass
+
+    from tunesmith.core.feedback import body_of
+    from tunesmith.flow.feedback import said_of
+    from tunesmith.flow.project import load_project, open_store
+
+    with closing(open_store(load_project(config), config.resolve().parent)) as store:
+        word = said_of(store, request, kind=kind, value=value, comment=comment, by=by if by is not None else getpass.getuser())
+    emit(msgspec.to_builtins(body_of(word)), as_json, f"{word.id}: {word.kind} of {word.interaction}")
 
 
 @feedback_app.command("export")
@@ -78,15 +105,14 @@ def harvest(
     from tunesmith.flow.evaluation.run import bench
     from tunesmith.flow.harvest import harvested, proposals
     from tunesmith.flow.logged import seconds_of
-    from tunesmith.flow.watching import drift_of
+    from tunesmith.flow.watching import moved_requests
     from tunesmith.monitor.settings import Monitor
 
     start = seconds_of(since) if since is not None else None
     with told(as_json) as progress, bench(config, progress) as at:
         desk = Datasets.open(config, progress, list(context.args))
         settings = getattr(desk.settings, "monitor", Monitor())
-        looks = drift_of(drifted, at, settings).newest if drifted is not None else []
-        moved = [id for look in looks if look.drift.alarm or look.drift.lasting for id in look.requests]
+        moved = moved_requests(drifted, at, settings) if drifted is not None else []
         if dry_run:
             made = proposals(at.store, settings, since=start, drifted=moved)
             rows = [{"kind": each.kind, **msgspec.to_builtins(each.row)} for each in made.proposed]

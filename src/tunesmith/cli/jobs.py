@@ -15,7 +15,9 @@ from tunesmith.cli.shared import Json, emit, file_option
 if TYPE_CHECKING:
     from tunesmith.store.store import Store
 
-jobs_app = typer.Typer(help="Fine-tuning jobs: list, logs, pause, resume, cancel, work.", no_args_is_help=True, rich_markup_mode=None)
+jobs_app = typer.Typer(
+    help="Fine-tuning jobs: create, clone, list, logs, pause, resume, cancel, work.", no_args_is_help=True, rich_markup_mode=None
+)
 keys_app = typer.Typer(help="API keys: create, list, revoke, rotate.", no_args_is_help=True, rich_markup_mode=None)
 _Job = Annotated[str, typer.Argument(help="The job's id, ftjob-…")]
 _Key = Annotated[str, typer.Argument(help="The key's id, key_…")]
@@ -75,6 +77,51 @@ def logs(job: _Job, config: file_option = _DEFAULT, as_json: Json = False) -> No
     shown = [{key: row[key] for key in ("created", "level", "message", "type", "data")} for row in rows]
     lines = [f"{_when(row['created'])} {row['level']:<5} {row['message']}" for row in rows]
     emit({"events": shown, "log": words}, as_json, "\n".join([*lines, *([f"--- {log}", words.rstrip()] if words.strip() else [])]))
+
+
+@jobs_app.command("create")
+def create_job(
+    data: Annotated[str, typer.Argument(help="The rows to train on: latest:train, a version, VERSION:PART.")],
+    model: Annotated[str, typer.Option(help="What is trained: a base, an alias, ft:… (default: the project's base).")] = "",
+    validation: Annotated[str, typer.Option(help="Rows that the loss is measured on, too.")] = "",
+    settings: Annotated[str, typer.Option("--set", help="Hyperparameters: 'n_epochs=2 learning_rate=1e-4'.")] = "",
+    suffix: Annotated[str, typer.Option(help="A part of the model's name.")] = "",
+    config: file_option = _DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Order a fine-tuning job over rows of a data version; a server's workers, or jobs work, carry it out.
+
+    Example: tunesmith jobs create latest:train --set 'n_epochs=2'
+    """
+    from tunesmith.core.progress import Silent
+    from tunesmith.flow.evaluation.run import bench
+    from tunesmith.flow.jobs.order import order, settings_of
+
+    with bench(config, Silent()) as at:
+        base = model or getattr(at.reader.settings, "base", "")
+        held = at.reader.find(validation) if validation else None
+        row = order(at.store, at.models, base, at.reader.find(data), validation=held, settings=settings_of(settings), suffix=suffix)
+    emit({"id": row["id"], "status": row["status"]}, as_json, f"{row['id']}: {row['status']}")
+
+
+@jobs_app.command("clone")
+def clone(
+    job: _Job,
+    settings: Annotated[str, typer.Option("--set", help="Hyperparameters that differ: 'n_epochs=2 learning_rate=1e-4'.")] = "",
+    config: file_option = _DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Order a job once more, with a change where one is given.
+
+    Example: tunesmith jobs clone ftjob-abc123 --set 'learning_rate=1e-4'
+    """
+    from tunesmith.core.progress import Silent
+    from tunesmith.flow.evaluation.run import bench
+    from tunesmith.flow.jobs.order import order_again, settings_of
+
+    with bench(config, Silent()) as at:
+        row = order_again(at.store, at.models, job, settings_of(settings))
+    emit({"id": row["id"], "status": row["status"]}, as_json, f"{row['id']}: {row['status']}")
 
 
 def _change(word: str, job: str, config: Path, as_json: bool) -> None:

@@ -12,13 +12,15 @@ import msgspec
 
 from tunesmith.core.atomic import write_atomic
 from tunesmith.core.counted import counted
-from tunesmith.core.errors import DataError
-from tunesmith.core.feedback import body_of
+from tunesmith.core.errors import DataError, NotFound, UsageError
+from tunesmith.core.feedback import KINDS, FeedbackBody, body_of
 from tunesmith.core.rows import read_whole
 from tunesmith.core.types import Feedback, Record
 from tunesmith.data.csv_table import read_table
 from tunesmith.monitor.feedback_formats import read_export
 from tunesmith.store.feedback import FeedbackLog, last_question
+from tunesmith.store.interactions import Interactions
+from tunesmith.store.paging import Missing, new_id
 from tunesmith.store.store import Store
 
 _CUT, _CUT_AT = "...", 500  # how Dify's export ends an answer that it cuts, and where
@@ -60,6 +62,52 @@ def import_feedback(store: Store, file: Path, *, project: str = "default") -> Im
         format=export.format, new=new, there=len(kept) - new, by_id=ways.count("id"), by_words=ways.count("words"), own=ways.count("own"),
         empty=export.empty, unknown=tuple(word.interaction for word, how in placed if how == "unknown"),
     )  # fmt: skip
+
+
+def say(store: Store, word: Feedback) -> Feedback:
+    """Keep one word about a request of the log; what is there under its id. Raises Missing for a request that the log does not have, and as
+    `FeedbackLog.put`."""
+    log = FeedbackLog(store)
+    if not log.requests([word.interaction], word.project):
+        raise Missing("answered request", word.interaction, param="interaction", code="interaction_not_found")
+    return log.put(word)[0]
+
+
+def said_of(
+    store: Store,
+    number: str,
+    *,
+    kind: str,
+    value: str,
+    comment: str = "",
+    by: str = "",
+    source: str = "command",
+    project: str | None = None,
+) -> Feedback:
+    """Keep what somebody says of a request: `kind` and its value as words (thumbs `up`, a score `0.8`); `project` None sees all. Raises
+    UsageError for what is no such value, NotFound for a request that is not there."""
+    asked = Interactions(store).find(number)
+    if asked is None or (project is not None and asked.project != project):
+        raise NotFound(f"no request '{number[:200]}' in the log", remedy="tunesmith monitor status tells what was asked")
+    body = _body(asked.id, kind, value, comment, by)
+    whose = asked.project or "default"
+    return say(store, body.feedback(time.time(), source=source, project=whose, own_id=new_id("fb-")))
+
+
+def _body(interaction: str, kind: str, value: str, comment: str, by: str) -> FeedbackBody:
+    if kind not in KINDS:
+        raise UsageError(f"no feedback '{kind[:40]}'", allowed=", ".join(KINDS))
+    if kind == "thumbs" and value not in ("up", "down"):
+        raise UsageError(f"thumbs {value[:40]!r}", allowed="up, down")
+    given: float | str = value
+    if kind in ("score", "outcome"):
+        try:
+            given = float(value)
+        except ValueError as error:
+            if kind == "score":
+                raise UsageError(f"a score of {value[:40]!r}", allowed="a number") from error
+    about: dict[str, Any] = {kind: given}
+    return FeedbackBody(interaction=interaction, comment=comment, by=by, **about)
 
 
 def export_feedback(store: Store, file: Path) -> int:

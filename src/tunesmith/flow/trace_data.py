@@ -25,7 +25,7 @@ from tunesmith.store.lineage import Lineage
 from tunesmith.store.store import Store
 
 LEDGER = "ledger.jsonl"
-_NAME_OF_SPLIT = 24  # characters of its digest that name a run's split as a version
+NAME_OF_SPLIT = 24  # characters of its digest that name a run's split as a version
 _LEAST_ROW = 6  # characters of a row's id that can name it
 
 
@@ -155,7 +155,7 @@ class DataTrace:
 
     def splits_after(self, digest: str) -> list[str]:
         """The digests of the splits of later runs that read a stage's result under the name of a version."""
-        return self._splits_from({digest[:_NAME_OF_SPLIT]})
+        return self._splits_from({digest[:NAME_OF_SPLIT]})
 
     def _splits_from(self, names: set[str]) -> list[str]:
         read = [

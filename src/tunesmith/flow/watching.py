@@ -118,6 +118,12 @@ def _fits(alias: str, variant: str) -> dict[str, str]:
     return {"alias": alias} | ({"variant": variant} if variant else {})
 
 
+def moved_requests(alias: str, at: Bench, settings: Monitor) -> list[str]:
+    """The requests that are least like the reference, of the newest windows that have moved. Raises as `drift_of`."""
+    newest = drift_of(alias, at, settings).newest
+    return [number for look in newest if look.drift.alarm or look.drift.lasting for number in look.requests]
+
+
 def _looks(stream: str, reference: Sequence[str], windows: Sequence[Sequence[Interaction]], at: Bench, settings: Monitor) -> list[Look]:
     texts = [[last_question(row.messages) if stream == "questions" else row.answer for row in window] for window in windows]
     everything = [*reference, *(text for window in texts for text in window)]

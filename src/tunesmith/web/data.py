@@ -5,15 +5,26 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from tunesmith.api.http import away
+from tunesmith.core.errors import DataError, UsageError
+from tunesmith.data.collect import Source
+from tunesmith.data.formats.registry import FORMATS
 from tunesmith.data.table import Wanted
 from tunesmith.flow.datasets import table
+from tunesmith.flow.datasets.clustered import seen_clusters
+from tunesmith.flow.datasets.table import frozen_rows
+from tunesmith.flow.datasets.uploads import keep_upload, upload_of
 from tunesmith.flow.datasets.versions import differences
 from tunesmith.flow.sources import Frozen
-from tunesmith.web.page import HEADERS, page, pages_of
+from tunesmith.web.door import allowed
+from tunesmith.web.errands import Outcome
+from tunesmith.web.page import HEADERS, caller_of, page, pages_of, share_of
+from tunesmith.web.waiting import errand
+from tunesmith.web.workplace import Workplace
 
 _ROWS = 50
 _SEARCHED_ON_S = 0.5  # a search that goes on in the background may take longer than a page
@@ -25,7 +36,88 @@ async def versions(request: Request) -> Response:
     """GET /data."""
     place = pages_of(request).place
     known = await away(lambda: table.every_version(place.context()))
-    return page(request, "data_versions", versions=known)
+    return page(request, "data_versions", versions=known, formats=["auto", *FORMATS], may=_may(request))
+
+
+async def brought(request: Request) -> Response:
+    """POST /data/import: keep a file that a person chose, and show its first rows before anything is made of it."""
+    form, place = await request.form(), pages_of(request).place
+    file = form.get("file")
+    if not isinstance(file, UploadFile) or not file.filename:
+        raise UsageError("no file was chosen", allowed="a file with rows: JSONL, JSON, CSV, TSV, Parquet, chat logs, documents")
+    kept = await away(keep_upload, place.context().folder, file.filename, file.file)
+    return await _previewed(request, kept.name, form)
+
+
+async def looked_at(request: Request) -> Response:
+    """POST /data/import/FILE: its first rows as the form says now; with `keep` a version of all of them."""
+    form, place, name = await request.form(), pages_of(request).place, request.path_params["file"]
+    if not form.get("keep"):
+        return await _previewed(request, name, form)
+    tolerated, note = share_of(str(form.get("max_invalid", "")), "max_invalid"), str(form.get("note", "")).strip()[:200]
+
+    def work() -> Outcome:
+        desk = place.datasets()
+        most = desk.settings.max_invalid if tolerated is None else tolerated
+        version, taken = desk.keep([_source(place, name, form)], max_invalid=most, note=note)
+        return Outcome(f"/data/{version.id}", f"{taken.inputs:,} rows came in, {taken.invalid:,} of them with faults.")
+
+    return await errand(request, f"Reading {name}", work)
+
+
+async def _previewed(request: Request, name: str, form: Any) -> Response:
+    place, given = pages_of(request).place, {key: str(form.get(key, "")) for key in ("format", "map", "note", "max_invalid")}
+    source, seen, fault = await away(_source, place, name, form), [], None
+    try:
+        seen = await away(lambda: place.datasets().preview([source]))
+    except DataError as error:  # what is wrong stands beside the fields that mend it
+        fault = error
+    return page(request, "data_import", name=name, seen=seen, fault=fault, given=given, formats=["auto", *FORMATS])
+
+
+def _source(place: Workplace, name: str, form: Any) -> Source:
+    """A file that was brought, as the form says that it is to be read. Raises UsageError."""
+    pairs = [part.strip().partition("=") for part in str(form.get("map", "")).split(",") if part.strip()]
+    if not all(key.strip() and mark and value.strip() for key, mark, value in pairs):
+        raise UsageError(f"the columns {str(form.get('map'))[:100]!r}", where="columns", allowed="prompt=question, response=answer")
+    columns = {key.strip(): value.strip() for key, _, value in pairs}
+    return Source(path=str(upload_of(place.context().folder, name)), format=str(form.get("format", "")) or "auto", map=columns)
+
+
+async def cleaned(request: Request) -> Response:
+    """POST /data/VERSION/clean: apply the project's rules; each row's fate is in the ledger."""
+    place, word = pages_of(request).place, request.path_params["version"]
+
+    def work() -> Outcome:
+        desk = place.datasets()
+        version, done, _ = desk.cleaned(frozen_rows(place.context(), word))
+        return Outcome(f"/data/{version.id}", f"{len(done.rows):,} rows are left.")
+
+    return await errand(request, f"Cleaning {word[:12]}", work)
+
+
+async def divided(request: Request) -> Response:
+    """POST /data/VERSION/split: train, validation and test, near-duplicates on one side."""
+    place, word = pages_of(request).place, request.path_params["version"]
+
+    def work() -> Outcome:
+        desk = place.datasets()
+        version, parts = desk.divided(frozen_rows(place.context(), word))
+        leaks = ", ".join(f"{name}: {leak.near} near-duplicates of training rows" for name, leak in parts.leakage.items())
+        return Outcome(f"/data/{version.id}/leakage", f"Divided; {leaks or 'nothing was held out'}.")
+
+    return await errand(request, f"Dividing {word[:12]}", work)
+
+
+async def leakage(request: Request) -> Response:
+    """GET /data/VERSION/leakage: near-duplicate clusters, and what held-out rows repeat of training rows."""
+    place, word = pages_of(request).place, request.path_params["version"]
+    frozen, seen = await away(lambda: seen_clusters(place.context(), place.datasets(), word))
+    return page(request, "data_leakage", version=frozen.version, seen=seen, base=f"/data/{frozen.version.id}")
+
+
+def _may(request: Request) -> bool:
+    return allowed(caller_of(request), "POST", "/data/import")
 
 
 async def rows(request: Request) -> Response:
@@ -61,6 +153,9 @@ async def rows(request: Request) -> Response:
         after=link(found.next) if found.next is not None else None,
         go_on=link(found.next, on="1") if found.next is not None and len(found.rows) < _ROWS and not wanted.everything else None,
         row_base=f"{base}/{quote(part)}",
+        step=str(frozen.version.recipe.get("step", "")),
+        may=_may(request),
+        may_train=allowed(caller_of(request), "POST", "/jobs"),
         base=base,
     )
 

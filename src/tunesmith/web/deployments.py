@@ -1,9 +1,9 @@
-"""Pages about what names answer with: the variants in force, their traffic, the history; promote and roll back."""
+"""Pages about what names answer with: the variants in force, their traffic, the history; deploy, promote and roll back."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 from starlette.requests import Request
@@ -12,15 +12,17 @@ from starlette.responses import Response
 from tunesmith.api.http import away
 from tunesmith.api.state import state_of
 from tunesmith.core.errors import NotFound, UsageError
-from tunesmith.flow import rollouts
-from tunesmith.flow.deploying import history_of, promote, roll_back
+from tunesmith.core.experiment import DEFAULT_GUARDRAILS, ExperimentPlan, guardrail_of, metric_of
+from tunesmith.flow import experiments, rollouts
+from tunesmith.flow.deploying import Role, deploy, history_of, promote, roll_back
 from tunesmith.flow.traffic import by_alias
 from tunesmith.monitor.status import status
 from tunesmith.store.deployments import Deployments
 from tunesmith.store.experiments import Experiments
 from tunesmith.store.store import Store
 from tunesmith.web.door import allowed
-from tunesmith.web.page import back, caller_of, page, pages_of
+from tunesmith.web.page import back, caller_of, page, pages_of, share_of
+from tunesmith.web.words import known_words, models_of
 
 _DAY_S = 86_400.0
 _SHOWN = 5  # experiments
@@ -35,14 +37,49 @@ _ACTS: dict[str, Any] = {
 async def listed(request: Request) -> Response:
     """GET /deployments."""
     store = pages_of(request).place.store
-    in_force, seen = await away(lambda: (Deployments(store).in_force(), by_alias(store)))
-    return page(request, "deployments", deployments=list(in_force.values()), traffic=seen)
+    in_force, seen, words = await away(lambda: (Deployments(store).in_force(), by_alias(store), known_words(request)))
+    project = pages_of(request).place.project
+    return page(
+        request,
+        "deployments",
+        deployments=list(in_force.values()),
+        traffic=seen,
+        words=words,
+        alias=project.deploy.alias if project.deploy.alias not in in_force else "",
+        may=allowed(caller_of(request), "POST", "/deployments"),
+    )
+
+
+async def created(request: Request) -> Response:
+    """POST /deployments: let a name answer with a model, alone or beside others."""
+    form, store = await request.form(), pages_of(request).place.store
+    alias, word = str(form.get("alias", "")).strip(), str(form.get("model", "")).strip()
+    if not alias or not word:
+        raise UsageError("no name, or no model", allowed="the name that clients ask for, and a word for a model")
+    role = Role(role=cast(Any, str(form.get("role", "alone"))), weight=share_of(str(form.get("share", "")), "share"))
+
+    def work() -> Any:
+        seen = str(form.get("seen", ""))
+        if seen:
+            _still(alias, seen, store)
+        models = models_of(request)
+        if role.role == "canary" and role.weight is None:
+            plan = pages_of(request).place.context().project.deploy.rollout
+            return rollouts.canary(alias, word, models, store, plan, reason=_reason(form), by=_who(request))
+        return deploy(alias, word, models, store, role, reason=_reason(form), by=_who(request))
+
+    made = await away(work)
+    await state_of(request).refresh(alias)
+    said = f"The rollout is {made.status}." if hasattr(made, "status") else f"'{alias}' has the version {made.version}."
+    return back(f"/deployments/{quote(alias)}", said)
 
 
 async def one(request: Request) -> Response:
     """GET /deployments/ALIAS."""
     store, alias = pages_of(request).place.store, request.path_params["alias"]
-    history, seen, (rollout, experiments) = await away(lambda: (history_of(alias, store), _traffic(store), _tried(alias, store)))
+    history, seen, (rollout, tried), words = await away(
+        lambda: (history_of(alias, store), _traffic(store), _tried(alias, store), known_words(request))
+    )
     return page(
         request,
         "deployment",
@@ -50,7 +87,8 @@ async def one(request: Request) -> Response:
         history=history,
         traffic=seen,
         rollout=rollout,
-        experiments=experiments,
+        experiments=tried,
+        words=words,
         may=allowed(caller_of(request), "POST", request.url.path),
         path=f"/deployments/{quote(alias)}",
     )
@@ -79,17 +117,51 @@ async def _changed(request: Request, change: Any) -> Any:
     seen = str(form.get("seen", ""))
 
     def work() -> Any:
-        now = history_of(alias, store)[0].version
-        if seen != str(now):
-            raise UsageError(
-                f"somebody has changed '{alias}' meanwhile: it has the version {now}, and your page showed {seen or 'none'}",
-                remedy="look at it as it is now, and decide again",
-            )
+        _still(alias, seen, store)
         return change(store)
 
     made = await away(work)
     await state_of(request).refresh(alias)
     return made
+
+
+def _still(alias: str, seen: str, store: Store) -> None:
+    """Raise UsageError where an alias has another version than the page showed."""
+    now = history_of(alias, store)[0].version
+    if seen != str(now):
+        raise UsageError(
+            f"somebody has changed '{alias}' meanwhile: it has the version {now}, and your page showed {seen or 'none'}",
+            remedy="look at it as it is now, and decide again",
+        )
+
+
+async def experiment_begun(request: Request) -> Response:
+    """POST /deployments/ALIAS/experiment: draw users between two variants from now on."""
+    form, alias = await request.form(), request.path_params["alias"]
+    metrics = [word for word in str(form.get("metrics", "")).split() if word]
+    horizon, margin = str(form.get("horizon", "")).strip(), str(form.get("margin", "")).strip()
+    if not metrics:
+        raise UsageError("no metric", where="metrics", allowed="one or more, with spaces between: thumbs latency score:helpful")
+    plan = ExperimentPlan(
+        control=str(form.get("control", "")),
+        treatment=str(form.get("treatment", "")).strip(),
+        metrics=tuple(map(metric_of, metrics)),
+        guardrails=tuple(map(guardrail_of, DEFAULT_GUARDRAILS)),
+        horizon=int(horizon) if horizon.isascii() and horizon.isdigit() and len(horizon) < 10 else None,
+        margin=share_of(margin, "margin"),
+    )
+    made, _ = await _changed(
+        request, lambda store: experiments.begin(alias, plan, models_of(request), store, reason=_reason(form), by=_who(request))
+    )
+    return back(f"/deployments/{quote(alias)}", f"The experiment {made.id} has begun; clients cannot see it.")
+
+
+async def experiment_ended(request: Request) -> Response:
+    """POST /deployments/ALIAS/experiment/end: one arm answers alone, the control where none is named."""
+    form, alias = await request.form(), request.path_params["alias"]
+    arm = str(form.get("variant", "")) or None
+    ended, _ = await _changed(request, lambda store: experiments.end(alias, store, promote=arm, reason=_reason(form), by=_who(request)))
+    return back(f"/deployments/{quote(alias)}", f"The experiment has ended: {ended.outcome}")
 
 
 async def rollout_changed(request: Request) -> Response:
@@ -101,14 +173,29 @@ async def rollout_changed(request: Request) -> Response:
     return back(f"/deployments/{quote(alias)}", f"The rollout is {made.status}.")
 
 
-def _tried(alias: str, store: Store) -> tuple[Any, list[tuple[Any, list[Any]]]]:
-    """The newest rollout of an alias (None: there was none), and its newest experiments with all that was said of each."""
+def _tried(alias: str, store: Store) -> tuple[Any, list[dict[str, Any]]]:
+    """The newest rollout of an alias (None: there was none), and its newest experiments: all that was said of each, and what is seen."""
     try:
         rollout: Any = rollouts.status(alias, store)
     except NotFound:
         rollout = None
-    experiments = Experiments(store)
-    return rollout, [(each, experiments.said(each.id)) for each in experiments.of(alias)[:_SHOWN]]
+    log = Experiments(store)
+    tried: list[dict[str, Any]] = [
+        {"experiment": each, "said": log.said(each.id), "report": None, "drawn": []} for each in log.of(alias)[:_SHOWN]
+    ]
+    if tried:
+        report = experiments.examine(alias, store)
+        now = next((each for each in tried if each["experiment"].id == report.experiment.id), None)
+        if now is not None:
+            now |= {"report": report, "said": list(report.said), "drawn": _drawn(report)}
+    return rollout, tried
+
+
+def _drawn(report: Any) -> list[tuple[str, float, float, float]]:
+    """The metrics whose effect is a difference with both ends, for a picture."""
+    kinds = {metric.name: metric.kind for metric in (*report.experiment.plan.metrics, *report.experiment.plan.guardrails)}
+    seen = [each for each in report.seen.metrics if kinds.get(each.metric) != "event" and None not in (each.estimate, each.low, each.high)]
+    return [(each.metric, each.estimate, each.low, each.high) for each in seen]
 
 
 def _traffic(store: Store) -> dict[tuple[str, str], dict[str, Any]]:

@@ -30,13 +30,16 @@ RULES = tuple(
     for methods, path, scopes in (
         ("GET HEAD", r"/", _ANY),
         ("POST", r"/signout", _ANY),
+        ("GET HEAD", r"/errands/.*", _ANY),
         ("GET HEAD", r"/(data|review|jobs|evaluation|decision|deployments|monitoring)(/.*)?", _READ),
-        ("POST", r"/(review|jobs)(/.*)?", _TRAIN),
+        ("POST", r"/(review|jobs|data|evaluation)(/.*)?", _TRAIN),
+        ("POST", r"/monitoring/log/[^/]+/feedback", _TRAIN | _SERVE),
+        ("POST", r"/monitoring/(feedback/harvest|watch/score)", _TRAIN),
         ("GET HEAD POST", r"/playground", _SERVE),
     )
 )
 # What lies in the project's folder is nobody else's: keys of other projects see their own jobs and requests, and nothing of these.
-_OWN = re.compile(r"/(data|review|evaluation|decision|deployments)(/.*)?")
+_OWN = re.compile(r"/(data|review|evaluation|decision|deployments)(/.*)?|/monitoring/(feedback/harvest|watch.*|drift|alerts.*)")
 
 
 class Door:

@@ -11,14 +11,20 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from tunesmith.api.http import away
-from tunesmith.core.errors import NotFound, TunesmithError
+from tunesmith.core.errors import NotFound, TunesmithError, UsageError
 from tunesmith.flow.datasets import findings as in_rows
+from tunesmith.flow.datasets.table import every_version
+from tunesmith.flow.evaluation.ask import Ask
 from tunesmith.flow.evaluation.beside import as_lines, beside, named
 from tunesmith.flow.evaluation.findings import findings_html
 from tunesmith.flow.evaluation.report import failures_part, leaderboard
 from tunesmith.flow.evaluation.results import finished_arms, kept_evaluations
-from tunesmith.flow.evaluation.run import Bench
-from tunesmith.web.page import page, pages_of, report
+from tunesmith.flow.evaluation.run import Bench, run_eval
+from tunesmith.web.door import allowed
+from tunesmith.web.errands import Outcome
+from tunesmith.web.page import caller_of, page, pages_of, report
+from tunesmith.web.waiting import errand
+from tunesmith.web.words import known_words
 
 _ROWS = 20
 
@@ -38,7 +44,35 @@ async def show(request: Request) -> Response:
     boards, arms, made, fault = await away(look)
     words = [(entry["id"], f"{entry['model']}, {entry['variant']}, on {board['data']}") for board in boards for entry in board["entries"]]
     words += [(f"run:{arm}", f"{arm}, of the project's run") for arm in arms]
-    return page(request, "evaluation", boards=boards, arms=arms, words=words, run=made, fault=fault)
+    versions = await away(lambda: every_version(place.context()))
+    return page(
+        request,
+        "evaluation",
+        boards=boards,
+        arms=arms,
+        words=words,
+        run=made,
+        fault=fault,
+        models=await away(known_words, request),
+        rows_of=[f"{version.id}:{part}" for version in versions[:20] for part in version.counts],
+        may=allowed(caller_of(request), "POST", "/evaluation"),
+    )
+
+
+async def measured(request: Request) -> Response:
+    """POST /evaluation: ask a model the rows of a word and keep what it answers and scores."""
+    form, place = await request.form(), pages_of(request).place
+    given = {name: str(form.get(name, "")).strip() for name in ("model", "data", "metrics", "limit")}
+    if not given["model"] or not given["data"]:
+        raise UsageError("no model, or no data", allowed="a word for a model and one for rows, such as latest:test")
+    limit = int(given["limit"]) if given["limit"].isascii() and given["limit"].isdigit() and len(given["limit"]) < 9 else None
+    ask = Ask(data=given["data"], metrics=tuple(given["metrics"].split()), limit=limit)
+
+    def work() -> Outcome:
+        made = run_eval([given["model"]], ask, place.bench())
+        return Outcome(f"/evaluation/of/{made[0].id}" if len(made) == 1 else "/evaluation", f"'{given['model']}' was measured.")
+
+    return await errand(request, f"Measuring {given['model']} on {given['data']}", work)
 
 
 async def run(request: Request) -> Response:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from tunesmith.api.http import away
 from tunesmith.api.state import state_of
 from tunesmith.flow.circle import Circle, Todo, circle
-from tunesmith.web.page import NAV, page, pages_of
+from tunesmith.web.page import NAV, caller_of, page, pages_of
 
 _PLACES = {"data": "/data", "training": "/jobs", "evaluation": "/evaluation", "deployment": "/deployments", "monitoring": "/monitoring"}
 _LABELS = {"data": "Go to data", "job": "Look at the job", "run": "Look at the run", "alias": "Look at deployments"}
@@ -43,6 +43,7 @@ async def show(request: Request) -> Response:
         next_place=place_of(stands.next),
         next_label=_LABELS.get(stands.next.about.partition(" ")[0], "Go there"),
         served=served,
+        errands=pages_of(request).errands.under_way() if caller_of(request).sees is None else [],
         base_url=f"{request.url.scheme}://{request.url.netloc}/v1",
     )
 

@@ -9,13 +9,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tunesmith.api.http import away, reply
+from tunesmith.flow.datasets.table import every_version, frozen_rows
 from tunesmith.flow.jobs.figures import RUN, Kind, curves, run_curves
+from tunesmith.flow.jobs.order import order, order_again, settings_of
 from tunesmith.flow.pipeline.run import stage_states
 from tunesmith.store.jobs import FINAL, Jobs
 from tunesmith.store.paging import Row
 from tunesmith.store.runs import Runs
 from tunesmith.web.door import allowed
+from tunesmith.web.errands import Outcome
 from tunesmith.web.page import back, caller_of, page, pages_of
+from tunesmith.web.waiting import errand
+from tunesmith.web.words import known_words, models_of
 
 _JOBS, _EVENTS, _RUNS = 50, 200, 20
 
@@ -25,7 +30,7 @@ async def listed(request: Request) -> Response:
     place, after = pages_of(request).place, request.query_params.get("after")
     jobs, more = await away(Jobs(place.store).listed, caller_of(request).sees, after=after, limit=_JOBS)
     runs = await away(lambda: Runs(place.store).listed(place.project.name, limit=_RUNS)) if _sees_runs(request) else []
-    return page(request, "jobs", jobs=jobs, more=more, runs=runs, base=place.project.base)
+    return page(request, "jobs", jobs=jobs, more=more, runs=runs, base=place.project.base, may=allowed(caller_of(request), "POST", "/jobs"))
 
 
 async def one(request: Request) -> Response:
@@ -46,6 +51,47 @@ async def one(request: Request) -> Response:
         settings=_settings(job),
         may=allowed(caller_of(request), "POST", f"/jobs/{job['id']}"),
     )
+
+
+async def new(request: Request) -> Response:
+    """GET /jobs/new[?data=&from=]: what a new job would be: over a data version, or an earlier job with a change."""
+    place, query = pages_of(request).place, request.query_params
+    before = await away(Jobs(place.store).find, query["from"], caller_of(request).sees) if "from" in query else None
+    known = await away(lambda: every_version(place.context()))
+    parts = [
+        {"word": f"{v.id}:{part}", "text": f"{v.id[:12]} {part}, {v.recipe.get('step', '')}, {count:,} rows"}
+        for v in known[:30]
+        for part, count in v.counts.items()
+    ]
+    words = await away(known_words, request)
+    given = before["method"][before["method"]["type"]].get("hyperparameters", {}) if before is not None else {}
+    text = " ".join(
+        f"{key}={value}" for key, value in given.items() if value not in ("auto", "default", None) and not isinstance(value, dict)
+    )
+    return page(
+        request, "job_new", before=before, parts=parts, words=words, chosen=query.get("data", ""), given=text, base=place.project.base
+    )
+
+
+async def ordered(request: Request) -> Response:
+    """POST /jobs: order a job, which a worker of this server carries out."""
+    form, place, caller = await request.form(), pages_of(request).place, caller_of(request)
+    given = {name: str(form.get(name, "")).strip() for name in ("from", "data", "validation", "model", "settings", "suffix")}
+    settings = settings_of(given["settings"])
+
+    def work() -> Outcome:
+        if given["from"]:
+            row = order_again(place.store, models_of(request), given["from"], settings, project=caller.sees)
+            return Outcome(f"/jobs/{row['id']}", f"Ordered once more, after {given['from']}.")
+        at = place.context()
+        held = frozen_rows(at, given["validation"]) if given["validation"] else None
+        row = order(
+            place.store, models_of(request), given["model"] or place.project.base, frozen_rows(at, given["data"]), validation=held,
+            settings=settings, suffix=given["suffix"], project=caller.project,
+        )  # fmt: skip
+        return Outcome(f"/jobs/{row['id']}", "Ordered; it begins as soon as a worker is free.")
+
+    return await errand(request, "Ordering a job", work)
 
 
 def _settings(job: Row) -> list[tuple[str, str]]:

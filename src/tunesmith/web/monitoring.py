@@ -10,10 +10,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tunesmith.api.http import away
-from tunesmith.flow.log_pages import log_leaf, logged_request
+from tunesmith.flow.log_pages import log_leaf, logged_request, nearest_rows
+from tunesmith.flow.trace_data import NAME_OF_SPLIT
 from tunesmith.flow.traffic import TRAFFIC, traffic
 from tunesmith.monitor.status import status
 from tunesmith.store.interaction_pages import LogFilter
+from tunesmith.web.door import allowed
 from tunesmith.web.page import caller_of, page, pages_of
 
 _ROWS = 50
@@ -50,7 +52,22 @@ async def log(request: Request) -> Response:
 async def one(request: Request) -> Response:
     """GET /monitoring/log/ID."""
     found = await away(logged_request, pages_of(request).place.store, request.path_params["id"], caller_of(request).sees)
-    return page(request, "logged", asked=found.asked, words=found.words, way=found.way, place_of=_place_of)
+    return page(
+        request,
+        "logged",
+        asked=found.asked,
+        words=found.words,
+        way=found.way,
+        place_of=_place_of,
+        may=allowed(caller_of(request), "POST", f"/monitoring/log/{found.asked.id}/feedback"),
+    )
+
+
+async def nearest(request: Request) -> Response:
+    """GET /monitoring/log/ID/nearest: the rows that taught its model which are most like it."""
+    number = request.path_params["id"]
+    version, near = await away(nearest_rows, pages_of(request).place.store, number, caller_of(request).sees)
+    return page(request, "nearest", id=number, version=version, near=near)
 
 
 def _place_of(link: Any) -> str:
@@ -59,4 +76,6 @@ def _place_of(link: Any) -> str:
         return f"/jobs/{quote(link.id)}"
     if link.kind == "deployment":
         return f"/deployments/{quote(link.id.partition('@')[0])}"
-    return f"/data/{quote(link.id)}" if link.kind in ("version", "split") else ""
+    if link.kind == "data" and link.id != "unknown":
+        return f"/data/{quote(link.id[:NAME_OF_SPLIT])}"
+    return f"/data/{quote(link.id)}" if link.kind == "data version" else "/jobs/run" if link.kind in ("run", "training") else ""

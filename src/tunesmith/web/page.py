@@ -14,9 +14,10 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from tunesmith.api.auth import Caller
 from tunesmith.api.errors import noted
 from tunesmith.core.digests import RunningDigest
-from tunesmith.core.errors import TunesmithError
+from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.pages.render import render
 from tunesmith.web.door import SIGN_IN, Door, allowed
+from tunesmith.web.errands import Errands
 from tunesmith.web.workplace import Workplace
 
 NAV = (
@@ -49,10 +50,11 @@ _TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 
 
 class Pages:
-    """What all pages share: the project, the door, and `keyed`: whether requests need a key, as far as was seen."""
+    """What all pages share: the project, the door, the work that pages started, and `keyed`: whether requests need a key, as far as was
+    seen."""
 
     def __init__(self, place: Workplace, door: Door) -> None:
-        self.place, self.door, self.keyed = place, door, False
+        self.place, self.door, self.errands, self.keyed = place, door, Errands(), False
 
 
 def pages_of(request: Request) -> Pages:
@@ -118,6 +120,17 @@ def back(path: str, said: str = "") -> Response:
     """After a post: the page that shows what it did, with a sentence about it."""
     mark = "&" if "?" in path else "?"
     return RedirectResponse(f"{path}{mark}said={quote(said)}" if said else path, 303)
+
+
+def share_of(text: str, where: str) -> float | None:
+    """A share as people write it, `5 %` or 0.05; None where nothing is written. Raises UsageError."""
+    written = text.strip().replace(",", ".")
+    if not written:
+        return None
+    try:
+        return float(written.removesuffix("%")) / 100 if written.endswith("%") else float(written)
+    except ValueError as error:
+        raise UsageError(f"a share of {text[:40]!r}", where=where, allowed="such as 5 % or 0.05") from error
 
 
 @lru_cache(maxsize=1)

@@ -9,10 +9,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tunesmith.api.http import away
+from tunesmith.core.counted import counted
 from tunesmith.core.errors import UsageError
 from tunesmith.data.review import Verdict
-from tunesmith.flow.datasets.reviewing import Desk, JudgedMeanwhile, desk, judge, rows_to_review
-from tunesmith.flow.datasets.table import every_version
+from tunesmith.flow.datasets.people import reviewed
+from tunesmith.flow.datasets.reviewing import Desk, JudgedMeanwhile, desk, judge
+from tunesmith.flow.datasets.table import every_version, frozen_rows
 from tunesmith.web.door import allowed
 from tunesmith.web.page import back, caller_of, page, pages_of
 
@@ -49,6 +51,14 @@ async def said(request: Request) -> Response:
     return back(again)
 
 
+async def applied(request: Request) -> Response:
+    """POST /review/apply: put the verdicts into a new version; the majority decides."""
+    form, place = await request.form(), pages_of(request).place
+    data, note = str(form.get("data", "latest")), str(form.get("note", "")).strip()[:200]
+    version, changed = await away(lambda: reviewed(place.datasets(), frozen_rows(place.context(), data), note))
+    return back(f"/data/{version.id}", f"{counted(changed, 'row')} changed or taken out.")
+
+
 async def _shown(
     request: Request, data: str, who: str, row: str, after: str, draft: dict[str, str] | None = None, conflict: UsageError | None = None
 ) -> Response:
@@ -58,7 +68,7 @@ async def _shown(
         known = every_version(place.context())
         if not known:
             return known, None
-        return known, desk(place.datasets(), rows_to_review(place.context(), data), who, after=after, wanted=row)
+        return known, desk(place.datasets(), frozen_rows(place.context(), data), who, after=after, wanted=row)
 
     known, found = await away(look)
     return page(

@@ -14,12 +14,26 @@ from tunesmith.api.auth import Auth, Caller
 from tunesmith.api.errors import APIError
 from tunesmith.api.http import Receive, Scope, Send
 from tunesmith.flow.context import ProjectContext
-from tunesmith.web import data, deployments, evaluation, home, jobs, monitoring, playground, reviewing, settings, signing_in
+from tunesmith.web import (
+    data,
+    deployments,
+    evaluation,
+    feedback,
+    home,
+    jobs,
+    monitoring,
+    playground,
+    reviewing,
+    settings,
+    signing_in,
+    waiting,
+    watching,
+)
 from tunesmith.web.door import Door
 from tunesmith.web.page import NAV, Pages, asset, error_page, to_sign_in
 from tunesmith.web.workplace import Workplace
 
-_FIRST = frozenset({path.strip("/") for path, _ in NAV} | {"static", "signin", "signout"})
+_FIRST = frozenset({path.strip("/") for path, _ in NAV} | {"static", "signin", "signout", "errands"})
 
 
 class PageSite(Pages):
@@ -73,11 +87,13 @@ def _routes() -> list[Route]:
         Route("/signin", signing_in.show, methods=["GET"]),
         Route("/signin", signing_in.sign_in, methods=["POST"]),
         Route("/signout", signing_in.sign_out, methods=["POST"]),
+        Route("/errands/{id}", waiting.show, methods=["GET"]),
         *_data(),
         *_measured(),
         *_live(),
         Route("/review", reviewing.show, methods=["GET"]),
         Route("/review", reviewing.said, methods=["POST"]),
+        Route("/review/apply", reviewing.applied, methods=["POST"]),
         Route("/playground", playground.show, methods=["GET", "POST"]),
         Route("/settings", settings.show, methods=["GET"]),
         Route("/settings/keys", settings.create, methods=["POST"]),
@@ -89,6 +105,8 @@ def _routes() -> list[Route]:
 def _measured() -> list[Route]:
     return [
         Route("/jobs", jobs.listed, methods=["GET"]),
+        Route("/jobs", jobs.ordered, methods=["POST"]),
+        Route("/jobs/new", jobs.new, methods=["GET"]),
         Route("/jobs/run", jobs.run, methods=["GET"]),
         Route("/jobs/{job}", jobs.one, methods=["GET"]),
         Route("/jobs/{job}/curve.json", jobs.curve, methods=["GET"]),
@@ -96,6 +114,7 @@ def _measured() -> list[Route]:
         Route("/jobs/{job}/resume", jobs.resume, methods=["POST"]),
         Route("/jobs/{job}/cancel", jobs.cancel, methods=["POST"]),
         Route("/evaluation", evaluation.show, methods=["GET"]),
+        Route("/evaluation", evaluation.measured, methods=["POST"]),
         Route("/evaluation/run", evaluation.run, methods=["GET"]),
         Route("/evaluation/compare", evaluation.compare, methods=["GET"]),
         Route("/evaluation/rows", evaluation.rows, methods=["GET"]),
@@ -108,13 +127,33 @@ def _measured() -> list[Route]:
 def _live() -> list[Route]:
     return [
         Route("/deployments", deployments.listed, methods=["GET"]),
+        Route("/deployments", deployments.created, methods=["POST"]),
         Route("/deployments/{alias}", deployments.one, methods=["GET"]),
         Route("/deployments/{alias}/promote", deployments.promoted, methods=["POST"]),
         Route("/deployments/{alias}/rollback", deployments.rolled_back, methods=["POST"]),
         Route("/deployments/{alias}/rollout/{act}", deployments.rollout_changed, methods=["POST"]),
+        Route("/deployments/{alias}/experiment", deployments.experiment_begun, methods=["POST"]),
+        Route("/deployments/{alias}/experiment/end", deployments.experiment_ended, methods=["POST"]),
+        *_watched(),
         Route("/monitoring", monitoring.show, methods=["GET"]),
         Route("/monitoring/log", monitoring.log, methods=["GET"]),
         Route("/monitoring/log/{id}", monitoring.one, methods=["GET"]),
+        Route("/monitoring/log/{id}/nearest", monitoring.nearest, methods=["GET"]),
+        Route("/monitoring/log/{id}/feedback", feedback.say, methods=["POST"]),
+    ]
+
+
+def _watched() -> list[Route]:
+    return [
+        Route("/monitoring/feedback", feedback.listed, methods=["GET"]),
+        Route("/monitoring/feedback/harvest", feedback.harvest, methods=["POST"]),
+        Route("/monitoring/watch", watching.show, methods=["GET"]),
+        Route("/monitoring/watch/score", watching.score, methods=["POST"]),
+        Route("/monitoring/drift", watching.drift, methods=["GET"]),
+        Route("/monitoring/alerts", watching.alerts, methods=["GET"]),
+        Route("/monitoring/alerts/look", watching.look_now, methods=["POST"]),
+        Route("/monitoring/alerts/test", watching.test, methods=["POST"]),
+        Route("/monitoring/alerts/silence", watching.silence, methods=["POST"]),
     ]
 
 
@@ -123,8 +162,13 @@ def _data() -> list[Route]:
     return [
         Route("/data", data.versions, methods=["GET"]),
         Route("/data/compare", data.compare, methods=["GET"]),
+        Route("/data/import", data.brought, methods=["POST"]),
+        Route("/data/import/{file}", data.looked_at, methods=["POST"]),
         Route("/data/{version}", data.rows, methods=["GET"]),
         Route("/data/{version}/ledger", data.ledger, methods=["GET"]),
+        Route("/data/{version}/leakage", data.leakage, methods=["GET"]),
+        Route("/data/{version}/clean", data.cleaned, methods=["POST"]),
+        Route("/data/{version}/split", data.divided, methods=["POST"]),
         Route("/data/{version}/against/{other}", data.changes, methods=["GET"]),
         Route(row, data.row, methods=["GET"]),
         Route(f"{row}/text", data.text, methods=["GET"]),

@@ -50,6 +50,11 @@ class Workplace:
         seen = view(self._file, whole=True)
         return replace(self._served, project=seen.project, view=seen)
 
+    @property
+    def file(self) -> Path:
+        """The project's file."""
+        return self._file
+
     def datasets(self) -> Datasets:
         """The data of the project."""
         at = self.context()

@@ -3,7 +3,6 @@ seen. Knows no screen."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -13,15 +12,11 @@ from tunesmith.core.rows import Row
 from tunesmith.core.types import digest
 from tunesmith.data import review
 from tunesmith.data.text import answer_of
-from tunesmith.flow.context import ProjectContext
 from tunesmith.flow.datasets.people import agreement, kept_suspects, verdicts_file
-from tunesmith.flow.datasets.table import version_of
 from tunesmith.flow.datasets.versions import Datasets, shown
 from tunesmith.flow.rows import Rows
 
-_REMEMBERED = 4
 _writing = Lock()
-_rows: OrderedDict[tuple[str, str], Rows] = OrderedDict()
 
 
 class JudgedMeanwhile(UsageError):
@@ -41,19 +36,7 @@ class Desk:
     mine: review.Verdict | None
     others: int
     agreement: dict[str, Any] | None
-
-
-def rows_to_review(at: ProjectContext, word: str) -> Rows:
-    """The rows of the version that a word names (also VERSION:PART), which never change and are remembered. Raises NotFound."""
-    frozen = version_of(at, word)
-    key = (str(frozen.folder), frozen.name)
-    if key not in _rows:
-        splits = {part: frozen.rows(part) for part in frozen.parts}
-        _rows[key] = Rows(frozen.name, splits, frozen.ledger(), frozen.version)
-    _rows.move_to_end(key)
-    while len(_rows) > _REMEMBERED:
-        _rows.popitem(last=False)
-    return _rows[key]
+    verdicts: int  # about rows of these data, by anybody
 
 
 def desk(datasets: Datasets, data: Rows, annotator: str, *, after: str = "", wanted: str = "") -> Desk:
@@ -64,6 +47,7 @@ def desk(datasets: Datasets, data: Rows, annotator: str, *, after: str = "", wan
     waiting = list(review.waiting(data.rows, verdicts, annotator, list(reasons)))
     row = data.find(wanted) if wanted else _next(waiting, after)
     about = [verdict for verdict in verdicts if row is not None and verdict.row == row.id]
+    ids = {each.id for each in data.rows}
     try:
         agreed: dict[str, Any] | None = agreement(datasets)
     except DataError:  # nobody has judged what another has
@@ -77,6 +61,7 @@ def desk(datasets: Datasets, data: Rows, annotator: str, *, after: str = "", wan
         mine=next((verdict for verdict in about if verdict.annotator == annotator), None),
         others=sum(verdict.annotator != annotator for verdict in about),
         agreement=agreed,
+        verdicts=sum(verdict.row in ids for verdict in verdicts),
     )
 
 

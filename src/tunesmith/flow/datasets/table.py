@@ -3,6 +3,7 @@ of rows is paged where it lies, and its digest is not recomputed for a look: eac
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,9 +19,12 @@ from tunesmith.data.version import LEDGER, DatasetVersion, rows_file
 from tunesmith.flow.context import ProjectContext
 from tunesmith.flow.datasets.tokens import mask
 from tunesmith.flow.datasets.versions import shown
+from tunesmith.flow.rows import Rows
 from tunesmith.flow.sources import Frozen, frozen_of, splits_of_runs
 
 BUDGET_S = 0.05  # how long a search goes on before it says how far it came
+_REMEMBERED = 4
+_rows: OrderedDict[tuple[str, str], Rows] = OrderedDict()
 
 
 def every_version(at: ProjectContext) -> list[DatasetVersion]:
@@ -40,6 +44,19 @@ def version_of(at: ProjectContext, word: str) -> Frozen:
             f"no data version '{word}'", allowed=", ".join(known[:5]) or "none: there is no data yet", remedy=nearest(word, known)
         )
     return frozen
+
+
+def frozen_rows(at: ProjectContext, word: str) -> Rows:
+    """The rows of the version that a word names (also VERSION:PART), which never change and are remembered. Raises NotFound."""
+    frozen = version_of(at, word)
+    key = (str(frozen.folder), frozen.name)
+    if key not in _rows:
+        splits = {part: frozen.rows(part) for part in frozen.parts}
+        _rows[key] = Rows(frozen.name, splits, frozen.ledger(), frozen.version)
+    _rows.move_to_end(key)
+    while len(_rows) > _REMEMBERED:
+        _rows.popitem(last=False)
+    return _rows[key]
 
 
 def page_of_rows(frozen: Frozen, part: str, wanted: Wanted, start: int, count: int, *, budget_s: float = BUDGET_S) -> TablePage:
