@@ -92,11 +92,7 @@ def decide(
     arms that were wanted and not measured: one arm alone beside them is no decision. Raises UsageError for no arms, arms of one name, or
     a margin that is not positive.
     """
-    names = [arm.name for arm in arms]
-    if not names or len(set(names)) < len(names):
-        raise UsageError(f"the arms {names}", allowed="one or more with distinct names")
-    if not margin > 0:
-        raise UsageError(f"a margin of {margin:g}", allowed="more than 0, in the metric's unit")
+    _check(arms, margin)
     limits = constraints or Constraints()
     scores = {arm.name: score(arm, 1 - alpha) for arm in arms if arm.scores}
     broken = {arm.name: broken_limits(arm, limits, scores.get(arm.name)) for arm in arms}
@@ -129,6 +125,14 @@ def decide(
         rows_needed=needed,
         changes=(*_margins(case, outcome), *_volumes(case, outcome), *_limits(case, outcome, [by_name[n] for n in order], broken)),
     )
+
+
+def _check(arms: Sequence[MeasuredArm], margin: float) -> None:
+    names = [arm.name for arm in arms]
+    if not names or len(set(names)) < len(names):
+        raise UsageError(f"the arms {names}", allowed="one or more with distinct names")
+    if not margin > 0:
+        raise UsageError(f"a margin of {margin:g}", allowed="more than 0, in the metric's unit")
 
 
 class Case:
