@@ -21,6 +21,7 @@ from tunesmith.core.row_kinds import identified
 from tunesmith.core.types import Example, Message
 from tunesmith.data import version as versions
 from tunesmith.data.ledger import Ledger
+from tunesmith.deploy.serve_config import ServeConfig
 from tunesmith.flow.context import ProjectContext
 from tunesmith.flow.project import load_project, open_store
 from tunesmith.models.catalog import Catalog
@@ -48,14 +49,16 @@ BROWSER = {"accept": "text/html"}
 
 
 @contextmanager
-def served(folder):
+def served(folder, port=0):
     file = folder / "tunesmith.yaml"
     project = load_project(file)
     store = open_store(project, folder)
     context = ProjectContext(project, folder, store, Catalog(), Silent())
     models = Models(store, context.catalog, home=folder, upstreams={"near": EchoModel, "far": EchoModel})
     site = PageSite(file, context)
-    with running(create_app({"echo": EchoModel(), "also echo": EchoModel()}, store=store, models=models, site=site)) as url:
+    with running(
+        create_app({"echo": EchoModel(), "also echo": EchoModel()}, store=store, models=models, site=site), ServeConfig(port=port)
+    ) as url:
         yield url.removesuffix("/v1"), store
     store.close()
 
@@ -291,6 +294,28 @@ def test_quality_drift_and_alerts_say_what_they_need_and_silences_begin_and_end(
     file.write_text(before)
 
 
+def test_settings_are_written_where_they_stand_from_what_the_page_showed_alone(site, project, capsys):
+    file = project / "tunesmith.yaml"
+    before = file.read_text()
+    file.write_text(f"# ours\n{before}serve:\n  log: {{sample: 1.0}}  # all of them\n")
+    page = site.get("/settings").text
+    change = {"key": "log.retention_days", "value": "30", "seen": field(page, "seen")}
+    assert "serve.log.retention_days is 30" in posted(site, "/settings/serve", data=change).text
+    assert "log: {sample: 1.0, retention_days: 30}  # all of them\n" in file.read_text()
+    late = site.post("/settings/serve", data=change, headers=OWN)
+    assert "somebody has changed" in late.text
+    hook = posted(site, "/settings/webhooks", data={"url": "https://hooks.example/a", "events": ""}).text
+    assert "whsec_" in hook
+    posted(site, "/settings/webhooks", data={"url": "https://hooks.example/a", "end": "1"})
+    assert "hooks.example" not in site.get("/settings").text
+    assert guarded(app, ["set", "serve.log.retention_days", "0", "--config", str(file)]) == 2
+    assert "more than 0" in capsys.readouterr().err
+    assert guarded(app, ["set", "serve.log.retention_days", "7", "--config", str(file)]) == 0
+    assert file.read_text().startswith("# ours\n")
+    assert "retention_days: 7" in file.read_text()
+    file.write_text(before)
+
+
 def test_work_that_the_server_no_longer_knows_is_said_and_how_to_go_on(site):
     lost = site.get("/errands/0123")
     assert lost.status_code == 404
@@ -374,26 +399,45 @@ def test_the_playground_says_that_a_model_is_compared_with_itself(site):
     assert "<script>document" not in answer
 
 
+@pytest.fixture(scope="module")
+def opened():
+    with browser.browser() as chromium:
+        yield chromium
+
+
 @pytest.mark.slow
-def test_in_a_browser_rows_stay_text_and_no_page_has_a_serious_fault(site):
+def test_a_page_that_is_open_while_the_server_restarts_says_so_and_sends_what_was_written_afterwards(project, opened):
+    with served(project) as (url, _):
+        page = opened.new_page()
+        page.goto(f"{url}/review?as=eve")
+        page.fill("#answer", "written while all was well")
+    page.click("button[value=accept]")
+    page.get_by_text("It is sent as soon as the server is back").wait_for()
+    assert page.input_value("#answer") == "written while all was well"
+    with served(project, int(url.rpartition(":")[2])):
+        page.get_by_text(re.compile("^1 of .* judged as eve")).wait_for()
+        page.close()
+
+
+@pytest.mark.slow
+def test_in_a_browser_rows_stay_text_and_no_page_has_a_serious_fault(site, opened):
     from axe_playwright_python.sync_playwright import Axe
 
     axe, serious = Axe(), {}
-    with browser.browser() as opened:
-        for path, width, scheme in [
-            ("/", 390, "dark"),
-            ("/data/latest", 1440, "light"),
-            ("/review", 768, "dark"),
-        ]:
-            page = opened.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
-            said = []
-            page.on("console", lambda message, said=said: said.append(message.text))
-            page.on("dialog", lambda dialog, said=said: said.append(dialog.message))
-            page.goto(f"{site.base_url}{path}".replace("//", "/").replace(":/", "://"))
-            assert said == []
-            assert "owned" not in page.title()
-            assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 1
-            found = [fault for fault in axe.run(page).response["violations"] if fault["impact"] in ("serious", "critical")]
-            serious |= {(path, fault["id"]): [node["html"][:200] for node in fault["nodes"]][:3] for fault in found}
-            page.context.close()
+    for path, width, scheme in [
+        ("/", 390, "dark"),
+        ("/data/latest", 1440, "light"),
+        ("/review", 768, "dark"),
+    ]:
+        page = opened.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
+        said = []
+        page.on("console", lambda message, said=said: said.append(message.text))
+        page.on("dialog", lambda dialog, said=said: said.append(dialog.message))
+        page.goto(f"{site.base_url}{path}".replace("//", "/").replace(":/", "://"))
+        assert said == []
+        assert "owned" not in page.title()
+        assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 1
+        found = [fault for fault in axe.run(page).response["violations"] if fault["impact"] in ("serious", "critical")]
+        serious |= {(path, fault["id"]): [node["html"][:200] for node in fault["nodes"]][:3] for fault in found}
+        page.context.close()
     assert serious == {}

@@ -238,6 +238,23 @@ def status(
     emit(states, as_json, "\n".join([states["plan"]["text"], *lines, *again]))
 
 
+@app.command("set")
+def set_(
+    key: Annotated[str, typer.Argument(help="A key of tunesmith.yaml, such as serve.log.retention_days.")],
+    value: Annotated[str, typer.Argument(help="Its value as YAML writes it: 30, null, [email].")],
+    config: file_option = Path("tunesmith.yaml"),
+    as_json: Json = False,
+) -> None:
+    """Write one setting into tunesmith.yaml; comments and layout stay, and nothing is written that the project cannot be.
+
+    Example: tunesmith set serve.log.retention_days 30
+    """
+    from tunesmith.flow.settings import set_word
+
+    set_word(config, key, value)
+    emit({"key": key, "value": value}, as_json, f"{config}: {key}: {value}")
+
+
 @app.command()
 def schema(as_json: Json = False) -> None:
     """The JSON Schema of tunesmith.yaml, for editors.

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from tunesmith.api.http import away
 from tunesmith.api.state import state_of
 from tunesmith.core.errors import UsageError
+from tunesmith.flow.settings import add_webhook, end_webhook, set_key, stamp_of
 from tunesmith.store.keys import SCOPES, Keys
 from tunesmith.web.page import back, page, pages_of
 
@@ -51,19 +52,78 @@ async def rotate(request: Request) -> Response:
     return await _shown(request, secret=secret)
 
 
+async def changed(request: Request) -> Response:
+    """POST /settings/serve: what the server keeps and takes, written into the project's file."""
+    form, file = await request.form(), pages_of(request).place.file
+    name, text = str(form.get("key", "")), str(form.get("value", "")).strip()
+    if name not in _CHANGED:
+        raise UsageError(f"no setting '{name[:60]}' of this page", allowed=", ".join(_CHANGED))
+    value: Any = text.replace(",", " ").split() if name == "log.redact" else None if not text else _number(text, name)
+    await away(lambda: set_key(file, f"serve.{name}", value, seen=str(form.get("seen", ""))))
+    return back("/settings", f"serve.{name} is {text or 'none'}; the server takes it when it starts again.")
+
+
+async def hook(request: Request) -> Response:
+    """POST /settings/webhooks: tell an address of events, its secret shown this once; or no longer."""
+    form, file = await request.form(), pages_of(request).place.file
+    url, seen = str(form.get("url", "")).strip(), str(form.get("seen", ""))
+    if form.get("end"):
+        await away(lambda: end_webhook(file, url, seen=seen))
+        return back("/settings", f"{url} is told no longer, once the server has started again.")
+    secret = await away(lambda: add_webhook(file, url, str(form.get("events", "")).replace(",", " ").split(), seen=seen))
+    return await _shown(request, secret=secret)
+
+
+def _number(text: str, name: str) -> float | int:
+    try:
+        return int(text) if text.lstrip("-").isdigit() else float(text)
+    except ValueError as error:
+        raise UsageError(f"{name} is {text[:40]!r}", allowed="a number, or nothing") from error
+
+
 async def _shown(request: Request, secret: str = "") -> Response:
-    state, pages = state_of(request), pages_of(request)
+    pages = pages_of(request)
     rows = await away(Keys(pages.place.store).listed)
+    written = await away(lambda: pages.place.context().project.serve)
     hooks: list[dict[str, Any]] = [
-        {"url": hook.url.partition("?")[0], "events": ", ".join(hook.events) or "all"} for hook in state.webhooks
+        {"url": hook.url, "shown": hook.url.partition("?")[0], "events": ", ".join(hook.events) or "all"} for hook in written.webhooks
     ]
-    serve = pages.place.project.serve
-    kept = [
-        (name.replace("_", " "), "no limit" if getattr(serve, name) is None else str(getattr(serve, name)))
-        for name in serve.__struct_fields__
-        if name in _KEPT
-    ]
-    return page(request, "settings", keys=rows, roles=_ROLES, scopes=SCOPES, hooks=hooks, secret=secret, kept=kept, keyed=pages.keyed)
+    values = {name: _value(written, name) for name in _CHANGED}
+    fixed = [(name.replace("_", " "), str(getattr(written, name))) for name in _FIXED]
+    return page(
+        request,
+        "settings",
+        keys=rows,
+        roles=_ROLES,
+        scopes=SCOPES,
+        hooks=hooks,
+        secret=secret,
+        values=values,
+        meanings=_CHANGED,
+        fixed=[*fixed, ("survives", written.log.survives)],
+        keyed=pages.keyed,
+        seen=await away(stamp_of, pages.place.file),
+        running=_running(state_of(request)),
+    )
 
 
-_KEPT = ("retention_days", "sample", "redact", "durability", "requests_per_minute", "workers", "host", "port", "max_body_bytes")
+def _value(serve: Any, name: str) -> str:
+    value = serve
+    for part in name.split("."):
+        value = getattr(value, part)
+    return "" if value is None else ", ".join(value) if isinstance(value, tuple) else f"{value:g}"
+
+
+def _running(state: Any) -> str:
+    """How long the running server keeps requests, which may differ from the file until it starts again."""
+    return "for ever" if state.retention_days is None else f"{state.retention_days:g} days"
+
+
+# What the page changes: keys of `serve:` → what they mean.
+_CHANGED = {
+    "log.retention_days": "days that requests and what was said of them are kept (nothing: for ever)",
+    "log.sample": "share of the requests whose rows are kept, 0 to 1",
+    "log.redact": "kinds of personal data that no row keeps, such as email, phone",
+    "requests_per_minute": "requests a minute of each key (nothing: no limit)",
+}
+_FIXED = ("host", "port", "workers", "max_body_bytes")

@@ -96,6 +96,8 @@ def _routes() -> list[Route]:
         Route("/review/apply", reviewing.applied, methods=["POST"]),
         Route("/playground", playground.show, methods=["GET", "POST"]),
         Route("/settings", settings.show, methods=["GET"]),
+        Route("/settings/serve", settings.changed, methods=["POST"]),
+        Route("/settings/webhooks", settings.hook, methods=["POST"]),
         Route("/settings/keys", settings.create, methods=["POST"]),
         Route("/settings/keys/{key}/revoke", settings.revoke, methods=["POST"]),
         Route("/settings/keys/{key}/rotate", settings.rotate, methods=["POST"]),

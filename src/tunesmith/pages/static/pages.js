@@ -12,6 +12,19 @@
     notice.replaceChildren(line);
   };
 
+  // The server is away: say so, and go on asking; htmx asks again by itself.
+  let away = null;
+  const gone = (more = "Trying again…") => {
+    if (!away) {
+      away = document.createElement("p");
+      away.className = "away";
+      away.setAttribute("role", "status");
+      document.body.append(away);
+    }
+    away.textContent = `The server does not answer. ${typeof more === "string" ? more : "Trying again…"}`;
+  };
+  const there = () => { if (away) { away.remove(); away = null; } };
+
   const here = document.querySelector(".side [aria-current]");
   if (here) here.scrollIntoView({ block: "nearest", inline: "center" });
 
@@ -24,22 +37,37 @@
     });
   });
 
-  document.addEventListener("submit", (event) => {
-    const question = event.target.dataset.confirm;
-    if (question && !window.confirm(question)) event.preventDefault();
+  // What somebody writes stays in this tab until the server has it: a page that is left, or a server that is away, loses no text.
+  const kept = (field) => `kept ${field.dataset.keep}`;
+  const sent = new URLSearchParams(location.search).has("said");
+  all("[data-keep]").forEach((field) => {
+    const text = sessionStorage.getItem(kept(field)), fresh = sent && sessionStorage.getItem(`sent ${field.dataset.keep}`);
+    if (fresh) { sessionStorage.removeItem(kept(field)); sessionStorage.removeItem(`sent ${field.dataset.keep}`); return; }
+    if (text !== null && text !== field.value && !field.readOnly) { field.value = text; say("What you had written before is in the field again."); }
+  });
+  document.addEventListener("input", (event) => { if (event.target.dataset.keep) sessionStorage.setItem(kept(event.target), event.target.value); });
+
+  // A form is sent once the server is there; until then the page, and what is written in it, stays.
+  const lives = () => fetch(`/static/icon.svg?at=${Date.now()}`, { method: "HEAD", cache: "no-store" }).then(() => true, () => false);
+  const sending = new WeakSet();
+  document.addEventListener("submit", async (event) => {
+    const form = event.target, own = event.submitter;
+    if (sending.has(form)) return;
+    const question = form.dataset.confirm;
+    if (question && !window.confirm(question)) { event.preventDefault(); return; }
+    if (form.method !== "post" || form.hasAttribute("hx-post")) return;
+    event.preventDefault();
+    if (form.dataset.waits) return;
+    form.dataset.waits = "1";
+    while (!(await lives())) { gone("It is sent as soon as the server is back."); await new Promise((done) => { setTimeout(done, 1000); }); }
+    there();
+    delete form.dataset.waits;
+    all("[data-keep]", form).forEach((field) => sessionStorage.setItem(`sent ${field.dataset.keep}`, "1"));
+    sending.add(form);
+    form.requestSubmit(own);
+    sending.delete(form);
   });
 
-  // The server is away: say so, and go on asking; htmx asks again by itself.
-  let away = null;
-  const gone = () => {
-    if (away) return;
-    away = document.createElement("p");
-    away.className = "away";
-    away.setAttribute("role", "status");
-    away.textContent = "The server does not answer. Trying again…";
-    document.body.append(away);
-  };
-  const there = () => { if (away) { away.remove(); away = null; } };
   document.addEventListener("htmx:sendError", gone);
   document.addEventListener("htmx:afterRequest", (event) => { if (event.detail.successful) there(); });
   document.addEventListener("htmx:responseError", (event) => {
