@@ -170,9 +170,16 @@ def test_training_goes_on_from_a_version_of_an_alias(base, tmp_path, capsys, ada
     (first,) = versions(folder)
     text = (folder / "tunesmith.yaml").read_text()
     (folder / "tunesmith.yaml").write_text(text.replace("base: base", f"base: bot@{first.version}").replace(adapter, "{kind: lora}"))
-    code, found, said = call(capsys, folder, "run")
+    code, found, said = call(capsys, folder, "run", "--train.replay", "0.5")
     assert code == 0, said
     assert "train" in found["computed"]
+    report = json.loads((folder / "report" / "report.json").read_text())
+    (left,) = [line["rows"] for line in report["data"]["fates"] if line["rule"] == "replay"]
+    assert 10 <= left <= 30, "half of the 40 rows that the first run trained on"
+    assert f"{report['data']['split']['train'] - left} rows" in report["training"]["about"]
+    code, _, said = call(capsys, folder, "run", "--base", "base", "--train.replay", "0.5")
+    assert code == 2
+    assert "was trained by no run of this store" in said
     newest, _ = versions(folder)
     model = newest.variants[0].model
     start = first.variants[0].model

@@ -29,6 +29,7 @@ from tunesmith.flow.upstreams import asked_upstreams
 from tunesmith.models.catalog import Catalog
 from tunesmith.models.resolve import RUN, Models
 from tunesmith.models.weights import Weights
+from tunesmith.store.lineage import Lineage
 from tunesmith.store.store import Store
 from tunesmith.train.methods import METHODS, token_inputs
 from tunesmith.tune.settings import Tune
@@ -96,6 +97,21 @@ class ProjectContext:
         """The content hash of what training starts from."""
         whole = self.catalog.digest(self.base)
         return whole if self.start_adapter is None else digest(whole, self.catalog.digest(self.start_adapter))
+
+    def trained_before(self) -> frozenset[str]:
+        """The ids of the rows that the model was trained on from which training goes on. Raises ConfigError where no run of this store
+        made it."""
+        kind, _, made_by = self.start.made_by.partition(":")
+        splits = [stage for stage in Lineage(self.store).before(made_by) if stage["name"] == "split"] if kind == "run" else []
+        folder = self.store.layout.stage(splits[0]["digest"]) if splits else None
+        if folder is None or not folder.is_dir():
+            raise ConfigError(
+                f"'{self.project.base}' was trained by no run of this store, and replay takes its rows",
+                where="train.replay",
+                allowed="with a base that a run trained",
+                remedy=f"base: {self.project.deploy.alias}@VERSION, or leave it out",
+            )
+        return frozenset(row.id for row in rows(folder, "train"))
 
     @cached_property
     def places(self) -> list[Place]:

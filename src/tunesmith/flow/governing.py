@@ -6,7 +6,9 @@ from __future__ import annotations
 import json
 import shlex
 import time
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ import msgspec
 
 from tunesmith.core.errors import UsageError
 from tunesmith.core.progress import Progress
-from tunesmith.core.types import Example, Record
+from tunesmith.core.rows import Row
+from tunesmith.core.types import Record
 from tunesmith.flow.evaluation.ask import Ask
 from tunesmith.flow.evaluation.results import Result, load_kept
 from tunesmith.flow.evaluation.run import Bench, bench, measure
@@ -23,12 +26,13 @@ from tunesmith.flow.harvest import proposals
 from tunesmith.flow.last_run import written_name
 from tunesmith.flow.pipeline.run import RunCommand, run_pipeline
 from tunesmith.flow.pipeline.serving_stage import Server
-from tunesmith.flow.project import Project, load_project
+from tunesmith.flow.project import Project, load_project, open_store
 from tunesmith.flow.rows import Rows
 from tunesmith.flow.sources import ALL
 from tunesmith.flow.watching import drift_of, quality_of
 from tunesmith.monitor.governor import Due, Held, Retrain, Ruling, State, counter_lines, due, rule, swayed
 from tunesmith.store.alerts import AlertLog
+from tunesmith.store.deployments import Deployments
 from tunesmith.store.runs import Runs
 
 COMMAND = "tunesmith feedback retrain"
@@ -42,7 +46,7 @@ def govern(old: str, new: str, at: Bench, settings: Retrain, *, data: str = "tes
     """
     ask = Ask(data=data, metrics=tuple(metrics))
     held: list[Held] = []
-    for rows in at.data(data, ask):
+    for rows in map(_of_each_slice, at.data(data, ask)):
         before, after = _asked(old, rows, ask, at), _asked(new, rows, ask, at)
         held += _slices(before, after)
         believing = swayed(before.examples)
@@ -56,6 +60,19 @@ def govern(old: str, new: str, at: Bench, settings: Retrain, *, data: str = "tes
         clusters = [before.clusters.get(example.id, example.id) for example in before.examples]
         held += counter_lines({rows.name: (_words(before), _words(after))}, settings, clusters)
     return rule(held, settings)
+
+
+def _of_each_slice(rows: Rows) -> Rows:
+    """Where an evaluation asks at most so many rows, so many of each slice: the first ones of all would be of the first source alone."""
+    if rows.limit is None:
+        return rows
+    taken: Counter[str] = Counter()
+    chosen = []
+    for row in rows.rows:
+        taken[_source(row)] += 1
+        if taken[_source(row)] <= rows.limit:
+            chosen.append(row)
+    return replace(rows, splits={ALL: chosen}, limit=None)
 
 
 def _asked(word: str, rows: Rows, ask: Ask, at: Bench) -> Result:
@@ -77,7 +94,7 @@ def _slices(before: Result, after: Result) -> list[Held]:
     return lines + [_held(name, kinds[name], before, after, some) for name, some in named.items()]
 
 
-def _source(example: Example) -> str:
+def _source(example: Row) -> str:
     if "harvested" in example.meta:
         return f"harvested: {example.meta['harvested']}"
     return example.origin.rpartition(":")[0] or example.origin
@@ -130,7 +147,7 @@ def retrained(config: Path, words: Sequence[str], harvested: str, progress: Prog
     """Train on the project's sources and the reviewed rows, under a name of its own; what passes the run's gate is held against the model
     in force. Nothing is put in force. Raises UsageError without rows, and as `run`."""
     project = load_project(config, list(words))
-    whole = [*words, *overrides_of(project, harvested)]
+    whole = [*words, *overrides_of(project, harvested), *_going_on(config, project)]
     made = RunCommand(f"{COMMAND} --rows {shlex.quote(harvested)} --start", tuple(whole), written_name(config, whole))
     outcome = run_pipeline(load_project(config, whole), config.resolve().parent, progress, server, made=made)
     if not outcome.passed:
@@ -138,7 +155,7 @@ def retrained(config: Path, words: Sequence[str], harvested: str, progress: Prog
     alias, candidate = project.deploy.alias, candidate_of(project)
     with bench(config, progress) as at:
         ruling = govern(alias, candidate, at, project.retrain)
-    offer = f"tunesmith deploy {alias} {candidate} --canary {project.retrain.canary:g}" if ruling.promote else None
+    offer = f"tunesmith deploy canary {alias} {candidate}" if ruling.promote else None
     text = "\n".join([outcome.text(), ruling.text(), *([f"offered: {offer}"] if offer else [])])
     return Retrained(gate=outcome.decision, ruling=ruling, offer=offer, text=text)
 
@@ -150,7 +167,23 @@ def overrides_of(project: Project, harvested: str) -> list[str]:
         remedy = "tunesmith feedback harvest, tunesmith data review VERSION --apply, then --rows VERSION"
         raise UsageError("no rows to train on", remedy=remedy)
     sources = [*msgspec.to_builtins(project.sources), {"path": harvested}]
-    return [f"--sources={json.dumps(sources)}", f"--deploy.alias={candidate_of(project)}"]
+    return [f"--sources={json.dumps(sources)}", f"--deploy.alias={candidate_of(project)}", "--deploy.live_questions=0"]
+
+
+def _going_on(config: Path, project: Project) -> list[str]:
+    """The words of a run that goes on from the version in force and repeats a share of what it was trained on, where `retrain.replay` says
+    so. Its gate then asks whether it is no worse than that version; whether it is better on what was corrected the governor asks. Raises
+    UsageError where the alias answers with nothing, or with several variants."""
+    replay, alias = project.retrain.replay, project.deploy.alias
+    if replay is None:
+        return []
+    with closing(open_store(project, config.resolve().parent)) as store:
+        in_force = Deployments(store).in_force().get(alias)
+    if in_force is None or len(in_force.variants) > 1:
+        answers = "nothing" if in_force is None else "several variants"
+        raise UsageError(f"'{alias}' answers with {answers}, and retrain.replay goes on from one model", remedy="leave it out")
+    gate = [f"--gate={json.dumps({'superior': False, 'margin': project.retrain.margin})}"]
+    return [f"--base={alias}@{in_force.version}", f"--train.replay={replay:g}", *gate]
 
 
 def candidate_of(project: Project) -> str:

@@ -44,20 +44,23 @@ class When(Record, frozen=True):
 class Retrain(Record, frozen=True):
     """The section `retrain:`. At most one training in `every`; harvested rows are at most the share `most` of what is trained on. Of
     the new model a loss of `margin` must be ruled out on every earlier slice and counter-metric (in the first metric's unit), and
-    answers longer than by the factor `longer`. What passes is offered as a canary of the share `canary`."""
+    answers longer than by the factor `longer`. What passes is offered as a canary, by the plan of `deploy.rollout`. With `replay` training
+    goes on from the version in force, on the new rows and that share of those that it was trained on (None: anew, on all rows)."""
 
     when: When = When()
     every: str = "7d"
     most: float = 0.3
     margin: float = 0.05
     longer: float = 1.25
-    canary: float = 0.1
+    replay: float | None = None
 
     def __post_init__(self) -> None:
         span_s(self.every, "retrain.every")
-        for name in ("most", "margin", "canary"):
+        for name in ("most", "margin"):
             if not 0 < getattr(self, name) < 1:
                 raise ConfigError(f"'{name}' is {getattr(self, name)}", where=f"retrain.{name}", allowed="a share above 0 and below 1")
+        if self.replay is not None and not 0 <= self.replay <= 1:
+            raise ConfigError(f"'replay' is {self.replay}", where="retrain.replay", allowed="a share from 0 to 1")
         if self.longer <= 1:
             raise ConfigError(f"'longer' is {self.longer}", where="retrain.longer", allowed="a factor above 1")
 

@@ -104,6 +104,8 @@ class Plan(Record, frozen=True):
     validation loss or, with `metric_rows`, the best value of the task's metric on the answers to so many validation rows.
     A step whose loss is not finite, or lies above the last ones and `spike` robust standard deviations (and at least 1) above their
     median, sends the run back to an earlier checkpoint at half the rate, at most `recoveries` times.
+    `replay`, where training goes on from what a run trained (`base: ALIAS@VERSION`): of the rows that it was trained on, the share that is
+    trained on again beside the new ones, drawn by their ids (None: all).
     """
 
     method: MethodName = "sft"
@@ -137,6 +139,7 @@ class Plan(Record, frozen=True):
     threads: int | Auto = "auto"
     lanes: int | Auto = "auto"
     device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"
+    replay: float | None = None
 
 
 class ResolvedAdapter(Adapter, frozen=True):

@@ -167,8 +167,9 @@ def check(plan: Plan) -> None:
         ("keep_checkpoints", plan.keep_checkpoints, 1, 10_000),
         ("recoveries", plan.recoveries, 0, 10),
         ("metric_rows", plan.metric_rows, 0, 100_000),
+        ("replay", plan.replay, 0.0, 1.0),
     ):
-        if not isinstance(value, str) and not low <= value <= high:
+        if not isinstance(value, str) and value is not None and not low <= value <= high:
             raise ConfigError(f"{name} is {value}", where=f"train.{name}", allowed=f"{low} to {high}")
     _check_method(plan, METHODS[plan.method])
     _check_adapter(plan.adapter)

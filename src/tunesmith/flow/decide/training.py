@@ -106,7 +106,7 @@ def _on_rows(
     write_parquet(split / "train.parquet", rows)
     write_parquet(split / "validation.parquet", validation)
     shutil.copyfile(context.runner.folder("split") / "ledger.jsonl", split / "ledger.jsonl")
-    plan = msgspec.structs.replace(taught(context), method="sft", metric_rows=0, patience=None, keep="last")
+    plan = msgspec.structs.replace(taught(context), method="sft", metric_rows=0, patience=None, keep="last", replay=None)
     tokenize(split, context.base, plan, tokens, context.progress.say)
     return _trained(context, plan, load_items(tokens / "train.npz"), load_items(tokens / "validation.npz"), named)
 

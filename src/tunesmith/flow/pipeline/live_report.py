@@ -41,7 +41,9 @@ def _drift(report: dict[str, Any]) -> dict[str, Any]:
     curves, lines = [], []
     for stream in dict.fromkeys(look["stream"] for look in report["looks"]):
         looks = [look for look in report["looks"] if look["stream"] == stream]
-        curves.append((stream, [float(i) for i in range(1, len(looks) + 1)], [look["drift"].get("level", 0.0) for look in looks]))
+        curves.append(
+            (stream, [float(report["window"] * i) for i in range(1, len(looks) + 1)], [look["drift"].get("level", 0.0) for look in looks])
+        )
         moved = [look for look in looks if look["drift"]["alarm"] or look["drift"]["lasting"]]
         names = dict.fromkeys(part["name"] for look in moved for part in look["drift"]["properties"] if part["p_adjusted"] < 0.05)
         seen = f"moved in {len(moved)} of {counted(len(looks), 'window')}: {', '.join(names)}" if moved else "quiet"

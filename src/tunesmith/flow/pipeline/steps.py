@@ -35,7 +35,9 @@ def steps_of(context: ProjectContext, server: Server) -> dict[str, Step]:
 
 
 def _tokens(context: ProjectContext, work: Path) -> Output:
-    return tokens_stage.tokenize(context.runner.folder("split"), context.base, context.project.train, work, context.progress.say)
+    plan, folder = context.project.train, context.runner.folder("split")
+    known = context.trained_before() if plan.replay is not None else frozenset()
+    return tokens_stage.tokenize(folder, context.base, plan, work, context.progress.say, known)
 
 
 def _train(context: ProjectContext, work: Path) -> Output:

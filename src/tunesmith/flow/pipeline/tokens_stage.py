@@ -3,7 +3,8 @@ is in the ledger. Knows nothing about weights, and no method by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from tunesmith.train.methods.base import Method
 from tunesmith.train.plan import Plan
 
 
-def tokenize(split_folder: Path, base: Path, plan: Plan, work: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def tokenize(
+    split_folder: Path, base: Path, plan: Plan, work: Path, say: Callable[[str], None], known: Collection[str] = ()
+) -> dict[str, Any]:
     """Render train and validation rows as the plan's method does: the mask gate. Rows beyond `max_length` (auto: beyond what the base has
-    positions for) are dropped, cut or split, in the ledger.
+    positions for) are dropped, cut or split, in the ledger; so are those of the `known` rows (their ids) that `replay` leaves out.
 
     Raises ConfigError for rows of another kind than the method takes, DataError when nothing is left to train.
     """
@@ -33,7 +36,10 @@ def tokenize(split_folder: Path, base: Path, plan: Plan, work: Path, say: Callab
     ledger, limit = Ledger.read(split_folder / "ledger.jsonl"), _limit(plan, method, positions)
     facts: dict[str, Any] = {"template": renderer.digest}
     for part in ("train", "validation"):
-        rows, converted = ready(plan.method, rows_of(split_folder, part), renderer)
+        given: Sequence[Row] = rows_of(split_folder, part)
+        if part == "train" and plan.replay is not None:
+            given = _replayed(given, known, plan.replay, ledger)
+        rows, converted = ready(plan.method, given, renderer)
         if part == "train" and converted:
             say(f"  {converted}")
             facts["converted"] = converted
@@ -53,6 +59,15 @@ def tokenize(split_folder: Path, base: Path, plan: Plan, work: Path, say: Callab
             facts |= _about(tokens, renderer) | {"longest_answer": method.drawn_tokens(plan, positions) or _longest_answer(items, method)}
     ledger.write(work / "ledger.jsonl")
     return facts
+
+
+def _replayed(rows: Sequence[Row], known: Collection[str], share: float, ledger: Ledger) -> list[Row]:
+    """The rows without those that are known already and not drawn."""
+    left = {row.id for row in rows if row.id in known and zlib.crc32(row.id.encode()) >= share * 2**32}
+    for row in rows:
+        if row.id in left:
+            ledger.mark(row.origin, "dropped", "replay", f"trained on before, and not among the {share:.0%} that are trained on again")
+    return [row for row in rows if row.id not in left]
 
 
 def _limit(plan: Plan, method: Method, positions: int) -> int | None:

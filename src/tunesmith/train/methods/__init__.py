@@ -67,7 +67,8 @@ def token_inputs(plan: Plan) -> tuple[Any, ...]:
     method = METHODS[plan.method]
     over_length = method.over_length[0] if plan.over_length == "auto" else plan.over_length
     drawn = plan.reinforcement.max_tokens if method.graded else 0
-    return f"{method.render.__module__}.{method.render.__name__}", plan.max_length, over_length, drawn
+    replay = () if plan.replay is None else (plan.replay,)
+    return f"{method.render.__module__}.{method.render.__name__}", plan.max_length, over_length, drawn, *replay
 
 
 def _misfit(method: Method, row: Row) -> ConfigError:
