@@ -61,7 +61,8 @@ def behind(port: int) -> None:
                 break
         else:
             return
-        if not json.loads(asked).get("stream"):
+        given = json.loads(asked)
+        if not given.get("stream"):
             said = {"role": "assistant", "content": "one two three " * 7, "refusal": None}
             data = body("chat.completion", message=said, finish_reason="stop")
             headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
@@ -69,10 +70,11 @@ def behind(port: int) -> None:
             await send({"type": "http.response.body", "body": data})
             return
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
-        for i in range(CHUNKS):
-            data = body("chat.completion.chunk", delta={"content": "word "}, finish_reason="stop" if i == CHUNKS - 1 else None)
+        chunks = given.get("chunks") or CHUNKS
+        for i in range(chunks):
+            data = body("chat.completion.chunk", delta={"content": "word "}, finish_reason="stop" if i == chunks - 1 else None)
             await send({"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True})
-            await asyncio.sleep(PAUSE_S)
+            await asyncio.sleep(given.get("pace_s") or PAUSE_S)
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="error", lifespan="off")
@@ -151,7 +153,7 @@ async def ask(url: str, key: str, count: int, clients: int, *, stream: bool = Fa
     return median(first for first, _ in times), median(total for _, total in times)
 
 
-def start(name: str, port: int, upstream: int, folder: str) -> tuple[subprocess.Popen[bytes], str]:
+def start(name: str, port: int, upstream: int, folder: str, *, deployments: int = 1) -> tuple[subprocess.Popen[bytes], str]:
     """(the side's server, the key that it asks for)."""
     key, environment = "sk-none", {**os.environ, "NO_COLOR": "1"}
     command = [sys.executable, "-m", "benchmarks.api", name, str(port), str(upstream), *([folder] if name == "ours" else [])]
@@ -165,7 +167,9 @@ def start(name: str, port: int, upstream: int, folder: str) -> tuple[subprocess.
 
         to = {"model": "openai/m", "api_base": f"http://127.0.0.1:{upstream}/v1", "api_key": "x"}
         settings = {"general_settings": {"master_key": key}, "litellm_settings": {"callbacks": "rows.log"}}
-        (Path(folder) / "config.yaml").write_text(json.dumps({"model_list": [{"model_name": "m", "litellm_params": to}], **settings}))
+        (Path(folder) / "config.yaml").write_text(
+            json.dumps({"model_list": [{"model_name": "m", "litellm_params": to}] * deployments, **settings})
+        )
         (Path(folder) / "rows.py").write_text(LOGGER % folder)
         program = Path(peer_python("litellm", NEEDS)).parent / "litellm"
         command = [str(program), "--config", f"{folder}/config.yaml", "--port", str(port), "--host", "127.0.0.1"]

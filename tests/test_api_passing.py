@@ -390,3 +390,49 @@ def test_the_end_of_a_stream_of_events_waits_for_the_log(store):
     (answer,), (row,) = asked(store, upstream, path="responses", input="q", stream=True)
     assert answer.content == text
     assert (row["id"], row["answer"], row["finish_reason"], row["completion_tokens"]) == ("r" * 30, "yes", "length", 2)
+
+
+def leaky(arm, stream):
+    """What a server answers that says everywhere who it is."""
+    call = {"index": 0, "id": f"{arm}-call", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    words = {"role": "assistant", "content": "yes", "provider": arm, "tool_calls": [call]}
+    choice = {"index": 0, "finish_reason": "tool_calls", "arm": arm, "delta" if stream else "message": words}
+    made = {"id": f"{arm}-1", "model": arm, "created": len(arm), "system_fingerprint": arm, "provider": arm, "choices": [choice]}
+    data = json.dumps({**made, "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5, "cost": len(arm)}}).encode()
+    body = b": %b\r\n\r\ndata: %b\r\n\r\ndata: [DONE]\r\n\r\n" % (arm.encode(), data) if stream else data
+    kind = b"text/event-stream" if stream else b"application/json"
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\nx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (kind, arm.encode(), len(body))
+    return [head + body[:20], body[20:]]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_nothing_of_what_passes_tells_the_arm(store, stream):
+    import contextlib
+
+    from tunesmith.api.app import create_app, running
+    from tunesmith.core.deployment import Deployment, Variant
+    from tunesmith.deploy.router import Router
+    from tunesmith.models.upstream import Upstream
+
+    arms = {arm: scripted(*[leaky(arm, stream)] * 6)[0] for arm in ("arm-one", "second-arm")}
+    router, variants = Router(), tuple(Variant(name=arm, upstream=arm, weight=0.5) for arm in arms)
+    upstreams = {arm: Upstream(arm, base_url=url) for arm, url in arms.items()}
+    router.deploy(Deployment(alias="m", version=1, strategy="split", variants=variants), upstreams)
+    body = {"model": "m", "messages": [{"role": "user", "content": "q"}], "stream": stream}
+    shown, dates = set(), {"id", "created"}
+    with running(create_app(router, store=store)) as url, contextlib.closing(httpx.Client(timeout=60)) as client:
+        for user in range(8):
+            answer = client.post(f"{url}/chat/completions", json={**body, "user": str(user)})
+            seen = answer.text + repr(sorted(answer.headers.items()))
+            assert not any(word in seen for word in ("arm-one", "second-arm", "provider", '"cost"')), seen
+            data = json.loads(answer.text.removeprefix("data: ").partition("\n")[0]) if stream else answer.json()
+            (call,) = data["choices"][0]["delta" if stream else "message"].pop("tool_calls")
+            assert call.pop("id").startswith("call_")
+            shown.add(json.dumps([call, {key: value for key, value in data.items() if key not in dates}, sorted(answer.headers)]))
+    assert len(shown) == 1, shown
+    logged = rows(store)
+    assert {row["variant"] for row in logged} == set(arms)
+    assert {(row["prompt_tokens"], row["completion_tokens"], row["answer"]) for row in logged} == {(3, 2, "yes")}, (
+        "counted, asked for or not"
+    )
+    assert all(json.loads(row["tool_calls"])[0]["id"].startswith("call_") for row in logged)

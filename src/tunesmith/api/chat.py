@@ -94,9 +94,7 @@ async def create(request: Request, exchange: Exchange, body: bytes) -> Response:
     target = await target_of(request, exchange, asked.model)
     chat = _Chat(state, asked, exchange, target, [])
     whole = await attended(request, in_turn(exchange, target, partial(_ask, chat, prompt)))
-    if target.copies:
-        sampling = partial(asked.sampling, state.default_max_tokens)
-        state.shadows.copy(exchange, target, prompt, sampling, _constraint(asked))
+    copy(state, exchange, target, asked, prompt)
     if asked.stream:
         answers: dict[int, Answer] = {}
         return Live(state, exchange, answers, chat.cancel).response(_events(chat, answers), ignored)
@@ -123,6 +121,12 @@ async def _ask(chat: _Chat, prompt: Prompt, target: Target) -> list[Answer]:
     under = msgspec.structs.replace(prompt, messages=target.instructed(prompt.messages))
     chat.streams = await chat.state.answering.ask(target.model, under, sampling, asked.choices, constraint=_constraint(asked))
     return await begun(chat.streams, whole=not asked.stream) if target.several else []
+
+
+def copy(state: State, exchange: Exchange, target: Target, asked: ChatRequest, prompt: Prompt) -> None:
+    """Ask the target's shadows too."""
+    if target.copies:
+        state.shadows.copy(exchange, target, prompt, partial(asked.sampling, state.default_max_tokens), _constraint(asked))
 
 
 def _constraint(asked: ChatRequest) -> Constraint | None:

@@ -119,9 +119,13 @@ def with_calls(answer: Answer, number: str, choice: int = 0, *, several: bool) -
     calls = answer.tool_calls if several else answer.tool_calls[:1]
     if not calls:
         return answer
-    ids = [hashlib.blake2b(f"{number}/{choice}/{i}".encode(), digest_size=12).hexdigest() for i in range(len(calls))]
-    named = tuple(msgspec.structs.replace(call, id=f"call_{own}") for call, own in zip(calls, ids, strict=True))
+    named = tuple(msgspec.structs.replace(call, id=call_id(number, choice, i)) for i, call in enumerate(calls))
     return msgspec.structs.replace(answer, tool_calls=named)
+
+
+def call_id(number: str, choice: int, at: int) -> str:
+    """The id of a tool call of the answer `number`."""
+    return f"call_{hashlib.blake2b(f'{number}/{choice}/{at}'.encode(), digest_size=12).hexdigest()}"
 
 
 async def attended(request: Request, work: Awaitable[T]) -> T:

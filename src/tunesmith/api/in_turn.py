@@ -39,7 +39,7 @@ async def in_turn(exchange: Exchange, target: Target, ask: Callable[[Target], Aw
             raise
         except Exception as error:
             if who is chain[-1] or not _passing(error):
-                raise _unnamed(error, exchange.alias) from error
+                raise unnamed(error, exchange.alias) from error
             _log.warning("variant '%s' of '%s' did not answer, the next one is asked: %r", who.variant.name, exchange.alias, error)
             continue
         if who is not target:
@@ -67,7 +67,7 @@ def _passing(error: Exception) -> bool:
     return status >= 500 or status == _BUSY
 
 
-def _unnamed(error: Exception, alias: str) -> Exception:
+def unnamed(error: Exception, alias: str) -> Exception:
     """The failure in words that every variant of the alias would have."""
     if isinstance(error, ContextExceeded):
         return error

@@ -14,13 +14,15 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-from tunesmith.api import errors, proxy_read, proxy_responses
+from tunesmith.api import errors, proxy_hidden, proxy_read, proxy_responses
 from tunesmith.api.errors import APIError
 from tunesmith.api.exchange import VARIANT_HEADER, answered_by, ended_by, opened
 from tunesmith.api.http import Receive, Scope, Send
+from tunesmith.api.present import Gone, Present
+from tunesmith.api.proxy_hidden import HiddenStream
+from tunesmith.api.proxy_variant import body_for
 from tunesmith.api.state import State
 from tunesmith.core import wire
-from tunesmith.core.deployment import Variant
 from tunesmith.core.types import CLIENT_LEFT
 from tunesmith.deploy.answered import Exchange, Outcome, client_left
 from tunesmith.deploy.router import Target
@@ -36,7 +38,6 @@ _PASSED = {
 }
 _ENDS = (b"data: [DONE]",)
 _VARIANT = VARIANT_HEADER.encode()
-_LOOK_S = 0.25  # a request that took so long is worth looking whether its client is still there
 _UNIQUE = 24  # characters of an id that can be taken for random
 _HEADERS = (b"content-type", b"content-encoding", b"retry-after", b"x-request-id")
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -62,7 +63,11 @@ class Proxy:
             head = wire.head_of(body)
             await self.state.refresh(head.model)
             wanted = any(name == _VARIANT for name, _ in scope["headers"])
-            if not wanted and (target := self.state.passed_to(head.model)) is not None:
+            if (
+                not wanted
+                and (target := self.state.passed_to(head.model)) is not None
+                and (not target.several or path == proxy_hidden.PATH)
+            ):
                 answer = await self._pass(scope, body, head, receive, target)
         except Exception as error:  # noqa: BLE001 - as Starlette's own handler would: every failure is an answer
             answer = errors.response(error)
@@ -71,13 +76,17 @@ class Proxy:
         else:
             await self.app(scope, _again(body, receive), send)
 
-    async def _pass(self, scope: Scope, body: bytes, head: wire.RequestHead, receive: Receive, first: Target) -> Response | Streamed | None:
+    async def _pass(
+        self, scope: Scope, body: bytes, head: wire.RequestHead, receive: Receive, first: Target
+    ) -> Response | Streamed | HiddenStream | None:
         """The other server's answer; None when the strategy chooses a model here once it is known who asks. `first` is whom it would
         choose for nobody in particular."""
         path = scope["path"]
         exchange = opened(self.state, scope, *_PASSED[path], head)
         try:
             tree = _object.decode(body)
+            if first.several:
+                return await self._hidden(exchange, tree, body, receive)
             if path == proxy_responses.PATH:
                 await proxy_responses.note_prompt(self.state, exchange, tree)
             else:
@@ -94,9 +103,7 @@ class Proxy:
                 passage.keep = proxy_responses.keeping(self.state, exchange, tree)
                 passage.lacks = proxy_responses.lacking
             answered_by(exchange, target)
-            _put_in(tree, target, path)
-            tree["model"] = msgspec.Raw(msgspec.json.encode(target.model.name))
-            answer = await passed(passage, upstream, msgspec.json.encode(tree), receive)
+            answer = await passed(passage, upstream, body_for(tree, target, path), receive)
             if answer is None:
                 proxy_responses.note_absent(self.state, target)
             return answer
@@ -107,6 +114,21 @@ class Proxy:
             await ended_by(exchange, error, self.state)
             raise
 
+    async def _hidden(
+        self, exchange: Exchange, tree: dict[str, msgspec.Raw], body: bytes, receive: Receive
+    ) -> Response | HiddenStream | None:
+        """The answer of one of several variants; None where this server is to keep it, which the endpoint does."""
+        if bytes(tree.get("store", b"")) == b"true":
+            return None
+        exchange.ask(proxy_read.messages(body))
+        known = await self.state.known_of(exchange, exchange.alias)
+        target = self.state.passed_to(exchange.alias, exchange.key, known)
+        if target is None:
+            raise APIError(503, f"The model '{exchange.alias}' has just changed", code="model_not_answering")
+        answered_by(exchange, target)
+        self.state.note_assigned(exchange)
+        return await proxy_hidden.passed(self.state, exchange, target, tree, body, receive)
+
 
 def _note_prompt(exchange: Exchange, path: str, body: bytes, tree: dict[str, msgspec.Raw]) -> None:
     """The prompt, as the log has it."""
@@ -116,32 +138,6 @@ def _note_prompt(exchange: Exchange, path: str, body: bytes, tree: dict[str, msg
     given = tree.get("input" if path.endswith("/embeddings") else "prompt")
     read = proxy_read.inputs if path.endswith("/embeddings") else proxy_read.texts
     exchange.messages = read(msgspec.json.decode(given)) if given is not None else ()
-
-
-def _put_in(tree: dict[str, msgspec.Raw], target: Target, path: str) -> None:
-    """What the variant brings to a chat: its instruction in place of the request's, its shots, its sampling where the request leaves it
-    open."""
-    limits = {"/v1/chat/completions": ("max_tokens", "max_completion_tokens"), proxy_responses.PATH: ("max_output_tokens",)}.get(path)
-    if limits is None:
-        return
-    turns = msgspec.json.decode(tree["messages"]) if target.variant.prompted and "messages" in tree else None
-    if isinstance(turns, list):
-        tree["messages"] = msgspec.Raw(msgspec.json.encode(_under(target.variant, turns)))
-    for name, value in target.defaults.items():
-        names = limits if name == "max_tokens" else (name,)
-        if not any(own in tree for own in names):
-            tree[names[0]] = msgspec.Raw(msgspec.json.encode(int(value) if name == "max_tokens" else value))
-
-
-def _under(variant: Variant, turns: list[Any]) -> list[Any]:
-    """A request's turns as the variant has them asked; what is no turn of a chat stays, for the upstream to judge."""
-    leading = [isinstance(turn, dict) and turn.get("role") in ("system", "developer") for turn in turns]
-    shots = [wire.message_body(shot) for shot in variant.shots]
-    if variant.instruction is None:
-        cut = leading.index(False) if False in leading else len(turns)
-        return [*turns[:cut], *shots, *turns[cut:]]
-    rest = [turn for turn, first in zip(turns, leading, strict=True) if not first]
-    return [{"role": "system", "content": variant.instruction}, *shots, *rest]
 
 
 async def _body(receive: Receive) -> bytes:
@@ -180,7 +176,7 @@ class ProxiedRequest:
 
     def broken(self, error: OSError) -> APIError:
         """Note why no whole answer came; gives what the client is instruction."""
-        self.status, self.error = (CLIENT_LEFT if isinstance(error, _Left) else 502), str(error)
+        self.status, self.error = (CLIENT_LEFT if isinstance(error, Gone) else 502), str(error)
         message = f"The server behind '{self.exchange.alias}' did not answer: {error}"
         return APIError(self.status, message, code="upstream_unreachable")
 
@@ -208,7 +204,7 @@ async def passed(passage: ProxiedRequest, upstream: Passing, body: bytes, receiv
     Raises APIError 502 when it cannot be reached, 499 when the client left before it.
     """
     try:
-        with _Present(receive):
+        with Present(receive):
             answer = await upstream.send(passage.path.removeprefix("/v1"), body)
             passage.status = answer.status
             headers = [(name, answer.headers[name]) for name in _HEADERS if name in answer.headers]
@@ -230,41 +226,6 @@ async def passed(passage: ProxiedRequest, upstream: Passing, body: bytes, receiv
     return response
 
 
-class _Left(ConnectionError):
-    """The client left."""
-
-
-class _Present:
-    """A client that leaves while the block waits ends it with `_Left`. A short request pays for a timer only, no task."""
-
-    __slots__ = ("_left", "_receive", "_task", "_timer", "_watch")
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive, self._left = receive, False
-        self._watch: asyncio.Future[None] | None = None
-
-    def __enter__(self) -> None:
-        self._task = asyncio.current_task()
-        self._timer = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._timer.cancel()
-        if self._watch is not None:
-            self._watch.cancel()
-        if self._left and self._task is not None and kind is asyncio.CancelledError:
-            self._task.uncancel()
-            raise _Left("the client left") from None
-
-    def _look(self) -> None:
-        self._watch = asyncio.ensure_future(self._until_left())
-
-    async def _until_left(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        if self._task is not None:
-            self._left = self._task.cancel()
-
-
 @dataclass(slots=True)
 class Streamed:
     """An answer that comes in pieces, as the response that it becomes: only the mark of the end waits for the log."""
@@ -278,7 +239,7 @@ class Streamed:
         seen, tail, rest, ends = list[bytes](), b"", b"", self.passage.ends
         longest = max(map(len, ends))
         try:
-            with _Present(receive):
+            with Present(receive):
                 await send({"type": "http.response.start", "status": self.answer.status, "headers": self.headers})
                 async for piece in self.answer.pieces():
                     self.passage.exchange.first_token()

@@ -25,7 +25,7 @@ from tunesmith.deploy.engine import Answering
 from tunesmith.deploy.router import Router, Target, undeployed
 from tunesmith.deploy.serve_config import Webhook
 from tunesmith.deploy.strategy import AskedState
-from tunesmith.models.base import Encoding, Model, batching, grounding, passing, ref_of
+from tunesmith.models.base import Encoding, Model, batching, grounding, ref_of
 from tunesmith.models.resolve import Models
 from tunesmith.models.retrieval import asked_with
 from tunesmith.monitor.metrics import ServerMetrics
@@ -155,13 +155,12 @@ class State:
         """The model that answers to a name when no client asks. Raises NotFound."""
         return (await self.target(name, project)).model
 
-    def passed_to(self, name: str, key: str = "") -> Target | None:
-        """Who answers to a name, where that is another server."""
+    def passed_to(self, name: str, key: str = "", known: AskedState = NOTHING_KNOWN) -> Target | None:
+        """Who answers to a name, where that is another server; of several variants only where others answer for all of them."""
         alias = name if self.router.has(name) else self.names.get(name, "")
-        if (deployment := self.router.deployment(alias)) is not None and len(deployment.variants) > 1:
-            return None  # bytes that pass would tell which variant answered
-        target = self.router.target(alias, key) if self.router.has(alias) else None
-        return target if target is not None and passing(target.model) is not None else None
+        if not self.router.passes(alias):
+            return None
+        return self.router.target(alias, key, known)
 
     def base_of(self, name: str, project: str) -> ModelRef:
         """What a job on `name` starts from: a mapped or served name, what a job made, or a base of the catalogue. Raises BadRequest."""

@@ -146,6 +146,10 @@ class Router:
         model = self._entries[alias].models.get(variant) if alias in self._entries else None
         return model is not None and bool(getattr(model, "in_memory", True))
 
+    def passes(self, alias: str) -> bool:
+        """Whether other servers answer to the name, whichever variant is chosen."""
+        return alias in self._entries and all(passing(model) is not None for model in self._entries[alias].models.values())
+
     def target(self, alias: str, key: str = "", known: AskedState = _NOTHING_KNOWN, *, wanted: str | None = None) -> Target:
         """Who answers a request to `alias` whose user or conversation is `key`, of which so much is `known`; with `wanted` the variant of
         that name. Raises NotFound with the nearest name, Unloaded for an alias whose model could not be loaded."""

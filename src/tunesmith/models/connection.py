@@ -10,6 +10,7 @@ import ssl
 from collections.abc import AsyncIterator
 from typing import cast
 from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
 
 import httptools
 
@@ -25,7 +26,7 @@ class Connections:
         self._tls = ssl.create_default_context() if url.scheme == "https" else None
         self._host, self._port = url.hostname or "", url.port or (443 if self._tls else 80)
         self._authority, self._path, self._timeout_s = url.netloc.rpartition("@")[2], url.path, timeout_s
-        self._idle: list[_Connection] = []
+        self._idle_of: WeakKeyDictionary[asyncio.AbstractEventLoop, list[_Connection]] = WeakKeyDictionary()
 
     def head(self, path: str, headers: dict[str, str], method: str = "POST") -> bytes:
         """The lines of a request for `path` below the base, up to the number of its body's bytes."""
@@ -42,10 +43,11 @@ class Connections:
         A connection that the server closed while it was idle is replaced: what was sent over it was not read.
         """
         request = b"%b%d\r\n\r\n%b" % (head, len(body), body)
+        idle = self._idle
         while True:
-            used = self._at_hand()
+            used = self._at_hand(idle)
             connection = used or await self._connect()
-            answer = Incoming(connection, self._idle, self._timeout_s)
+            answer = Incoming(connection, idle, self._timeout_s)
             try:
                 connection.transport.write(request)
                 await answer.begun()
@@ -58,9 +60,15 @@ class Connections:
                 answer.close()
                 raise
 
-    def _at_hand(self) -> _Connection | None:
-        while self._idle:
-            if not (connection := self._idle.pop()).transport.is_closing():
+    @property
+    def _idle(self) -> list[_Connection]:
+        """Those of the running loop: a connection belongs to the loop that made it, also once that has ended."""
+        return self._idle_of.setdefault(asyncio.get_running_loop(), [])
+
+    @staticmethod
+    def _at_hand(idle: list[_Connection]) -> _Connection | None:
+        while idle:
+            if not (connection := idle.pop()).transport.is_closing():
                 return connection
         return None
 
@@ -70,9 +78,10 @@ class Connections:
         return made[1]
 
     def close(self) -> None:
-        """Close what is idle."""
-        while self._idle:
-            self._idle.pop().transport.abort()
+        """Close what is idle of the running loop."""
+        idle = self._idle
+        while idle:
+            idle.pop().transport.abort()
 
 
 class _Connection(asyncio.Protocol):
