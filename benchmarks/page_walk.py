@@ -90,8 +90,8 @@ class Walk:
             self.page.locator(f"#{name}").fill(text)
 
     def there(self, text: str) -> None:
-        """Wait until a text is on the page."""
-        self.page.get_by_text(text).first.wait_for()
+        """Wait until a text is on the page, or an error is."""
+        self.page.get_by_text(text).or_(self.page.locator(".error .what")).first.wait_for()
 
 
 def walk(at: Walk, file: Path) -> None:
@@ -128,7 +128,8 @@ def walk(at: Walk, file: Path) -> None:
         at.there("2 rows changed or taken out")
 
     def divided() -> None:
-        at.click("Divide")
+        at.fill(test="0.3", validation="0.1", at_least_train="12")
+        page.locator("#divide button").click()
         at.there("Held-out rows that repeat a training row")
         page.locator("h1 a").nth(1).click()
         at.there("Train on train")

@@ -228,7 +228,7 @@ def test_a_file_is_brought_looked_at_kept_divided_judged_and_taught_by_posts_alo
     assert site.post("/data/import/tunesmith.yaml", data={"keep": "1"}, headers=OWN).status_code == 404
     near = site.get(f"/data/{version}/leakage").text
     assert "2 rows in all" in near
-    divided = posted(site, f"/data/{version}/split")
+    divided = posted(site, f"/data/{version}/split", data={"test": "20 %", "at_least_train": "12"})
     assert divided.url.path.endswith("/leakage")
     assert "Held-out rows that repeat a training row" in divided.text
     split = divided.url.path.split("/")[2]

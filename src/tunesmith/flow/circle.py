@@ -43,7 +43,8 @@ class Stand:
 
 @dataclass(frozen=True)
 class Todo:
-    """Something that waits for a person: what and why, the command that does it, and what it is about (`job ID`, `run`, `alias NAME`)."""
+    """Something that waits for a person: what and why, the command that does it, and what it is about (`job ID`, `run`, `alias NAME`, `step
+    STAND`)."""
 
     what: str
     why: str
@@ -207,16 +208,21 @@ def _run_to_decide(at: ProjectContext, run: Run | None, in_force: dict[str, Depl
 
 
 _STEPS = {
-    "data": Todo("bring in data", "a file of questions and answers in any usual format", "tunesmith data import FILE"),
-    "training": Todo("train a model", "data is there; a run trains, measures and compares", "tunesmith run"),
-    "evaluation": Todo("measure the model", "on rows that it has not seen, beside its base", "tunesmith eval MODEL --data FILE"),
-    "deployment": Todo("deploy a model", "give it a name that clients ask for", "tunesmith deploy ALIAS MODEL"),
-    "monitoring": Todo("send it requests", "any OpenAI client works: its base URL is this server's /v1", "tunesmith monitor status"),
+    "data": ("bring in data", "a file of questions and answers in any usual format", "tunesmith data import FILE"),
+    "training": ("train a model", "data is there; a run trains, measures and compares", "tunesmith run"),
+    "evaluation": ("measure the model", "on rows that it has not seen, beside its base", "tunesmith eval MODEL --data FILE"),
+    "deployment": ("deploy a model", "give it a name that clients ask for", "tunesmith deploy ALIAS MODEL"),
+    "monitoring": ("send it requests", "any OpenAI client works: its base URL is this server's /v1", "tunesmith monitor status"),
 }
 
 
 def _next(stands: tuple[Stand, ...]) -> Todo:
     for stand in stands:
         if stand.state == "empty":
-            return _STEPS[stand.name]
-    return Todo("look at what it answers", "the log has every request, down to the rows that taught its model", "tunesmith monitor status")
+            return Todo(*_STEPS[stand.name], f"step {stand.name}")
+    return Todo(
+        "look at what it answers",
+        "the log has every request, down to the rows that taught its model",
+        "tunesmith monitor status",
+        "step log",
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from msgspec.structs import replace
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
@@ -29,6 +30,7 @@ from tunesmith.web.workplace import Workplace
 _ROWS = 50
 _SEARCHED_ON_S = 0.5  # a search that goes on in the background may take longer than a page
 _DIFFERENCES = 50
+_SPLIT = ("test", "validation", "at_least_train")  # what the page changes of the section `split`
 _FATES = ("dropped", "duplicate_of", "mended", "truncated", "kept")
 
 
@@ -98,10 +100,16 @@ async def cleaned(request: Request) -> Response:
 
 async def divided(request: Request) -> Response:
     """POST /data/VERSION/split: train, validation and test, near-duplicates on one side."""
-    place, word = pages_of(request).place, request.path_params["version"]
+    form, place, word = await request.form(), pages_of(request).place, request.path_params["version"]
+    given = {name: str(form.get(name, "")).strip() for name in _SPLIT}
+    shares: dict[str, Any] = {name: share_of(text, name) for name, text in given.items() if text}
+    if "at_least_train" in shares:
+        shares["at_least_train"] = int(shares["at_least_train"])
 
     def work() -> Outcome:
         desk = place.datasets()
+        split = replace(place.context().project.split, **shares)
+        desk.settings = replace(place.context().project, split=split)
         version, parts = desk.divided(frozen_rows(place.context(), word))
         leaks = ", ".join(f"{name}: {leak.near} near-duplicates of training rows" for name, leak in parts.leakage.items())
         return Outcome(f"/data/{version.id}/leakage", f"Divided; {leaks or 'nothing was held out'}.")
@@ -153,6 +161,7 @@ async def rows(request: Request) -> Response:
         after=link(found.next) if found.next is not None else None,
         go_on=link(found.next, on="1") if found.next is not None and len(found.rows) < _ROWS and not wanted.everything else None,
         row_base=f"{base}/{quote(part)}",
+        split={name: f"{getattr(pages_of(request).place.project.split, name):g}" for name in _SPLIT},
         step=str(frozen.version.recipe.get("step", "")),
         may=_may(request),
         may_train=allowed(caller_of(request), "POST", "/jobs"),

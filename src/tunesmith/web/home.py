@@ -14,7 +14,15 @@ from tunesmith.flow.circle import Circle, Todo, circle
 from tunesmith.web.page import NAV, caller_of, page, pages_of
 
 _PLACES = {"data": "/data", "training": "/jobs", "evaluation": "/evaluation", "deployment": "/deployments", "monitoring": "/monitoring"}
-_LABELS = {"data": "Go to data", "job": "Look at the job", "run": "Look at the run", "alias": "Look at deployments"}
+_STEPS = {  # what comes next → the page where it is done, and its button
+    "data": ("/data", "Bring in a file"),
+    "training": ("/jobs/new", "Order a job"),
+    "evaluation": ("/evaluation", "Measure one"),
+    "deployment": ("/deployments", "Deploy one"),
+    "monitoring": ("/playground", "Ask it something"),
+    "log": ("/monitoring/log", "Go to the log"),
+}
+_LABELS = {"job": "Look at the job", "run": "Look at the run", "alias": "Look at deployments"}
 
 
 async def show(request: Request) -> Response:
@@ -41,7 +49,7 @@ async def show(request: Request) -> Response:
         places={name: path if path in dict(NAV) else "" for name, path in _PLACES.items()},
         todos=[(todo, place_of(todo)) for todo in stands.todo],
         next_place=place_of(stands.next),
-        next_label=_LABELS.get(stands.next.about.partition(" ")[0], "Go there"),
+        next_label=_label(stands.next),
         served=served,
         errands=pages_of(request).errands.under_way() if caller_of(request).sees is None else [],
         base_url=f"{request.url.scheme}://{request.url.netloc}/v1",
@@ -51,5 +59,14 @@ async def show(request: Request) -> Response:
 def place_of(todo: Todo) -> str:
     """The page where something to decide is shown."""
     kind, _, name = todo.about.partition(" ")
-    where = {"job": f"/jobs/{quote(name)}", "run": "/evaluation", "alias": f"/deployments/{quote(name)}"}.get(kind, "")
+    where = (
+        _STEPS[name][0]
+        if kind == "step"
+        else {"job": f"/jobs/{quote(name)}", "run": "/evaluation", "alias": f"/deployments/{quote(name)}"}.get(kind, "")
+    )
     return where if "/" + where.strip("/").partition("/")[0] in dict(NAV) else ""
+
+
+def _label(todo: Todo) -> str:
+    kind, _, name = todo.about.partition(" ")
+    return _STEPS[name][1] if kind == "step" else _LABELS.get(kind, "Go there")

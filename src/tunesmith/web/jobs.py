@@ -11,7 +11,7 @@ from starlette.responses import Response
 from tunesmith.api.http import away, reply
 from tunesmith.flow.datasets.table import every_version, frozen_rows
 from tunesmith.flow.jobs.figures import RUN, Kind, curves, run_curves
-from tunesmith.flow.jobs.order import order, order_again, settings_of
+from tunesmith.flow.jobs.order import SEALED, order, order_again, settings_of
 from tunesmith.flow.pipeline.run import stage_states
 from tunesmith.store.jobs import FINAL, Jobs
 from tunesmith.store.paging import Row
@@ -62,6 +62,7 @@ async def new(request: Request) -> Response:
         {"word": f"{v.id}:{part}", "text": f"{v.id[:12]} {part}, {v.recipe.get('step', '')}, {count:,} rows"}
         for v in known[:30]
         for part, count in v.counts.items()
+        if part != SEALED
     ]
     words = await away(known_words, request)
     given = before["method"][before["method"]["type"]].get("hyperparameters", {}) if before is not None else {}

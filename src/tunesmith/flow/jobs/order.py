@@ -26,6 +26,7 @@ from tunesmith.store.paging import Row
 from tunesmith.store.store import Store
 
 # What OpenAI calls the training on each kind of rows, and the format of its file.
+SEALED = "test"  # the part that nobody trains on
 _TAUGHT = {Example: ("supervised", "chat"), Preference: ("dpo", "dpo"), Labelled: ("kto", "labelled_chat")}
 
 
@@ -47,6 +48,8 @@ def order(
         raise UsageError(
             f"{data.name} has {len(data.rows)} rows that a job can train on", allowed="conversations, preferences, or labelled answers"
         )
+    if SEALED in (data.name.rpartition(":")[2], *(data.splits if len(data.splits) > 1 else ())):
+        raise UsageError(f"{data.name} has sealed rows", allowed="rows that no test is made of, such as VERSION:train")
     method = _TAUGHT[kind][0]
     body: dict[str, Any] = {"model": model, "method": {"type": method, method: {"hyperparameters": dict(settings)}}}
     body |= {"suffix": suffix} if suffix else {}
