@@ -23,14 +23,20 @@ import sqlalchemy as sa
 
 from benchmarks.harness import ratio, table, write_section
 from tunesmith.api.app import create_app, running
+from tunesmith.core.deployment import Variant
+from tunesmith.core.experiment import ExperimentMetric, ExperimentPlan
+from tunesmith.core.model_ref import ModelRef
 from tunesmith.core.progress import Silent
 from tunesmith.core.rows import BATCH_ROWS, write_parquet
 from tunesmith.core.types import Example, Message, canonical
 from tunesmith.data.version import SEAL, DatasetVersion
 from tunesmith.flow.context import ProjectContext
+from tunesmith.flow.feedback import said_of
 from tunesmith.flow.project import load_project, open_store
 from tunesmith.models.catalog import Catalog
 from tunesmith.models.echo import EchoModel
+from tunesmith.store.deployments import Deployments
+from tunesmith.store.experiments import Experiments
 from tunesmith.store.jobs import JobRequest, Jobs
 from tunesmith.store.store import Store
 from tunesmith.store.tables import job_events, jobs
@@ -50,7 +56,9 @@ PAGES = (
     "/evaluation",
     "/decision",
 )
-PAGES += ("/playground", "/deployments", "/monitoring", "/monitoring/log", "/settings", "/nowhere")
+PAGES += ("/playground", "/deployments", "/deployments/bot", "/monitoring", "/monitoring/log", "/monitoring/log/{request}", "/settings")
+PAGES += ("/data/{small}/leakage", "/data/{small}/ledger", "/data/{small}/all/0/tokens", "/jobs/new?from={job}", "/jobs/new", "/jobs/run")
+PAGES += ("/monitoring/feedback?propose=1", "/monitoring/watch", "/monitoring/drift", "/monitoring/alerts", "/nowhere")
 
 
 def make_version(root: Path, rows: int) -> str:
@@ -95,7 +103,8 @@ def _example(draw: random.Random, words: list[str], i: int) -> Example:
 def served(folder: Path) -> Iterator[tuple[str, Store]]:
     """The pages of a project in that folder on a free port."""
     file = folder / "tunesmith.yaml"
-    file.write_text("name: large\nsources: [{path: rows.jsonl}]\nbase: smollm2-135m\n")
+    rules = "alerts: {rules: [{name: errors, metric: error_rate, above: 0.05, over: 15m}]}\n"
+    file.write_text(f"name: large\nsources: [{{path: rows.jsonl}}]\nbase: smollm2-135m\n{rules}")
     store = open_store(project := load_project(file), folder)
     site = PageSite(file, ProjectContext(project, folder, store, Catalog(), Silent()))
     with running(create_app({"echo": EchoModel()}, store=store, site=site)) as url:
@@ -132,6 +141,18 @@ def a_job(store: Store) -> str:
     with store.writing() as connection:
         connection.execute(sa.update(jobs).where(jobs.c.id == number).values(status="running"))
     return number
+
+
+def traffic(url: str, store: Store) -> str:
+    """A deployed name with an experiment, and a request of which people said something; returns its id."""
+    ref, plan = ModelRef(base="smollm2-135m"), ExperimentPlan(control="a", treatment="b", metrics=(ExperimentMetric(name="thumbs"),))
+    Deployments(store).put("bot", [Variant(name=name, model=ref, weight=0.5) for name in "ab"], strategy="split", reason="to be seen")
+    Experiments(store).open("bot", plan, layer="bot", share=1.0, reason="", by="")
+    body = {"model": "echo", "messages": [{"role": "user", "content": "What is there?"}]}
+    request = str(httpx.post(f"{url}/v1/chat/completions", json=body).raise_for_status().json()["id"])
+    for kind, value in (("thumbs", "down"), ("correction", "Rows.")):
+        said_of(store, request, kind=kind, value=value, by="ann")
+    return request
 
 
 def report_steps(store: Store, job: str, steps: range) -> None:
@@ -211,7 +232,7 @@ def main(words: list[str] | None = None) -> None:
                 rows.append([f"{size:,}", *(f"{found[key]:.0f}" for key in ("p50", "p95", "cpu", "search_p95"))])
                 lines.append(ratio(f"page_p95_ms_{size // 1_000_000}m", found["p95"]))
             lines.append(ratio("page_kb", sum(len(content) for content, _ in assets().values()) / 1000))
-            names["job"] = a_job(store)
+            names |= {"job": a_job(store), "request": traffic(url, store)}
             lines += in_browser(url, store, names)
     head = [
         "rows of the version",

@@ -231,7 +231,7 @@ def test_a_batch_with_lines_that_cannot_be_read_ends_with_their_numbers(server: 
 @pytest.mark.slow
 def test_a_job_waits_for_a_process_that_still_holds_its_folder(server: Server):
     """A worker and its child were stopped for longer than the lease: who takes the job over finds the folder held, and that is no death."""
-    from tunesmith.flow.jobs.run import folder_of
+    from tunesmith.flow.jobs.reading import folder_of
     from tunesmith.flow.jobs.worker import Worker
     from tunesmith.flow.runner import only_one
     from tunesmith.store.jobs import Jobs

@@ -80,7 +80,7 @@ def test_a_batch_whose_file_changed_fails(server: Server):
 
 
 def test_a_damaged_copy_of_a_job_is_made_again(server: Server):
-    from tunesmith.flow.jobs.run import folder_of, read_rows
+    from tunesmith.flow.jobs.reading import folder_of, read_rows
     from tunesmith.store.jobs import Jobs
 
     made = server.client.fine_tuning.jobs.create(model=MODEL, training_file=server.upload().id)

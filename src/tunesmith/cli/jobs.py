@@ -62,7 +62,7 @@ def logs(job: _Job, config: file_option = _DEFAULT, as_json: Json = False) -> No
 
     Example: tunesmith jobs logs ftjob-abc123
     """
-    from tunesmith.flow.jobs.run import folder_of
+    from tunesmith.flow.jobs.reading import folder_of
     from tunesmith.store.jobs import Jobs
 
     with _store(config) as store:

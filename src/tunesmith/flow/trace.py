@@ -18,6 +18,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -25,10 +26,11 @@ import msgspec
 
 from tunesmith.core.counted import counted
 from tunesmith.core.deployment import Deployment, Variant
-from tunesmith.core.errors import NotFound, StoreError, UsageError, nearest
+from tunesmith.core.errors import NotFound, StoreError, TunesmithError, UsageError, nearest
 from tunesmith.core.model_ref import ModelRef
 from tunesmith.core.types import Interaction, Record
 from tunesmith.data import version as versions
+from tunesmith.flow.jobs.reading import BadFile, read_rows
 from tunesmith.flow.trace_data import DataTrace, Link
 from tunesmith.models.passage_index import facts_of
 from tunesmith.models.resolve import RUN
@@ -340,6 +342,9 @@ class _Tracer:
         for param in ("training_file", "validation_file"):
             if job[param]:
                 yield self._file(job[param], param)
+        if self._data.like is not None:
+            with suppress(BadFile, TunesmithError, OSError):  # a file that is gone tells no rows
+                yield from self._data.nearest(read_rows(self._store, job, "training_file"))
         earlier = self._lineage.job(job["model"])
         if earlier is not None and earlier["id"] != job["id"]:
             yield from self._job(earlier)

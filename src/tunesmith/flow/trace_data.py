@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,16 +103,18 @@ class DataTrace:
         if self._shown < 1 or not file.is_file():
             return
         if self.like is not None:
-            yield from self._nearest(file, *self.like)
+            yield from self.nearest(list(read_parquet(file)))
             return
         for i, row in enumerate(read_parquet(file)):
             if i == self._shown:
                 return
             yield Link(kind="row", id=row.id, text=f"{row.origin}  {_beginning(row)}", facts={"origin": row.origin})
 
-    def _nearest(self, file: Path, question: str, answer: str) -> Iterator[Link]:
-        """The rows whose question and answer have most words in common with these, the rare ones counting most (tf-idf cosines)."""
-        rows = list(read_parquet(file))
+    def nearest(self, rows: Sequence[DataRow]) -> Iterator[Link]:
+        """The rows whose question and answer have most words in common with `like`, the rare ones counting most (tf-idf cosines)."""
+        if self.like is None or not rows:
+            return
+        question, answer = self.like
         asked = TextIndex([question_of(row) for row in rows]).similar([question])[0]
         answered = TextIndex([answer_of(row) for row in rows]).similar([answer])[0]
         likeness = (asked + answered) / 2

@@ -27,7 +27,8 @@ from tunesmith.core.progress import hush
 from tunesmith.core.terminal import printable
 from tunesmith.deploy.processes import Fork, can_fork, start
 from tunesmith.evaluate import sandbox
-from tunesmith.flow.jobs.run import folder_of, run_job
+from tunesmith.flow.jobs.reading import folder_of
+from tunesmith.flow.jobs.run import run_job
 from tunesmith.flow.runner import Busy
 from tunesmith.models import trust
 from tunesmith.store.jobs import Jobs, Lease, Stopped
