@@ -76,11 +76,11 @@ def carry_out(base: Path, rows: Sequence[Any], folder: Path, count: int, *, toge
     from tunesmith.train.plan import Adapter, Plan
     from tunesmith.train.side_by_side import side_by_side
 
-    meters, works = [Meter() for _ in range(count)], list[Callable[[], Any]]()
+    meter, works = Meter(), list[Callable[[], Any]]()
     for i in range(count):
         adapter = Adapter(r=(8, 16, 4, 32)[i % 4])
         plan = Plan(adapter=adapter, learning_rate=(1e-3, 3e-4)[i % 2], seed=i, epochs=1, batch_size=BATCH, threads=1, lanes=1)
-        works.append(partial(train, plan, rows, base=base, out=folder / str(i), on_event=meters[0 if together else i]))
+        works.append(partial(train, plan, rows, base=base, out=folder / str(i), on_event=meter))
     give_back(cycles=True)
     Path("/proc/self/clear_refs").write_text("5")  # Linux then measures the peak anew
     if together:
@@ -91,8 +91,8 @@ def carry_out(base: Path, rows: Sequence[Any], folder: Path, count: int, *, toge
         for work in works:
             work()
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    used = sum(meter.ended - meter.began for meter in meters if meter.tokens)
-    return Round(count, together, sum(meter.tokens for meter in meters) / used, int(peak.split()[1]) / 1024)
+    assert meter.rate is not None
+    return Round(count, together, meter.rate, int(peak.split()[1]) / 1024)
 
 
 def measured(repeat: int = ROUNDS) -> tuple[str, list[str]]:

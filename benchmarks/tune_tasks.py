@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -82,7 +82,7 @@ def occupation_rows() -> Rows:
         title = str(row["input"][-1]["content"]).removeprefix("What is the SOC Code for the job title ").rstrip("' ")
         known[title] = str(row["ideal"]).strip().removesuffix(", All Other").split()[-1].lower()
     common = [word for word, _ in Counter(known.values()).most_common(6)]
-    return [_turns(title, word) for title, word in sorted(known.items()) if word in common][::3]
+    return [_turns(title, word) for title, word in sorted(known.items()) if word in common]
 
 
 def _toy(folder: Path) -> None:
@@ -193,10 +193,11 @@ def measured(task: Task) -> Grid:
 
     path = ROOT / ".peers" / f"tune-grid-{digest(task.yaml, task.space, RUNGS, task.rows(), 'with losses')[:12]}.json"
     if not path.is_file():
-        with tempfile.TemporaryDirectory() as folder:
-            curves, default = _trained(task, Path(folder))
-        path.parent.mkdir(exist_ok=True)
+        folder = path.with_suffix("")  # the study itself: killed, it goes on from here
+        folder.mkdir(parents=True, exist_ok=True)
+        curves, default = _trained(task, folder)
         path.write_text(json.dumps({"curves": curves, "default": default}))
+        shutil.rmtree(folder)
     found = json.loads(path.read_text())
     curves = {name: [(tokens, value, loss) for tokens, value, loss in curve] for name, curve in found["curves"].items()}
     return Grid(curves, found["default"], task.space)
@@ -222,21 +223,30 @@ def study_of(task: Task, folder: Path, **tune: Any) -> Iterator[Any]:
 
 
 def _trained(task: Task, folder: Path) -> tuple[dict[str, Curve], str]:
-    """Every plan trained whole, several side by side, with a look on every rung."""
+    """Every plan trained whole, several side by side, with a look on every rung; goes on where an earlier call was stopped."""
     from tunesmith.flow.tuning.study import Leg
 
     began = time.process_time()
     with study_of(task, folder) as study, (folder / "lock").open("w") as lock:
-        trials: list[Any] = []
         while True:
-            taken = [trial for _ in range(_AT_ONCE) if (trial := study.search.next(48)) is not None]
+            begun = [trial for trial in study.search.trials() if trial.state in ("running", "paused")]
+            taken = begun or [trial for _ in range(_AT_ONCE) if (trial := study.search.next(48)) is not None]
             if not taken:
                 break
-            for rung in range(len(RUNGS)):
-                taken = study.carry_out([Leg(trial, rung, lock) for trial in taken])
-            trials += taken
-            values = ", ".join(f"{trial.value:.3f}" for trial in taken)
-            print(f"  {task.name}, plan {len(trials)} of 48: {values}; {time.process_time() - began:.0f} CPU-s", flush=True)
+            rung = min(len(trial.looks) for trial in taken)
+            done = study.carry_out([Leg(trial, rung, lock) for trial in taken if len(trial.looks) == rung])
+            values = ", ".join(f"{trial.value:.3f}" for trial in done)
+            print(
+                f"  {task.name}, to plan {done[-1].number + 1} of 48, rung {rung}: {values}; {time.process_time() - began:.0f} CPU-s",
+                flush=True,
+            )
+        trials = study.search.trials()
     return {key(trial.params): [(look.tokens, look.value or 0.0, look.loss) for look in trial.looks] for trial in trials}, key(
         trials[0].params
     )
+
+
+if __name__ == "__main__":  # python -m benchmarks.tune_tasks TASK: train its grid, or go on with it
+    for each in TASKS:
+        if each.name in sys.argv[1:]:
+            print(f"{each.name}: {len(measured(each).curves)} plans")

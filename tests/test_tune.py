@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import random
 import shutil
@@ -18,7 +19,7 @@ from forked import command
 from tunesmith.cli import app
 from tunesmith.cli.shared import guarded
 from tunesmith.core.errors import ConfigError, UsageError
-from tunesmith.flow.tuning.width import Width
+from tunesmith.flow.tuning.width import Meter, Width
 from tunesmith.tune import halving, verdict
 from tunesmith.tune.search import Search, StudyFacts, defaults
 from tunesmith.tune.settings import Axis, Tune
@@ -251,6 +252,26 @@ def test_a_study_that_is_opened_again_proposes_what_it_would_have(sampler, tmp_p
         )
 
 
+@pytest.mark.slow
+def test_a_sampler_goes_by_what_was_learned_on_the_lowest_rung_until_whole_trainings_are_enough(tmp_path):
+    """The default alone is whole, and bad. All answers are wrong on the lowest rung, and the loss falls with the rate."""
+    varied = space(Tune(space={"learning_rate": Axis(low=1e-5, high=1e-1, log=True)}), GROUND)
+    facts = StudyFacts(
+        identity="i", about={}, project="p", method="sft", metric="m", higher=True, space=varied, rungs=(Rung(share=1 / 9), Rung(share=1.0)),
+        sampler="tpe", seed=3, parameters=10, rows=10,
+    )  # fmt: skip
+    search = Search.begin(f"sqlite:///{tmp_path}/s.db", "s", facts)
+    search.add(defaults(varied), "default")
+    for i in range(20):
+        search.add({"learning_rate": 10 ** (-5 + 0.2 * i)}, "added")
+    for number in range(21):
+        rate = search.next(30).params["learning_rate"]
+        search.look(number, RungResult(rung=0, value=0.0, loss=abs(math.log10(rate / 1e-2))), "paused")
+    search.look(0, RungResult(rung=1, value=0.0, loss=1.0), "finished")
+    proposed = [search.next(30).params["learning_rate"] for _ in range(4)]
+    assert all(3e-3 < rate < 3e-2 for rate in proposed), proposed
+
+
 # Whole studies
 
 
@@ -343,6 +364,14 @@ def test_twice_as_many_trials_are_tried_while_that_is_faster(rates, most, tmp_pa
         width.measured(count, rate)
         width.measured(count, 1.0)
     assert (Width(tmp_path, "auto").most, Width(tmp_path, 5).most) == (most, 5), "the first measurement holds, in every process"
+
+
+def test_a_rate_counts_the_time_of_steps_and_no_evaluation_checkpoint_or_saving_between_those_of_other_trials():
+    times = iter([0.0, 50.0, 51.0, 60.0, 61.0, 90.0, 100.0, 101.0])
+    meter = Meter(lambda: next(times))
+    for event in ("start", "start", "step", "evaluation", "step", "checkpoint", "saved", "step"):
+        meter({"event": event, "tokens": 10})
+    assert meter.rate == pytest.approx(30 / 3)
 
 
 @pytest.mark.slow

@@ -75,7 +75,7 @@ def step(trials: Sequence[Trial], rungs: Sequence[Rung], tune: Tune, *, higher: 
 
 def _promoted(trials: Sequence[Trial], rung: int, eta: int, *, higher: bool) -> int | None:
     """The best trial that is paused on a rung and belongs to the best one of `eta` there."""
-    there = [at for trial in trials if (at := _at(trial, rung)) is not None]
+    there = [at for trial in trials if (at := at_rung(trial, rung)) is not None]
     best = standing(there, higher=higher)[: math.floor(len(there) / eta)]
     paused = {trial.number for trial in trials if trial.state == "paused" and len(trial.looks) == rung + 1}
     return next((trial.number for trial in best if trial.number in paused), None)
@@ -99,7 +99,7 @@ def standing(trials: Sequence[Trial], *, higher: bool) -> list[Trial]:
     return [known[i] for i in sorted(range(len(known)), key=lambda i: (sum(places[i]), places[i][0], known[i].number))]
 
 
-def _at(trial: Trial, rung: int) -> Trial | None:
+def at_rung(trial: Trial, rung: int) -> Trial | None:
     """The trial as it was on a rung; None where it was not."""
     looks = [look for look in trial.looks if look.rung == rung]
     if not looks:

@@ -17,6 +17,7 @@ import msgspec
 from tunesmith.core.errors import NotFound, StoreError, UsageError, nearest
 from tunesmith.core.load import need
 from tunesmith.core.types import Record
+from tunesmith.tune.halving import at_rung, standing
 from tunesmith.tune.settings import Axis, Sampler
 from tunesmith.tune.space import Varied, drawn, grid, label, nearest_in
 from tunesmith.tune.trials import DEFAULT, Origin, Rung, RungResult, Trial, TrialState
@@ -156,9 +157,10 @@ class Search:
                 (p for p in (drawn(facts.space, seed + 7919 * i) for i in range(20)) if p not in tried), drawn(facts.space, seed)
             ), {}
         optuna = _optuna()
-        view = optuna.create_study(direction="maximize" if facts.higher else "minimize")
-        for frozen in self._study.get_trials(deepcopy=False):
-            view.add_trial(self._as_seen(optuna, frozen))
+        view = optuna.create_study(direction="maximize")
+        rung, places = self._places(trials)
+        for frozen, trial in zip(self._study.get_trials(deepcopy=False), trials, strict=True):
+            view.add_trial(self._as_seen(optuna, frozen, trial, rung, places))
         for attempt in range(_ATTEMPTS):  # a plan that was tried would say the same again, at the same price
             view.sampler = _sampler(optuna, facts.sampler, seed + 7919 * attempt)
             proposed = self._named(view.ask(self._ordered()).params)
@@ -181,22 +183,28 @@ class Search:
         """What a sampler proposed, as a trial's parameters."""
         return {**params, **{each.key: each.rising[params[each.key]] for each in self.facts.space if each.rising}}
 
-    def _as_seen(self, optuna: Any, frozen: Any) -> Any:
-        """A trial as a sampler should see it. A paused one counts as pruned where it stands; CMA-ES, which reads whole trials alone, is
-        given all of them by what the lowest rung said."""
-        beside = _beside(frozen)
-        seen = _seen(beside.looks)
-        first = next(iter(seen.values()), None)
+    def _places(self, trials: Sequence[Trial]) -> tuple[int, list[dict[int, float]]]:
+        """The rung that a sampler goes by, and on every rung how good each trial was there, by its number.
+
+        As BOHB does (arXiv 1807.01774): the highest rung with two trials more than there are keys, since a few whole trainings say nothing
+        of the space; else the lowest. What is good on a rung is what halving says, so that sampler and halving look for the same.
+        """
+        rungs = range(len(self.facts.rungs))
+        there = [[seen for trial in trials if (seen := at_rung(trial, rung)) is not None] for rung in rungs]
+        orders = [standing(seen, higher=self.facts.higher) for seen in there]
+        enough = [rung for rung in rungs if len(orders[rung]) >= len(self.facts.space) + 2]
+        return max(enough, default=0), [{trial.number: -float(place) for place, trial in enumerate(order)} for order in orders]
+
+    def _as_seen(self, optuna: Any, frozen: Any, trial: Trial, rung: int, places: Sequence[Mapping[int, float]]) -> Any:
+        """A trial as a sampler should see it: whole where it was seen on the rung that it goes by, pruned where it did not come there."""
         states = optuna.trial.TrialState
-        state, value = states.RUNNING, None
-        if beside.state == "failed" or not frozen.params:
-            state = states.FAIL
-        elif self.facts.sampler == "cmaes" and first is not None:
-            state, value = states.COMPLETE, first
-        elif beside.state == "finished":
-            state, value = states.COMPLETE, beside.looks[-1].value
-        elif seen:
-            state = states.PRUNED
+        state, value, seen = states.RUNNING, places[rung].get(trial.number), {}
+        if trial.state == "failed" or not frozen.params:
+            state, value = states.FAIL, None
+        elif value is not None:
+            state = states.COMPLETE
+        elif trial.state in ("paused", "pruned"):
+            state, seen = states.PRUNED, {at: place[trial.number] for at, place in enumerate(places[:rung]) if trial.number in place}
         return optuna.trial.create_trial(
             state=state,
             value=value,

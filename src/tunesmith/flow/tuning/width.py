@@ -24,23 +24,24 @@ def cpu_seconds() -> float:
 
 @dataclass
 class Meter:
-    """How fast some trainings are together, from what they tell; what comes before the first step of all of them does not count."""
+    """How fast some trainings are together, from what they tell: the time that ended with a step. Evaluations, checkpoints, saving and the
+    artifact's test of itself end with events of their own and do not count, nor does what comes before the start."""
 
     clock: Callable[[], float] = cpu_seconds
     tokens: int = 0
-    began: float = 0.0
-    ended: float = 0.0
+    seconds: float = 0.0
+    _last: float | None = None
 
     def __call__(self, event: dict[str, Any]) -> None:
-        if event["event"] == "start":
-            self.tokens, self.began = 0, self.clock()
-        elif event["event"] == "step":
-            self.tokens, self.ended = self.tokens + event["tokens"], self.clock()
+        now = self.clock()
+        if event["event"] == "step" and self._last is not None:
+            self.tokens, self.seconds = self.tokens + event["tokens"], self.seconds + now - self._last
+        self._last = now
 
     @property
     def rate(self) -> float | None:
         """Tokens a second; None where nothing was trained."""
-        return self.tokens / (self.ended - self.began) if self.tokens and self.ended > self.began else None
+        return self.tokens / self.seconds if self.tokens and self.seconds > 0 else None
 
 
 class Width:
