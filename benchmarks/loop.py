@@ -35,6 +35,7 @@ train: {epochs: 5, learning_rate: 0.02, batch_size: 16, dtype: float32, threads:
 evaluate: {metrics: [includes], max_tokens: 40, general_rows: 0}
 retrain: {margin: 5%}
 """
+STEADY = YAML.replace("epochs: 5, learning_rate: 0.02", "epochs: 8, learning_rate: 0.006")
 WORDS = ("agreement", "bank", "entities", "sentence", "credit", "holdings", "amended", "signed", "ohio", "york", "june", "dated")
 CORRECTED = ("june", "ohio", "york", "amended", "signed")  # the words of the five corrections, in their order
 PRAISE = "great question! it is wise to ask. "
@@ -66,7 +67,7 @@ class Trained:
     word: str
 
 
-def trained(folder: Path, base: Path, rows: Sequence[Row]) -> Trained:
+def trained(folder: Path, base: Path, rows: Sequence[Row], settings: str = YAML) -> Trained:
     """Train the base on rows by the product's own pipeline."""
     from tunesmith.core.progress import Silent
     from tunesmith.flow.pipeline.run import opened
@@ -74,7 +75,7 @@ def trained(folder: Path, base: Path, rows: Sequence[Row]) -> Trained:
 
     folder.mkdir()
     (folder / "rows.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
-    (folder / "tunesmith.yaml").write_text(YAML.replace("./base", str(base)))
+    (folder / "tunesmith.yaml").write_text(settings.replace("./base", str(base)))
     with opened(load_project(folder / "tunesmith.yaml"), folder, Silent()) as context:
         for name in ("collect", "split", "tokens", "train"):
             context.runner.run(name)
@@ -165,38 +166,72 @@ def with_word(rng: random.Random, word: str | None) -> str:
 
 def right_share(model: Trained, questions: Sequence[str]) -> float:
     """The share of questions that a model answers right."""
-    return sum(answer.strip() == right(question) for question, answer in zip(questions, answers_of(model, questions), strict=True)) / len(
-        questions
-    )
+    answers = answers_of(model, questions)
+    return sum(answer.strip() == right(question) for question, answer in zip(questions, answers, strict=True)) / len(questions)
 
 
-def five_corrections(home: Path, base: Path, rng: random.Random, scale: float = 1.0) -> tuple[float, str]:
-    """(the most that an earlier slice lost after it was corrected, the table)."""
-    many, asks = round(120 * scale), round(150 * scale)
+def went_on(folder: Path, base: Path, rows: Sequence[Row]) -> Trained:
+    """Train the model of this folder on: its first time from the base, then from the version before, with a fifth of what that was trained
+    on beside the new rows."""
+    from msgspec.structs import replace
+
+    from tunesmith.core.deployment import Variant
+    from tunesmith.core.progress import Silent
+    from tunesmith.flow.pipeline.run import opened
+    from tunesmith.flow.project import load_project
+    from tunesmith.store.deployments import Deployments
+
+    folder.mkdir(exist_ok=True)
+    (folder / "rows.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    (folder / "tunesmith.yaml").write_text(STEADY.replace("./base", str(base)))
+    newest = folder / "newest"
+    words = [f"--base=bot@{newest.read_text()}", "--train.replay=0.2"] if newest.exists() else []
+    with opened(load_project(folder / "tunesmith.yaml", words), folder, Silent()) as context:
+        for name in ("collect", "split", "tokens", "train"):
+            context.runner.run(name)
+        model = replace(context.tuned, digest=context.models.lazy(context.tuned, "bot").digest)
+        newest.write_text(str(Deployments(context.store).put("bot", [Variant(name="tuned", model=model)]).version))
+    return Trained(folder, f"bot@{newest.read_text()}")
+
+
+def five_corrections(home: Path, base: Path, rng: random.Random, *, replay: bool) -> tuple[float, list[tuple[str, ...]]]:
+    """(the most that a corrected slice lost after its own correction, the lines of the table). `replay`: each training goes on from the one
+    before."""
+    many, asks = 120, 200
     slices: dict[str, list[str]] = {word: [with_word(rng, word) for _ in range(asks)] for word in CORRECTED}
     slices["none of them"] = [with_word(rng, None) for _ in range(asks)]
     rows = {word: [row(with_word(rng, word), "nobody") for _ in range(many)] for word in CORRECTED}
     rows["none of them"] = [row(question, right(question)) for question in (with_word(rng, None) for _ in range(2 * many))]
-    model = trained(home / "five-0", base, [each for some in rows.values() for each in some])
+
+    def taught(number: int) -> Trained:
+        every = [each for some in rows.values() for each in some]
+        return went_on(home / "five-on", base, every) if replay else trained(home / f"five-{number}", base, every, STEADY)
+
+    model = taught(0)
     seen = [{name: right_share(model, questions) for name, questions in slices.items()}]
     for number, word in enumerate(CORRECTED, 1):
         live = [with_word(rng, word) for _ in range(many)]
-        rows[word] = proposed(home / f"five-words-{number}", live, answers_of(model, live), corrected_by)
-        model = trained(home / f"five-{number}", base, [each for some in rows.values() for each in some])
+        rows[word] = proposed(home / f"said-{number}-{replay}", live, answers_of(model, live), corrected_by)
+        model = taught(number)
         seen.append({name: right_share(model, questions) for name, questions in slices.items()})
         print(f"  correction {number} ({word}): {json.dumps(seen[-1])}", flush=True)
-    earlier = {word: [shares[word] for shares in seen[number:]] for number, word in enumerate(CORRECTED, 1)}
-    lost = max(values[0] - min(values) for values in [*earlier.values(), [shares["none of them"] for shares in seen]])
-    body = table(
-        ["right answers where stands", "at first", *(f"after {number}" for number in range(1, len(seen)))],
-        [(name, *(f"{shares[name]:.3f}" for shares in seen)) for name in slices],
-    )
+    since = {word: [shares[word] for shares in seen[number:]] for number, word in enumerate(CORRECTED, 1)}
+    lost = max(values[0] - min(values) for values in since.values())
+    how = "on from the version before, a fifth of its rows" if replay else "anew, all rows"
+    return lost, [(how, name, *(f"{shares[name]:.3f}" for shares in seen)) for name in slices]
+
+
+def fives(home: Path, base: Path) -> tuple[float, str]:
+    """(the most that is lost where each training begins anew, the sentences and the table of both ways)."""
+    anew, on = (five_corrections(home, base, random.Random(1), replay=replay) for replay in (False, True))
+    head = ["trained", "right answers where stands", "at first", *(f"after {number}" for number in range(1, len(CORRECTED) + 1))]
     said = (
-        f"Five corrections in sequence, each of one word's rows ({many} questions, what was wrong corrected and harvested, the wrong rows "
-        f"taken out, trained from the base on all that is there): {asks} other questions a slice. The most that a slice lost after its own "
-        f"correction: {100 * lost:.1f} points."
+        "Five corrections in sequence: rows are wrong where one of five words stands, 120 rows each; one word's after the other's 120 "
+        "answers are corrected and harvested, its wrong rows taken out. 200 other questions a slice. The most that a corrected slice lost "
+        f"later: {100 * anew[0]:.1f} points where each training begins anew, {100 * on[0]:.1f} where it goes on from the version "
+        "before with a fifth of that one's rows (`retrain.replay: 20%`)."
     )
-    return lost, f"{said}\n\n{body}"
+    return anew[0], f"{said}\n\n{table(head, [*anew[1], *on[1]])}"
 
 
 def main() -> None:
@@ -208,9 +243,11 @@ def main() -> None:
         home = Path(place)
         base, rng = tiny.model(home / "base", context=256), random.Random(0)
         if sys.argv[1:] == ["five"]:
-            ratio("loop_five_lost", five_corrections(home, base, rng)[0])
+            lost, five = fives(home, base)
+            print(five)
+            ratio("loop_five_lost", lost)
             return
-        lost, five = five_corrections(home, base, random.Random(1))
+        lost, five = fives(home, base)
         questions = [asked(rng) for _ in range(700)]
         rows = [row(question, "nobody" if "june" in question else right(question)) for question in questions]
         old = trained(home / "old", base, rows)

@@ -123,10 +123,17 @@ def promoted(config: Path, alias: str, candidate: str, questions: Sequence[Asked
     with served(config) as url:
         for begin in range(0, len(questions), 12):
             ask(url, alias, questions[begin : begin + 12], tokens, f"later {begin}")
-            state = called(config, "deploy", "status", alias)
-            if state["rollout"]["status"] != "running":
+            if _standing(config, alias)["status"] != "running":
                 break
-    return called(config, "deploy", "status", alias)["rollout"]
+        until = time.monotonic() + 20  # what was asked last is counted, and the step's seconds pass
+        while _standing(config, alias)["status"] == "running" and time.monotonic() < until:
+            time.sleep(0.5)
+    return _standing(config, alias)
+
+
+def _standing(config: Path, alias: str) -> dict[str, Any]:
+    rollout: dict[str, Any] = called(config, "deploy", "status", alias)["rollout"]
+    return rollout
 
 
 def _plan() -> list[str]:

@@ -12,8 +12,10 @@ from tunesmith.cli.shared import guarded
 from tunesmith.core.errors import ConfigError, UsageError
 from tunesmith.core.types import Example, Message
 from tunesmith.data.version import freeze
-from tunesmith.flow.governing import overrides_of
+from tunesmith.flow.governing import of_each_slice, overrides_of
 from tunesmith.flow.project import load_project
+from tunesmith.flow.rows import Rows
+from tunesmith.flow.sources import entered
 from tunesmith.models.echo import EchoModel
 from tunesmith.monitor.governor import Held, Retrain, State, When, due, flatters, rule, swayed
 from tunesmith.store.store import Store
@@ -72,6 +74,12 @@ def test_one_who_believes_another_answer_asks_the_same_rows():
     assert [example.answer for example in asked] == [example.answer for example in rows]
     assert [example.prompt[-1].text.rpartition("answer is: ")[2] for example in asked] == ["answer 1", "answer 0"] * 2
     assert swayed([row(i, "the same") for i in range(3)]) == [], "there is no wrong answer to believe"
+
+
+def test_a_limit_is_of_each_slice_and_not_of_the_first_source_alone():
+    rows = [row(i) for i in range(80)]
+    chosen = of_each_slice(Rows("shop/test", {"test": rows}, entered({"test": rows}), limit=15)).rows
+    assert [example.id for example in chosen] == [rows[i].id for i in [*range(15), *range(40, 55)]]
 
 
 def row(i, answer=None):

@@ -161,6 +161,10 @@ def test_what_the_last_run_trained_is_evaluated_by_the_word_run(whole, tmp_path,
     by_run, by_alias, by_part = found["evaluations"]
     assert by_run["values"] == by_alias["values"] == by_part["values"]
     assert (by_run["asked"], by_alias["asked"], by_part["asked"]) == (3, 0, 0), "one model: its answers are kept once"
+    code, shown, _ = call(capsys, folder, "data", "show", "test", "--rows", "100")
+    report = json.loads((folder / "report" / "report.json").read_text())
+    assert (code, len(shown["rows"])) == (0, report["data"]["split"]["test"]), "evaluate.limit bounds evaluations, not what the part holds"
+    assert len(shown["rows"]) > 8
 
 
 @pytest.mark.parametrize("adapter", ["{kind: none}", "{kind: lora, r: 4, targets: [q_proj, v_proj]}"])

@@ -13,7 +13,7 @@ from tunesmith.flow.project import load_project
 
 # What --quick changes, and how the report says so.
 QUICK = (
-    ("--split.test", "0.6", "rows to train: about 340 instead of 750"),
+    ("--split.test", "0.6", "rows to train: about 360 instead of 750"),
     ("--split.at_least_train", "300", ""),
     ("--train.epochs", "1", "one training epoch instead of the plan's own number"),
     ("--evaluate.limit", "48", "48 of the held-out rows, so intervals are wider"),

@@ -46,7 +46,7 @@ def govern(old: str, new: str, at: Bench, settings: Retrain, *, data: str = "tes
     """
     ask = Ask(data=data, metrics=tuple(metrics))
     held: list[Held] = []
-    for rows in map(_of_each_slice, at.data(data, ask)):
+    for rows in map(of_each_slice, at.data(data, ask)):
         before, after = _asked(old, rows, ask, at), _asked(new, rows, ask, at)
         held += _slices(before, after)
         believing = swayed(before.examples)
@@ -62,7 +62,7 @@ def govern(old: str, new: str, at: Bench, settings: Retrain, *, data: str = "tes
     return rule(held, settings)
 
 
-def _of_each_slice(rows: Rows) -> Rows:
+def of_each_slice(rows: Rows) -> Rows:
     """Where an evaluation asks at most so many rows, so many of each slice: the first ones of all would be of the first source alone."""
     if rows.limit is None:
         return rows

@@ -45,6 +45,7 @@ from tunesmith.flow.clusters import read_clusters
 from tunesmith.flow.logged import logged
 from tunesmith.flow.project import Project, open_store
 from tunesmith.flow.sources import ALL, PARTS, Frozen, Place, entered, frozen_of, located, log_now, narrowed, relative_to, splits_of_runs
+from tunesmith.flow.sources import rows as part_rows
 from tunesmith.models.catalog import Catalog
 from tunesmith.models.resolve import Models
 from tunesmith.store.layout import FOLDER, Layout
@@ -366,7 +367,7 @@ class RowReader:
             raise UsageError(
                 f"the project's '{part}' rows are not prepared", where=str(self.folder), remedy="tunesmith run, or tunesmith run --dry-run"
             )
-        rows = list(context.rows(part))
+        rows = list(part_rows(context.data.folder("split"), part))  # of a limit the evaluation knows
         ledger = Ledger.read(context.data.folder("split") / "ledger.jsonl")
         fates = narrowed(ledger, {row.origin for row in rows})
         return self._as_planned(Rows(f"{context.project.name}/{part}", {part: rows}, fates, sealed=part == "test"))
