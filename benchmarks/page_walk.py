@@ -91,10 +91,10 @@ class Walk:
 
     def there(self, text: str) -> None:
         """Wait until a text is on the page, or an error is."""
-        self.page.get_by_text(text).or_(self.page.locator(".error .what")).first.wait_for()
+        self.page.get_by_text(text).or_(self.page.locator(".error .what")).filter(visible=True).first.wait_for()
 
 
-def walk(at: Walk, file: Path) -> None:
+def walk(at: Walk, file: Path, project: Path) -> None:
     """The steps."""
     page, known = at.page, dict[str, str]()
 
@@ -129,14 +129,15 @@ def walk(at: Walk, file: Path) -> None:
 
     def divided() -> None:
         at.fill(test="0.3", validation="0.1", at_least_train="12")
-        page.locator("#divide button").click()
+        page.locator("#divide form button").click()
         at.there("Held-out rows that repeat a training row")
         page.locator("h1 a").nth(1).click()
         at.there("Train on train")
+        known["split"] = page.url.partition("/data/")[2].partition("?")[0]
 
     def ordered() -> None:
         at.click("Train on train", role="link")
-        known["held"] = page.locator("#validation option").nth(3).get_attribute("value") or ""
+        page.locator("#validation").select_option(f"{known['split']}:validation")
         at.fill(settings="n_epochs=1 max_length=256", suffix="boxes")
         at.click("Order the job")
         at.there("Asked for")
@@ -147,7 +148,7 @@ def walk(at: Walk, file: Path) -> None:
 
     def measured(model: str) -> None:
         at.to("Evaluation")
-        at.fill(model=model, data=known["held"].rpartition(":")[0] + ":test", limit="4")
+        at.fill(model=model, data=f"{known['split']}:test", limit="4")
         at.click("Measure")
         at.there("Values")
 
@@ -240,7 +241,8 @@ def walk(at: Walk, file: Path) -> None:
         "/monitoring/log",
     ):
         at.step(path.strip("/").replace("/", "-"), look_at(path))
-    at.step("evaluation-run", look_at("/evaluation/run"))
+    if (project / "report").is_dir():
+        at.step("evaluation-run", look_at("/evaluation/run"))
     at.step("settings", look_at("/settings"))
 
 
@@ -261,7 +263,10 @@ def main(words: list[str] | None = None) -> None:
             opened = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=arguments)
             at = Walk(opened.new_context(viewport={"width": 1440, "height": 900}).new_page(), url, asked.out)
             try:
-                walk(at, rows_file(Path(name)))
+                walk(at, rows_file(Path(name)), project)
+            except Exception:
+                print(f"stopped at {at.page.url}:\n{at.page.locator('main').inner_text()[:1500]}", flush=True)
+                raise
             finally:
                 print("\n".join([*at.serious, *at.said]), flush=True)
             opened.close()

@@ -247,6 +247,10 @@ def test_a_file_is_brought_looked_at_kept_divided_judged_and_taught_by_posts_alo
     assert re.search(r"<dt>n epochs</dt><dd>3</dd>", again.text)
     wrong = site.post("/jobs", data={"from": number, "settings": "epochs=3"}, headers=OWN)
     assert (wrong.status_code, "n_epochs" in wrong.text) == (400, True)
+    sealed = site.post("/jobs", data={"data": f"{split}:test", "model": "smollm2-135m"}, headers=OWN)
+    assert (sealed.status_code, "sealed rows" in sealed.text) == (400, True)
+    for each in (number, again.url.path.rpartition("/")[2]):
+        posted(site, f"/jobs/{each}/cancel")
 
 
 def test_a_model_is_deployed_measured_compared_in_traffic_corrected_and_its_correction_harvested(site, project):

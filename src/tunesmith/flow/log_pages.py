@@ -55,14 +55,14 @@ def nearest_rows(store: Store, number: str, project: str | None, *, rows: int = 
 
 @dataclass(frozen=True)
 class LoggedRequest:
-    """One request: what was asked and answered, what was said of it, and the way back to the rows that taught its model."""
+    """One request: what was asked and answered, what was said of it, and the way back to the data that taught its model."""
 
     asked: Interaction
     words: tuple[Feedback, ...]
     way: Trace
 
 
-def logged_request(store: Store, number: str, project: str | None, *, rows: int = 5) -> LoggedRequest:
+def logged_request(store: Store, number: str, project: str | None, *, rows: int = 0) -> LoggedRequest:
     """A request by its id; `project` None sees all. Raises NotFound."""
     found = Interactions(store).find(number)
     if found is None or (project is not None and found.project != project):

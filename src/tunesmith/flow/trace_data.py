@@ -122,8 +122,9 @@ class DataTrace:
             if likeness[i] <= 0:
                 return
             row, parts = rows[i], {"likeness": float(likeness[i]), "question": float(asked[i]), "answer": float(answered[i])}
-            text = f"{row.origin}  {likeness[i]:.2f} alike  {_beginning(row)}"
-            yield Link(kind="row", id=row.id, text=text, facts={"origin": row.origin, **parts})
+            begins = _beginning(row)
+            text = f"{row.origin}  {likeness[i]:.2f} alike  {begins}"
+            yield Link(kind="row", id=row.id, text=text, facts={"origin": row.origin, "begins": begins, **parts})
 
     # frozen versions
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 from urllib.parse import quote
@@ -89,6 +90,7 @@ async def drift(request: Request) -> Response:
         seen=seen,
         fault=fault,
         settings=settings,
+        limit=_surprise(settings.alpha / 2),
         streams=[] if seen is None else [_stream(name, seen.looks) for name in dict.fromkeys(each.stream for each in seen.looks)],
         questions=questions,
         shown=_REQUESTS,
@@ -99,9 +101,13 @@ async def drift(request: Request) -> Response:
 def _stream(name: str, looks: Any) -> dict[str, Any]:
     """The windows of one stream, the newest first, and what is drawn of them."""
     own = [each for each in looks if each.stream == name]
-    least = [min((part.p_adjusted for part in each.drift.properties), default=1.0) for each in own]
+    least = [_surprise(min((part.p_adjusted for part in each.drift.properties), default=1.0)) for each in own]
     places = [float(i - len(own) + 1) for i in range(len(own))]
     return {"name": name, "newest": own[-1], "windows": own[::-1], "places": places, "least": least}
+
+
+def _surprise(p: float) -> float:
+    return -math.log10(max(p, 1e-9)) if p < 1 else 0.0
 
 
 async def alerts(request: Request) -> Response:

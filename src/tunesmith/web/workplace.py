@@ -12,6 +12,7 @@ from tunesmith.flow.context import ProjectContext
 from tunesmith.flow.datasets.versions import Datasets
 from tunesmith.flow.evaluation.run import Bench
 from tunesmith.flow.last_run import view
+from tunesmith.models.weights import Weights
 from tunesmith.store.runs import Runs
 from tunesmith.store.store import Store
 
@@ -61,6 +62,6 @@ class Workplace:
         return Datasets(at.folder, at.project, Silent(), at.catalog, context=at)
 
     def bench(self) -> Bench:
-        """Where its evaluations are kept."""
+        """Where its evaluations are kept; a model that is asked for one leaves the memory with it."""
         at = self.context()
-        return Bench(self.store, at.models, Silent(), self.datasets())
+        return Bench(self.store, replace(at.models, weights=Weights()), Silent(), self.datasets())
