@@ -23,6 +23,7 @@ PICTURES = {
     "rows": ("/data/latest", 1200, "dark"),
     "compared": ("/evaluation/compare?a=run:zero-shot&b=run:tuned", 1200, "light"),
     "review": ("/review", 390, "light"),
+    "deployment": ("/deployments/credit-entities", 390, "dark"),
 }
 
 

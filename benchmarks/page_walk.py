@@ -145,6 +145,7 @@ def walk(at: Walk, file: Path, project: Path) -> None:
     def trained() -> None:
         at.there("which clients can ask for by that name")
         known["model"] = page.locator("#live code").first.inner_text()
+        page.get_by_role("button", name="Cancel").wait_for(state="hidden")
 
     def measured(model: str) -> None:
         at.to("Evaluation")

@@ -116,7 +116,7 @@
       value: (_, value) => (value === null || value === undefined ? "–" : value.toPrecision(4)),
     }));
     box.replaceChildren();
-    const options = { legend: { live: false }, width: box.clientWidth, height: 280, scales: { x: { time: false } }, axes: [{ ...axis, label: "step", labelFont: "12px system-ui" }, axis], series: [{ label: "step" }, ...series] };
+    const options = { legend: { live: false }, width: box.clientWidth, height: 280, scales: { x: { time: false } }, axes: [{ ...axis, incrs: [1, 2, 5].flatMap((n) => [0, 1, 2, 3, 4, 5, 6].map((power) => n * 10 ** power)).sort((a, b) => a - b), label: "step", labelFont: "12px system-ui" }, axis], series: [{ label: "step" }, ...series] };
     const plot = new uPlot(options, [data.steps, ...data.values], box);
     drawn.set(box, { plot, names: data.names.join() });
   };
