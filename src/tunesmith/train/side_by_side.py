@@ -14,6 +14,7 @@ import copy
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tunesmith.nets.dropout import dropout_seed
 from tunesmith.nets.linear import FusedLoraLinear, SharedLinear, Sharing, low_rank, sharing
 from tunesmith.train.adapters import Trainable, load_base
 from tunesmith.train.microbatch import Gradients, Lanes, StepItems, Work, collected, gradients, packs_of
@@ -90,6 +92,7 @@ class SharedBase:
     cancelled: bool = False
     models: dict[tuple[Path, torch.dtype, str], Any] = field(default_factory=dict)
     _conductors: list[Conductor] = field(default_factory=list)
+    _plain: dict[int, tuple[Trainable, bool]] = field(default_factory=dict)
 
     def run(self, works: Sequence[Callable[[], T]]) -> list[T | Exception]:
         """See `side_by_side`."""
@@ -172,7 +175,10 @@ class SharedBase:
         known = next((key for key, model in self.models.items() if model.get_input_embeddings().weight is weight), None)
         if known is None or not trainable.route.packed or not trainable.parallel or plan.activation_checkpointing:
             return None
-        if any(low_rank(layer) is None for layer in _layers(trainable).values()):
+        if id(trainable) not in self._plain:  # once: a walk over all modules takes as long as a small product
+            plain = all(low_rank(layer) is not None for layer in _layers(trainable).values())
+            self._plain[id(trainable)] = trainable, plain  # the trainable itself, so that no other has its id
+        if not self._plain[id(trainable)][1]:
             return None
         return *known, trainable.route.name, plan.adapter.dropout > 0  # layers that drop inputs are computed one by one
 
@@ -208,19 +214,23 @@ class Conductor:
     """Common passes of the trainings in `members`, which are on one route: a model whose layers reach the adapters of all of them."""
 
     def __init__(self, key: tuple[Any, ...], model: Any, members: Sequence[Trainable]) -> None:
-        self.key, self.members = key, list(members)
-        self.model = twin(model)
+        self.key, self.base, self.members = key, model, list(members)
         self.route = members[0].route
+        self.device = members[0].device
+
+    @cached_property
+    def decoder(self) -> Any:
+        """What computes common passes; made for the first of them, since there is none where each training's packs fill one."""
+        model = twin(self.base)
         layers: dict[str, dict[int, FusedLoraLinear]] = {}
-        for number, member in enumerate(members):
+        for number, member in enumerate(self.members):
             for name, layer in _layers(member).items():
                 layers.setdefault(name, {})[number] = layer
         for name, own in layers.items():
             parent, _, last = name.rpartition(".")
-            setattr(self.model.get_submodule(parent), last, SharedLinear(self.model.get_submodule(name), own))
-        lay(self.model, self.model, self.route, str(self.model.config._attn_implementation))
-        self.decoder: Any = inner_model(self.model)
-        self.device = members[0].device
+            setattr(model.get_submodule(parent), last, SharedLinear(model.get_submodule(name), own))
+        lay(model, model, self.route, str(model.config._attn_implementation))
+        return inner_model(model)
 
     def gradients(self, requests: Sequence[StepRequest]) -> list[Sums]:
         """The gradient of each request's loss in `.grad` of its parameters; its sums."""
@@ -233,6 +243,8 @@ class Conductor:
         budget = max(request.plan.micro_batch_tokens for request in requests)
         budget = min(budget, FULL) if self.device == "cpu" else budget
         passes = laid(pieces, budget=budget, lanes=lanes.pool._max_workers)
+        if any(len(some) > 1 for some in passes):
+            _ = self.decoder  # made before lanes want it
         done: dict[tuple[int, int], Gradients] = {}
         for computed in lanes.pool.map(self._pass, passes):
             done |= computed
@@ -243,6 +255,8 @@ class Conductor:
 
     def _pass(self, pieces: Sequence[_Piece]) -> dict[tuple[int, int], Gradients]:
         """One common pass: for each piece its sums and the gradients of its training's parameters."""
+        if len(pieces) == 1:
+            return self._own(pieces[0])
         states = self._states([piece.work.pack for piece in pieces], pieces)
         losses, sums = [], []
         for piece, own in zip(pieces, states, strict=True):
@@ -257,6 +271,15 @@ class Conductor:
             (id(piece.request), piece.number): (seen, tuple(torch.zeros_like(p) if grad is None else grad for p, grad in own))
             for piece, own, seen in zip(pieces, grads, sums, strict=True)
         }
+
+    def _own(self, piece: _Piece) -> dict[tuple[int, int], Gradients]:
+        """A pass with one pack: its training's own, as alone."""
+        request, parameters = piece.request, list(piece.request.trainable.parameters().values())
+        with dropout_seed(request.seed + piece.number):
+            loss, sums = request.batch.loss(request.trainable, request.objective, piece.work, piece.step)
+            grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+        whole = tuple(torch.zeros_like(p) if grad is None else grad for p, grad in zip(parameters, grads, strict=True))
+        return {(id(request), piece.number): (sums, whole)}
 
     def _states(self, packs: Sequence[Pack], pieces: Sequence[_Piece]) -> tuple[Tensor, ...]:
         """The states at the targets of each pack, all packs in one pass over the base."""
