@@ -1,7 +1,8 @@
 """Studies: tokens until the best of a grid is met, against other searches; how often noise alone is recommended; adapters side by side.
 
 Every plan of a grid is trained once (`tune_tasks.py`); the searches then choose among those plans (`tune_searches.py`). Studies in which
-all plans are equal are simulated (`tune_noise.py`), adapters at once are timed (`tune_adapters.py`). `python -m benchmarks.tune noise`
+all plans are equal are simulated (`tune_noise.py`), adapters at once are timed (`tune_adapters.py`), workers are killed
+(`tune_kills.py`). `python -m benchmarks.tune noise`
 is one part.
 """
 
@@ -12,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from statistics import median
 
-from benchmarks import tune_adapters
+from benchmarks import tune_adapters, tune_kills
 from benchmarks.harness import ROOT, ratio, table, write_section
 from benchmarks.tune_noise import simulated
 from benchmarks.tune_searches import SEEDS, searches
@@ -25,7 +26,7 @@ PAGE = ROOT / "docs" / "tune.md"
 
 def main(parts: Sequence[str] = ()) -> None:
     """Every part, or those that are named: each writes its own section."""
-    known = {"noise": noise, "searches": searched, "adapters": adapters}
+    known = {"noise": noise, "searches": searched, "adapters": adapters, "workers": workers}
     for part in parts or known:
         known[part]()
 
@@ -52,6 +53,12 @@ def adapters() -> None:
     times = counted(tune_adapters.ROUNDS, "round")
     about = f"Adapters of unlike rank and rate trained on one frozen base, one thread, eight rows a step each; {times}, both ways by turns."
     write_section("tune adapters", "Adapters at once", "\n\n".join([about, lines, *said]), PAGE, again="python -m benchmarks.tune adapters")
+
+
+def workers() -> None:
+    """Studies by several processes, one of which is killed; memory over many trials."""
+    body = tune_kills.measured()
+    write_section("tune workers", "Workers that are killed, and memory", body, PAGE, again="python -m benchmarks.tune workers")
 
 
 def searched() -> None:
