@@ -213,6 +213,7 @@ def posted(site, path, **form):
     return answer
 
 
+@pytest.mark.slow
 def test_a_file_is_brought_looked_at_kept_divided_judged_and_taught_by_posts_alone(site):
     lines = [{"question": f"How long is rope {i} of {HOSTILE[1]}?", "answer": f"{i} metres, {'long ' * (i % 7)}"} for i in range(40)]
     lines.append(lines[0])
@@ -253,6 +254,7 @@ def test_a_file_is_brought_looked_at_kept_divided_judged_and_taught_by_posts_alo
         posted(site, f"/jobs/{each}/cancel")
 
 
+@pytest.mark.slow
 def test_a_model_is_deployed_measured_compared_in_traffic_corrected_and_its_correction_harvested(site, project):
     (project / "rows.jsonl").write_bytes(
         msgspec.json.encode({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})
