@@ -7,7 +7,6 @@ by DNS rebinding it comes with its own name as Host: all three are refused. A pa
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, Protocol
 
@@ -20,6 +19,7 @@ from tunesmith.api.errors import APIError
 from tunesmith.api.http import Receive, Scope, Send
 from tunesmith.api.limits import MAX_FILE_BYTES, MAX_PART_BYTES
 from tunesmith.api.slow_clients import BodyInTime
+from tunesmith.core.random_ids import random_hex
 
 _ENVELOPE = 1 << 20  # what a multipart body may have besides the file
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -145,7 +145,7 @@ class Guard:
 
 def _request_id(headers: dict[bytes, str]) -> str:
     given = headers.get(b"x-request-id", "")[:64]
-    return given if given and given.isascii() and given.isprintable() else f"req_{secrets.token_hex(16)}"
+    return given if given and given.isascii() and given.isprintable() else f"req_{random_hex(16)}"
 
 
 def _too_large(limit: int) -> APIError:

@@ -21,7 +21,8 @@ from tunesmith.deploy.router import Router
 from tunesmith.flow.identity import verified
 from tunesmith.models.base import Model, grounding, loaded
 from tunesmith.models.resolve import Models
-from tunesmith.store.deployments import Deployments
+from tunesmith.store.deployments import Deployments, NewestVersion
+from tunesmith.store.store import Store
 
 _log = logging.getLogger("tunesmith.api")
 _LOOK_S = 0.5  # how often is looked while nobody asks, so that weights are there when somebody does
@@ -40,6 +41,8 @@ class Reload:
     only: str | None = None
     _loaded: dict[_Key, Model] = field(default_factory=dict)
     _newest: int = 0
+    _seen: int | None = None
+    _look_up: NewestVersion | None = None
     _wanted: dict[str, int] = field(default_factory=dict)
     _loading: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -81,7 +84,7 @@ class Reload:
         store = self.models.store
         if store is None:
             return
-        if await self._changed(Deployments(store)):
+        if await self._changed(store):
             async with self._lock:
                 newest = await asyncio.to_thread(Deployments(store).newest)
                 in_force = await asyncio.to_thread(self._in_force)
@@ -92,10 +95,20 @@ class Reload:
                         self._change(alias, deployment)
                 self._newest = newest
 
-    async def _changed(self, deployments: Deployments) -> bool:
-        """Whether there is a newer version. SQLite answers out of its cache, sooner than a thread begins."""
-        newest = deployments.newest() if deployments.local else await asyncio.to_thread(deployments.newest)
-        return newest != self._newest
+    async def _changed(self, store: Store) -> bool:
+        """Whether there is a newer version. SQLite answers out of its cache, sooner than a thread begins; requests that were read together
+        are answered by one look: it came after all of them."""
+        if not Deployments(store).local:
+            return await asyncio.to_thread(Deployments(store).newest) != self._newest
+        if self._seen is None:
+            if self._look_up is None:
+                self._look_up = NewestVersion(store)
+            self._seen = self._look_up()
+            asyncio.get_running_loop().call_soon(self._forget)
+        return self._seen != self._newest
+
+    def _forget(self) -> None:
+        self._seen = None
 
     def _change(self, alias: str, deployment: Deployment) -> None:
         """Put a version in force: now where its models are in memory, else once they are."""

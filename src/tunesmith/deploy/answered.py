@@ -8,7 +8,6 @@ that refusing costs little of the disk; what another server refused has its prom
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Protocol
 import msgspec
 
 from tunesmith.core.deployment import Variant
+from tunesmith.core.random_ids import random_hex
 from tunesmith.core.types import CLIENT_LEFT, Answer, Interaction, Message, Record, Sources, ToolCall
 from tunesmith.deploy.conversations import Conversations, History
 from tunesmith.deploy.serve_config import TokenPrice
@@ -130,7 +130,7 @@ class Exchange:
     def id(self) -> str:
         """The answer's id: its own where it brought one, else made when it is first asked for: the time in milliseconds, so that the log's
         index grows at its end, and 96 random bits."""
-        self.own_id = self.own_id or f"{self.prefix}{int(self.created * 1000):012x}{secrets.token_hex(12)}"
+        self.own_id = self.own_id or f"{self.prefix}{int(self.created * 1000):012x}{random_hex(12)}"
         return self.own_id
 
     def ask(self, messages: tuple[Message, ...]) -> None:

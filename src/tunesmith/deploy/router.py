@@ -58,6 +58,8 @@ class _Entry:
     deployment: Deployment
     models: Mapping[str, Model]
     since: float
+    shared: str = ""
+    """What clients may know of several variants: nothing that differs between them."""
 
     def target(self, key: str, known: AskedState, wanted: str | None) -> Target:
         deployment = self.deployment
@@ -69,9 +71,17 @@ class _Entry:
 
     def _chosen(self, choice: VariantChoice, strategy: str) -> Target:
         deployment, variant = self.deployment, choice.variant
-        shared = digest(deployment.alias, deployment.version)[:12] if len(deployment.variants) > 1 else ""
-        own = Target(variant, self.models[variant.name], deployment.version, choice.propensity, strategy)
-        own = replace(own, fingerprint=shared or own.model.digest[:12], several=bool(shared), experiment=choice.experiment)
+        model = self.models[variant.name]
+        own = Target(
+            variant,
+            model,
+            deployment.version,
+            choice.propensity,
+            strategy,
+            self.shared or model.digest[:12],
+            several=bool(self.shared),
+            experiment=choice.experiment,
+        )
         if not choice.instead and not choice.copies:
             return own
         instead, copies = (
@@ -114,7 +124,8 @@ class Router:
     def _put(self, alias: str, deployment: Deployment, models: Mapping[str, Model]) -> None:
         for model in models.values():
             _ = model.digest
-        entry = _Entry(deployment, dict(models), time.time())
+        shared = digest(alias, deployment.version)[:12] if len(deployment.variants) > 1 else ""
+        entry = _Entry(deployment, dict(models), time.time(), shared)
         self._failed = _without(self._failed, alias)
         self._entries = {**self._entries, alias: entry}  # replaced whole: readers in other threads see the old or the new
 

@@ -65,18 +65,11 @@ class Store:
         Without `at_once` it survives kill -9 of this process, and a power cut some seconds later: nobody waits for the disk.
         """
         with self._in_words("written"), self.engine.connect() as connection:
-            sqlite = self.engine.dialect.name == "sqlite"
-            if not at_once and sqlite:  # a pragma of the connection, outside of its transactions
-                connection.exec_driver_sql("PRAGMA synchronous=NORMAL").close()
-                connection.commit()
-            try:
-                with connection.begin():
-                    if not at_once and not sqlite:
-                        connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
-                    yield connection
-            finally:
-                if not at_once and sqlite:
-                    connection.exec_driver_sql("PRAGMA synchronous=FULL").close()
+            _wait_for_disk(connection, at_once)
+            with connection.begin():
+                if not at_once and connection.dialect.name != "sqlite":
+                    connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
+                yield connection
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
@@ -100,15 +93,18 @@ class Store:
 
         Raises StoreError as `writing`.
         """
-        with self._in_words("written"), self.engine.begin() as connection:
-            if self.engine.dialect.name == "sqlite":
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            yield connection
+        with self._in_words("written"), self.engine.connect() as connection:
+            _wait_for_disk(connection, True)
+            with connection.begin():
+                if self.engine.dialect.name == "sqlite":
+                    connection.exec_driver_sql("BEGIN IMMEDIATE")
+                yield connection
 
     @contextmanager
     def by_itself(self) -> Iterator[sa.Connection]:
         """A connection whose statements are no transaction: for what a database does with a file as a whole. Raises StoreError."""
         with self._in_words("written"), self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            _wait_for_disk(connection, True)
             yield connection
 
     @contextmanager
@@ -153,6 +149,16 @@ class Store:
         with self.writing() as connection:
             connection.execute(sa.delete(tables.stages).where(tables.stages.c.digest == digest))
             connection.execute(sa.insert(tables.stages), [row])
+
+
+def _wait_for_disk(connection: sa.Connection, whether: bool) -> None:
+    """Let the commits of a connection to SQLite wait for the disk, or not: a pragma of the connection, outside of its transactions. It is
+    said anew only where the one before wanted it otherwise."""
+    word = "FULL" if whether else "NORMAL"
+    if connection.dialect.name == "sqlite" and connection.info.get("synchronous", "FULL") != word:
+        connection.exec_driver_sql(f"PRAGMA synchronous={word}").close()
+        connection.commit()
+        connection.info["synchronous"] = word
 
 
 def _private(folder: Path) -> None:
