@@ -355,6 +355,9 @@ def test_what_cannot_be_rolled_out_is_one_error(place, call):  # noqa: F811
     }.items():
         code, _, told = call("deploy", *words)
         assert (code, expected in told) == (2, True), f"{words}: {told}"
+    code, _, told = call("ab", "start", "once", "a", "b", "--metric", "errors")
+    assert (code, "is under a rollout of 'canary'" in told, "deploy abort once" in told) == (2, True, True)
+    assert call("deploy", "status", "once")[1]["rollout"]["status"] == "running", "and it goes on"
     assert call("deploy", "abort", "once")[0] == 0
     for command in ("step", "pause", "abort", "approve"):
         assert call("deploy", command, "once")[0] == 2

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from tunesmith.core.deployment import Deployment, Enrolment, Variant
 from tunesmith.core.errors import NotFound, UsageError, nearest
 from tunesmith.core.experiment import AMOUNTS, Experiment, ExperimentMetric, ExperimentPlan, Verdict
+from tunesmith.core.rollout import OPEN
 from tunesmith.core.types import Record
 from tunesmith.deploy.designs import DesignOption, Question, Traffic, named, options
 from tunesmith.deploy.experiment import SUMS, UNKNOWN, WORDS, effect
@@ -23,6 +24,7 @@ from tunesmith.models.resolve import Models
 from tunesmith.store.deployments import Deployments
 from tunesmith.store.experiment_sums import LABELLED, OTHERS, SLICES, ArmSums
 from tunesmith.store.experiments import Experiments
+from tunesmith.store.rollouts import Rollouts
 from tunesmith.store.store import Store
 
 _NONE = (0.0,) * len(SUMS)
@@ -53,6 +55,7 @@ def begin(
     before = Deployments(store).in_force().get(alias)
     if before is None:
         raise UsageError(f"nothing is deployed as '{alias}'", allowed="an alias that is", remedy=f"tunesmith deploy {alias} MODEL")
+    _no_rollout(alias, store)
     control = _arm(alias, plan.control, before, models, store)
     treatment = _named_apart(_arm(alias, plan.treatment, before, models, store), control)
     others = [each.name for each in before.variants if each.name not in (control.name, treatment.name)]
@@ -78,6 +81,16 @@ def begin(
         raise
     experiments.assigned_by(made.id, version.version)
     return experiments.find(made.id), version
+
+
+def _no_rollout(alias: str, store: Store) -> None:
+    """Raises UsageError for an alias under a rollout: the two would draw the same requests, and the rollout end as superseded, unasked."""
+    rollout = Rollouts(store).newest(alias)
+    if rollout is not None and rollout.status in OPEN:
+        raise UsageError(
+            f"'{alias}' is under a rollout of '{rollout.canary}', which is {rollout.status}", allowed="an alias that is under none",
+            remedy=f"tunesmith deploy status {alias}, or tunesmith deploy abort {alias}",
+        )  # fmt: skip
 
 
 def _arm(alias: str, word: str, before: Deployment, models: Models, store: Store) -> Variant:
