@@ -49,7 +49,7 @@ decide:
   arms: [zero-shot, few-shot-nearest, retrieval, retrieval-rows, fine-tuned, fine-tuned-retrieval]
   documents: [occupations.md]
   prompt: Which occupation is this job title? Answer with the name of one occupation of the list, as it is written there, and nothing else.
-  passages: [1, 5]
+  passages: [1, 3]
   test_rows: 240
 """,
     "invoices": """name: invoices

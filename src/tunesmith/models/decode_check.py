@@ -45,6 +45,7 @@ _NOISE_FACTOR, _NOISE_MOST = 4.0, 10.0
 _SHARED = 24  # tokens with which all rows but the shortest begin
 _LAST = 48  # places of a long row that are compared
 _STEPS = 3
+_SHORT = 3  # rows of any length that a model must take
 # Keys of a configuration that name a length at which something changes.
 _LENGTHS = re.compile(r"window|chunk|original_max_position|block_size")
 _SECONDS = 30.0  # for all passes over long rows, as a short one lets expect
@@ -127,10 +128,9 @@ class DecodeCheck:
 
     def __init__(self, plain: PlainEngine, adapter: str | None, *, limit: int | None = None) -> None:
         self.plain, self.names = plain, [None] if adapter is None else [None, adapter]
-        self.rows = probes(plain)
         self._limit = limit
-        self._whole = {name: [self._noted(row, name) for row in self.rows] for name in self.names}
-        short = list(zip(self.rows, self._whole[None], strict=True))[:3]
+        self.rows, self._whole = self._computed(probes(plain))
+        short = list(zip(self.rows, self._whole[None], strict=True))[:_SHORT]
         self._exact = plain.model.dtype == torch.float32
         least = _FLOAT32 if self._exact else _SHORTER
         with _moved(plain.model):
@@ -145,6 +145,24 @@ class DecodeCheck:
             ]
             for name in self.names
         }
+
+    def _computed(self, rows: Sequence[Probe]) -> tuple[list[Probe], dict[str | None, list[Floats]]]:
+        """The rows with what transformers' own pass says of them, without longer ones that it raises on: what it cannot compute itself
+        (rows beyond a chunk, for one) tells routes not apart. What it raises on the short rows is raised."""
+        kept = list[Probe]()
+        whole: dict[str | None, list[Floats]] = {name: [] for name in self.names}
+        for row in rows:
+            try:
+                noted = {name: self._noted(row, name) for name in self.names}
+            except RAISED as error:
+                if len(kept) < _SHORT:
+                    raise
+                _log.warning("transformers itself computes no row of %d tokens with this model: %s", len(row.ids), shown(error))
+                continue
+            kept.append(row)
+            for name, places in noted.items():
+                whole[name].append(places)
+        return kept, whole
 
     def _noted(self, row: Probe, name: str | None) -> Floats:
         """What one pass over the row says of its last ids: [places, 2] (see `_noted`)."""

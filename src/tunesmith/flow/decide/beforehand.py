@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tunesmith.core.errors import ConfigError
+from tunesmith.core.passages import cut
+from tunesmith.core.words import words
 from tunesmith.decide.arms import Arm
 from tunesmith.decide.prompt import written
 from tunesmith.flow.context import ProjectContext
 from tunesmith.flow.datasets.tokens import price_of
+from tunesmith.flow.decide import lookup
 from tunesmith.flow.decide.desk import Desk
 from tunesmith.flow.pipeline.answering_time import answering_seconds
 from tunesmith.flow.pipeline.estimate import estimate
@@ -84,7 +87,20 @@ def expected_build(desk: Desk, arm: Arm) -> ExpectedBuild:
     choosing = {"few-shot-random": ways, "few-shot-nearest": ways, "few-shot-greedy": 6, "optimised-prompt": 8, "retrieval-rows": 2}
     answering = answering_s(context, (1 + choosing.get(arm.kind, 0)) * validation + desk.plan.latency_rows)
     trained = not arm.trains or (not arm.apart and context.runner.peek("train") is not None)
-    return ExpectedBuild(0.0 if trained else estimate(context, ["train"]).seconds["train"], answering)
+    if trained:
+        return ExpectedBuild(0.0, answering)
+    training_s = estimate(context, ["train"]).seconds["train"]
+    return ExpectedBuild(training_s * (_with_passages(desk, context) if arm.kind == "fine-tuned-retrieval" else 1.0), answering)
+
+
+def _with_passages(desk: Desk, context: ProjectContext) -> float:
+    """How many times as many tokens a training row has with its passages before it; a token is about four characters of them."""
+    output = context.runner.run("tokens").output["train"]
+    rows = load_items(context.runner.folder("tokens") / "train.npz")
+    each = float(output["tokens"]) / max(1, len(rows))
+    passages = cut(desk.documents, lambda text: len(words(text)), size=lookup.SIZES[0])
+    passage = sum(len(one.text) for one in passages) / len(passages) / 4 if passages else each
+    return float(1.0 + max(desk.plan.passages) * passage / each)
 
 
 def answering_s(context: ProjectContext, rows: int) -> float:
