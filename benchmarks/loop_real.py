@@ -194,6 +194,9 @@ def main() -> None:
                 ("the canary", f"{ended['status']}: {ended['outcome']}"),
             ],
         )
+        print(body, flush=True)
+        if ended["status"] != "promoted":
+            raise SystemExit("the canary was not promoted; nothing is written")
         write({"loop-real": body}, time.process_time() - began_cpu, "loop_real")
 
 
