@@ -225,3 +225,43 @@ def test_a_runs_split_by_its_id_is_measured_as_the_run_measured_it(ran, call, tm
     older = call("eval", "base", "--data", first, "--as-written")[1]["evaluations"][0]
     assert older["id"] == by_id["id"], "as that run measured it, whatever the file says now"
     assert call("eval", "base", "--data", f"{first}:train", "--limit", "3")[1]["evaluations"][0]["metrics"] == ["rougeL"]
+
+
+def test_no_way_to_deploy_leads_around_the_comparison_of_what_computes(ran, call, tmp_path, monkeypatch):
+    from tunesmith.api.serve import temporary
+    from tunesmith.core.errors import GateRefused
+    from tunesmith.core.progress import Silent
+    from tunesmith.flow.pipeline.run import run_pipeline
+    from tunesmith.flow.project import load_project
+    from tunesmith.store.deployments import Deployments
+    from tunesmith.store.store import Store
+
+    shutil.copytree(ran, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    tiny.adapter(tmp_path / "base", tmp_path / "other", seed=9)
+    compared = tmp_path / ".tunesmith" / "parity"
+
+    @contextlib.contextmanager
+    def wrong(models, log):
+        with temporary({name: model.with_adapter(tmp_path / "other", name) for name, model in models.items()}, log) as url:
+            yield url
+
+    passing = load_project(Path("tunesmith.yaml"), ["--gate.superior=false"])
+    with pytest.raises(GateRefused, match="is not deployed: it computes another model"):
+        run_pipeline(passing, tmp_path, Silent(), wrong)
+    with contextlib.closing(Store.open(tmp_path / ".tunesmith")) as store:
+        assert Deployments(store).in_force() == {}
+    assert (tmp_path / "report" / "report.html").is_file()
+    assert call("deploy", "bot", "base")[0] == 0, "a base was made by nobody here"
+    assert not compared.is_dir()
+    code, _, said = call("deploy", "canary", "bot", "run:tuned", "--gate", "any", "--no-parity", " ")
+    assert (code, "--no-parity without a reason" in said) == (2, True)
+    assert call("deploy", "canary", "bot", "run:tuned", "--gate", "any", "--no-parity", "in a hurry")[0] == 0
+    assert "(no parity: in a hurry)" in call("deploy", "history", "bot")[1]["versions"][0]["reason"]
+    assert not compared.is_dir()
+    assert call("deploy", "promote", "bot", "canary")[0] == 0
+    (passed,) = compared.iterdir()
+    assert "pass: every side computes the same model" in passed.read_text()
+    passed.write_text("once is enough")
+    assert call("deploy", "again", "run:tuned")[0] == 0
+    assert [path.read_text() for path in compared.iterdir()] == ["once is enough"], "the same weights are compared once"

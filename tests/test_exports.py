@@ -22,7 +22,8 @@ from tunesmith.core.seal import check_folder
 from tunesmith.deploy.export.k_quants import kind_of, packed
 from tunesmith.deploy.parity import END, SideRow, TokenPlace, agreement
 from tunesmith.flow.evaluation.run import bench
-from tunesmith.flow.parity import ParityAsk, gate, parity
+from tunesmith.flow.parity import ParityAsk, parity
+from tunesmith.flow.parity_gate import gate
 
 IDS = [[1, 40, 41, 90, 7, 200, 13, 2, 1, 55, 60]]
 

@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import threading
+import time
 
 import httpx
 import pytest
@@ -21,9 +22,12 @@ from tunesmith.cli import app
 from tunesmith.cli.shared import guarded
 from tunesmith.core.errors import GateRefused, UsageError
 from tunesmith.core.identity import IdentityReference
+from tunesmith.core.model_ref import folder_at
+from tunesmith.core.rollout import RolloutPlan
 from tunesmith.core.types import Message, Prompt, Sampling
 from tunesmith.deploy.identity import FIRST_LEVEL, look, names_answers, sample_of, second_level
 from tunesmith.deploy.router import Router
+from tunesmith.flow import rollouts
 from tunesmith.flow.deploying import deploy, roll_back
 from tunesmith.flow.identity import verified
 from tunesmith.models.base import loaded
@@ -109,12 +113,14 @@ class Place:
         return deploy(alias, word, self.models, self.store, system=SYSTEM, **more)
 
     @contextlib.contextmanager
-    def server(self, upstreams=None, weights=None):
+    def server(self, upstreams=None, weights=None, say=None):
         store = Store.open(self.folder / ".tunesmith")
         router, models = Router(), Models(store, Catalog(), home=self.folder, weights=weights or Weights())
         reload = Reload(router, models, upstreams or {})
         for line in reload.start():
-            raise AssertionError(line)
+            if say is None:
+                raise AssertionError(line)
+            say(line)
         with running(create_app(router, store=store, models=models, reload=reload)) as url:
             yield url, router
         store.close()
@@ -209,9 +215,9 @@ def test_weights_that_were_changed_after_they_were_deployed_are_refused_before_t
 # --- publishing --------------------------------------------------------------------------------------------------------------------------
 
 
-def ask(url, model, tokens=6, **more):
+def ask(url, model, tokens=6, headers=None, **more):
     body = {"model": model, "messages": [{"role": "user", "content": "Who signed it?"}], "max_tokens": tokens, "temperature": 0}
-    return httpx.post(f"{url}/chat/completions", json=body | more, timeout=600)
+    return httpx.post(f"{url}/chat/completions", json=body | more, headers=headers, timeout=600)
 
 
 def words(url, model):
@@ -293,6 +299,50 @@ def test_an_adapter_that_cannot_be_loaded_leaves_nothing_of_it_in_memory(place):
     tree = base.engine.fast.model
     put = {name for module in tree.modules() for name in getattr(module, "changes", ()) if "broken" in name}
     assert (held(base), put, [name for name in base.engine.choices if name and "broken" in name]) == (before, set(), [])
+
+
+def damaged(folder, how):
+    """Damage an adapter in the store; returns what undoes it."""
+    weights, settings = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    file = settings if how == "settings" else weights
+    before = file.read_bytes()
+    if how == "gone":
+        away = folder.rename(folder.with_suffix(".away"))
+        return lambda: away.rename(folder)
+    file.write_bytes(b"{" if how == "settings" else before[: len(before) // 2] if how == "cut" else b"x" * len(before))
+    return lambda: file.write_bytes(before)
+
+
+@pytest.mark.slow
+def test_a_variant_that_cannot_be_loaded_keeps_no_other_from_answering(place, capsys):
+    place.deploy("shop", "base+a")
+    begun = rollouts.canary("shop", "base+b", place.models, place.store, RolloutPlan(steps=(0.5, 1.0), look_s=3600))
+    stable, canary = place.deployments.in_force()["shop"].variants
+    folder = folder_at(canary.model.adapter, place.store.folder)
+    for how in ("gone", "other bytes", "settings", "cut"):
+        undo, router = damaged(folder, how), Router()
+        (line,) = [line for line in Reload(router, place.models, {}).start() if "'shop'" in line]
+        assert line.startswith("NOT SERVED: 'shop' (version"), line
+        assert ("variant 'canary'" in line, line.endswith("; tuned answers")) == (True, True), line
+        assert loaded(router.find("shop")).digest == stable.model.digest
+        if how != "cut":
+            undo()
+    with place.server(say=[].append) as (url, _):
+        answers = [ask(url, "shop", user=f"user-{number}", tokens=1) for number in range(24)]
+        assert {answer.status_code for answer in answers} == {200}, [answer.text for answer in answers]
+        named = ask(url, "shop", headers={"x-tunesmith-variant": "canary"})
+        assert named.status_code == 503, "an operator who names it is told"
+    rows = [row for row in Interactions(place.store).answered({"alias": "shop"}) if row.user_key]
+    arms = {row.variant: (row.fallback, row.model_digest) for row in rows}
+    assert arms == {"tuned": (None, stable.model.digest), "canary": ("tuned", stable.model.digest)}
+    code, told = place.command(capsys, "deploy", "status", "shop")
+    assert (code, "NOT SERVED: variant 'canary'" in told) == (0, True), told
+    assert "variant 'canary' of 'shop'" in place.command(capsys, "doctor")[1]
+    undo()
+    assert not [line for line in Reload(Router(), place.models, {}).start() if "'shop'" in line]
+    assert "NOT SERVED" not in place.command(capsys, "deploy", "status", "shop")[1], "no longer said once it could be loaded again"
+    after = rollouts.look(begun, place.store, time.time() + 60)
+    assert (after.status, "errors" in after.outcome) == ("rolled_back", True), "answered by another is failed, for a guardrail"
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ train:
   adapter: {{kind: lora, r: 8}}
 baselines: [{{name: zero-shot}}, {{name: few-shot, shots: 2}}]
 evaluate: {{metrics: [exact_match], max_tokens: 6}}
-deploy: {{alias: tiny, questions: 2}}
+deploy: {{alias: tiny, questions: 2, parity: false}}  # test_after_a_run asks it
 serve: {{webhooks: [{{url: "http://127.0.0.1:9", secret: whsec_bm9ib2R5IG1heSByZWFkIHRoaXM=}}]}}
 """
 # The file's own seed is another: whatever looks at this run must know what it was made with.

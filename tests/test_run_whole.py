@@ -28,7 +28,7 @@ train: {epochs: 1, learning_rate: 0.003, batch_size: 8, dtype: float32, threads:
 baselines: [{name: zero-shot}]
 evaluate: {metrics: [exact_match], max_tokens: 4, limit: 8}
 gate: {superior: false, margin: 1.0}
-deploy: {alias: bot, questions: 1}
+deploy: {alias: bot, questions: 1, parity: false}  # test_after_a_run asks it
 serve: {workers: 0}
 """
 

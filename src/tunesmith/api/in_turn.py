@@ -15,7 +15,7 @@ from tunesmith.api.exchange import ClientLeft
 from tunesmith.core.errors import ContextExceeded, UsageError
 from tunesmith.core.types import Answer
 from tunesmith.deploy.answered import Exchange
-from tunesmith.deploy.engine import Stream
+from tunesmith.deploy.engine import Stream, Unloaded
 from tunesmith.deploy.router import Target
 
 T = TypeVar("T")
@@ -24,20 +24,22 @@ _BUSY = 429
 
 
 async def in_turn(exchange: Exchange, target: Target, ask: Callable[[Target], Awaitable[T]]) -> T:
-    """What `ask` gives of the assigned variant, or of the first in its chain that does not fail and takes no longer than it may. The
-    request stays the assigned variant's; the exchange notes who answered in its place.
+    """What `ask` gives of the assigned variant, or of the first in its chain that does not fail and takes no longer than it may; of its
+    reserve, where its weights cannot be loaded. The request stays the assigned variant's; the exchange notes who answered in its place.
 
     Raises what the last one fails with. A request that is refused as wrong is refused at once: the next variant would refuse it too.
     """
     if not target.several:
         return await ask(target)
-    chain = (target, *target.instead)
+    chain = [target, *target.instead]
     for who in chain:
         try:
             answer = await asyncio.wait_for(ask(who), who.variant.timeout_s)
         except ClientLeft:
             raise
         except Exception as error:
+            if isinstance(error, Unloaded) and who is target:
+                chain += [other for other in target.reserve if other.variant not in [each.variant for each in chain]]
             if who is chain[-1] or not _passing(error):
                 raise unnamed(error, exchange.alias) from error
             _log.warning("variant '%s' of '%s' did not answer, the next one is asked: %r", who.variant.name, exchange.alias, error)

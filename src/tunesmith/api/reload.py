@@ -3,6 +3,9 @@
 Whoever changes a deployment writes a version into the store, this server, another one or the command line; each request asks the store for
 the newest version first. Weights that are not in memory are loaded beside the requests: until they are there the version before answers,
 and a name that had none waits. What no deployment needs any longer is let go once its last answer is whole.
+
+A variant that cannot be loaded keeps no other variant of its name from answering: where the version is the one in force and no other can
+take its place, something stands for that variant that refuses what it is asked, and is said.
 """
 
 from __future__ import annotations
@@ -18,7 +21,10 @@ from tunesmith.core.errors import NotFound, StoreError, TunesmithError
 from tunesmith.core.model_ref import ModelRef
 from tunesmith.core.passages import Retrieval
 from tunesmith.deploy.router import Router
+from tunesmith.deploy.strategy import answering
+from tunesmith.deploy.unloadable import Unloadable
 from tunesmith.flow.identity import verified
+from tunesmith.flow.identity_status import not_loaded, note_loading
 from tunesmith.models.base import Model, grounding, loaded
 from tunesmith.models.resolve import Models
 from tunesmith.store.deployments import Deployments, NewestVersion
@@ -40,6 +46,8 @@ class Reload:
     on_deployed: Callable[[], None] = field(default=lambda: None)
     only: str | None = None
     _loaded: dict[_Key, Model] = field(default_factory=dict)
+    _missing: dict[_Key, str] = field(default_factory=dict)
+    _noted: dict[tuple[str, int, str], str | None] = field(default_factory=dict)
     _newest: int = 0
     _seen: int | None = None
     _look_up: NewestVersion | None = None
@@ -53,12 +61,14 @@ class Reload:
         lines = []
         if self.models.store is not None:
             self._newest = Deployments(self.models.store).newest()
+            self._noted.update(not_loaded(self.models.store))
         newest_first = sorted(self._in_force().values(), key=lambda deployment: -deployment.version)
         for number, deployment in enumerate(newest_first):
             alias = deployment.alias
             self._wanted[alias] = deployment.version
             try:
-                lines += self._put(deployment, self._load(deployment, now=number < self.models.weights.max_adapters))
+                models = self._load(deployment, now=number < self.models.weights.max_adapters)
+                lines += [*self._put(deployment, models), *self._tell(deployment)]
             except TunesmithError as error:
                 self.router.fail(alias, error)
                 lines.append(f"NOT SERVED: '{alias}' (version {deployment.version}): {error}")
@@ -127,7 +137,7 @@ class Reload:
         try:
             models = await asyncio.to_thread(partial(self._load, deployment, verify=True))
             if self._wanted[alias] == deployment.version:  # else a newer one came while this one was loaded
-                for line in self._put(deployment, models):
+                for line in [*self._put(deployment, models), *self._tell(deployment)]:
                     _log.warning("%s", line)
                 self.on_deployed()
         except TunesmithError as error:
@@ -156,19 +166,68 @@ class Reload:
 
     def _load(self, deployment: Deployment, *, verify: bool = False, now: bool = True) -> dict[str, Model]:
         """The models of the variants by their names; those in memory are taken as they are, others are loaded `now` or when they are asked.
-        With `verify` one that answers probes otherwise than what was deployed is refused."""
-        models = {}
+        With `verify` one that answers probes otherwise than what was deployed is refused.
+
+        For one that cannot be loaded something stands that refuses, where clients have another variant, and nothing answers to the alias
+        yet or that one could not be loaded before either. Else raises what loading it raised."""
+        models: dict[str, Model] = {}
+        failed: list[TunesmithError] = []
         for variant in deployment.variants:
             key = self._key(variant, deployment.alias)
             if key not in self._loaded:
-                model = self._model(variant, deployment.alias)
-                if now:
-                    _ = loaded(_own(model)).digest  # reads the weights
-                if verify and self.models.store is not None:
-                    verified(variant, model, deployment, self.models.store, "loaded")
-                self._loaded[key] = model
+                try:
+                    self._loaded[key] = self._one(deployment, variant, verify=verify, now=now)
+                except TunesmithError as error:
+                    failed.append(error)
+                    self._note(deployment, variant, error.what)
+                    if self.router.has(deployment.alias) and key not in self._missing:
+                        raise
+                    self._missing[key] = error.what
+                    digest = variant.model.digest if variant.model is not None else ""
+                    models[variant.name] = Unloadable(deployment.alias, digest, error.what, variant.model)
+                    continue
+                self._note(deployment, variant, None)
+            self._missing.pop(key, None)
             models[variant.name] = self._loaded[key]
+        if failed and not self._sound(deployment):
+            raise failed[0]
         return models
+
+    def _sound(self, deployment: Deployment) -> list[str]:
+        """The variants that clients have answers of and that could be loaded."""
+        return [each.name for each in answering(deployment) if self._key(each, deployment.alias) not in self._missing]
+
+    def _one(self, deployment: Deployment, variant: Variant, *, verify: bool, now: bool) -> Model:
+        """The model of a variant. Raises TunesmithError, whatever a library raises of damaged files."""
+        try:
+            model = self._model(variant, deployment.alias)
+            if now:
+                _ = loaded(_own(model)).digest  # reads the weights
+            if verify and self.models.store is not None:
+                verified(variant, model, deployment, self.models.store, "loaded")
+        except TunesmithError:
+            raise
+        except Exception as error:
+            _log.exception("'%s' (version %s), variant '%s' could not be loaded", deployment.alias, deployment.version, variant.name)
+            raise TunesmithError(f"{type(error).__name__}: {error}") from error
+        return model
+
+    def _tell(self, deployment: Deployment) -> list[str]:
+        """What is to be said of the variants that could not be loaded."""
+        sound = self._sound(deployment)
+        instead = f"{', '.join(sound)} answer{'s' if len(sound) == 1 else ''}"
+        return [
+            f"NOT SERVED: '{deployment.alias}' (version {deployment.version}), variant '{variant.name}': {why}; {instead}"
+            for variant in deployment.variants
+            if (why := self._missing.get(self._key(variant, deployment.alias))) is not None
+        ]
+
+    def _note(self, deployment: Deployment, variant: Variant, why: str | None) -> None:
+        """Write down that a variant could not be loaded, or (None) can be again, for who looks from another process."""
+        place, store = (deployment.alias, deployment.version, variant.name), self.models.store
+        if store is not None and self._noted.get(place) != why:
+            note_loading(deployment, variant, why, store)
+            self._noted[place] = why
 
     def _model(self, variant: Variant, alias: str) -> Model:
         if variant.model is not None:
@@ -185,6 +244,7 @@ class Reload:
         self.router.deploy(deployment, models)
         needed = {self._key(variant, alias) for variant in deployment.variants}
         self._loaded = {key: model for key, model in self._loaded.items() if key[0] != alias or key in needed}
+        self._missing = {key: why for key, why in self._missing.items() if key[0] != alias or key in needed}
         return [
             f"'{alias}' computes otherwise than when version {deployment.version} was deployed: other files, precision or template"
             for variant in deployment.variants

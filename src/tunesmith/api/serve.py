@@ -21,8 +21,8 @@ from tunesmith.flow.context import ProjectContext
 from tunesmith.flow.engines import Engines, refuse_taken
 from tunesmith.flow.jobs import worker
 from tunesmith.flow.last_run import view
-from tunesmith.flow.pipeline.serving_stage import Live
 from tunesmith.flow.project import DEFAULT_FILE, Project, open_store, without_file
+from tunesmith.flow.temporary_server import Live
 from tunesmith.flow.undeployed import why_undeployed
 from tunesmith.flow.upstreams import key_of
 from tunesmith.models.base import Model, route_of

@@ -294,14 +294,14 @@ def models(as_json: Json = False) -> None:
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
-    """Look at this machine: packages, processor, memory, disk, store; says what would hold work up.
+def doctor(config: file_option = Path("tunesmith.yaml"), as_json: Json = False) -> None:
+    """Look at this machine: packages, processor, memory, disk, store, and what servers could not load; says what would hold work up.
 
     Example: tunesmith doctor
     """
     from tunesmith.flow.doctor import examine
 
-    checks = examine()
+    checks = examine(config)
     emit({"checks": checks}, as_json, "\n".join(f"{'ok ' if item['ok'] else '!! '} {item['name']:<12} {item['said']}" for item in checks))
     if not all(item["ok"] for item in checks):
         raise typer.Exit(1)

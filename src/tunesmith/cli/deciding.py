@@ -83,12 +83,13 @@ def _asked(needs: Needs) -> list[str]:
 
 def taken(project: Project, folder: Path, name: str, *, as_json: bool) -> bool:
     """Put an arm of the last decision in force; False for one that is trained as the project says, which a whole run makes and judges."""
+    from tunesmith.api.serve import temporary
     from tunesmith.flow.decide.adopt import adopt, decided_arm
 
     arm = decided_arm(folder / OUT, name)
     if arm["name"] == "fine-tuned":
         return False
     with told(as_json) as progress:
-        adopted = adopt(project, folder, arm, progress)
+        adopted = adopt(project, folder, arm, progress, temporary)
     emit(asdict(adopted), as_json, adopted.text())
     return True

@@ -36,6 +36,7 @@ deploy_app = typer.Typer(
     cls=_Deploy, help="What a name answers with: deploy ALIAS MODEL, and its history.", no_args_is_help=True, rich_markup_mode=None
 )
 Reason = Annotated[str, typer.Option("--reason", help="Why, for the history of the alias.")]
+NoParity = Annotated[str | None, typer.Option("--no-parity", help="Do not compare adapter, export and server first: why not.")]
 By = Annotated[str | None, typer.Option("--by", help="Who, for the history of the alias (default: the user of this machine).")]
 Alias = Annotated[str, typer.Argument(help="The name that clients ask for.")]
 
@@ -51,7 +52,7 @@ def create(
     name: Annotated[str | None, typer.Option("--as", help="What the variant is called.")] = None,
     timeout_s: Annotated[float | None, typer.Option(help="Seconds that the variant may take before a fallback answers.")] = None,
     copies_per_minute: Annotated[int | None, typer.Option(help="The most requests a minute that a shadow gets.")] = None,
-    no_parity: Annotated[str | None, typer.Option("--no-parity", help="Do not compare adapter, export and server first: why not.")] = None,
+    no_parity: NoParity = None,
     template: Annotated[str | None, typer.Option(help="How passages stand before the question; @FILE reads it.")] = None,
     reason: Reason = "",
     by: By = None,
@@ -66,7 +67,7 @@ def create(
     from tunesmith.core.errors import UsageError
     from tunesmith.flow.deploying import Role, deploy
     from tunesmith.flow.identity import system_of
-    from tunesmith.flow.parity import compare_first
+    from tunesmith.flow.parity_gate import compare_first, with_reason
 
     roles = {"canary": canary is not None, "shadow": shadow, "fallback": fallback, "weight": weight is not None and not shadow}
     chosen = [role for role, asked in roles.items() if asked]
@@ -77,9 +78,8 @@ def create(
     words = Path(template[1:]).read_text("utf-8") if template is not None and template.startswith("@") else template
     with opened(config) as at:
         compare_first(model, at, temporary, skipped=no_parity)
-        reason = " ".join([reason, *([f"(no parity: {no_parity})"] if no_parity else [])]).strip()
-        system = system_of(at.context)
-        made = deploy(alias, model, at.models, at.store, role, template=words, reason=reason, by=who(by), system=system)
+        why, system = with_reason(reason, no_parity), system_of(at.context)
+        made = deploy(alias, model, at.models, at.store, role, template=words, reason=why, by=who(by), system=system)
     _say(made, as_json)
 
 
@@ -102,6 +102,7 @@ def history(alias: Alias, config: file_option = Path("tunesmith.yaml"), as_json:
 def promote(
     alias: Alias,
     variant: Annotated[str, typer.Argument(help="The variant that answers everything from now on.")],
+    no_parity: NoParity = None,
     reason: Reason = "",
     by: By = None,
     config: file_option = Path("tunesmith.yaml"),
@@ -111,10 +112,14 @@ def promote(
 
     Example: tunesmith deploy promote support canary --reason 'better for a week'
     """
+    from tunesmith.api.serve import temporary
     from tunesmith.flow.deploying import promote as put
+    from tunesmith.flow.parity_gate import compare_first, variant_word, with_reason
 
     with opened(config) as at:
-        made = put(alias, variant, at.store, reason=reason, by=who(by))
+        if (word := variant_word(alias, variant, at)) != variant:  # else there is none of that name, which `promote` says
+            compare_first(word, at, temporary, skipped=no_parity)
+        made = put(alias, variant, at.store, reason=with_reason(reason or f"promoted '{variant}'", no_parity), by=who(by))
     _say(made, as_json)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tunesmith.cli.deploying import Alias, By, Reason, opened, who
+from tunesmith.cli.deploying import Alias, By, NoParity, Reason, opened, who
 from tunesmith.cli.shared import Json, emit, file_option
 
 if TYPE_CHECKING:
@@ -105,6 +105,7 @@ def start(
     judge: Annotated[str | None, typer.Option(help="Of pairs: scores that all pairs have, where the metric is of some.")] = None,
     copies_per_minute: Annotated[int | None, typer.Option(help="Of pairs: the most requests a minute that are copied.")] = None,
     alpha: Annotated[float, typer.Option(help="The error of all verdicts together, however often one looks.")] = 0.05,
+    no_parity: NoParity = None,
     reason: Reason = "",
     by: By = None,
     config: file_option = Path("tunesmith.yaml"),
@@ -114,9 +115,11 @@ def start(
 
     Example: tunesmith ab start support base tuned --metric outcome:solved --horizon 4000 --reason 'the tickets of November'
     """
+    from tunesmith.api.serve import temporary
     from tunesmith.core.errors import UsageError
     from tunesmith.core.experiment import DEFAULT_GUARDRAILS, ExperimentPlan, guardrail_of, metric_of
     from tunesmith.flow.experiments import Enrol, as_tree, begin
+    from tunesmith.flow.parity_gate import compare_first, variant_word, with_reason
 
     if design not in ("split", "pairs"):
         raise UsageError(f"no design '{design}'", allowed="split, pairs")
@@ -127,7 +130,10 @@ def start(
     )  # fmt: skip
     taking_part = Enrol(share=enrol, layer=layer, copies_per_minute=copies_per_minute)
     with opened(config) as at:
-        experiment, version = begin(alias, plan, at.models, at.store, taking_part, reason=reason, by=who(by))
+        for word in (control, treatment):
+            compare_first(variant_word(alias, word, at), at, temporary, skipped=no_parity)
+        why = with_reason(reason, no_parity)
+        experiment, version = begin(alias, plan, at.models, at.store, taking_part, reason=why, by=who(by))
     drawn = "answers copies" if design == "pairs" else f"has {treated:.4g} of the users"
     text = f"{experiment.id}: '{experiment.plan.treatment}' {drawn}, against '{experiment.plan.control}' (version {version.version})"
     emit({"experiment": as_tree(experiment), "deployment": as_tree(version)}, as_json, f"{text}\nlook at it: tunesmith ab status {alias}")

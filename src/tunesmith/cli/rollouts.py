@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tunesmith.cli.deploying import Alias, By, Reason, deploy_app, opened, who
+from tunesmith.cli.deploying import Alias, By, NoParity, Reason, deploy_app, opened, who
 from tunesmith.cli.shared import Json, emit, file_option
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def canary(
     needs_approval: Annotated[bool, typer.Option("--needs-approval", help="Begin once `deploy approve` says so.")] = False,
     gate: Annotated[str | None, typer.Option(help="What the gate of the model's run must have said: pass, or any.")] = None,
     name: Annotated[str | None, typer.Option("--as", help="What the variant is called.")] = None,
+    no_parity: NoParity = None,
     reason: Reason = "",
     by: By = None,
     config: file_option = Path("tunesmith.yaml"),
@@ -41,13 +42,16 @@ def canary(
 
     Example: tunesmith deploy canary support run:tuned --steps 5%,25%,100% --guardrail errors=0.02 --guardrail cost_p95=0.3
     """
+    from tunesmith.api.serve import temporary
+    from tunesmith.flow.parity_gate import compare_first, with_reason
     from tunesmith.flow.rollouts import canary as begin
     from tunesmith.flow.rollouts import plan_at
 
     settings = {"steps": steps, "step_s": step_s, "step_requests": step_requests, "alpha": alpha, "look_s": look_s}
     plan = plan_at(config, {**settings, "needs_approval": needs_approval or None, "gate": gate}, guardrail or [])
     with opened(config) as at:
-        made = begin(alias, model, at.models, at.store, plan, name=name, reason=reason, by=who(by))
+        compare_first(model, at, temporary, skipped=no_parity)
+        made = begin(alias, model, at.models, at.store, plan, name=name, reason=with_reason(reason, no_parity), by=who(by))
     _say(made, as_json)
 
 
@@ -154,6 +158,7 @@ def _status(seen: RolloutStatus) -> str:
     lines += [f"  {_guardrail(at, seen.bounds.get(at.guardrail))}" for at in seen.guardrails]
     if seen.form:
         lines.append(f"  form of the answers: {seen.form}")
+    lines += [f"  NOT SERVED: variant '{name}': {why}" for name, why in seen.not_loaded.items()]
     lines += [f"  going on waits for {what}" for what in seen.missing]
     if seen.next_look is not None:
         lines.append(f"  next look: {time.strftime('%H:%M:%S', time.localtime(seen.next_look))}, by a running server or `deploy step`")

@@ -18,7 +18,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from msgspec.structs import replace
 
-from tunesmith.core.errors import ContextExceeded, StoreError, TunesmithError, UsageError
+from tunesmith.core.errors import ContextExceeded, TunesmithError, UsageError
 from tunesmith.core.types import Answer, Message, Prompt, Sampling
 from tunesmith.models.base import Asked, Batching, Constraint, Model, Piece, abilities, batching, grounding, loaded
 
@@ -340,8 +340,10 @@ def _present(engine: Batching, asked: Prompt | str | Sequence[int]) -> tuple[Bat
     ids = engine.encode(asked) if isinstance(asked, Prompt | str) else list(asked)
     try:
         return cast(Batching, loaded(engine)), ids
-    except (UsageError, StoreError) as error:
+    except TunesmithError as error:
         raise Unloaded(f"The model '{engine.name}' could not be loaded: {error.what}", where=error.where, remedy=error.remedy) from error
+    except Exception as error:  # whatever a library raises of damaged files
+        raise Unloaded(f"The model '{engine.name}' could not be loaded: {type(error).__name__}: {error}") from error
 
 
 def _seeded(sampling: Sampling, choice: int) -> Sampling:

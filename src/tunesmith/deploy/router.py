@@ -25,9 +25,10 @@ class Target:
     """Who answers one request: the variant of which version of a deployment, and its model.
 
     `deployment` is None for what answers without having been deployed: a base, an upstream, what a job made. `propensity` is the
-    probability with which the `strategy` chose this variant. `instead` answer in its place, in this order, when it fails; `copies` answer
-    too and are never shown. `fingerprint` is what clients may know of what answers: of an alias with several variants nothing that differs
-    between them; `several` says that it is one of these, `experiment` which one the request counts in.
+    probability with which the `strategy` chose this variant. `instead` answer in its place, in this order, when it fails, `reserve` only
+    where its weights cannot be loaded; `copies` answer too and are never shown. `fingerprint` is what clients may know of what answers: of
+    an alias with several variants nothing that differs between them; `several` says that it is one of these, `experiment` which one the
+    request counts in.
     """
 
     variant: Variant
@@ -37,6 +38,7 @@ class Target:
     strategy: str = ""
     fingerprint: str = ""
     instead: tuple[Target, ...] = ()
+    reserve: tuple[Target, ...] = ()
     copies: tuple[Target, ...] = ()
     several: bool = False
     experiment: str | None = None
@@ -82,13 +84,13 @@ class _Entry:
             several=bool(self.shared),
             experiment=choice.experiment,
         )
-        if not choice.instead and not choice.copies:
+        if not choice.instead and not choice.reserve and not choice.copies:
             return own
-        instead, copies = (
+        instead, reserve, copies = (
             tuple(replace(own, variant=other, model=self.models[other.name]) for other in others)
-            for others in (choice.instead, choice.copies)
+            for others in (choice.instead, choice.reserve, choice.copies)
         )
-        return replace(own, instead=instead, copies=copies)
+        return replace(own, instead=instead, reserve=reserve, copies=copies)
 
 
 class Router:

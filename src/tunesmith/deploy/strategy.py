@@ -30,12 +30,13 @@ class AskedState:
 @dataclass(frozen=True, slots=True)
 class VariantChoice:
     """The variant that a request is assigned, and the probability with which it was chosen: what later estimates divide by (None: it was
-    not drawn, somebody asked for it). `instead` answer in this order when it fails, `copies` answer too and are never shown. `experiment`
-    is the one that the request counts in."""
+    not drawn, somebody asked for it). `instead` answer in this order when it fails, `reserve` only where its weights cannot be loaded;
+    `copies` answer too and are never shown. `experiment` is the one that the request counts in."""
 
     variant: Variant
     propensity: float | None = 1.0
     instead: tuple[Variant, ...] = ()
+    reserve: tuple[Variant, ...] = ()
     copies: tuple[Variant, ...] = ()
     experiment: str | None = None
 
@@ -51,9 +52,16 @@ def first_variant(_key: str, deployment: Deployment, _state: AskedState) -> Vari
 
 def split(key: str, deployment: Deployment, state: AskedState) -> VariantChoice:
     """`split`: each variant is assigned its share of the keys, always the same keys; a conversation keeps the variant that it was assigned,
-    whatever the weights are by now, and the propensity that it was assigned with. While an experiment runs only those who are enrolled are
-    drawn, the others have the first variant, and where one variant fails the others answer.
+    whatever the weights are by now, and the propensity that it was assigned with. Where a variant's weights cannot be loaded the others
+    answer on its account. While an experiment runs only those who are enrolled are drawn, the others have the first variant, and where
+    one variant fails the others answer.
     """
+    choice = _drawn(key, deployment, state)
+    others = [each for each in deployment.variants if each is not choice.variant and each.weight]
+    return replace(choice, reserve=tuple(sorted(others, key=lambda each: -each.weight)))
+
+
+def _drawn(key: str, deployment: Deployment, state: AskedState) -> VariantChoice:
     enrolment = deployment.enrolment
     total = sum(variant.weight for variant in deployment.variants)
     shares = [variant.weight / total for variant in deployment.variants]
@@ -99,6 +107,13 @@ def shadow(key: str, deployment: Deployment, _state: AskedState) -> VariantChoic
 
 
 STRATEGIES: Mapping[str, Strategy] = {"one": first_variant, "split": split, "fallback": fallback, "shadow": shadow}
+
+
+def answering(deployment: Deployment) -> list[Variant]:
+    """The variants whose answers clients may see, whichever they are assigned."""
+    if deployment.strategy == "split":
+        return [variant for variant in deployment.variants if variant.weight]
+    return list(deployment.variants if deployment.strategy == "fallback" else deployment.variants[:1])
 
 
 def choose(key: str, deployment: Deployment, state: AskedState) -> VariantChoice:

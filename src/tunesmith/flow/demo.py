@@ -8,8 +8,8 @@ from pathlib import Path
 from tunesmith.core.atomic import write_atomic
 from tunesmith.core.progress import Progress
 from tunesmith.flow.pipeline.run import RunCommand, RunOutcome, run_pipeline
-from tunesmith.flow.pipeline.serving_stage import Server
 from tunesmith.flow.project import load_project
+from tunesmith.flow.temporary_server import Server
 
 # What --quick changes, and how the report says so.
 QUICK = (

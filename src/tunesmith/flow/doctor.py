@@ -6,9 +6,12 @@ import importlib.metadata
 import os
 import shutil
 import sys
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
-from tunesmith.store.layout import user_folder
+from tunesmith.core.errors import TunesmithError
+from tunesmith.store.layout import FOLDER, user_folder
 
 _PACKAGES = (
     ("torch", "local"),
@@ -22,8 +25,8 @@ _PACKAGES = (
 _NEEDED_BYTES = 4 * 2**30
 
 
-def examine() -> list[dict[str, Any]]:
-    """One line a check: {name, ok, said}."""
+def examine(config: Path | None = None) -> list[dict[str, Any]]:
+    """One line a check: {name, ok, said}; with the file of a project also what its servers could not load."""
     checks = [_check("python", sys.version_info >= (3, 11), sys.version.split()[0])]
     for package, extra in _PACKAGES:
         try:
@@ -37,7 +40,28 @@ def examine() -> list[dict[str, Any]]:
     free = shutil.disk_usage(existing).free
     checks.append(_check("disk", free > _NEEDED_BYTES, f"{free / 2**30:.0f} GiB free for {place}"))
     checks.append(_check("store", os.access(existing, os.W_OK), f"{place} can be written"))
-    return checks
+    return [*checks, *(_deployed(config) if config is not None and (config.parent / FOLDER).is_dir() else [])]
+
+
+def _deployed(config: Path) -> list[dict[str, Any]]:
+    """What is deployed, as the servers over the project's store found it when they loaded it."""
+    from tunesmith.flow.identity_status import not_loaded
+    from tunesmith.flow.project import load_project, open_store
+    from tunesmith.store.deployments import Deployments
+    from tunesmith.store.store import Store
+
+    try:
+        folder = config.resolve().parent
+        with closing(open_store(load_project(config), folder) if config.is_file() else Store.open(folder / FOLDER)) as store:
+            names, missing = list(Deployments(store).in_force()), not_loaded(store)
+    except TunesmithError as error:
+        return [_check("deployed", False, f"could not be looked up: {error}")]
+    if not missing:
+        return [_check("deployed", True, ", ".join(names) or "nothing")]
+    return [
+        _check("deployed", False, f"variant '{variant}' of '{alias}' (version {version}) could not be loaded: {why}")
+        for (alias, version, variant), why in missing.items()
+    ]
 
 
 def _check(name: str, ok: bool, text: str) -> dict[str, Any]:

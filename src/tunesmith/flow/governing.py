@@ -25,10 +25,10 @@ from tunesmith.flow.evaluation.run import Bench, bench, measure
 from tunesmith.flow.harvest import proposals
 from tunesmith.flow.last_run import written_name
 from tunesmith.flow.pipeline.run import RunCommand, run_pipeline
-from tunesmith.flow.pipeline.serving_stage import Server
 from tunesmith.flow.project import Project, load_project, open_store
 from tunesmith.flow.rows import Rows
 from tunesmith.flow.sources import ALL
+from tunesmith.flow.temporary_server import Server
 from tunesmith.flow.watching import drift_of, quality_of
 from tunesmith.monitor.governor import Due, Held, Retrain, Ruling, State, counter_lines, due, rule, swayed
 from tunesmith.store.alerts import AlertLog

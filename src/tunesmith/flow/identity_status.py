@@ -17,6 +17,8 @@ from tunesmith.store.deployments import Deployments
 from tunesmith.store.identities import Identities
 from tunesmith.store.store import Store
 
+_NOT_LOADED = "could not be loaded: "
+
 # How a variant is asked through a server: (alias, variant, reference) → its answers.
 Through = Callable[[str, str, IdentityReference], Asking]
 
@@ -58,6 +60,22 @@ def identities(alias: str, store: Store) -> tuple[Deployment, list[VariantIdenti
         mine = tuple(each for each in looks if each.variant == variant.name and each.deployment == deployment.version)
         known.append(VariantIdentity(variant, Identities(store).reference(names_answers(variant)), mine))
     return deployment, known
+
+
+def note_loading(deployment: Deployment, variant: Variant, why: str | None, store: Store) -> None:
+    """Write down that a server could not load a variant and why, or (None) that it could again."""
+    look = unknown(deployment, variant, "loaded")
+    Identities(store).put(replace(look, why="loaded again, not yet looked at" if why is None else f"{_NOT_LOADED}{why}"))
+
+
+def not_loaded(store: Store) -> dict[tuple[str, int, str], str]:
+    """(alias, version, variant) of what is in force and could not be loaded by the server that tried last, with why."""
+    in_force = {(alias, deployment.version) for alias, deployment in Deployments(store).in_force().items()}
+    return {
+        (look.alias, look.deployment, look.variant): look.why.removeprefix(_NOT_LOADED)
+        for look in Identities(store).newest()
+        if (look.alias, look.deployment) in in_force and look.why.startswith(_NOT_LOADED)
+    }
 
 
 def look_through(alias: str, through: Through, server: str, store: Store) -> None:

@@ -3,7 +3,6 @@ own rows; joins the rooms and draws the conclusion of the pure comparison (`depl
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -16,9 +15,10 @@ import msgspec
 import numpy as np
 
 from tunesmith.core.chat import Rendered, Renderer
-from tunesmith.core.errors import DataError, GateRefused, TunesmithError, UsageError
+from tunesmith.core.errors import DataError, TunesmithError, UsageError
 from tunesmith.core.load import need
 from tunesmith.core.memory import give_back
+from tunesmith.core.model_ref import ModelRef
 from tunesmith.core.row_kinds import as_examples
 from tunesmith.core.types import Example, Prompt, Record
 from tunesmith.deploy.export.gguf import FILE, PRECISIONS, Precision, write_file
@@ -29,16 +29,13 @@ from tunesmith.deploy.parity_gguf import LlamaCpp
 from tunesmith.evaluate.prompts import as_given
 from tunesmith.flow.evaluation.run import Bench
 from tunesmith.flow.exporting import model_files
-from tunesmith.flow.pipeline.serving_stage import Server
-from tunesmith.models.resolve import is_remote
-from tunesmith.models.retrieval import asked_with
+from tunesmith.flow.temporary_server import Server
 from tunesmith.store.store import Store
 
 if TYPE_CHECKING:
     from tunesmith.train.plan import ResolvedPlan
     from tunesmith.train.predicted import Kind
 
-_FEW_ROWS, _FEW_TOKENS = 2, 12  # before a deployment
 _Side = Callable[[Sequence[SideRow]], Agreement | None]
 _TOP = 20  # log-probabilities that are asked of the server at each token
 
@@ -80,44 +77,15 @@ class Parity(Record, frozen=True):
         return "\n".join([f"{self.model} on {self.data}, against transformers and peft alone", table(self.lines), *left, verdict])
 
 
-def parity(word: str, ask: ParityAsk, at: Bench, server: Server) -> Parity:
-    """Compare every way to compute the model that the word names. Raises UsageError for sealed rows, and where no weights are here."""
-    ref = at.models.ref(word)
+def parity(word: str, ask: ParityAsk, at: Bench, server: Server, *, ref: ModelRef | None = None) -> Parity:
+    """Compare every way to compute the model that the word names, or `ref` by that word. Raises UsageError for sealed rows, and where no
+    weights are here."""
+    ref = ref or at.models.ref(word)
     files = model_files(word, ref, at)
     name, examples = _rows(ask, at)
     compared = _Compared(files, examples, ask, server, at)
     lines = [line for kind in compared.kinds() for line in compared.lines(kind)]
     return Parity(model=word, data=name, lines=tuple(lines), left_out=compared.left_out)
-
-
-def compare_first(word: str, at: Bench, server: Server, *, skipped: str | None = None) -> None:
-    """The gate before a deployment: adapter, merged export and server on a few of the task's own rows, where a run has split them and the
-    project does not say otherwise; not at all where it is `skipped` with a reason. Raises GateRefused, and UsageError for no reason."""
-    if skipped is not None and not skipped.strip():
-        raise UsageError("--no-parity without a reason", allowed="why this model is deployed without it", remedy="--no-parity 'the base'")
-    context = at.context
-    if skipped or context is None or not context.project.deploy.parity or context.data.peek("split") is None or not _is_here(word, at):
-        return
-    with contextlib.suppress(DataError):  # no row asks anything
-        gate(word, at, server)
-
-
-def gate(word: str, at: Bench, server: Server, *, data: str = "validation") -> None:
-    """Compare adapter, merged export and server on a few rows. Raises GateRefused where one of them computes another model."""
-    outcome = parity(word, ParityAsk(data=data, limit=_FEW_ROWS, max_tokens=_FEW_TOKENS, brief=True), at, server)
-    if not outcome.passed:
-        raise GateRefused(
-            f"'{word}' is not deployed: it computes another model than transformers and peft\n{outcome.text()}",
-            remedy="tunesmith parity shows more; --no-parity REASON deploys it anyway",
-        )
-
-
-def _is_here(word: str, at: Bench) -> bool:
-    """Whether a word names an adapter, or whole weights that were trained, whose answers are not looked up."""
-    plain, retrieval = asked_with(word)
-    if is_remote(plain) or plain in at.models.upstreams or retrieval is not None:
-        return False
-    return at.models.variant(plain) is None and at.models.ref(plain).trained is not None
 
 
 def _rows(ask: ParityAsk, at: Bench) -> tuple[str, list[Example]]:

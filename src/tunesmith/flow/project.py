@@ -63,8 +63,9 @@ class Evaluate(Record, frozen=True):
 class Deploy(Record, frozen=True):
     """The name under which the tuned model answers. `questions` held-out rows are asked through the server as a check; `rollout` is how
     `tunesmith deploy canary` lets a model take over by steps. With `live_questions` a model that passed its gate takes over as such a
-    canary in the run itself, asked so many validation rows through a server of the run's own, and is watched. With `parity` the command
-    `deploy` first compares adapter, merged export and server on some of the task's own rows, where a run has split them."""
+    canary in the run itself, asked so many validation rows through a server of the run's own, and is watched. With `parity` adapter, merged
+    export and server are compared on some of the task's own rows before a trained model is deployed, by whatever command, where a run has
+    split them."""
 
     alias: str = "custom"
     questions: int = 5

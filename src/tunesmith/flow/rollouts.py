@@ -24,6 +24,7 @@ from tunesmith.deploy.answer_form import LEAST, form_words, learned_form, malfor
 from tunesmith.deploy.rollout import Block, Decision, Standing, advanced, begun, decide, difference_bounds, standings
 from tunesmith.flow.deploying import Role, joined
 from tunesmith.flow.identity import references_of
+from tunesmith.flow.identity_status import not_loaded
 from tunesmith.flow.project import Project
 from tunesmith.models.resolve import Models
 from tunesmith.store.deployments import Deployments
@@ -41,7 +42,8 @@ _LEAST_TIMED = 20  # requests of the others before their quantile is known
 
 
 class RolloutStatus(Record, frozen=True):
-    """A rollout and where it stands now; `bounds` are of each guardrail between what the canary's share is above the others'."""
+    """A rollout and where it stands now; `bounds` are of each guardrail between what the canary's share is above the others', `not_loaded`
+    why variants in force could not be loaded by the server that tried last."""
 
     rollout: Rollout
     guardrails: tuple[Standing, ...] = ()
@@ -50,6 +52,7 @@ class RolloutStatus(Record, frozen=True):
     next_look: float | None = None
     form: str = ""
     affected: Affected | None = None
+    not_loaded: dict[str, str] = {}
 
 
 # --- begun by a person -------------------------------------------------------------------------------------------------------------------
@@ -136,8 +139,9 @@ def abort(alias: str, store: Store, *, reason: str = "", by: str = "") -> Rollou
 def status(alias: str, store: Store, now: float | None = None) -> RolloutStatus:
     """The newest rollout of an alias and where it stands. Raises NotFound."""
     rollout, now = _newest(alias, store), time.time() if now is None else now
+    missing = {variant: why for (name, _, variant), why in not_loaded(store).items() if name == alias}
     if rollout.state is None:
-        return RolloutStatus(rollout=rollout)
+        return RolloutStatus(rollout=rollout, not_loaded=missing)
     decision = decide(rollout.plan, rollout.state, rollout.step, rollout.step_since, now)
     stood = standings(rollout.plan, rollout.state, rollout.step)
     return RolloutStatus(
@@ -148,6 +152,7 @@ def status(alias: str, store: Store, now: float | None = None) -> RolloutStatus:
         next_look=rollout.looked + rollout.plan.look_s if rollout.status == "running" else None,
         form=form_words(rollout.state.form) if "malformed" in rollout.plan.guardrails else "",
         affected=Rollouts(store).affected(rollout),
+        not_loaded=missing,
     )
 
 

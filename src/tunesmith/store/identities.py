@@ -63,6 +63,14 @@ class Identities:
         verdict: str | None = connection.execute(query.order_by(identity_checks.c.seq.desc()).limit(1)).scalar()
         return verdict
 
+    def newest(self) -> list[IdentityCheck]:
+        """The newest look at each variant of each version."""
+        place = (identity_checks.c.alias, identity_checks.c.deployment, identity_checks.c.variant)
+        last = sa.select(sa.func.max(identity_checks.c.seq)).group_by(*place)
+        with self._store.reading() as connection:
+            rows = connection.execute(sa.select(*_FIELDS).where(identity_checks.c.seq.in_(last))).mappings()
+            return [_check(row) for row in rows]
+
     def of(self, alias: str) -> list[IdentityCheck]:
         """The looks at an alias, the newest first."""
         query = sa.select(*_FIELDS).where(identity_checks.c.alias == alias).order_by(identity_checks.c.seq.desc())

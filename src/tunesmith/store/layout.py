@@ -72,6 +72,11 @@ class Layout:
         return self.evaluations / "digests"
 
     @property
+    def parity(self) -> Path:
+        """Which weights were computed alike in every way before they were deployed."""
+        return self.folder / "parity"
+
+    @property
     def openings(self) -> Path:
         """The log of openings of sealed rows."""
         return self.folder / "openings.jsonl"

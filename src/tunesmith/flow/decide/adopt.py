@@ -14,9 +14,12 @@ from tunesmith.core.errors import NotFound, UsageError, nearest
 from tunesmith.core.model_ref import ModelRef
 from tunesmith.core.progress import Progress
 from tunesmith.core.seal import checked
+from tunesmith.flow.evaluation.run import bench_of
 from tunesmith.flow.identity import references_of, system_of
+from tunesmith.flow.parity_gate import compare_first
 from tunesmith.flow.pipeline.run import opened
 from tunesmith.flow.project import Project
+from tunesmith.flow.temporary_server import Server
 from tunesmith.store.deployments import Deployments
 
 DECIDED = "decided"  # in place of an arm's name: the one that the decision chose
@@ -57,9 +60,9 @@ def decided_arm(folder: Path, name: str) -> dict[str, Any]:
     return found
 
 
-def adopt(project: Project, folder: Path, arm: dict[str, Any], progress: Progress) -> Adopted:
+def adopt(project: Project, folder: Path, arm: dict[str, Any], progress: Progress, server: Server) -> Adopted:
     """Put an arm in force for the project's alias, as it was measured. Raises UsageError for one that no deployment can answer as, and
-    where several variants answer for the alias."""
+    where several variants answer for the alias; GateRefused for weights that adapter, export and server compute otherwise."""
     variant = msgspec.convert(arm["variant"], Variant) if arm.get("variant") else None
     if variant is None:
         raise UsageError(
@@ -74,6 +77,7 @@ def adopt(project: Project, folder: Path, arm: dict[str, Any], progress: Progres
                 remedy=f"tunesmith deploy promote {alias} {names[0]}, then ask again; or deploy.alias: another name",
             )
         if variant.model is not None:
+            compare_first(arm["name"], bench_of(context), server, ref=variant.model)
             variant = msgspec.structs.replace(variant, model=_there(context.models.lazy(variant.model, arm["name"]), variant.model))
         asked = references_of([variant], context.models, context.store, alias, system=system_of(context))
         reason = f"decided for {arm['name']}"

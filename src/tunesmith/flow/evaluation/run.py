@@ -89,6 +89,12 @@ class Bench:
         return self._data[word]
 
 
+def bench_of(context: ProjectContext) -> Bench:
+    """The bench of a project at work."""
+    reader = RowReader(context.folder, context.project, context.progress, context.catalog, context)
+    return Bench(context.store, context.models, context.progress, reader)
+
+
 @contextmanager
 def bench(
     config: Path, progress: Progress, *, concurrency: int = 8, rate: float | None = None, as_written: bool = False

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from tunesmith.core.errors import DataError, TunesmithError
+from tunesmith.core.errors import DataError, GateRefused, TunesmithError
 from tunesmith.core.feedback import FeedbackBody
 from tunesmith.core.load import need
 from tunesmith.core.rollout import OPEN, Rollout
@@ -24,13 +24,14 @@ from tunesmith.core.types import Example, Interaction, Message
 from tunesmith.flow.context import ProjectContext
 from tunesmith.flow.datasets.versions import Datasets
 from tunesmith.flow.deploying import deploy
-from tunesmith.flow.evaluation.run import Bench
+from tunesmith.flow.evaluation.run import Bench, bench_of
 from tunesmith.flow.harvest import harvested
-from tunesmith.flow.pipeline.serving_stage import Live, Server
+from tunesmith.flow.parity_gate import compare_first
 from tunesmith.flow.rollouts import abort, canary, status, step
-from tunesmith.flow.rows import RowReader
 from tunesmith.flow.runner import Output
+from tunesmith.flow.temporary_server import Live, Server
 from tunesmith.flow.watching import drift_of, plain, quality_of
+from tunesmith.models.resolve import TUNED_WORD
 from tunesmith.store.deployments import Deployments
 from tunesmith.store.feedback import FeedbackLog
 from tunesmith.store.interactions import Interactions
@@ -46,7 +47,7 @@ _SETTLED_S = 1.5  # after how long, beside the plan's own times, all that was as
 def go_live(context: ProjectContext, server: Server, _: Path) -> Output:
     """Put the base in force where nothing is, let the tuned model take over by `deploy.rollout`, ask it the rest alone; then what was seen
     of it. Where it cannot be done, `left_out` says why."""
-    left_out = _left_out(context)
+    left_out = _left_out(context) or _refused(context, server)
     if left_out:
         context.progress.say(f"live: left out: {left_out}")
         return {"left_out": left_out}
@@ -55,7 +56,7 @@ def go_live(context: ProjectContext, server: Server, _: Path) -> Output:
     with server({}, context.store, Live(began.alias, context.models)) as url:
         rollout = _asked(context, began, rows, url)
     context.progress.say(f"live: {rollout.status.replace('_', ' ')}: {rollout.outcome}")
-    at = Bench(context.store, context.models, context.progress, _reader(context))
+    at = bench_of(context)
     return {
         "rollout": {
             "status": rollout.status,
@@ -93,6 +94,15 @@ def _left_out(context: ProjectContext) -> str:
         return f"'{alias}' is answered elsewhere"
     if context.tuned.same_as(in_force.variants[0].model):
         return f"'{alias}' answers with this model already"
+    return ""
+
+
+def _refused(context: ProjectContext, server: Server) -> str:
+    """What the comparison says of a model that adapter, export and server compute otherwise; empty where they agree."""
+    try:
+        compare_first(TUNED_WORD, bench_of(context), server)
+    except GateRefused as error:
+        return error.what
     return ""
 
 
@@ -157,10 +167,6 @@ def _decided(rollout: Rollout, context: ProjectContext) -> Rollout:
     if rollout.status not in OPEN:
         return rollout
     return abort(alias, store, reason=f"{context.project.deploy.live_questions} held-out questions did not decide it", by=_BY)
-
-
-def _reader(context: ProjectContext) -> RowReader:
-    return RowReader(context.folder, context.project, context.progress, context.catalog, context)
 
 
 def _history(context: ProjectContext, began: Rollout) -> list[dict[str, Any]]:

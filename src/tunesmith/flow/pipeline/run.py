@@ -14,18 +14,21 @@ import msgspec
 
 from tunesmith.core.atomic import unfinished
 from tunesmith.core.deployment import Variant
-from tunesmith.core.errors import ConfigError, UsageError
+from tunesmith.core.errors import ConfigError, GateRefused, UsageError
 from tunesmith.core.progress import Progress, Silent
 from tunesmith.flow.context import TUNED, ProjectContext
+from tunesmith.flow.evaluation.run import bench_of
 from tunesmith.flow.identity import references_of, system_of
 from tunesmith.flow.last_run import View
-from tunesmith.flow.pipeline.serving_stage import Live, Server
+from tunesmith.flow.parity_gate import compare_first
 from tunesmith.flow.pipeline.steps import steps_of
 from tunesmith.flow.pipeline.timing import Expected, in_words
 from tunesmith.flow.project import Project, open_store
 from tunesmith.flow.runner import Done, only_one
+from tunesmith.flow.temporary_server import Live, Server
 from tunesmith.models.base import Model
 from tunesmith.models.catalog import Catalog
+from tunesmith.models.resolve import TUNED_WORD
 from tunesmith.store.deployments import Deployments
 from tunesmith.store.runs import Run, Runs, without_secrets
 from tunesmith.store.store import Store
@@ -95,7 +98,8 @@ def run_pipeline(
 ) -> RunOutcome:
     """Walk the circle in `folder`; finished stages are found, an interrupted one continues.
 
-    The tuned model is deployed (its alias recorded in the store) only when the gate passes.
+    The tuned model is deployed (its alias recorded in the store) only when the gate passes, and adapter, export and server compute alike:
+    else GateRefused is raised, with the report in its place.
     """
     with opened(project, folder, progress, server) as context, only_one(context.store.folder):
         context.command, context.left_out = made.text, left_out
@@ -108,12 +112,18 @@ def run_pipeline(
         results = {stage.name: stage for stage in done}
         decision = results["compare"].output["decision"]
         live = results["live"].output if "live" in results else {}
+        refused: GateRefused | None = None
         if decision == "pass" and live.get("rollout", {}).get("status", "promoted") == "promoted":
-            _deploy(context)
+            try:
+                _deploy(context, server)
+            except GateRefused as error:  # the run is whole and its report says so; what it made is not let in
+                refused = error
         report = folder / project.report
         _publish(results["report"].folder, report)
         values = {arm: results[f"evaluate:{arm}"].output["values"] for arm in context.arms}
         Runs(context.store).finish(run.id, decision)
+        if refused is not None:
+            raise refused
         times = expected.outcome() if expected.estimated_s else {}
         return RunOutcome(results["compare"].output["verdict"], decision, report / "report.html", done, values, times, _ended(live))
 
@@ -228,8 +238,9 @@ def _ended(live: dict[str, Any]) -> str:
     return f"{status.replace('_', ' ')}: {outcome}" + ("" if status == "promoted" else "; nothing is deployed")
 
 
-def _deploy(context: ProjectContext) -> None:
-    """Put the tuned model in force for its alias, unless it already is, or several variants answer there: no run ends a canary unasked."""
+def _deploy(context: ProjectContext, server: Server) -> None:
+    """Put the tuned model in force for its alias, unless it already is, or several variants answer there: no run ends a canary unasked.
+    Raises GateRefused."""
     alias, model, deployments = context.project.deploy.alias, context.tuned, Deployments(context.store)
     in_force = deployments.in_force().get(alias)
     if in_force is not None and any(model.same_as(variant.model) for variant in in_force.variants):
@@ -240,6 +251,7 @@ def _deploy(context: ProjectContext) -> None:
             f"tunesmith deploy {alias} run:tuned --canary 0.1; in their place: the same without --canary"
         )
         return
+    compare_first(TUNED_WORD, bench_of(context), server)
     digest = context.models.lazy(model, alias).digest
     variant = Variant(name=TUNED, model=msgspec.structs.replace(model, digest=digest))
     asked = references_of([variant], context.models, context.store, alias, system=system_of(context))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -15,28 +15,14 @@ from tunesmith.core.errors import TunesmithError
 from tunesmith.core.load import need
 from tunesmith.core.types import Example, Message
 from tunesmith.flow.runner import Output
+from tunesmith.flow.temporary_server import Server
 from tunesmith.models.base import Model
-from tunesmith.models.resolve import Models
 from tunesmith.store.store import Store
 
 if TYPE_CHECKING:
     from tunesmith.flow.context import ProjectContext
 
 _BEGINNING = 200  # characters of a document that are shown to be continued
-
-
-class Server(Protocol):
-    """Puts models behind a port and gives the base URL; handed in, because the HTTP layer stands above the flows."""
-
-    def __call__(self, models: Mapping[str, Model], log: Store, live: Live | None = None) -> AbstractContextManager[str]:
-        """Serve until the block ends. With `live` its alias answers, too, as the store says from request to request."""
-
-
-class Live(NamedTuple):
-    """An alias that is served as it is deployed, and what its variants mean as models."""
-
-    alias: str
-    models: Models
 
 
 def ask(context: ProjectContext, server: Server, work: Path) -> Output:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from tunesmith.flow.context import TUNED, ProjectContext
 from tunesmith.flow.pipeline import data_stages, tokens_stage
-from tunesmith.flow.pipeline.serving_stage import Server, ask
+from tunesmith.flow.pipeline.serving_stage import ask
 from tunesmith.flow.runner import Output, Step
+from tunesmith.flow.temporary_server import Server
 
 
 def steps_of(context: ProjectContext, server: Server) -> dict[str, Step]:
