@@ -14,8 +14,8 @@ from tunesmith.deploy.export.targets import free, known
 from tunesmith.evaluate.run import load_evaluation
 from tunesmith.flow.evaluation.results import KeptEvaluation, kept_evaluations
 from tunesmith.flow.evaluation.run import Bench
+from tunesmith.flow.exported_files import model_files
 from tunesmith.flow.trace import lineage_of
-from tunesmith.models.catalog import Catalog, HubSource
 
 _UNRECORDED = ("unknown", "base")
 
@@ -30,24 +30,6 @@ def export(word: str, target: str, out: Path, at: Bench) -> list[str]:
     ref = at.models.ref(word)
     files = model_files(word, ref, at)
     return write(target, files, card_facts(word, ref, files, at), out)
-
-
-def model_files(word: str, ref: ModelRef, at: Bench) -> ModelFiles:
-    """The folders of a model; a base that is not there yet is fetched. A name for clients is the word, or the last part of a folder."""
-    base, adapter = at.models.folders(ref)
-    name = Path(word).name if word.startswith((".", "/", "~")) or Path(word).is_dir() else word
-    return ModelFiles(name=name, base=base, adapter=adapter, base_name=public_name(ref, base, at.models.catalog))
-
-
-def public_name(ref: ModelRef, base: Path, catalog: Catalog) -> str:
-    """What others load the base by: its id on the hub, where it has one, else its folder here."""
-    if ref.weights is not None or ref.base.startswith((".", "/")):
-        return str(base)
-    entry = catalog.listing.models.get(ref.base)
-    if entry is None:
-        return ref.base if catalog.is_repository(ref.base) else str(base)
-    hubs = [source.hub for source in entry.resolved() if isinstance(source, HubSource)]
-    return hubs[0] if hubs else str(base)
 
 
 def card_facts(word: str, ref: ModelRef, files: ModelFiles, at: Bench) -> CardFacts:

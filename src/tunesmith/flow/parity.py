@@ -28,7 +28,7 @@ from tunesmith.deploy.parity import END, Agreement, SideRow, TokenPlace, agreeme
 from tunesmith.deploy.parity_gguf import LlamaCpp
 from tunesmith.evaluate.prompts import as_given
 from tunesmith.flow.evaluation.run import Bench
-from tunesmith.flow.exporting import model_files
+from tunesmith.flow.exported_files import model_files
 from tunesmith.flow.temporary_server import Server
 from tunesmith.store.store import Store
 
