@@ -102,18 +102,40 @@ def create_app(
     (`python -m tunesmith.flow.jobs.worker`).
     """
     config = config or ServeConfig()
-    log = log or store
     router = models_by_alias if isinstance(models_by_alias, Router) else Router(models_by_alias)
+    state = _state(router, log or store, config, store, models or Models(store, Catalog()), reload)
+    if reload is not None:
+        reload.on_deployed = state.let_go
+    state.watch = watch
+    app = Starlette(routes=_routes(), lifespan=_lifespan, exception_handlers=_handlers())
+    app.state.tunesmith = state
+    app.state.identity = partial(IdentityWatch, state, every_s=config.identity_s, elsewhere_s=config.identity_elsewhere_s)
+    app.add_middleware(Proxy, state=state)
+    app.add_middleware(
+        Guard,
+        auth=state.auth,
+        refused=state.metrics.failed,
+        max_body_bytes=config.max_body_bytes,
+        local_only=is_loopback(config.host),
+        cors=Cors(config.cors_origins),
+        body_s=config.body_s,
+        site=site,
+    )
+    return app
+
+
+def _state(router: Router, log: Store | None, config: ServeConfig, store: Store | None, models: Models, reload: Reload | None) -> State:
+    """What all requests share."""
     answering = Answering(max_waiting=config.max_waiting)
     metrics, redact = ServerMetrics(answering.load), redaction(config.log.redact)
-    state = State(
+    return State(
         router,
         answering,
         metrics,
         Answered(_log_of(log, config.log, redact) if log is not None else None, metrics, prices_of(config), _sender_of(config.otlp)),
         Shadows(answering, ShadowAnswers(log, redact) if log is not None else None, metrics.copied),
         default_max_tokens=config.default_max_tokens,
-        models=models or Models(store, Catalog()),
+        models=models,
         auth=Auth(store, config.requests_per_minute),
         store=store,
         names=config.names,
@@ -125,24 +147,6 @@ def create_app(
         reload=reload,
         retention_days=config.log.retention_days,
     )
-    if reload is not None:
-        reload.on_deployed = state.let_go
-    state.watch = watch
-    app = Starlette(routes=_routes(), lifespan=_lifespan, exception_handlers=_handlers())
-    app.state.tunesmith = state
-    app.state.identity = partial(IdentityWatch, state, every_s=config.identity_s, elsewhere_s=config.identity_elsewhere_s)
-    app.add_middleware(Proxy, state=state)
-    app.add_middleware(
-        Guard,
-        auth=state.auth,
-        refused=metrics.failed,
-        max_body_bytes=config.max_body_bytes,
-        local_only=is_loopback(config.host),
-        cors=Cors(config.cors_origins),
-        body_s=config.body_s,
-        site=site,
-    )
-    return app
 
 
 def _log_of(store: Store, settings: LogConfig, redact: Reworded | None) -> InteractionLog:

@@ -121,17 +121,14 @@ def application(
         models = Models(store, catalog, home=home, run=context.last_trained, weights=weights)
         engines = Engines(settings.engines, models, store.folder)
         started, lines = engines.start()
-        for line in lines:
-            say(line)
+        _say_all(lines, say)
         router = Router({project.base: models.load(models.ref(project.base), project.base)})
         others: dict[str, Model] = {**upstreams, **started}
         reload = Reload(router, models, others)
-        for line in reload.start():
-            say(line)
+        _say_all(reload.start(), say)
         for name, other in others.items():
             router.put(name, other)
-        for line in [*slower(router), *(absent(router, project, settings, store) if seen else [])]:
-            say(line)
+        _say_all([*slower(router), *(absent(router, project, settings, store) if seen else [])], say)
         site = pages(file, context) if pages is not None else None
         watch = _watch(project, store, file) if seen is not None else None
         app = create_app(router, config=settings, store=store, models=models, reload=reload, site=site, watch=watch)
@@ -140,6 +137,11 @@ def application(
         if engines is not None:
             engines.stop()
         store.close()
+
+
+def _say_all(lines: Sequence[str], say: Callable[[str], None]) -> None:
+    for line in lines:
+        say(line)
 
 
 def served(router: Router, models: Models, upstreams: Mapping[str, Model]) -> list[str]:

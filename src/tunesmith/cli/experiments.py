@@ -14,6 +14,7 @@ from tunesmith.cli.shared import Json, emit, file_option
 
 if TYPE_CHECKING:
     from tunesmith.deploy.looking import MetricLook
+    from tunesmith.flow.evaluation.run import Bench
     from tunesmith.flow.experiments import ExperimentReport, Outlook
 
 ab_app = typer.Typer(help="Compare two variants of a name on the requests that come.", no_args_is_help=True, rich_markup_mode=None)
@@ -115,11 +116,10 @@ def start(
 
     Example: tunesmith ab start support base tuned --metric outcome:solved --horizon 4000 --reason 'the tickets of November'
     """
-    from tunesmith.api.serve import temporary
     from tunesmith.core.errors import UsageError
     from tunesmith.core.experiment import DEFAULT_GUARDRAILS, ExperimentPlan, guardrail_of, metric_of
     from tunesmith.flow.experiments import Enrol, as_tree, begin
-    from tunesmith.flow.parity_gate import compare_first, variant_word, with_reason
+    from tunesmith.flow.parity_gate import with_reason
 
     if design not in ("split", "pairs"):
         raise UsageError(f"no design '{design}'", allowed="split, pairs")
@@ -128,15 +128,23 @@ def start(
         control=control, treatment=treatment, metrics=tuple(map(metric_of, metric)), guardrails=tuple(map(guardrail_of, words)),
         covariate=covariate, horizon=horizon, margin=margin, alpha=alpha, treated=treated, design=design, judge=judge,  # type: ignore[arg-type]
     )  # fmt: skip
-    taking_part = Enrol(share=enrol, layer=layer, copies_per_minute=copies_per_minute)
     with opened(config) as at:
-        for word in (control, treatment):
-            compare_first(variant_word(alias, word, at), at, temporary, skipped=no_parity)
-        why = with_reason(reason, no_parity)
-        experiment, version = begin(alias, plan, at.models, at.store, taking_part, reason=why, by=who(by))
+        _compare_both(alias, (control, treatment), at, no_parity)
+        experiment, version = begin(
+            alias, plan, at.models, at.store, Enrol(enrol, layer, copies_per_minute), reason=with_reason(reason, no_parity), by=who(by)
+        )
     drawn = "answers copies" if design == "pairs" else f"has {treated:.4g} of the users"
     text = f"{experiment.id}: '{experiment.plan.treatment}' {drawn}, against '{experiment.plan.control}' (version {version.version})"
     emit({"experiment": as_tree(experiment), "deployment": as_tree(version)}, as_json, f"{text}\nlook at it: tunesmith ab status {alias}")
+
+
+def _compare_both(alias: str, words: tuple[str, str], at: Bench, no_parity: str | None) -> None:
+    """Is each served as it was trained? Raises where not, unless a reason is given to go without."""
+    from tunesmith.api.serve import temporary
+    from tunesmith.flow.parity_gate import compare_first, variant_word
+
+    for word in words:
+        compare_first(variant_word(alias, word, at), at, temporary, skipped=no_parity)
 
 
 @ab_app.command("status")

@@ -1,7 +1,7 @@
 """Numbered steps that bring a store's tables from one version to the next; knows nothing about what the rows mean.
 
 `NNNN_name.py` brings version NNNN-1 to NNNN: its `upgrade(connection, folder)` runs once, in one transaction with the new number. A step
-has its own frozen definitions of the tables that it touches and takes nothing from `store/tables.py`, which is what all steps together
+has its own frozen definitions of the tables that it touches and takes nothing from `store/tables`, which is what all steps together
 give. Never edit one that was released: add the next.
 """
 
