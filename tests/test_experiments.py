@@ -8,6 +8,7 @@ import math
 import re
 import time
 from collections import Counter
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -19,6 +20,7 @@ from tunesmith.api.reload import Reload
 from tunesmith.cli import app
 from tunesmith.cli.shared import guarded
 from tunesmith.core.deployment import Deployment, Enrolment, Variant
+from tunesmith.core.errors import UsageError
 from tunesmith.core.experiment import Experiment, ExperimentPlan, Verdict, guardrail_of, metric_of
 from tunesmith.core.stats.anytime import anytime_p_value, anytime_reach, mixture_precision, share_above, share_evidence
 from tunesmith.core.stats.group_sequential import bounds, drift_for, power, spent
@@ -32,7 +34,7 @@ from tunesmith.models.echo import EchoModel
 from tunesmith.models.resolve import Models
 from tunesmith.models.upstream import Upstream
 from tunesmith.store.deployments import Deployments
-from tunesmith.store.experiments import Experiments
+from tunesmith.store.experiments import Assignment, Experiments
 from tunesmith.store.shadows import ShadowAnswers
 from tunesmith.store.store import Store
 from tunesmith.store.tables import feedback, interactions, quality_scores
@@ -597,6 +599,23 @@ def test_units_do_not_fall_as_drawn_is_found_without_crying_wolf():
     n = np.arange(100, 7300, 100)
     assert float(ratio_mismatch(n * 0.52, n * 0.48, 0.5)[-1]) > math.log(100) * 0.8
     assert (ratio_mismatch(n * 0.5, n * 0.5, 0.5) < 0).all()
+
+
+def test_an_experiment_and_what_draws_its_users_come_together_or_not_at_all(tmp_path):
+    store = Store.open(tmp_path)
+    before = Deployments(store).put("bot", [Variant(name="a", upstream="x")])
+    arms = (Variant(name="a", upstream="x", weight=0.5), Variant(name="b", upstream="y", weight=0.5))
+    for after in (before.version + 1, before.version):
+        assigning = Assignment(arms, "split", "experiment {id}", after, {})
+        begun = partial(Experiments(store).open, "bot", plan_of(), layer="l", share=0.5, reason="", by="", assigning=assigning)
+        if after != before.version:
+            with pytest.raises(UsageError, match="by now"):
+                begun()
+            assert Experiments(store).of("bot") == [], "the name is free"
+    made, version = begun(), Deployments(store).in_force()["bot"]
+    assert (made.deployment, version.reason) == (version.version, f"experiment {made.id}")
+    assert version.enrolment.experiment == made.id
+    store.close()
 
 
 def test_a_verdict_is_a_row_of_its_own(tmp_path):

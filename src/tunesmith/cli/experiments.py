@@ -130,9 +130,8 @@ def start(
     )  # fmt: skip
     with opened(config) as at:
         _compare_both(alias, (control, treatment), at, no_parity)
-        experiment, version = begin(
-            alias, plan, at.models, at.store, Enrol(enrol, layer, copies_per_minute), reason=with_reason(reason, no_parity), by=who(by)
-        )
+        why, taking_part = with_reason(reason, no_parity), Enrol(enrol, layer, copies_per_minute)
+        experiment, version = begin(alias, plan, at.models, at.store, taking_part, reason=why, by=who(by))
     drawn = "answers copies" if design == "pairs" else f"has {treated:.4g} of the users"
     text = f"{experiment.id}: '{experiment.plan.treatment}' {drawn}, against '{experiment.plan.control}' (version {version.version})"
     emit({"experiment": as_tree(experiment), "deployment": as_tree(version)}, as_json, f"{text}\nlook at it: tunesmith ab status {alias}")

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from tunesmith.core.deployment import Deployment, Enrolment, Variant
+from tunesmith.core.deployment import Deployment, Variant
 from tunesmith.core.errors import NotFound, UsageError, nearest
 from tunesmith.core.experiment import AMOUNTS, Experiment, ExperimentMetric, ExperimentPlan, Verdict
 from tunesmith.core.rollout import OPEN
@@ -23,7 +23,7 @@ from tunesmith.flow.identity import references_of
 from tunesmith.models.resolve import Models
 from tunesmith.store.deployments import Deployments
 from tunesmith.store.experiment_sums import LABELLED, OTHERS, SLICES, ArmSums
-from tunesmith.store.experiments import Experiments
+from tunesmith.store.experiments import Assignment, Experiments
 from tunesmith.store.rollouts import Rollouts
 from tunesmith.store.store import Store
 
@@ -68,19 +68,17 @@ def begin(
     _check(plan)
     experiments = Experiments(store)
     layer = enrol.layer or f"{alias}/experiments"
-    made = experiments.open(alias, plan, layer=layer, share=round(enrol.share, 4) if plan.design == "split" else 1.0, reason=reason, by=by)
-    enrolment = Enrolment(experiment=made.id, layer=made.layer, low=made.low, high=made.high, baseline=plan.asks_baseline)
-    why = reason or f"experiment {made.id}: {treatment.name} against {control.name}"
-    try:
-        version = Deployments(store, references=references_of([control, treatment], models, store, alias)).put(
-            alias, _weighted(plan, control, treatment, enrol), strategy="split" if plan.design == "split" else "shadow", reason=why, by=by,
-            after=before.version, enrolment=enrolment,
-        )  # fmt: skip
-    except BaseException:
-        experiments.drop(made.id)
-        raise
-    experiments.assigned_by(made.id, version.version)
-    return experiments.find(made.id), version
+    split = plan.design == "split"
+    assignment = Assignment(
+        variants=_weighted(plan, control, treatment, enrol),
+        strategy="split" if split else "shadow",
+        reason=reason or f"experiment {{id}}: {treatment.name} against {control.name}",
+        after=before.version,
+        references=references_of([control, treatment], models, store, alias),
+    )
+    share = round(enrol.share, 4) if split else 1.0
+    made = experiments.open(alias, plan, layer=layer, share=share, reason=reason, by=by, assigning=assignment)
+    return made, Deployments(store).in_force()[alias]
 
 
 def _no_rollout(alias: str, store: Store) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 import sqlalchemy as sa
 
+from tunesmith.core.deployment import Enrolment, Variant
 from tunesmith.core.errors import NotFound, UsageError
 from tunesmith.core.experiment import Experiment, ExperimentMetric, ExperimentPlan, Verdict
+from tunesmith.core.identity import IdentityReference
+from tunesmith.store.deployments import put_version
 from tunesmith.store.experiment_sums import UNIT, ArmSums, arm_sums, pair_sums, traffic_sums
+from tunesmith.store.identities import keep_references
 from tunesmith.store.paging import Row
 from tunesmith.store.store import Store
 from tunesmith.store.tables import experiments, verdicts
@@ -21,16 +25,31 @@ from tunesmith.store.tables import interactions as log
 _OPEN = experiments.c.stopped.is_(None)
 
 
+class Assignment(NamedTuple):
+    """The version of a deployment that an experiment draws users with: its variants, how it draws, why ({id}: of the experiment), the
+    version that must be in force until then, and what the variants' weights answer to probes."""
+
+    variants: Sequence[Variant]
+    strategy: str
+    reason: str
+    after: int
+    references: Mapping[str, IdentityReference]
+
+
 class Experiments:
     """The experiments of one store."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def open(self, alias: str, plan: ExperimentPlan, *, layer: str, share: float, reason: str, by: str) -> Experiment:
-        """Begin an experiment on a free part of its layer, as large as `share`; nobody is assigned yet (`assigned_by`).
+    def open(
+        self, alias: str, plan: ExperimentPlan, *, layer: str, share: float, reason: str, by: str,
+        assigning: Assignment | None = None,
+    ) -> Experiment:  # fmt: skip
+        """Begin an experiment on a free part of its layer, as large as `share`. What draws its users comes in force in the
+        same transaction: a kill leaves both or neither. Without it nobody is assigned.
 
-        Raises UsageError where the alias has one that runs, or the layer has no such part.
+        Raises UsageError where the alias has one that runs, the layer has no such part, or another version has come in between.
         """
         with self._store.exclusive() as connection:
             if connection.dialect.name == "postgresql":
@@ -51,6 +70,15 @@ class Experiments:
                 )  # fmt: skip
             row: dict[str, Any] = {"id": f"exp_{secrets.token_hex(8)}", "created": time.time(), "alias": alias, "layer": layer, "low": low}
             row |= {"high": round(low + share, 4), "plan": msgspec.to_builtins(plan), "reason": reason, "by": by, "outcome": ""}
+            if assigning is not None:
+                enrolment = Enrolment(experiment=row["id"], layer=layer, low=low, high=row["high"], baseline=plan.asks_baseline)
+                keep_references(connection, dict(assigning.references))
+                why = assigning.reason.replace("{id}", row["id"])
+                version = put_version(
+                    connection, alias, assigning.variants, strategy=assigning.strategy, reason=why, by=by, after=assigning.after,
+                    enrolment=enrolment,
+                )  # fmt: skip
+                row["deployment"] = version.version
             connection.execute(sa.insert(experiments).values(**row))
         return self.find(row["id"])
 
@@ -72,16 +100,6 @@ class Experiments:
         """All, the newest first."""
         with self._store.reading() as connection:
             return [_experiment(row) for row in connection.execute(sa.select(experiments).order_by(experiments.c.seq.desc())).mappings()]
-
-    def assigned_by(self, number: str, version: int) -> None:
-        """Note which version of the deployment assigns."""
-        with self._store.writing() as connection:
-            connection.execute(sa.update(experiments).where(experiments.c.id == number).values(deployment=version))
-
-    def drop(self, number: str) -> None:
-        """Forget an experiment that never assigned anybody."""
-        with self._store.writing() as connection:
-            connection.execute(sa.delete(experiments).where(experiments.c.id == number, experiments.c.deployment.is_(None)))
 
     def close(self, number: str, outcome: str) -> None:
         """End an experiment. Raises UsageError where it has ended."""
