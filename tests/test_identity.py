@@ -154,7 +154,7 @@ def test_a_server_looks_by_itself_and_finds_a_wrong_adapter_and_a_stale_prefix(p
         code, out = place.command(capsys, "identity", "bot", "--url", url)
         assert code == 0
         assert "tuned: same, p 1" in out
-        assert "12 probes" in out
+        assert "24 probes" in out
 
         right, wrong = loaded(router.find("bot")), loaded(router.find("other"))
         router.deploy(first, {"tuned": wrong})
@@ -196,7 +196,7 @@ def test_another_model_behind_an_address_is_found_with_and_without_log_probabili
     with running(create_app(there)) as behind:
         far = {name: Upstream(name, base_url=behind) for name in there}
         with place.server(far) as (url, _):
-            for name, probes in (("far", 36), ("plain", 72)):
+            for name, probes in (("far", 72), ("plain", 72)):
                 code, out = place.command(capsys, "identity", name, "--url", url)
                 assert (code, f"{probes} probes" in out) == (3, True), out
     place.store.close()

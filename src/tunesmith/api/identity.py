@@ -31,7 +31,7 @@ from tunesmith.store.identities import Identities
 
 _log = logging.getLogger("tunesmith.api")
 _TICK_S = 1.0
-_AT_ONCE, _TIMEOUT_S = 12, 60.0
+_AT_ONCE, _TIMEOUT_S = 1, 60.0  # alone, as half of each reference was asked
 _Place = tuple[str, int, str]
 
 

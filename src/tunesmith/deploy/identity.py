@@ -3,8 +3,10 @@
 The statistic is the mean absolute difference of mean log-probabilities, its p-value that of a permutation test which exchanges answers to
 the same probe ("Log Probability Tracking of LLM APIs", arXiv:2512.03816). What rounding alone may do (`tolerance`, in nats) counts as no
 difference. A look asks each probe once and compares with one half of the reference; only where that is surprising the probes are asked
-twice more and compared with the other half. Both halves are drawn alike from the exact weights, so that the two p-values are independent
-and a false alarm has the probability of their levels' product.
+twice more and compared with the other half. Both halves are drawn alike from the exact weights: one answer out of a batch, and one as a
+server gives it to a request that comes alone, whose rounding has a bias of its own (what prompts begin with is read apart). So the two
+p-values are independent, a false alarm has the probability of their levels' product, and an idle server answers to the last bit as one of
+the two.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 END = "(end)"  # an answer that ends before its first word
 TOP = 20  # log-probabilities that are asked for, the most that the API gives
-PROBES = 12  # of a model that tells log-probabilities
+PROBES = 24  # of a model that tells log-probabilities
 BORDER_PROBES, BORDER_POOL = 24, 48  # of one that does not: how many are kept of how many that are tried
 FIRST_LEVEL = 0.01  # of a look
 AGAIN = 2  # times that each probe is asked after a surprising look
@@ -65,12 +67,15 @@ def sample_of(logprobs: Sequence[Mapping[str, Any]], text: str, *, with_logprobs
 
 
 def rounding(samples: Sequence[Sequence[Sample]]) -> float:
-    """What the exact weights' own answers differ by from batch to batch, doubled, in nats; at least `LEAST_TOLERANCE`."""
-    apart = [0.0]
+    """What a log-probability of the exact weights moves by from batch to batch, in nats (root mean square); at least `LEAST_TOLERANCE`. In
+    bfloat16 the largest of them is as large as what another small adapter does on average, and would hide it."""
+    import numpy as np
+
+    squares = []
     for each in samples:
         tokens = set.intersection(*(set(sample) for sample in each))
-        apart += [max(sample[token] for sample in each) - min(sample[token] for sample in each) for token in tokens]
-    return max(LEAST_TOLERANCE, 2 * max(apart))
+        squares += [float(np.var([sample[token] for sample in each], ddof=1)) for token in tokens]
+    return max(LEAST_TOLERANCE, math.sqrt(sum(squares) / len(squares)) if squares else 0.0)
 
 
 def second_level(every_s: float, variants: int = 1) -> float:

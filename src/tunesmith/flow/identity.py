@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import platform
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ from tunesmith.deploy.identity import (
 )
 from tunesmith.deploy.parity import TOLERANCE
 from tunesmith.deploy.probes import conversations
-from tunesmith.models.base import Model, grounding, loaded
+from tunesmith.models.base import Asked, Model, batching, grounding, loaded
 from tunesmith.models.deployed import AsDeployed
 from tunesmith.models.resolve import Models
 from tunesmith.store.identities import Identities
@@ -75,14 +76,14 @@ def model_of(variant: Variant, models: Models, alias: str) -> Model:
 
 
 def reference(model: Model, variant: Variant, system: str | None = None) -> IdentityReference:
-    """What a model answers to probes as that variant has it answer. Weights here are asked in other batches each time, so that what the
-    batch does to rounding is known. Raises what asking raises."""
+    """What a model answers to probes as that variant has it answer. Weights here are asked in two batches, and twice as a server asks them
+    for a request that comes alone, so that what both do to rounding is known. Raises what asking raises."""
     asked, precision, probes = AsDeployed(model, variant), precision_of(model), conversations(system, PROBES)
     answers = _answers(asked, probes, logprobs=True)
     if answers is None or not any(len(sample) > 1 for sample in answers):
         return _by_answers(asked, conversations(system, BORDER_POOL), precision)
-    sizes = [PROBES // 2, PROBES // 3, 1][: ANSWERS - 1]
-    several = [answers, *(_batched(asked, probes, size) for size in sizes)]
+    alone = [_alone(model, variant, probes) for _ in range(ANSWERS // 2)]
+    several = [answers, *(_batched(asked, probes, PROBES // 4) for _ in range(ANSWERS // 2 - 1)), *alone]
     samples = tuple(tuple(each[number] for each in several) for number in range(len(probes)))
     return IdentityReference(probes=probes, samples=samples, precision=precision, tolerance=rounding(samples) if precision else 0.0)
 
@@ -91,6 +92,24 @@ def _batched(model: Model, probes: Probes, size: int) -> list[dict[str, float]]:
     """The answers with so many probes asked together."""
     parts = [_answers(model, probes[at : at + size], logprobs=True) or [] for at in range(0, len(probes), size)]
     return [sample for part in parts for sample in part]
+
+
+def _alone(model: Model, variant: Variant, probes: Probes) -> list[dict[str, float]]:
+    """The answers as a server gives them to requests that come one after the other: what prompts begin with is read once, and kept."""
+    looking = grounding(model)
+    inner = batching(loaded(model if looking is None else looking.model))
+    if inner is None:
+        return _batched(AsDeployed(model, variant), probes, 1)
+    sampling, batch = Sampling(max_tokens=1, top_logprobs=TOP), inner.batch()
+    prompts = [Prompt(messages=tuple(variant.instructed(probe))) for probe in probes]
+    if looking is not None:
+        prompts = [made.prompt for made in looking.ground(prompts, sampling)]
+    samples = []
+    for prompt in prompts:
+        batch.add(Asked(inner, prompt, inner.encode(prompt), sampling, 0, time.perf_counter()))
+        answer = next(piece.answer for pieces in iter(batch.step, None) for _, piece in pieces if piece.answer is not None)
+        samples.append(sample_of(answer.logprobs, answer.text, with_logprobs=True))
+    return samples
 
 
 def _by_answers(model: Model, pool: Probes, precision: str) -> IdentityReference:
