@@ -285,7 +285,7 @@ def main() -> None:
         "all the same meets the governor."
     )
     body = table(["trained on", "governor", "what did not pass", "on the corrected slice"], figures)
-    write({"loop": f"{said}\n\n{body}\n\n{five}"}, time.process_time() - began, "loop")
+    write({"loop": f"{said}\n\n{body}\n\n{five}"}, time.process_time() - began, "make bench-loop")
 
 
 if __name__ == "__main__":

@@ -197,7 +197,7 @@ def main() -> None:
         print(body, flush=True)
         if ended["status"] != "promoted":
             raise SystemExit("the canary was not promoted; nothing is written")
-        write({"loop-real": body}, time.process_time() - began_cpu, "loop_real")
+        write({"loop-real": body}, time.process_time() - began_cpu, "python -m benchmarks.loop_real --folder FOLDER")
 
 
 if __name__ == "__main__":

@@ -213,15 +213,15 @@ def judged(rng: np.random.Generator, good: NDArray[np.bool_], hit: float, lenien
     return (rng.random(good.size) < np.where(good, hit, lenient)).astype(float)
 
 
-def write(parts: dict[str, str], cpu_s: float, name_of: str = "watch") -> None:
-    """Put the tables of a benchmark into the page, between their marks."""
+def write(parts: dict[str, str], cpu_s: float, again: str = "make bench-watch") -> None:
+    """Put the tables of a benchmark into the page, between their marks, with the command that makes them `again`."""
     page = PAGE.read_text("utf-8")
     for name, body in parts.items():
         start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         head, found, rest = page.partition(start)
         if not found:
             raise SystemExit(f"{PAGE} has no {start}")
-        note = f"Processor: {machine()}; {cpu_s:.0f} CPU-seconds in all. Again: `make bench-{name_of}`."
+        note = f"Processor: {machine()}; {cpu_s:.0f} CPU-seconds in all. Again: `{again}`."
         page = f"{head}{start}\n{body}\n\n{note}\n{end}{rest.partition(end)[2]}"
     PAGE.write_text(page, "utf-8")
 
