@@ -161,6 +161,8 @@ def test_a_provider_trains_what_it_has(tunesmith, server, base, tmp_path, name, 
     assert code == 0, said
     assert result["status"] == "succeeded"
     assert result["order"]["method"]["type"] == METHODS[name].job.type
+    assert result["bill"]["not_sent"] == ["train.learning_rate"]
+    assert "not sent, OpenAI chooses it itself: train.learning_rate" in said
 
 
 @pytest.mark.parametrize("name", ["text", "orpo", "kto", "distil", "ipo"])

@@ -107,6 +107,8 @@ def _hosted(project: Project, folder: Path, provider: Provider, *, yes: bool, as
         tokens = f"{bill['tokens']:,} tokens" if bill["tokens"] is not None else "an unknown number of tokens"
         cut = f"; {bill['cut']} rows are longer than the provider reads and would be cut" if bill["cut"] else ""
         shown(f"{counted(bill['rows'], 'row')}, {tokens}, {price}, model {bill['model']}{cut}", err=True)
+        if bill["not_sent"]:
+            shown(f"not sent, OpenAI chooses it itself: {', '.join(bill['not_sent'])}", err=True)
         return yes or typer.confirm("create the job?", err=True)
 
     with told(as_json) as progress:

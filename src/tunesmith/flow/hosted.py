@@ -30,6 +30,18 @@ from tunesmith.train.methods.base import Method
 from tunesmith.train.openai_job import Driver, HostedJob, Order
 from tunesmith.train.plan import Plan
 
+# Settings of how this machine computes: elsewhere they mean nothing.
+_MACHINE = (
+    "dtype",
+    "threads",
+    "lanes",
+    "device",
+    "pack",
+    "share_prefix",
+    "micro_batch_tokens",
+    "activation_checkpointing",
+    "checkpoint_every",
+)
 LEAST_ROWS = 10
 TOKEN_LIMIT = 65_536  # longer rows are cut at their end by the provider, without a word
 
@@ -63,7 +75,7 @@ def train_hosted(project: Project, folder: Path, progress: Progress, provider: P
         order = Order(model=provider.model, method=_method(project, method), suffix=provider.suffix)
         work = context.store.layout.hosted(digest(order, context.runner.digests["split"], str(provider.client.base_url), size=8))
         driver = Driver(provider.client, work, lambda event: _tell(progress, event))
-        bill = _bill(rows["train"], provider.model, order, method)
+        bill = _bill(rows["train"], provider.model, order, method) | {"not_sent": _unsent(project.train, method)}
         if driver.known() is None and not confirm(bill):
             raise UsageError("nothing was sent", remedy="--yes goes on without asking")
         files = {part: work / f"{part}.jsonl" for part in rows}
@@ -103,6 +115,12 @@ def _method(project: Project, method: Method) -> dict[str, Any]:
     settings |= {name: option_of(plan, path) for name, path in method.job.options.items() if name in method.job.shown}
     grader = {"grader": plan.reinforcement.grader} if method.graded else {}
     return {"type": kind, kind: {"hyperparameters": settings, **grader}}
+
+
+def _unsent(plan: Plan, method: Method) -> list[str]:
+    """The settings that the plan says and the provider has no place for, besides those of this machine."""
+    sent, plain = {"method", "epochs", "batch_size", method.section, *_MACHINE}, Plan()
+    return [f"train.{name}" for name in plan.__struct_fields__ if name not in sent and getattr(plan, name) != getattr(plain, name)]
 
 
 def _write(rows: list[Row], path: Path, method: Method) -> None:
