@@ -143,7 +143,10 @@ def walk(at: Walk, file: Path, project: Path) -> None:
         at.there("Asked for")
 
     def trained() -> None:
-        at.there("which clients can ask for by that name")
+        failed = page.locator(".warn[role=alert]")
+        page.get_by_text("which clients can ask for by that name").or_(failed).filter(visible=True).first.wait_for()
+        if failed.count():
+            raise AssertionError(f"the job failed: {failed.first.inner_text()}")
         known["model"] = page.locator("#live code").first.inner_text()
         page.get_by_role("button", name="Cancel").wait_for(state="hidden")
 
