@@ -9,6 +9,7 @@ import pytest
 from tunesmith.core.config import convert, load, parse_overrides, percent, schema
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.types import Record
+from tunesmith.core.yaml_edit import with_value
 
 
 class Inner(Record, frozen=True):
@@ -168,3 +169,23 @@ def test_several_wrong_values_are_told_at_once(tmp_path):
     assert "did you mean 'sft'" in said
     with pytest.raises(ConfigError, match=r":5: train.epochs: Expected"):
         load_project(file, ["--train.seed", "1", "--train.method", "sft", "--split.test", "0.2"])
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("a: &x {p: 1}\nb: *x\n", ("b", "p")),
+        ("a: &x {p: 1}\nb: *x\n", ("a", "p")),
+        ("a: &x 1\nb: *x\n", ("b",)),
+        ("a: {p: 1, p: 2}\n", ("a", "p")),
+    ],
+)
+def test_a_value_that_an_anchor_shares_is_not_changed_for_another(text, key):
+    with pytest.raises(ConfigError, match="cannot be changed alone"):
+        with_value(text, key, 5)
+
+
+def test_a_value_is_changed_where_it_stands_and_nothing_else():
+    text = "x: &b\n  p: 1 # one\ny:\n  <<: *b\n  q: 2\n# end\n"
+    assert with_value(text, ("y", "q"), 3) == text.replace("q: 2", "q: 3")
+    assert with_value(text, ("y", "p"), 3) == text.replace("  q: 2\n", "  q: 2\n  p: 3\n")

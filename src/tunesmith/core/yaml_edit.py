@@ -13,7 +13,31 @@ from tunesmith.core.errors import ConfigError
 
 def with_value(text: str, key: tuple[str, ...], value: Any) -> str:
     """The text with `value` at a key, which need not be there; a key's parents that are missing come with it. Raises ConfigError for what
-    is no mapping of keys, also on the way."""
+    is no mapping of keys, also on the way, and where another key would change with it (a value that an anchor shares)."""
+    changed = _edited(text, key, value)
+    if not _reads(changed, _wanted(yaml.safe_load(text), key, value)):
+        what = f"'{'.'.join(key)}' cannot be changed alone where it stands: its value is shared by an anchor, or the key stands there twice"
+        raise ConfigError(what, allowed="a value of its own", remedy="write the value out in the file")
+    return changed
+
+
+def _reads(text: str, wanted: Any) -> bool:
+    """Whether a text means what is wanted."""
+    try:
+        return bool(yaml.safe_load(text) == wanted)
+    except yaml.YAMLError:
+        return False
+
+
+def _wanted(tree: Any, key: tuple[str, ...], value: Any) -> Any:
+    """The tree with the value at the key."""
+    if not key:
+        return value
+    plain = dict(tree) if isinstance(tree, Mapping) else {}
+    return {**plain, key[0]: _wanted(plain.get(key[0]), key[1:], value)}
+
+
+def _edited(text: str, key: tuple[str, ...], value: Any) -> str:
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:

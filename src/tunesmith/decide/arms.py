@@ -26,17 +26,18 @@ KindName = Literal[
     "larger",
 ]
 Input = Literal["prompt", "documents", "teacher", "models"]
+Taught = Literal["rows", "passages", "answers"]
 
 
 class Kind(Record, frozen=True):
     """A kind of arm: its family in the decision, what it is, which setting it cannot do without, whether weights are trained for it, and
-    whether by a training `apart` from the project's own."""
+    on what."""
 
     family: ArmKind
     about: str
     needs: Input | None = None
     trains: bool = False
-    apart: bool = False
+    taught: Taught = "rows"
 
 
 KINDS: dict[KindName, Kind] = {
@@ -55,14 +56,14 @@ KINDS: dict[KindName, Kind] = {
         family="fine-tuned + retrieval",
         about="an adapter trained on the training rows with passages before each question, and asked so",
         trains=True,
-        apart=True,
+        taught="passages",
     ),
     "distilled": Kind(
         family="distilled",
         about="an adapter trained on the teacher's answers to the training questions",
         needs="teacher",
         trains=True,
-        apart=True,
+        taught="answers",
     ),
     "larger": Kind(family="larger model", about="another model as it is", needs="models"),
 }
@@ -90,9 +91,9 @@ class Arm(Record, frozen=True):
         return KINDS[self.kind].trains
 
     @property
-    def apart(self) -> bool:
-        """Whether its training is another than the project's own."""
-        return KINDS[self.kind].apart
+    def taught(self) -> Taught:
+        """What its weights are trained on: the project's rows, these with their passages, or a teacher's answers."""
+        return KINDS[self.kind].taught
 
 
 class Arms(Record, frozen=True):

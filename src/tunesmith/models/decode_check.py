@@ -133,7 +133,7 @@ class DecodeCheck:
         short = list(zip(self.rows, self._whole[None], strict=True))[:_SHORT]
         self._exact = plain.model.dtype == torch.float32
         least = _FLOAT32 if self._exact else _SHORTER
-        with _moved(plain.model):
+        with moved(plain.model, plain.model.dtype):
             noise = max(self._deviation(self._noted(row, None), whole) for row, whole in short)
         self.bound = max(least, min(_NOISE_FACTOR * noise, _NOISE_MOST * least))
         # What comes after a token may change what is said of it: positions that are encoded by a row's length, for one.
@@ -223,9 +223,9 @@ class DecodeCheck:
 
 
 @contextmanager
-def _moved(model: Any) -> Iterator[None]:
-    """The model's embeddings moved by about their last bit, at random."""
-    last, generator = torch.finfo(model.dtype).eps, torch.Generator().manual_seed(0)
+def moved(model: Any, kind: torch.dtype) -> Iterator[None]:
+    """The model's embeddings moved by about the last bit of `kind`, at random: what rounding does."""
+    last, generator = torch.finfo(kind).eps, torch.Generator().manual_seed(0)
 
     def move(_module: Any, _ids: Any, out: Tensor) -> Tensor:
         return (out.float() * (1 + last * torch.randn(out.shape, generator=generator).to(out.device))).to(out.dtype)

@@ -19,6 +19,7 @@ from tunesmith.core.errors import StoreError, TrainingError
 from tunesmith.core.model_ref import ADAPTER_FOLDER, MODEL_FOLDER
 from tunesmith.core.seal import seal
 from tunesmith.core.types import Record
+from tunesmith.models.decode_check import moved
 from tunesmith.train.adapters import Trainable, load_base, quantise_decoder
 from tunesmith.train.checkpoint import copy_tokenizer, save_adapter, save_whole
 from tunesmith.train.plan import ResolvedPlan
@@ -89,18 +90,9 @@ def _noise(model: Any, rows: Sequence[Rendered], losses: Sequence[float], *, mix
 
 def _jitter(model: Any, rows: Sequence[Rendered], losses: Sequence[float], kind: torch.dtype, *, mixed: bool = False) -> float:
     """The largest change of a row's loss when the embeddings are moved by about the last bit of `kind`, at random."""
-    last, generator = torch.finfo(kind).eps, torch.Generator().manual_seed(0)
-
-    def move(_module: Any, _ids: Any, out: torch.Tensor) -> torch.Tensor:
-        return (out.float() * (1 + last * torch.randn(out.shape, generator=generator).to(out.device))).to(out.dtype)
-
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    hook = causal.get_input_embeddings().register_forward_hook(move)
-    try:
-        moved = [_plain_losses(model, rows, mixed=mixed) for _ in range(JITTERS)]
-    finally:
-        hook.remove()
-    return max(abs(a - b) for each in moved for a, b in zip(losses, each, strict=True))
+    with moved(model, kind):
+        several = [_plain_losses(model, rows, mixed=mixed) for _ in range(JITTERS)]
+    return max(abs(a - b) for each in several for a, b in zip(losses, each, strict=True))
 
 
 def _mean(losses: Sequence[float], rows: Sequence[Rendered]) -> float:

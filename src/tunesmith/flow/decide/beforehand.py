@@ -86,11 +86,11 @@ def expected_build(desk: Desk, arm: Arm) -> ExpectedBuild:
     context, validation, ways = desk.contexts.get(arm.base, desk.project), len(desk.validation), len(desk.plan.shots)
     choosing = {"few-shot-random": ways, "few-shot-nearest": ways, "few-shot-greedy": 6, "optimised-prompt": 8, "retrieval-rows": 2}
     answering = answering_s(context, (1 + choosing.get(arm.kind, 0)) * validation + desk.plan.latency_rows)
-    trained = not arm.trains or (not arm.apart and context.runner.peek("train") is not None)
+    trained = not arm.trains or (arm.taught == "rows" and context.runner.peek("train") is not None)
     if trained:
         return ExpectedBuild(0.0, answering)
     training_s = estimate(context, ["train"]).seconds["train"]
-    return ExpectedBuild(training_s * (_with_passages(desk, context) if arm.kind == "fine-tuned-retrieval" else 1.0), answering)
+    return ExpectedBuild(training_s * (_with_passages(desk, context) if arm.taught == "passages" else 1.0), answering)
 
 
 def _with_passages(desk: Desk, context: ProjectContext) -> float:
