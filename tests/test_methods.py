@@ -231,7 +231,7 @@ def places(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["text", "dpo", "ipo", "orpo", "kto", "pairs-kto", "grpo", "distil", "full"])
+@pytest.mark.parametrize("name", ["text", "dpo", "ipo", "orpo", "kto", "pairs-kto", "grpo", "distil", "sdft", "full"])
 def test_run(tunesmith, base, places, name):
     """From the rows to the report, which says what the method measures of itself."""
     config = project(places / name, base, name)

@@ -71,6 +71,7 @@ JOBS = {
     "kto-pairs": ("kto", DPO_ROWS, {}),
     "text": ("text", lines(Document, 12), {"max_length": 32}),
     "distillation": ("distillation", lines(Example, 12), {"teacher": MODEL, "temperature": 2}),
+    "self_distillation": ("self_distillation", lines(Example, 12), {"beta": 0.5}),
     "reinforcement": ("reinforcement", REWARDED, {"max_tokens": 4, "compute_multiplier": 0.3}),
     "full": ("supervised", lines(Example, 12), {"lora": False}),
     "full-kto": ("kto", lines(Labelled, 12), {"lora": False}),
@@ -165,7 +166,7 @@ def test_a_provider_trains_what_it_has(tunesmith, server, base, tmp_path, name, 
     assert "not sent, OpenAI chooses it itself: train.learning_rate" in said
 
 
-@pytest.mark.parametrize("name", ["text", "orpo", "kto", "distil", "ipo"])
+@pytest.mark.parametrize("name", ["text", "orpo", "kto", "distil", "sdft", "ipo"])
 def test_a_provider_is_not_asked_for_what_it_has_not(tunesmith, base, tmp_path, name, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     code, _, said = tunesmith("train", "--config", project(tmp_path, base, name), "--backend", f"openai:{MODEL}", "--yes")

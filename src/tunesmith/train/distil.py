@@ -83,6 +83,15 @@ class _ChunkedDivergence(torch.autograd.Function):
         return (*scaled, None, None, None, None, None)
 
 
+def chunked_divergence(
+    hidden: Tensor, head: Head, taught: Tensor, teacher: Head, scale: float, options: Distillation
+) -> tuple[Tensor, Tensor]:
+    """Σ scale·divergence at the states [M, H] of student and teacher, and each position's own, [M], without gradient."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        both: tuple[Tensor, Tensor] = _ChunkedDivergence.apply(hidden, head.weight, head, taught, teacher, scale, options)
+    return both
+
+
 class Distil(SFT):
     """The mean divergence from the teacher over the trained tokens, in nats a token."""
 
@@ -93,9 +102,7 @@ class Distil(SFT):
         """See `Objective.loss`."""
         with torch.no_grad():
             taught = hidden_at(self.teacher, packed)
-        with torch.autocast(hidden.device.type, enabled=False):
-            wise = self.teacher.head
-            loss, each = _ChunkedDivergence.apply(hidden, head.weight, head, taught, wise, step.scale, self.options)
+        loss, each = chunked_divergence(hidden, head, taught, self.teacher.head, step.scale, self.options)
         return loss, {"loss": float(each.double().sum()), "weight": float(len(each))}
 
 

@@ -176,6 +176,8 @@ def answering_bytes(config: dict[str, Any], size: int, rows: int, length: int) -
 
 def _teacher(plan: ResolvedPlan, largest_pack: int, size: int) -> tuple[int, int]:
     """Bytes of the teacher's weights, and of what its pass and the logits of both take in a step."""
+    if METHODS[plan.method].demonstrated:
+        return 0, plan.lanes * DISTIL_CHUNKS * CHUNK_BYTES
     if plan.distillation.teacher is None:
         return 0, 0
     shape = base_shape(Path(plan.distillation.teacher))
@@ -186,8 +188,11 @@ def _teacher(plan: ResolvedPlan, largest_pack: int, size: int) -> tuple[int, int
 def _between(config: dict[str, Any], plan: ResolvedPlan, size: int) -> tuple[int, int]:
     """Bytes of a second model and of answers, while no step is computed. On a GPU the artifact tests itself beside it, not on it."""
     second = (4 if plan.adapter.kind == "none" else size) * int(config["parameters"]) if plan.device == "cpu" or plan.metric_rows else 0
-    if METHODS[plan.method].graded:
-        return second, answering_bytes(config, size, plan.batch_size * plan.reinforcement.samples, plan.max_length)
+    method = METHODS[plan.method]
+    if method.draws:
+        return second, answering_bytes(
+            config, size, plan.batch_size * (plan.reinforcement.samples if method.graded else 1), plan.max_length
+        )
     return second, answering_bytes(config, size, plan.metric_rows, plan.max_length) if plan.metric_rows else 0
 
 
@@ -209,7 +214,8 @@ def memory(config: dict[str, Any], plan: ResolvedPlan, trainable: int, largest_p
         runtime=RUNTIME_BYTES[plan.device],
         weights=weights,
         loading=whole if four and plan.device == "cpu" else 0,  # for a GPU the base is packed before it goes there
-        trainable=trainable * (4 * (2 + plan.lanes) + (0 if full else 4)),  # two moments, a gradient each lane, an adapter's own weights
+        # Two moments, a gradient each lane, an adapter's own weights; with self-distillation those of the start, and of now beside them.
+        trainable=trainable * (4 * (2 + plan.lanes) + (0 if full else 4) + (8 if METHODS[plan.method].demonstrated else 0)),
         activations=plan.lanes * largest_pack * (per_token + working),
         logits=plan.lanes * (160 << 20) + taught,
         teacher=teacher,

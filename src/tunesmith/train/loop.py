@@ -24,7 +24,8 @@ from tunesmith.train.packing import epoch_order
 from tunesmith.train.plan import Plan, ResolvedPlan
 from tunesmith.train.recovery import Diverged, fall_back, judge, watched
 from tunesmith.train.reference import references
-from tunesmith.train.run import OnEvent, RunFolder, alone, open_run
+from tunesmith.train.run import OnEvent, RunFolder, alone, open_run, reported
+from tunesmith.train.self_distil import SelfTeacher
 from tunesmith.train.trainer import Trainer
 from tunesmith.train.validation import Measure, Validation
 
@@ -115,7 +116,10 @@ def _run(
     measure: Measure | None,
 ) -> TrainResult:
     trainer = Trainer(run, base, len(items), [row for item in items for row in item.rows])
-    plan, trainable, objective = trainer.plan, trainer.trainable, METHODS[trainer.plan.method].objective(trainer.plan)
+    plan, trainable, method = trainer.plan, trainer.trainable, METHODS[trainer.plan.method]
+    objective, teacher = method.objective(plan), SelfTeacher(trainable, base, plan, side) if method.demonstrated else None
+    if teacher is not None:  # held-out answers are judged without being shown
+        validation = [item._replace(rows=item.rows[:1]) for item in validation]
     reference = references(run, "train", items, objective, trainable, side)
     valid_batch = StepItems(validation, references(run, "validation", validation, objective, trainable, side))
     judged = Validation(run, trainable, objective, valid_batch, side, base, measure)
@@ -126,8 +130,10 @@ def _run(
     while not trainer.over(state):
         started, step = time.perf_counter(), state.step + 1
         order = trainer.order(step)
-        batch = StepItems([items[i] for i in order], reference[order])
-        sums = trainer.gradients(objective, batch, side, step)
+        batch, loss = StepItems([items[i] for i in order], reference[order]), objective
+        if teacher is not None:
+            loss, batch = teacher.step(batch.items, step)
+        sums = trainer.gradients(loss, batch, side, step)
         figures, norm = report(sums), trainer.clip()
         judge(run, state, step, figures["loss"], norm, trainer.fallen)
         trainer.update(step)
@@ -151,6 +157,7 @@ def _run(
             tokens=tokens,
             tokens_per_s=tokens / seconds,
             computed_tokens=int(sums["computed"]),
+            **({} if teacher is None else {"answer_tokens": int(sums["weight"])}),
             limit_share=trainable.flops(sums["computed"], sums["positions"]) / (limit * seconds),
             seconds_left=(trainer.total - step) * state.seconds / step,
         )
@@ -181,7 +188,7 @@ def _finish(trainer: Trainer, items: Sequence[Item], state: TrainingState, side:
         best_step=state.best_step,
         rows=len(items),
         tokens=state.tokens,
-        trained_tokens=_trained_tokens(items, plan, state.step),
+        trained_tokens=_drawn_tokens(run) if METHODS[plan.method].demonstrated else _trained_tokens(items, plan, state.step),
         trainable_parameters=trainer.trainable_parameters,
         seconds=state.seconds,
         identity=run.identity,
@@ -191,6 +198,11 @@ def _finish(trainer: Trainer, items: Sequence[Item], state: TrainingState, side:
         metric=None if measure is None else measure.name,
         valid_metric=valid_metric,
     )
+
+
+def _drawn_tokens(run: RunFolder) -> int:
+    """Tokens with loss where the model drew them itself."""
+    return sum(event["answer_tokens"] for event in reported(run.out) if event["event"] == "step")
 
 
 def _trained_tokens(items: Sequence[Item], plan: ResolvedPlan, steps: int) -> int:

@@ -11,7 +11,7 @@ from tunesmith.core.types import Record
 
 Auto = Literal["auto"]
 # Each has its record in `train/methods/NAME.py`, which says all that is particular to it.
-MethodName = Literal["sft", "text", "dpo", "orpo", "kto", "grpo", "distil"]
+MethodName = Literal["sft", "text", "dpo", "orpo", "kto", "grpo", "distil", "sdft"]
 OverLength = Literal["drop", "truncate", "split"]
 Init = Literal["default", "gaussian", "pissa", "olora", "orthogonal"]
 
@@ -91,6 +91,12 @@ class Distillation(Record, frozen=True):
     temperature: float = 1.0
 
 
+class SelfDistillation(Record, frozen=True):
+    """Options of sdft: `beta` as in `Distillation`, of the model in training from itself as it began and shown the row's answer."""
+
+    beta: float = 1.0
+
+
 class Plan(Record, frozen=True):
     """Everything a training run needs; the `train:` section of a configuration is this record.
 
@@ -113,6 +119,7 @@ class Plan(Record, frozen=True):
     preference: PreferencePlan = PreferencePlan()
     reinforcement: Reinforcement = Reinforcement()
     distillation: Distillation = Distillation()
+    self_distillation: SelfDistillation = SelfDistillation()
     epochs: int | Auto = "auto"
     learning_rate: float | Auto = "auto"
     batch_size: int | Auto = "auto"

@@ -36,10 +36,11 @@ _log = logging.getLogger("tunesmith.train")
 
 
 class Task(NamedTuple):
-    """A prompt (its mask is empty) and what a grader may read of its row."""
+    """A prompt (its mask is empty), what a grader may read of its row, and how many tokens an answer may have (None: the plan says)."""
 
     prompt: Rendered
     item: Mapping[str, Any]
+    max_tokens: int | None = None
 
 
 class Graded(NamedTuple):
@@ -119,7 +120,7 @@ class Sampler:
             for choice in range(count):
                 request = DecodeRequest(
                     ids=ids,
-                    max_tokens=options.max_tokens,
+                    max_tokens=task.max_tokens or options.max_tokens,
                     stop_ids=self.renderer.stop_ids,
                     temperature=options.temperature,
                     seed=row_seed(seed, ids, choice),

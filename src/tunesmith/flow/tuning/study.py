@@ -210,8 +210,8 @@ class Study:
     @cached_property
     def width(self) -> Width:
         """How many trials are trained side by side."""
-        graded = METHODS[self.bench.plan.method].graded  # they train in another way
-        return Width(self.folder, 1 if graded else self.tune.at_once)
+        draws = METHODS[self.bench.plan.method].draws  # between its steps, each for itself
+        return Width(self.folder, 1 if draws else self.tune.at_once)
 
     def place(self, number: int) -> Path:
         """The folder of a trial."""

@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.row_kinds import NAMES
 from tunesmith.core.rows import Row
-from tunesmith.core.types import Example
-from tunesmith.train.methods import distil, dpo, grpo, kto, orpo, sft, text
-from tunesmith.train.methods.base import Method, render_chats
+from tunesmith.train.methods import distil, dpo, grpo, kto, orpo, sdft, sft, text
+from tunesmith.train.methods.base import Method
 from tunesmith.train.plan import MethodName, Plan
 
 if TYPE_CHECKING:
     from tunesmith.core.chat import Renderer
 
-METHODS: dict[MethodName, Method] = {file.METHOD.name: file.METHOD for file in (sft, text, dpo, orpo, kto, grpo, distil)}
+METHODS: dict[MethodName, Method] = {file.METHOD.name: file.METHOD for file in (sft, text, dpo, orpo, kto, grpo, distil, sdft)}
 # By the name that a fine-tuning job gives it.
 JOB_METHODS: dict[str, Method] = {method.job.type: method for method in METHODS.values()}
 
@@ -50,15 +49,13 @@ def taken(name: MethodName, rows: Sequence[Row]) -> tuple[list[Row], str]:
 
 
 def ready(name: MethodName, rows: Sequence[Row], renderer: Renderer) -> tuple[list[Row], str]:
-    """The rows as the method takes them and as the base is asked for them (`Renderer.apart`), and what is to be said of both.
+    """The rows as the method takes them and as the base is asked for them, and what is to be said of both.
 
     Raises ConfigError naming the methods that fit.
     """
     taken_rows, note = taken(name, rows)
-    if METHODS[name].render is not render_chats:
-        return taken_rows, note
-    chats, split = renderer.apart([row for row in taken_rows if isinstance(row, Example)])
-    return list(chats), "; ".join(filter(None, (note, split)))
+    parts, split = METHODS[name].parts(renderer, taken_rows)
+    return list(parts), "; ".join(filter(None, (note, split)))
 
 
 def token_inputs(plan: Plan) -> tuple[Any, ...]:

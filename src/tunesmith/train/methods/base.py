@@ -56,6 +56,16 @@ def nothing_drawn(plan: Plan, positions: int) -> int:
 Auto = Callable[[str, Any, Choice], Any]
 
 
+def as_they_are(renderer: Renderer, rows: Sequence[Any]) -> tuple[list[Any], str]:
+    """A row is asked for as a whole, and there is nothing to be said of it."""
+    return list(rows), ""
+
+
+def chats_apart(renderer: Renderer, rows: Sequence[Example]) -> tuple[list[Example], str]:
+    """Conversations with each turn as serving asks for it (`Renderer.apart`)."""
+    return renderer.apart(rows)
+
+
 def no_section(plan: Plan, facts: Facts, auto: Auto) -> dict[str, Any]:
     """No option of the method is ever "auto"."""
     return {}
@@ -98,6 +108,8 @@ class Method:
     converted: str = ""
     rows: int = 1
     unit: str = "nats per trained token"
+    # The rows as the base is asked for them, and what is to be said of it.
+    parts: Callable[[Renderer, Sequence[Any]], tuple[list[Any], str]] = as_they_are
     # Items say whether they are wanted; every token of a row is trained; an item needs its prompt with another's answer beside it.
     labelled: bool = False
     every_token: bool = False
@@ -106,6 +118,9 @@ class Method:
     # (`train/grpo.py`).
     graded: bool = False
     drawn_tokens: Callable[[Plan, int], int] = nothing_drawn
+    # The model draws answers itself, about as long as the row's, and learns from itself shown the row's answer (`train/self_distil.py`).
+    # An item's second row is the first with that answer in its prompt.
+    demonstrated: bool = False
     # `max_length` where the plan says auto; what may become of longer rows, the default first; how many examples an epoch counts.
     max_length: Callable[[Facts, int], Choice] = longest_row
     over_length: tuple[OverLength, ...] = ("drop", "truncate")
@@ -123,6 +138,11 @@ class Method:
     learned_nats: float | None = 0.1
     no_proof: str = ""
 
+    @property
+    def draws(self) -> bool:
+        """Whether the model draws answers while it is trained."""
+        return self.graded or self.demonstrated
+
     def items(self, rows: Sequence[TrainRow]) -> list[Item]:
         """Rows of tokens as items of this method. Raises DataError naming every row of another shape or with nothing to train."""
         from tunesmith.train.items import Item, all_trained, item_of, refuse_untrained
@@ -130,7 +150,15 @@ class Method:
         items = [item_of(row) for row in rows]
         wrong = [i for i, item in enumerate(items) if len(item.rows) != self.rows or (self.labelled and not isinstance(rows[i], Item))]
         if wrong:
-            shape = "a pair: preferred, other" if self.rows == 2 else "an item with a label" if self.labelled else "a rendered row"
+            shape = (
+                "an answer and the same with it shown"
+                if self.demonstrated
+                else "a pair: preferred, other"
+                if self.rows == 2
+                else "an item with a label"
+                if self.labelled
+                else "a rendered row"
+            )
             faults = [Fault(f"row {i}", "wrong_kind", f"{type(rows[i]).__name__} is not {shape}") for i in wrong]
             what = f"{len(wrong)} of {len(rows)} rows do not fit the method {self.name}"
             raise DataError(what, faults=faults, allowed=shape, where="train.method")

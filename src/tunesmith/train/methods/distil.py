@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.types import Example
-from tunesmith.train.methods.base import Job, Method, render_chats, token_rate
+from tunesmith.train.methods.base import Job, Method, chats_apart, render_chats, token_rate
 from tunesmith.train.plan import Plan, ResolvedPlan
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ METHOD = Method(
     name="distil",
     takes=Example,
     render=render_chats,
+    parts=chats_apart,
     objective=_objective,
     learning_rate=token_rate,
     section="distillation",

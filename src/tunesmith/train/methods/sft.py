@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tunesmith.core.types import Example
-from tunesmith.train.methods.base import Job, Method, render_chats, token_rate
+from tunesmith.train.methods.base import Job, Method, chats_apart, render_chats, token_rate
 from tunesmith.train.plan import ResolvedPlan
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ METHOD = Method(
     name="sft",
     takes=Example,
     render=render_chats,
+    parts=chats_apart,
     objective=_objective,
     learning_rate=token_rate,
     job=Job("supervised", ("chat",), openai=True),
