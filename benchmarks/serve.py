@@ -28,6 +28,7 @@ HEADLINES = (
     "serve_vs_llama_cpp",
     "serve_vs_ctranslate2",
     "adapter_switch_ms",
+    "cold_adapter_ms",
 )
 CTRANSLATE2 = "ctranslate2==4.8.5"
 KEPT = ROOT / ".peers" / "serve"
@@ -269,7 +270,7 @@ def side(name: str, dtype: str) -> None:
 
 def main() -> None:
     """Run the sides alternately and write the section."""
-    from benchmarks.harness import Side, alternate, peer_python, ratio, table, write_section
+    from benchmarks.harness import Side, alternate, once, peer_python, ratio, table, write_section
 
     python = peer_python("ctranslate2", [CTRANSLATE2, "numpy"])
     prepare(python)
@@ -282,6 +283,7 @@ def main() -> None:
 
     sides = [Side(f"{name}, {dtype}", command(name, dtype), one_thread) for name, dtype in asked]
     results = alternate(sides, ROUNDS)
+    registered = once(Side("registered adapters", [sys.executable, "-m", "benchmarks.serve_adapters"], one_thread))
     rate = {label: result.per_cpu_s for label, result in results.items()}
 
     def over(label: str, other: str, dtype: str = "float32") -> float:
@@ -295,16 +297,23 @@ def main() -> None:
         ratio("serve_vs_llama_cpp", over("ours", "llama.cpp")),
         ratio("serve_vs_ctranslate2", over("ours", "ctranslate2")),
         ratio("adapter_switch_ms", results["switching, float32"].median("switch_ms")),
+        ratio("cold_adapter_ms", registered["cold_more_ms"]),
     ]
-    about = (
+    rows = [[label, one.per_cpu_s, one.median("peak_mb")] for label, one in results.items() if not label.startswith("switching")]
+    body = table(["side", "tokens per CPU-second", "peak MB"], rows)
+    write_section("serve", "Serving: engines on the same weights", "\n\n".join([_about(registered), body, "\n".join(lines)]))
+
+
+def _about(registered: dict[str, Any]) -> str:
+    """What was measured, and how."""
+    return (
         f"SmolLM2-135M, one thread, {REQUESTS} requests at once of 24 to 72 prompt tokens and 8 to 64 new ones, each ending on its own; "
         f"medians of {ROUNDS} rounds in turn. `generate` one by one answers {ALONE} of them, in padded batches of {BATCH} sorted by length "
         f"{2 * BATCH}. llama.cpp has a slot for each request, ctranslate2 a callback that ends each. Adapters: rank 8 on every projection. "
-        "`adapter_switch_ms`: the first token after another adapter's request, above that after the same one's."
+        "`adapter_switch_ms`: the first token after another adapter's request, above that after the same one's. `cold_adapter_ms`: over "
+        f"HTTP, with {registered['registered']:,} adapters registered and {registered['held']} of them in memory, the first token of one "
+        f"that is not, above that of one that is (the longest of these first tokens took {registered['cold_most_ms']:.0f} ms)."
     )
-    rows = [[label, one.per_cpu_s, one.median("peak_mb")] for label, one in results.items() if not label.startswith("switching")]
-    body = table(["side", "tokens per CPU-second", "peak MB"], rows)
-    write_section("serve", "Serving: engines on the same weights", "\n\n".join([about, body, "\n".join(lines)]))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ def registered(folder: Path, count: int, held: int) -> Any:
     file was loaded once before, as one is when it is deployed."""
     from tunesmith.core.deployment import Variant
     from tunesmith.core.model_ref import ModelRef
+    from tunesmith.core.seal import seal
     from tunesmith.models.catalog import Catalog
     from tunesmith.models.resolve import Models
     from tunesmith.models.weights import Weights
@@ -39,6 +40,7 @@ def registered(folder: Path, count: int, held: int) -> Any:
     models = Models(store, Catalog(), home=folder)
     base, known = str(models.ref(MODEL).base), []
     for path in adapters():
+        seal(path)  # as a deployed one is: what is read is looked at first
         known.append((path, models.load(ModelRef(base=base, adapter=str(path)), path.name).digest))
     deployments = Deployments(store)
     for number in range(count):

@@ -7,6 +7,7 @@ lengths at which a configuration says that something changes (windows, chunks, p
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import logging
@@ -281,12 +282,17 @@ def read(file: Path) -> DecodeChoice | None:
 
 def place(base: Path, adapter: Path | None, model: Any, purpose: str = "") -> Path:
     """The file that remembers a choice: named by the base's configuration, the adapter's settings and shapes, versions and our own code."""
-    config = (base / "config.json").read_bytes().hex()
-    code = files_digest([*sorted((Path(__file__).parents[1] / "nets").glob("*.py")), Path(__file__)])
-    versions = [importlib.metadata.version(name) for name in ("torch", "transformers")]
+    config, (code, versions) = (base / "config.json").read_bytes().hex(), _programs()
     machine = [torch.backends.cpu.get_cpu_capability(), model.device.type, str(model.dtype)]
     named = digest(config, None if adapter is None else _settings(adapter), code, versions, machine, purpose)
     return user_folder() / "routes" / f"decode-{named}.json"
+
+
+@functools.cache
+def _programs() -> tuple[str, list[str]]:
+    """What computes in this process: our own code, and the versions of the libraries."""
+    code = files_digest([*sorted((Path(__file__).parents[1] / "nets").glob("*.py")), Path(__file__)])
+    return code, [importlib.metadata.version(name) for name in ("torch", "transformers")]
 
 
 def _settings(adapter: Path) -> list[Any]:

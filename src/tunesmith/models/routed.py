@@ -108,8 +108,7 @@ class RoutedEngine:
         refused, fast = None, self.fast
         if fast is not None:
             try:
-                with self.lock:  # between two passes, not within one
-                    fast.adapters.load(name, folder)
+                fast.adapters.load(name, folder)
             except RAISED as error:
                 refused = Tried(route="batched", raised=shown(error))
         try:

@@ -30,10 +30,10 @@ class Engine:
 
     def __init__(self, model: Any, lock: threading.Lock | None = None) -> None:
         self.model = model
-        self.adapters = Adapters(model)
         self.device: torch.device = model.device
         self.context = context_of(model)
         self.lock = lock or threading.Lock()
+        self.adapters = Adapters(model, self.lock)
 
     @property
     def names(self) -> Collection[str]:

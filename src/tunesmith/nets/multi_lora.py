@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import math
 import re
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -161,15 +162,17 @@ class AdaptedHead(_Adapted[TokenRows]):
 
 
 class Adapters:
-    """The adapters on one model. `load` wraps the linear layers that an adapter names; `use` routes the next pass."""
+    """The adapters on one model. `load` wraps the linear layers that an adapter names; `use` routes the next pass. `lock` is held by who
+    changes the model, and by who computes with it."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, lock: threading.Lock | None = None) -> None:
+        self.model, self._lock = model, lock or threading.Lock()
         self.route = AdapterGroups()
         self.loaded: dict[str, str] = {}  # name → digest
 
     def load(self, name: str, folder: Path) -> str:
         """Add the adapter of a `peft` folder under `name`; returns the digest of its file. A name that is taken must be the same adapter.
+        Others compute while its files are read.
 
         Raises NotFound for a folder without an adapter, UsageError for a kind of adapter that cannot be mixed in a batch.
         """
@@ -185,15 +188,19 @@ class Adapters:
             )
         if name not in self.loaded:
             _refuse_unknown(config, folder)
-            try:
-                self._put_all(name, config, weights_file)
-            except BaseException:
-                self.unload(name)  # what was put before the fault would stay in memory and belong to nobody
-                raise
+            changes = list(self._read(name, config, weights_file))
+            with self._lock:
+                try:
+                    for module, change in changes:
+                        self._put(name, module, change)
+                except BaseException:
+                    self.unload(name)  # what was put before the fault would stay in memory and belong to nobody
+                    raise
             self.loaded[name] = digest
         return digest
 
-    def _put_all(self, name: str, config: dict[str, Any], weights: Path) -> None:
+    def _read(self, name: str, config: dict[str, Any], weights: Path) -> Iterator[tuple[str, Delta | TokenRows]]:
+        """The name of each layer that an adapter's file changes, and how."""
         library = need("safetensors", extra="local")
         try:
             tensors = need("safetensors.torch", extra="local").load_file(str(checked(weights)))
@@ -201,9 +208,9 @@ class Adapters:
             raise UsageError(f"the adapter cannot be read: {error}", where=str(weights), remedy="save it again, or train again") from error
         for module, parts in _by_module(tensors, weights.parent).items():
             if "rows" in parts:
-                self._put_rows(name, module, parts["rows"], _token_ids(config, module, len(parts["rows"]), weights.parent))
+                yield module, self._rows(name, module, parts["rows"], _token_ids(config, module, len(parts["rows"]), weights.parent))
             else:
-                self._put(name, module, parts, _scaling(config, module, parts["lora_A"].shape[0]))
+                yield module, self._delta(name, module, parts, _scaling(config, module, parts["lora_A"].shape[0]))
 
     def unload(self, name: str) -> None:
         """Forget an adapter; nothing happens when there is none of that name."""
@@ -216,11 +223,22 @@ class Adapters:
         """AdapterGroups a pass: the adapter of each of its tokens (None: the base alone), and the places whose logits are computed."""
         self.route.groups, self.route.logits = _groups(adapters, device), _groups([adapters[i] for i in keep], device)
 
-    def _put_rows(self, name: str, module: str, values: Tensor, tokens: list[int]) -> None:
+    def _put(self, name: str, module: str, change: Delta | TokenRows) -> None:
+        if isinstance(change, Delta):
+            self._linear(name, module).changes[name] = change
+            return
+        tied = self.model.config.get_text_config().tie_word_embeddings  # type: ignore[union-attr, operator]
+        for layer in self._embeddings() if tied else [self._module(name, module)]:
+            self._adapted(layer).changes[name] = change
+
+    def _embeddings(self) -> list[nn.Module]:
+        """The layers that may have rows of tokens."""
+        return [self.model.get_input_embeddings(), self.model.get_output_embeddings()]  # type: ignore[operator]
+
+    def _rows(self, name: str, module: str, values: Tensor, tokens: list[int]) -> TokenRows:
         """The rows of some tokens in the embeddings and, where the base ties them, in the output layer."""
-        where = {"input": self.model.get_input_embeddings(), "output": self.model.get_output_embeddings()}  # type: ignore[operator]
         layer = self._module(name, module)
-        if layer not in where.values():
+        if layer not in self._embeddings():
             raise UsageError(f"adapter '{name}' has rows of '{module}'", allowed="the embeddings and the output layer", remedy="merge it")
         weight: Tensor = layer.weight  # type: ignore[assignment]
         if values.shape[1] != weight.shape[1] or max(tokens) >= len(weight):
@@ -228,10 +246,7 @@ class Adapters:
                 f"adapter '{name}' has rows of {values.shape[1]} numbers up to token {max(tokens)} for '{module}'",
                 allowed=f"{weight.shape[1]} numbers, {len(weight)} tokens, the base's",
             )
-        tied = self.model.config.get_text_config().tie_word_embeddings  # type: ignore[union-attr, operator]
-        rows = TokenRows(torch.tensor(tokens, device=weight.device), values.to(weight.device, weight.dtype))
-        for place in where.values() if tied else [layer]:
-            self._adapted(place).changes[name] = rows
+        return TokenRows(torch.tensor(tokens, device=weight.device), values.to(weight.device, weight.dtype))
 
     def _adapted(self, layer: nn.Module) -> AdaptedEmbedding | AdaptedHead:
         """The layer as one that takes rows, put into the model where it is not yet one."""
@@ -258,19 +273,22 @@ class Adapters:
                 f"adapter '{name}' changes '{module}', which this base does not have", remedy="use the base it was trained on"
             ) from error
 
-    def _put(self, name: str, module: str, parts: dict[str, Tensor], scaling: float) -> None:
+    def _linear(self, name: str, module: str) -> AdaptedLinear:
+        """The layer as one that takes low-rank updates, put into the model where it is not yet one."""
         layer = self._module(name, module)
-        if not isinstance(layer, AdaptedLinear):
-            if not isinstance(layer, nn.Linear) and not _is_conv1d(layer):
-                raise UsageError(
-                    f"adapter '{name}' changes '{module}', a {type(layer).__name__}",
-                    allowed="linear layers",
-                    remedy="merge it into the base",
-                )
-            parent, _, leaf = module.rpartition(".")
-            layer = AdaptedLinear(layer, self.route, head=layer is self.model.get_output_embeddings())  # type: ignore[operator]
-            setattr(self.model.get_submodule(parent), leaf, layer)
-        weight = layer.weight.T if _is_conv1d(layer.base) else layer.weight
+        if isinstance(layer, AdaptedLinear):
+            return layer
+        _refuse_other(layer, name, module)
+        parent, _, leaf = module.rpartition(".")
+        made = AdaptedLinear(layer, self.route, head=layer is self.model.get_output_embeddings())  # type: ignore[operator]
+        setattr(self.model.get_submodule(parent), leaf, made)
+        return made
+
+    def _delta(self, name: str, module: str, parts: dict[str, Tensor], scaling: float) -> Delta:
+        layer = self._module(name, module)
+        base = layer.base if isinstance(layer, AdaptedLinear) else layer
+        _refuse_other(base, name, module)
+        weight: Tensor = base.weight.T if _is_conv1d(base) else base.weight  # type: ignore[assignment]
         down, up = parts["lora_A"].float(), parts["lora_B"].float() * scaling
         if down.shape[1] != weight.shape[1] or up.shape[0] != weight.shape[0]:
             raise UsageError(
@@ -281,9 +299,17 @@ class Adapters:
         if "lora_magnitude_vector" in parts:
             length = (weight.float() + up.to(weight.device) @ down.to(weight.device)).norm(dim=1)
             gain = (parts["lora_magnitude_vector"].float().to(weight.device) / length).to(weight.dtype)
-            if layer.base.bias is not None:
+            if base.bias is not None:
                 raise UsageError(f"adapter '{name}' is DoRA on '{module}', which has a bias", remedy="merge it into the base")
-        layer.changes[name] = Delta(down.to(weight.device, weight.dtype), up.to(weight.device, weight.dtype), gain)
+        return Delta(down.to(weight.device, weight.dtype), up.to(weight.device, weight.dtype), gain)
+
+
+def _refuse_other(layer: nn.Module, name: str, module: str) -> None:
+    """Raises UsageError for a layer that takes no low-rank update."""
+    if not isinstance(layer, nn.Linear) and not _is_conv1d(layer):
+        raise UsageError(
+            f"adapter '{name}' changes '{module}', a {type(layer).__name__}", allowed="linear layers", remedy="merge it into the base"
+        )
 
 
 def _is_conv1d(layer: nn.Module) -> bool:
