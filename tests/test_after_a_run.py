@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -259,9 +260,49 @@ def test_no_way_to_deploy_leads_around_the_comparison_of_what_computes(ran, call
     assert call("deploy", "canary", "bot", "run:tuned", "--gate", "any", "--no-parity", "in a hurry")[0] == 0
     assert "(no parity: in a hurry)" in call("deploy", "history", "bot")[1]["versions"][0]["reason"]
     assert not compared.is_dir()
+    with pages(tmp_path, wrong) as post:
+        refused = post("/deployments/bot/promote", variant="canary")
+        assert (refused.status_code, "it computes another model than transformers and peft" in refused.text) == (409, True)
+        assert "&#39;bot:canary&#39; is not deployed" in refused.text
+        assert post("/deployments", alias="new", model="run:tuned").status_code == 409
+        assert post("/deployments/bot/experiment", control="base", treatment="run:tuned", metrics="thumbs").status_code == 409
+    assert not compared.is_dir()
+    assert len(call("deploy", "history", "bot")[1]["versions"]) == 2
     assert call("deploy", "promote", "bot", "canary")[0] == 0
     (passed,) = compared.iterdir()
     assert "pass: every side computes the same model" in passed.read_text()
     passed.write_text("once is enough")
     assert call("deploy", "again", "run:tuned")[0] == 0
+    with pages(tmp_path, wrong) as post:
+        assert post("/deployments", alias="third", model="run:tuned").status_code == 200
     assert [path.read_text() for path in compared.iterdir()] == ["once is enough"], "the same weights are compared once"
+
+
+@contextlib.contextmanager
+def pages(folder: Path, server):
+    """What a post to a page leads to, of a server whose models are compared behind `server`."""
+    import httpx
+
+    from tunesmith.api.app import running
+    from tunesmith.api.serve import application
+    from tunesmith.web.site import PageSite
+    from waiting import until
+
+    file = folder / "tunesmith.yaml"
+    with (
+        application(file, ["--serve.port=0"], lambda _: None, names={}, pages=lambda *at: PageSite(*at, server)) as served,
+        running(served.app) as url,
+        httpx.Client(base_url=url.removesuffix("/v1"), headers={"accept": "text/html"}, timeout=60, follow_redirects=True) as client,
+    ):
+
+        def post(path: str, **form: str):
+            alias = path.split("/")[2] if path.count("/") > 1 else ""
+            seen = {"seen": re.search(r'name="seen" value="(\d+)"', client.get(f"/deployments/{alias}").text)[1]} if alias else {}
+            answer = client.post(path, data={**form, **seen}, headers={"sec-fetch-site": "same-origin"})
+            waited = answer.url.path
+            if waited.startswith("/errands/"):
+                until(lambda: client.get(waited, headers={"hx-request": "true"}).headers.get("hx-redirect"))
+                answer = client.get(waited)
+            return answer
+
+        yield post

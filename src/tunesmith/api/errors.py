@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tunesmith.core import wire
-from tunesmith.core.errors import ContextExceeded, DataError, NotFound, TunesmithError, UsageError
+from tunesmith.core.errors import ContextExceeded, DataError, GateRefused, NotFound, TunesmithError, UsageError
 from tunesmith.core.terminal import printable
 from tunesmith.deploy.engine import Overloaded, Unloaded
 from tunesmith.store.paging import Missing, Refused
@@ -62,6 +62,8 @@ def as_api_error(error: BaseException) -> APIError:
         return APIError(404, error.what, param="model", code="model_not_found")
     if isinstance(error, (UsageError, DataError)):
         return APIError(400, str(error))
+    if isinstance(error, GateRefused):
+        return APIError(409, str(error))
     if isinstance(error, HTTPException):
         return APIError(error.status_code, _words(error), headers=dict(error.headers or {}))
     if isinstance(error, TunesmithError):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -15,13 +17,18 @@ from tunesmith.core.errors import NotFound, UsageError
 from tunesmith.core.experiment import DEFAULT_GUARDRAILS, ExperimentPlan, guardrail_of, metric_of
 from tunesmith.flow import experiments, rollouts
 from tunesmith.flow.deploying import Role, deploy, history_of, promote, roll_back
+from tunesmith.flow.evaluation.run import Bench
+from tunesmith.flow.parity_gate import compare_first, variant_word
 from tunesmith.flow.traffic import by_alias
+from tunesmith.models.weights import Weights
 from tunesmith.monitor.status import status
 from tunesmith.store.deployments import Deployments
 from tunesmith.store.experiments import Experiments
 from tunesmith.store.store import Store
 from tunesmith.web.door import allowed
+from tunesmith.web.errands import Outcome
 from tunesmith.web.page import back, caller_of, page, pages_of, share_of
+from tunesmith.web.waiting import errand
 from tunesmith.web.words import known_words, models_of
 
 _DAY_S = 86_400.0
@@ -58,20 +65,16 @@ async def created(request: Request) -> Response:
         raise UsageError("no name, or no model", allowed="the name that clients ask for, and a word for a model")
     role = Role(role=cast(Any, str(form.get("role", "alone"))), weight=share_of(str(form.get("share", "")), "share"))
 
-    def work() -> Any:
-        seen = str(form.get("seen", ""))
-        if seen:
-            _still(alias, seen, store)
+    def change() -> str:
         models = models_of(request)
         if role.role == "canary" and role.weight is None:
             plan = pages_of(request).place.context().project.deploy.rollout
-            return rollouts.canary(alias, word, models, store, plan, reason=_reason(form), by=_who(request))
-        return deploy(alias, word, models, store, role, reason=_reason(form), by=_who(request))
+            begun = rollouts.canary(alias, word, models, store, plan, reason=_reason(form), by=_who(request))
+            return f"The rollout is {begun.status}."
+        made = deploy(alias, word, models, store, role, reason=_reason(form), by=_who(request))
+        return f"'{alias}' has the version {made.version}."
 
-    made = await away(work)
-    await state_of(request).refresh(alias)
-    said = f"The rollout is {made.status}." if hasattr(made, "status") else f"'{alias}' has the version {made.version}."
-    return back(f"/deployments/{quote(alias)}", said)
+    return await _compared(request, alias, f"Comparing and deploying {word}", lambda _: [word], change)
 
 
 async def one(request: Request) -> Response:
@@ -96,10 +99,18 @@ async def one(request: Request) -> Response:
 
 async def promoted(request: Request) -> Response:
     """POST /deployments/ALIAS/promote: one of its variants answers alone."""
-    form, alias = await request.form(), request.path_params["alias"]
-    variant, why = str(form.get("variant", "")), _reason(form)
-    made = await _changed(request, lambda store: promote(alias, variant, store, reason=why, by=_who(request)))
-    return back(f"/deployments/{quote(alias)}", f"'{alias}' answers with {made.variants[0].name} alone (version {made.version}).")
+    form, alias, store = await request.form(), request.path_params["alias"], pages_of(request).place.store
+    variant = str(form.get("variant", ""))
+
+    def change() -> str:
+        made = promote(alias, variant, store, reason=_reason(form), by=_who(request))
+        return f"'{alias}' answers with {made.variants[0].name} alone (version {made.version})."
+
+    def words(at: Bench) -> list[str]:
+        word = variant_word(alias, variant, at)
+        return [word] if word != variant else []  # else there is none of that name, which `promote` says
+
+    return await _compared(request, alias, f"Comparing and promoting {variant}", words, change)
 
 
 async def rolled_back(request: Request) -> Response:
@@ -109,6 +120,26 @@ async def rolled_back(request: Request) -> Response:
     number = int(to) if to.isascii() and to.isdigit() and len(to) < 12 else None
     made = await _changed(request, lambda store: roll_back(alias, store, number, reason=_reason(form), by=_who(request)))
     return back(f"/deployments/{quote(alias)}", f"'{alias}' answers as before (version {made.version}).")
+
+
+async def _compared(request: Request, alias: str, what: str, words: Callable[[Bench], list[str]], change: Callable[[], str]) -> Response:
+    """Compare what the words name in every way that it is computed, then do it, unless somebody else has changed the alias since the page
+    was made; what takes longer has a page. Raises GateRefused where one of the ways computes another model."""
+    seen, site = str((await request.form()).get("seen", "")), pages_of(request)
+
+    def work() -> Outcome:
+        if seen:
+            _still(alias, seen, site.place.store)
+        at = replace(site.place.bench(), models=replace(models_of(request), weights=Weights()))
+        for word in words(at):
+            compare_first(word, at, site.server)
+        if seen:
+            _still(alias, seen, site.place.store)
+        return Outcome(f"/deployments/{quote(alias)}", change())
+
+    answer = await errand(request, what, work)
+    await state_of(request).refresh(alias)
+    return answer
 
 
 async def _changed(request: Request, change: Any) -> Any:
@@ -137,7 +168,7 @@ def _still(alias: str, seen: str, store: Store) -> None:
 
 async def experiment_begun(request: Request) -> Response:
     """POST /deployments/ALIAS/experiment: draw users between two variants from now on."""
-    form, alias = await request.form(), request.path_params["alias"]
+    form, alias, store = await request.form(), request.path_params["alias"], pages_of(request).place.store
     metrics = [word for word in str(form.get("metrics", "")).split() if word]
     horizon, margin = str(form.get("horizon", "")).strip(), str(form.get("margin", "")).strip()
     if not metrics:
@@ -150,10 +181,15 @@ async def experiment_begun(request: Request) -> Response:
         horizon=int(horizon) if horizon.isascii() and horizon.isdigit() and len(horizon) < 10 else None,
         margin=share_of(margin, "margin"),
     )
-    made, _ = await _changed(
-        request, lambda store: experiments.begin(alias, plan, models_of(request), store, reason=_reason(form), by=_who(request))
-    )
-    return back(f"/deployments/{quote(alias)}", f"The experiment {made.id} has begun; clients cannot see it.")
+
+    def change() -> str:
+        made, _ = experiments.begin(alias, plan, models_of(request), store, reason=_reason(form), by=_who(request))
+        return f"The experiment {made.id} has begun; clients cannot see it."
+
+    def words(at: Bench) -> list[str]:
+        return [variant_word(alias, name, at) for name in (plan.control, plan.treatment)]
+
+    return await _compared(request, alias, f"Comparing {plan.control} and {plan.treatment}", words, change)
 
 
 async def experiment_ended(request: Request) -> Response:

@@ -15,6 +15,7 @@ from tunesmith.api.auth import Caller
 from tunesmith.api.errors import noted
 from tunesmith.core.digests import RunningDigest
 from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.flow.temporary_server import Server
 from tunesmith.pages.render import render
 from tunesmith.web.door import SIGN_IN, Door, allowed
 from tunesmith.web.errands import Errands
@@ -50,11 +51,11 @@ _TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 
 
 class Pages:
-    """What all pages share: the project, the door, the work that pages started, and `keyed`: whether requests need a key, as far as was
-    seen."""
+    """What all pages share: the project, the door, the work that pages started, what puts a model behind a port before it is deployed, and
+    `keyed`: whether requests need a key, as far as was seen."""
 
-    def __init__(self, place: Workplace, door: Door) -> None:
-        self.place, self.door, self.errands, self.keyed = place, door, Errands(), False
+    def __init__(self, place: Workplace, door: Door, server: Server) -> None:
+        self.place, self.door, self.errands, self.server, self.keyed = place, door, Errands(), server, False
 
 
 def pages_of(request: Request) -> Pages:

@@ -13,7 +13,9 @@ from starlette.routing import Route, Router
 from tunesmith.api.auth import Auth, Caller
 from tunesmith.api.errors import APIError
 from tunesmith.api.http import Receive, Scope, Send
+from tunesmith.api.serve import temporary
 from tunesmith.flow.context import ProjectContext
+from tunesmith.flow.temporary_server import Server
 from tunesmith.web import (
     data,
     deployments,
@@ -37,10 +39,10 @@ _FIRST = frozenset({path.strip("/") for path, _ in NAV} | {"static", "signin", "
 
 
 class PageSite(Pages):
-    """The pages of one project."""
+    """The pages of one project. `server` puts a model behind a port, to be compared before it is deployed."""
 
-    def __init__(self, file: Path, served: ProjectContext) -> None:
-        super().__init__(Workplace(file, served), Door(served.store))
+    def __init__(self, file: Path, served: ProjectContext, server: Server = temporary) -> None:
+        super().__init__(Workplace(file, served), Door(served.store), server)
         self._router = Router(_routes())
 
     def owns(self, method: str, path: str, headers: Mapping[bytes, str]) -> bool:

@@ -36,8 +36,9 @@ async def show(request: Request) -> Response:
         )
     if not made.future.done():
         return page(request, "errand", errand=made, seconds=time.time() - made.begun)
+    by_script = "hx-request" in request.headers
+    if by_script and made.future.exception() is not None:
+        return Response(status_code=204, headers={"hx-redirect": request.url.path})  # the error is a page of its own
     done = made.future.result()
     answer = back(done.path, done.said)
-    if "hx-request" in request.headers:
-        return Response(status_code=204, headers={"hx-redirect": answer.headers["location"]})
-    return answer
+    return Response(status_code=204, headers={"hx-redirect": answer.headers["location"]}) if by_script else answer
