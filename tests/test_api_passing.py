@@ -12,6 +12,7 @@ from sqlalchemy import select
 from tunesmith.models.echo import EchoModel
 from tunesmith.store.store import Store
 from tunesmith.store.tables import interactions
+from waiting import until
 
 openai = pytest.importorskip("openai")
 
@@ -166,6 +167,64 @@ def test_the_first_piece_does_not_wait_for_the_next():
                 lines.append(line)
                 first.set()  # only now the next piece is sent
     assert len(lines) == 3
+
+
+@pytest.mark.parametrize(("stream", "variants"), [(False, 1), (True, 1), (True, 2)])
+def test_more_than_may_wait_at_another_server_are_refused_with_when_to_ask_again(store, stream, variants):
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+
+    from tunesmith.api.app import ServeConfig, create_app, running
+    from tunesmith.core.deployment import Deployment, Variant
+    from tunesmith.deploy.router import Router
+    from tunesmith.models.upstream import Upstream
+
+    waiting, turn, ended = threading.Semaphore(0), threading.Event(), threading.Event()
+
+    async def busy(reader, writer):  # says at once that a stream comes, and begins it when its turn has come
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(STREAM if stream else b"")
+        await writer.drain()
+        waiting.release()
+        await asyncio.to_thread(turn.wait)
+        writer.write(event("one") if stream else said())
+        await writer.drain()
+        if stream:
+            await asyncio.to_thread(ended.wait)
+            writer.write(b"data: [DONE]\n\n")
+        writer.close()
+
+    upstream, router = listening(busy), Router()
+    names = ["a", "b"][:variants]
+    deployed = tuple(Variant(name=name, upstream=name, weight=1 / variants) for name in names)
+    strategy = "split" if variants > 1 else "one"
+    router.deploy(
+        Deployment(alias="m", version=1, variants=deployed, strategy=strategy), {n: Upstream("x", base_url=upstream) for n in names}
+    )
+    app = create_app(router, store=store, config=ServeConfig(max_waiting=2))
+    with running(app) as url, ThreadPoolExecutor(3) as pool, httpx.Client(timeout=600) as client:
+
+        def ask(number):
+            turns = [{"role": "user", "content": f"q{number}"}]
+            return client.post(f"{url}/chat/completions", json={"model": "m", "messages": turns, "stream": stream})
+
+        first = [pool.submit(ask, number) for number in range(2)]
+        for _ in first:
+            waiting.acquire()
+
+        def wait(number):
+            return f"vllm:num_requests_waiting {number}.0" in client.get(f"{url.removesuffix('/v1')}/metrics").text
+
+        assert wait(2)
+        refused = ask(2)
+        assert (refused.status_code, refused.headers["retry-after"], refused.json()["error"]["code"]) == (429, "1", "rate_limit_exceeded")
+        turn.set()
+        until(lambda: wait(0))  # streams that have begun wait no longer, whenever they end
+        third = pool.submit(ask, 3)
+        waiting.acquire()
+        ended.set()
+        assert [each.result().status_code for each in [*first, third]] == [200] * 3
+    assert sorted((row["status"], row["messages"]) for row in rows(store))[-1] == (429, "[]")
 
 
 def listening(serve):

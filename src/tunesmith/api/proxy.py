@@ -25,6 +25,7 @@ from tunesmith.api.state import State
 from tunesmith.core import wire
 from tunesmith.core.types import CLIENT_LEFT
 from tunesmith.deploy.answered import Exchange, Outcome, client_left
+from tunesmith.deploy.engine import WaitingPlace
 from tunesmith.deploy.router import Target
 from tunesmith.models.base import Passing, passing
 from tunesmith.models.connection import Incoming
@@ -201,15 +202,17 @@ class ProxiedRequest:
 async def passed(passage: ProxiedRequest, upstream: Passing, body: bytes, receive: Receive) -> Response | Streamed | None:
     """The upstream's answer to a request; None of one that lacks the path, where the passage looks at that.
 
-    Raises APIError 502 when it cannot be reached, 499 when the client left before it.
+    Raises APIError 502 when it cannot be reached, 499 when the client left before it; Overloaded where too many wait for it.
     """
+    place, stays = passage.state.answering.wait_at(upstream), False
     try:
         with Present(receive):
             answer = await upstream.send(passage.path.removeprefix("/v1"), body)
             passage.status = answer.status
             headers = [(name, answer.headers[name]) for name in _HEADERS if name in answer.headers]
             if answer.headers.get(b"content-type", b"").startswith(b"text/event-stream"):
-                return Streamed(answer, headers, passage)
+                stays = True  # many servers send the headers of a stream while it waits for its turn
+                return Streamed(answer, headers, passage, place)
             try:
                 whole = await answer.read()
             finally:
@@ -220,6 +223,9 @@ async def passed(passage: ProxiedRequest, upstream: Passing, body: bytes, receiv
         problem = passage.broken(error)
         await passage.end(b"")
         raise problem from error
+    finally:
+        if not stays:
+            place.leave()
     await passage.end(whole)
     response = Response(whole, answer.status)
     response.raw_headers += headers
@@ -233,6 +239,7 @@ class Streamed:
     answer: Incoming
     headers: list[tuple[bytes, bytes]]
     passage: ProxiedRequest
+    place: WaitingPlace
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the pieces as they come. A client that leaves ends the upstream's work."""
@@ -242,6 +249,7 @@ class Streamed:
             with Present(receive):
                 await send({"type": "http.response.start", "status": self.answer.status, "headers": self.headers})
                 async for piece in self.answer.pieces():
+                    self.place.leave()
                     self.passage.exchange.first_token()
                     seen.append(piece)
                     if rest:
@@ -259,6 +267,7 @@ class Streamed:
         except OSError as error:
             rest = b"data: " + msgspec.json.encode(self.passage.broken(error).body) + b"\n\n"
         finally:
+            self.place.leave()
             self.answer.close()
         await self.passage.end(b"".join(seen))
         await send({"type": "http.response.body", "body": rest})

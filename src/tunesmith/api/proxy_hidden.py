@@ -32,7 +32,7 @@ from tunesmith.core.errors import SourceUnavailable, TunesmithError, UsageError
 from tunesmith.core.types import CLIENT_LEFT, Function, ToolCall
 from tunesmith.deploy.answered import Exchange, Outcome
 from tunesmith.deploy.router import Target
-from tunesmith.models.base import passing
+from tunesmith.models.base import Passing, passing
 from tunesmith.models.connection import Incoming
 
 PATH = "/v1/chat/completions"
@@ -144,10 +144,17 @@ class HiddenChat:
 
     async def ask(self, who: Target) -> _Came | _Events:
         """The whole answer of a variant, or its stream once the first words are there. Raises SourceUnavailable where it does not answer,
-        UsageError where it refuses the request."""
+        UsageError where it refuses the request, Overloaded where too many wait for it."""
         upstream = passing(who.model)
         if upstream is None:
             raise SourceUnavailable(f"'{who.variant.name}' is no other server")
+        place = self.state.answering.wait_at(upstream)
+        try:
+            return await self._asked(who, upstream)
+        finally:
+            place.leave()
+
+    async def _asked(self, who: Target, upstream: Passing) -> _Came | _Events:
         more = {"stream_options": {"include_usage": True}} if self.streams else {}
         answer = await upstream.send(PATH.removeprefix("/v1"), body_for(self.tree, who, PATH, more))
         try:

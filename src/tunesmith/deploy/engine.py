@@ -11,6 +11,7 @@ import dataclasses
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,7 +21,7 @@ from msgspec.structs import replace
 
 from tunesmith.core.errors import ContextExceeded, TunesmithError, UsageError
 from tunesmith.core.types import Answer, Message, Prompt, Sampling
-from tunesmith.models.base import Asked, Batching, Constraint, Model, Piece, abilities, batching, grounding, loaded
+from tunesmith.models.base import Asked, Batching, Constraint, Model, Passing, Piece, abilities, batching, grounding, loaded
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -186,9 +187,22 @@ class _Decoding:
         self.load, self.cache_use = self._batch.load, self._batch.cache_use
 
 
+class WaitingPlace:
+    """A request's place among those that wait at another server. `leave` it once the answer has begun, and when none comes."""
+
+    def __init__(self, leave: Callable[[], None]) -> None:
+        self._leave: Callable[[], None] | None = leave
+
+    def leave(self) -> None:
+        """Make room; nothing happens the second time."""
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            leave()
+
+
 class Answering:
-    """Asks models for streams. `max_waiting` requests may wait at one base, and as many for a thread that asks a model of whole answers;
-    more are refused with Overloaded."""
+    """Asks models for streams. `max_waiting` requests may wait at one base, as many for a thread that asks a model of whole answers, and as
+    many at each other server that requests are passed to; more are refused with Overloaded."""
 
     def __init__(self, *, max_waiting: int = 512, threads: int = 16) -> None:
         self._decoding: dict[Hashable, _Decoding] = {}
@@ -197,6 +211,7 @@ class Answering:
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
         self._lock = threading.Lock()
         self._queued = 0  # answers in one piece for which no thread is free yet
+        self._elsewhere: Counter[Hashable] = Counter()  # requests whose answer has not begun, by the server that they were passed to
 
     async def ask(
         self, model: Model, prompt: Prompt, sampling: Sampling, choices: int = 1, *, constraint: Constraint | None = None
@@ -306,10 +321,26 @@ class Answering:
             raise
         return streams
 
+    def wait_at(self, upstream: Passing) -> WaitingPlace:
+        """A place for a request that is passed to another server. Raises Overloaded where as many as may wait there do."""
+        place = upstream.waits_at
+        with self._lock:
+            if self._elsewhere[place] >= self._max_waiting:
+                raise Overloaded(self._elsewhere[place])
+            self._elsewhere[place] += 1
+        return WaitingPlace(partial(self._begun_at, place))
+
+    def _begun_at(self, place: Hashable) -> None:
+        with self._lock:
+            self._elsewhere[place] -= 1
+            if not self._elsewhere[place]:
+                del self._elsewhere[place]
+
     def load(self) -> tuple[int, int, float]:
         """(rows being answered, rows waiting, largest share of a cache in use)."""
         loads = list(self._decoding.values())
-        return sum(d.load[0] for d in loads), sum(d.load[1] for d in loads) + self._queued, max((d.cache_use for d in loads), default=0.0)
+        waiting = sum(d.load[1] for d in loads) + self._queued + self._elsewhere.total()
+        return sum(d.load[0] for d in loads), waiting, max((d.cache_use for d in loads), default=0.0)
 
     def keep(self, models: Iterable[Model]) -> None:
         """Let go of the batches of all other models, each when its last answer is whole. Call it from the loop that asks."""

@@ -174,6 +174,11 @@ class Scoring(Model, Protocol):
 class Passing(Model, Protocol):
     """A model of another server, to which requests are passed as they came."""
 
+    @property
+    def waits_at(self) -> Hashable:
+        """Where its requests wait: the same for models of the same server."""
+        ...
+
     async def send(self, path: str, body: bytes) -> Incoming:
         """POST a body to `path` below /v1; the answer's headers have come. Raises OSError when there is no answer."""
         ...

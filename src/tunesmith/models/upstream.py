@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from tunesmith.core.types import Answer, Prompt, Sampling
 from tunesmith.models.base import Abilities, OnAnswer
@@ -28,6 +28,11 @@ class Upstream:
     def digest(self) -> str:
         """Of the address and the model's name: what stands behind them cannot be seen."""
         return hashlib.blake2b(f"{self.base_url} {self.name}".encode(), digest_size=16).hexdigest()
+
+    @property
+    def waits_at(self) -> Hashable:
+        """See `Passing`."""
+        return self.base_url
 
     def answer(self, prompts: Sequence[Prompt], sampling: Sampling, on_answer: OnAnswer | None = None) -> list[Answer]:
         """See `Model.answer`. Nothing is tried twice: whoever asks this server tries again, or another variant answers."""
